@@ -1,0 +1,2 @@
+//! The `tine` daemon.
+fn main() {}
