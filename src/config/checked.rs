@@ -1,0 +1,361 @@
+//! The config as the rest of the program sees it: parsed types, the limits of every key, the rules between
+//! keys, and the defaults.
+//!
+//! To add a key: a field with its unit, its default, one line that reads it, one in `describe`, and one in
+//! the shipped `config.toml`. Listeners have a file of their own.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use toml::de::DeTable;
+use tracing::level_filters::LevelFilter;
+
+use super::error::Problems;
+use super::listener::{self, Listener};
+use super::raw::{self, Section};
+use super::size::format_size;
+use super::values::{choice, count_u32, count_usize, count_words, duration, size};
+use super::{ConfigError, Overrides, Source};
+use crate::sys::cpus;
+
+/// Everything that can be set, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// At least one.
+    pub(crate) listeners: Vec<Listener>,
+    /// Worker processes, at least 1: "one for each CPU" is resolved already.
+    pub(crate) processes: usize,
+    /// Handler threads in each worker, at least 1.
+    pub(crate) threads: usize,
+    pub(crate) limits: Limits,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) restart: Restart,
+    /// Settings of single methods, by name. That a method of that name exists is not known here.
+    pub(crate) methods: BTreeMap<String, MethodSettings>,
+    pub(crate) log: Log,
+}
+
+/// What bounds memory and waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Bytes of one message, without its framing.
+    pub(crate) max_message: usize,
+    /// Connections of the whole service; the descriptor limit may allow fewer.
+    pub(crate) max_connections: usize,
+    /// Calls that may wait in one worker.
+    pub(crate) queue: usize,
+    /// A call that would wait longer is refused; zero: no call waits where a wait is foreseen.
+    pub(crate) queue_wait: Duration,
+    /// Calls of one connection that run or wait at the same time.
+    pub(crate) in_flight_per_connection: usize,
+    /// Bytes of answers that wait for one connection before nothing more is read from it.
+    pub(crate) output: usize,
+    /// Bytes of connection buffers in one worker; at least `max_message` and `output`.
+    pub(crate) buffers: usize,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Timeouts {
+    /// A call, from its last byte to its answer.
+    pub(crate) request: Duration,
+    /// A message, from its first byte to its last.
+    pub(crate) message: Duration,
+    /// A connection without any call.
+    pub(crate) idle: Duration,
+    /// A worker, from fork to ready.
+    pub(crate) boot: Duration,
+    /// Running calls, once a worker is to end; zero: they are cut off at once.
+    pub(crate) drain: Duration,
+    /// From "not ready" on the health checks to closed listeners, so that balancers notice first.
+    pub(crate) pre_stop: Duration,
+}
+
+/// What happens to workers that die while they boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Restart {
+    /// Boot failures within `window` that are borne; one more ends the service. Zero: any number.
+    pub(crate) max_restarts: u32,
+    pub(crate) window: Duration,
+    /// Wait after the first boot failure; it doubles with each further one.
+    pub(crate) backoff: Duration,
+    /// The longest wait; at least `backoff`.
+    pub(crate) backoff_max: Duration,
+}
+
+/// Settings of one method.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct MethodSettings {
+    /// Instead of `timeouts.request`.
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Log {
+    pub(crate) level: LevelFilter,
+    pub(crate) format: LogFormat,
+    /// Calls that take longer are logged; zero: none are.
+    pub(crate) slow: Duration,
+}
+
+/// One line for each event, for people or for machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listeners: listener::defaults(),
+            processes: one_for_each_cpu(),
+            threads: 8,
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            restart: Restart::default(),
+            methods: BTreeMap::new(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_message: 1 << 20,
+            max_connections: 10_000,
+            queue: 1024,
+            queue_wait: Duration::from_secs(1),
+            in_flight_per_connection: 64,
+            output: 4 << 20,
+            buffers: 256 << 20,
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            request: Duration::from_secs(30),
+            message: Duration::from_secs(30),
+            idle: Duration::from_secs(600),
+            boot: Duration::from_secs(30),
+            drain: Duration::from_secs(30),
+            pre_stop: Duration::ZERO,
+        }
+    }
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            max_restarts: 100,
+            window: Duration::from_secs(60),
+            backoff: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: LevelFilter::INFO, format: LogFormat::Text, slow: Duration::ZERO }
+    }
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// The fourth byte of a length prefix must be 0 for the framing to be recognised, hence "below 16 MiB".
+const MAX_MESSAGE: RangeInclusive<u64> = 64..=16 * MIB - 1;
+const OUTPUT: RangeInclusive<u64> = 4 * KIB..=GIB;
+const BUFFERS: RangeInclusive<u64> = 64 * KIB..=1024 * GIB;
+/// Each thread of a worker has its own part in shared memory, and a stack.
+const THREADS: RangeInclusive<u64> = 1..=4096;
+/// Each slot costs the supervisor an arena and a line; also the most that "one for each CPU" gives.
+const PROCESSES: RangeInclusive<u64> = 0..=1024;
+const MILLION: u64 = 1_000_000;
+
+const INSTANT: Duration = Duration::ZERO;
+/// A wait below this is a mistake in the unit.
+const SHORTEST: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+
+const LEVELS: [(&str, LevelFilter); 6] = [
+    ("off", LevelFilter::OFF),
+    ("error", LevelFilter::ERROR),
+    ("warn", LevelFilter::WARN),
+    ("info", LevelFilter::INFO),
+    ("debug", LevelFilter::DEBUG),
+    ("trace", LevelFilter::TRACE),
+];
+const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+/// Makes a config of the file's text and the command line, which wins. Reports every problem it can find,
+/// not only the first. May wait for the system's resolver, where an address has a host name.
+pub(crate) fn check(source: &Source, overrides: &Overrides) -> Result<Config, ConfigError> {
+    let mut problems = Problems::default();
+    let mut config = match raw::parse(&source.text, &mut problems) {
+        Some(document) => from_document(&document, &mut problems),
+        None => Config::default(),
+    };
+    apply(overrides, &mut config, &mut problems);
+    problems.into_result(source, config)
+}
+
+fn from_document(document: &DeTable<'_>, problems: &mut Problems) -> Config {
+    let mut root = Section::root(document, problems);
+    let config = Config {
+        listeners: listener::read(&mut root),
+        processes: resolve(root.read("processes", 0, count_usize(PROCESSES))),
+        threads: root.read("threads", 8, count_usize(THREADS)),
+        limits: limits(root.section("limits")),
+        timeouts: timeouts(root.section("timeouts")),
+        restart: restart(root.section("restart")),
+        methods: methods(&mut root),
+        log: log(root.section("log")),
+    };
+    root.finish();
+    config
+}
+
+fn limits(mut section: Section<'_, '_>) -> Limits {
+    let problems_before = section.problem_count();
+    let default = Limits::default();
+    let limits = Limits {
+        max_message: section.read("max_message", default.max_message, size(MAX_MESSAGE)),
+        max_connections: section.read("max_connections", default.max_connections, count_usize(1..=MILLION)),
+        queue: section.read("queue", default.queue, count_usize(1..=MILLION)),
+        queue_wait: section.read("queue_wait", default.queue_wait, duration(INSTANT..=DAY)),
+        in_flight_per_connection: section.read(
+            "in_flight_per_connection",
+            default.in_flight_per_connection,
+            count_usize(1..=65536),
+        ),
+        output: section.read("output", default.output, size(OUTPUT)),
+        buffers: section.read("buffers", default.buffers, size(BUFFERS)),
+    };
+    if section.problem_count() == problems_before {
+        let buffers = ("buffers", limits.buffers);
+        in_order(&mut section, ("max_message", limits.max_message), buffers, show_size);
+        in_order(&mut section, ("output", limits.output), buffers, show_size);
+    }
+    section.finish();
+    limits
+}
+
+fn timeouts(mut section: Section<'_, '_>) -> Timeouts {
+    let default = Timeouts::default();
+    let timeouts = Timeouts {
+        request: section.read("request", default.request, duration(SHORTEST..=DAY)),
+        message: section.read("message", default.message, duration(SHORTEST..=DAY)),
+        idle: section.read("idle", default.idle, duration(SHORTEST..=MONTH)),
+        boot: section.read("boot", default.boot, duration(SHORTEST..=DAY)),
+        drain: section.read("drain", default.drain, duration(INSTANT..=DAY)),
+        pre_stop: section.read("pre_stop", default.pre_stop, duration(INSTANT..=HOUR)),
+    };
+    section.finish();
+    timeouts
+}
+
+fn restart(mut section: Section<'_, '_>) -> Restart {
+    let problems_before = section.problem_count();
+    let default = Restart::default();
+    let restart = Restart {
+        max_restarts: section.read("max_restarts", default.max_restarts, count_u32(0..=1_000_000)),
+        window: section.read("window", default.window, duration(SHORTEST..=DAY)),
+        backoff: section.read("backoff", default.backoff, duration(SHORTEST..=HOUR)),
+        backoff_max: section.read("backoff_max", default.backoff_max, duration(SHORTEST..=DAY)),
+    };
+    if section.problem_count() == problems_before {
+        let longest = ("backoff_max", restart.backoff_max);
+        in_order(&mut section, ("backoff", restart.backoff), longest, show_duration);
+    }
+    section.finish();
+    restart
+}
+
+fn methods(root: &mut Section<'_, '_>) -> BTreeMap<String, MethodSettings> {
+    let mut methods = BTreeMap::new();
+    root.each_named("methods", |name, mut section| {
+        let timeout = section.optional("timeout", duration(SHORTEST..=DAY));
+        section.finish();
+        methods.insert(name.to_owned(), MethodSettings { timeout });
+    });
+    methods
+}
+
+fn log(mut section: Section<'_, '_>) -> Log {
+    let default = Log::default();
+    let log = Log {
+        level: section.read("level", default.level, choice(&LEVELS)),
+        format: section.read("format", default.format, choice(&FORMATS)),
+        slow: section.read("slow", default.slow, duration(INSTANT..=DAY)),
+    };
+    section.finish();
+    log
+}
+
+/// The rule `small` ≤ `large`. The complaint goes where the person can see the cause: to a key that is in the
+/// file, and if only `small` is, then to that, because the other is a default.
+fn in_order<T: PartialOrd + Copy>(
+    section: &mut Section<'_, '_>,
+    small: (&str, T),
+    large: (&str, T),
+    show: fn(T) -> String,
+) {
+    if small.1 <= large.1 {
+        return;
+    }
+    let (small_text, large_text) = (show(small.1), show(large.1));
+    if section.has(large.0) {
+        let text = format!("expected at least `{}`, which is {small_text}, found {large_text}", small.0);
+        section.wrong(large.0, text);
+    } else {
+        let text = format!("expected at most `{}`, which is {large_text}, found {small_text}", large.0);
+        section.wrong(small.0, text);
+    }
+}
+
+fn show_size(bytes: usize) -> String {
+    format_size(bytes as u64)
+}
+
+fn show_duration(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
+fn apply(overrides: &Overrides, config: &mut Config, problems: &mut Problems) {
+    if !overrides.listen.is_empty() {
+        config.listeners = listener::from_flags(&overrides.listen, problems);
+    }
+    if let Some(processes) = overrides.processes {
+        config.processes = resolve(processes);
+        flag_in_range("--processes", processes, &PROCESSES, problems);
+    }
+    if let Some(threads) = overrides.threads {
+        config.threads = threads;
+        flag_in_range("--threads", threads, &THREADS, problems);
+    }
+}
+
+fn flag_in_range(flag: &str, number: usize, range: &RangeInclusive<u64>, problems: &mut Problems) {
+    if !range.contains(&(number as u64)) {
+        problems.wrong_flag(flag, format!("expected {}, found {number}", count_words(range)));
+    }
+}
+
+fn resolve(processes: usize) -> usize {
+    if processes == 0 { one_for_each_cpu() } else { processes }
+}
+
+fn one_for_each_cpu() -> usize {
+    let most = usize::try_from(*PROCESSES.end()).unwrap_or(usize::MAX);
+    cpus::available().min(most)
+}

@@ -1,0 +1,105 @@
+//! A config in words, for `tine check`: what would run, in a stable order.
+//!
+//! For people; nothing reads it back.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use humantime::format_duration;
+
+use super::size::format_size;
+use super::{ByteOrder, Config, Listener, LogFormat};
+
+impl Config {
+    /// Every setting on a line of its own, listeners first; ends with a line break.
+    pub(crate) fn describe(&self) -> String {
+        let mut text = String::new();
+        for listener in &self.listeners {
+            line(&mut text, "listen", &describe_listener(listener));
+        }
+        let total = self.processes.saturating_mul(self.threads);
+        let workers = format!("{} × {} threads, {total} calls at once", self.processes, self.threads);
+        line(&mut text, "processes", &workers);
+        self.describe_limits(&mut text);
+        self.describe_times(&mut text);
+        for (name, method) in &self.methods {
+            let timeout = method.timeout.map_or("as timeouts.request".to_owned(), show);
+            line(&mut text, &format!("methods.{}.timeout", super::error::bare(name)), &timeout);
+        }
+        line(&mut text, "log.level", &self.log.level.to_string());
+        let format = match self.log.format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        line(&mut text, "log.format", format);
+        line(&mut text, "log.slow", &or_word(self.log.slow, "off"));
+        text
+    }
+
+    fn describe_limits(&self, text: &mut String) {
+        let limits = &self.limits;
+        line(text, "limits.max_message", &bytes(limits.max_message));
+        line(text, "limits.max_connections", &format!("{} in the whole service", limits.max_connections));
+        line(text, "limits.queue", &format!("{} calls in each worker", limits.queue));
+        line(text, "limits.queue_wait", &show(limits.queue_wait));
+        let in_flight = format!("{} calls", limits.in_flight_per_connection);
+        line(text, "limits.in_flight_per_connection", &in_flight);
+        line(text, "limits.output", &format!("{} for each connection", bytes(limits.output)));
+        line(text, "limits.buffers", &format!("{} in each worker", bytes(limits.buffers)));
+    }
+
+    fn describe_times(&self, text: &mut String) {
+        let timeouts = &self.timeouts;
+        line(text, "timeouts.request", &show(timeouts.request));
+        line(text, "timeouts.message", &show(timeouts.message));
+        line(text, "timeouts.idle", &show(timeouts.idle));
+        line(text, "timeouts.boot", &show(timeouts.boot));
+        line(text, "timeouts.drain", &or_word(timeouts.drain, "0s, running calls are cut off"));
+        line(text, "timeouts.pre_stop", &show(timeouts.pre_stop));
+        let restart = &self.restart;
+        let failures = match restart.max_restarts {
+            0 => "no limit".to_owned(),
+            most => format!("{most} boot failures"),
+        };
+        line(text, "restart.max_restarts", &failures);
+        line(text, "restart.window", &show(restart.window));
+        line(text, "restart.backoff", &show(restart.backoff));
+        line(text, "restart.backoff_max", &show(restart.backoff_max));
+    }
+}
+
+fn describe_listener(listener: &Listener) -> String {
+    let mut text = format!("{}, backlog {}", listener.address, listener.backlog);
+    if listener.prefix == ByteOrder::Big {
+        text.push_str(", big-endian prefixes");
+    }
+    // Writing to a `String` can't fail.
+    if let Some(mode) = listener.mode {
+        let _ = write!(text, ", mode {mode:04o}");
+    }
+    if let Some((uid, gid)) = listener.owner {
+        let number = |id: Option<u32>| id.map_or(String::new(), |id| id.to_string());
+        let _ = write!(text, ", owner {}:{}", number(uid), number(gid));
+    }
+    if let Some(uids) = &listener.allow_uids {
+        let uids: Vec<String> = uids.iter().map(u32::to_string).collect();
+        let _ = write!(text, ", users {} alone", uids.join(" "));
+    }
+    text
+}
+
+fn line(text: &mut String, name: &str, value: &str) {
+    let _ = writeln!(text, "{name:<32} {value}");
+}
+
+fn bytes(count: usize) -> String {
+    format_size(count as u64)
+}
+
+fn show(time: Duration) -> String {
+    format_duration(time).to_string()
+}
+
+fn or_word(zero_or_more: Duration, word_for_zero: &str) -> String {
+    if zero_or_more.is_zero() { word_for_zero.to_owned() } else { show(zero_or_more) }
+}

@@ -1,0 +1,38 @@
+//! The configuration: from text and command line flags to values that every other part can rely on.
+//!
+//! ```text
+//! read_source ─→ text ─→ raw (TOML with positions) ─→ checked, listener (limits, rules) ─→ Config
+//! ```
+//!
+//! `cli` and `template` call [`read_source`] and [`check`]; everything else only reads the fields of a
+//! [`Config`]. A `Config` is complete and within all limits, so nobody downstream checks again. Nothing is
+//! bound or started here; the file system, the user database and the resolver are only read.
+
+mod address;
+mod checked;
+mod describe;
+mod error;
+mod listener;
+mod raw;
+mod size;
+mod source;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use address::{Address, AddressError};
+pub(crate) use checked::{Config, Limits, Log, LogFormat, MethodSettings, Restart, Timeouts, check};
+pub(crate) use error::ConfigError;
+pub(crate) use listener::{ByteOrder, Listener};
+pub(crate) use source::{Source, read_source};
+
+/// What the command line says instead of the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Overrides {
+    /// Addresses as typed; one or more of them replace all of the file's listeners.
+    pub(crate) listen: Vec<String>,
+    /// Zero means one for each CPU, as in the file.
+    pub(crate) processes: Option<usize>,
+    pub(crate) threads: Option<usize>,
+}

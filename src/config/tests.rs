@@ -1,0 +1,560 @@
+//! Whole configs, as people write them and mistype them.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tracing::level_filters::LevelFilter;
+
+use super::*;
+
+fn source(text: &str) -> Source {
+    Source { name: "config.toml".to_owned(), text: text.to_owned() }
+}
+
+fn checked(text: &str) -> Config {
+    check(&source(text), &Overrides::default()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The errors, each without its file name.
+fn errors(text: &str) -> Vec<String> {
+    let error = check(&source(text), &Overrides::default()).expect_err(text).to_string();
+    error.lines().map(|line| line.strip_prefix("config.toml:").unwrap_or(line).to_owned()).collect()
+}
+
+#[test]
+fn the_shipped_file_says_exactly_the_defaults() {
+    let shipped = include_str!("../../config.toml");
+    assert_eq!(checked(shipped), Config::default());
+    assert_eq!(checked(""), Config::default());
+}
+
+/// A comment of the shipped file that shows a key must show one that works.
+#[test]
+fn the_examples_in_the_shipped_files_comments_work() {
+    let shipped = include_str!("../../config.toml");
+    let mut text: String = shipped
+        .lines()
+        .filter_map(|line| line.strip_prefix("#   "))
+        .fold(String::new(), |text, line| text + line + "\n");
+    // This system need not have that user.
+    text = text.replace("www-data:www-data", "0:0");
+    let config = checked(&text);
+    assert_eq!(config.listeners[0].mode, Some(0o660));
+    assert_eq!(config.methods["report"].timeout, Some(Duration::from_secs(300)));
+}
+
+#[test]
+fn every_key_of_the_shipped_file_is_described() {
+    let text = Config::default().describe();
+    let document: toml::Table = include_str!("../../config.toml").parse().expect("TOML");
+    for (section, value) in &document {
+        for key in value.as_table().into_iter().flat_map(|table| table.keys()) {
+            let name = format!("{section}.{key} ");
+            assert!(text.lines().any(|line| line.starts_with(&name)), "{name}\n{text}");
+        }
+    }
+}
+
+const EVERY_KEY: &str = r#"
+processes = 3
+threads = 1_000
+[[listener]]
+address = "[::1]:9000"
+backlog = 16
+prefix = "big"
+[[listener]]
+address = "unix:/run/x y.sock"
+mode = "0660"
+owner = "0:7"
+allow_uids = [0, 1000]
+[limits]
+max_message = "64KiB"
+max_connections = 5
+queue = 6
+queue_wait = "0s"
+in_flight_per_connection = 7
+output = "8KiB"
+buffers = "1MiB"
+[timeouts]
+request = "1s"
+message = "2s"
+idle = "3m"
+boot = "4s"
+drain = "0s"
+pre_stop = "6s"
+[restart]
+max_restarts = 0
+window = "1m 30s"
+backoff = "1ms"
+backoff_max = "9s"
+[methods.slow]
+timeout = "1h"
+[methods."a.b c"]
+[log]
+level = "trace"
+format = "json"
+slow = "500ms"
+"#;
+
+fn every_keys_listeners() -> Vec<Listener> {
+    let tcp = Listener {
+        address: "[::1]:9000".parse().expect("address"),
+        backlog: 16,
+        prefix: ByteOrder::Big,
+        mode: None,
+        owner: None,
+        allow_uids: None,
+    };
+    let unix = Listener {
+        address: Address::Unix("/run/x y.sock".into()),
+        backlog: 4096,
+        prefix: ByteOrder::Little,
+        mode: Some(0o660),
+        owner: Some((Some(0), Some(7))),
+        allow_uids: Some(vec![0, 1000]),
+    };
+    vec![tcp, unix]
+}
+
+#[test]
+fn every_key_is_read_into_its_field() {
+    let seconds = Duration::from_secs;
+    let expected = Config {
+        listeners: every_keys_listeners(),
+        processes: 3,
+        threads: 1000,
+        limits: Limits {
+            max_message: 64 << 10,
+            max_connections: 5,
+            queue: 6,
+            queue_wait: Duration::ZERO,
+            in_flight_per_connection: 7,
+            output: 8 << 10,
+            buffers: 1 << 20,
+        },
+        timeouts: Timeouts {
+            request: seconds(1),
+            message: seconds(2),
+            idle: seconds(180),
+            boot: seconds(4),
+            drain: Duration::ZERO,
+            pre_stop: seconds(6),
+        },
+        restart: Restart {
+            max_restarts: 0,
+            window: seconds(90),
+            backoff: Duration::from_millis(1),
+            backoff_max: seconds(9),
+        },
+        methods: [
+            ("slow".to_owned(), MethodSettings { timeout: Some(seconds(3600)) }),
+            ("a.b c".to_owned(), MethodSettings { timeout: None }),
+        ]
+        .into(),
+        log: Log { level: LevelFilter::TRACE, format: LogFormat::Json, slow: Duration::from_millis(500) },
+    };
+    assert_eq!(checked(EVERY_KEY), expected);
+}
+
+#[test]
+fn a_description_has_every_setting_in_a_stable_order() {
+    assert_eq!(
+        checked(EVERY_KEY).describe(),
+        "\
+listen                           [::1]:9000, backlog 16, big-endian prefixes
+listen                           unix:/run/x y.sock, backlog 4096, mode 0660, owner 0:7, users 0 1000 alone
+processes                        3 × 1000 threads, 3000 calls at once
+limits.max_message               64KiB
+limits.max_connections           5 in the whole service
+limits.queue                     6 calls in each worker
+limits.queue_wait                0s
+limits.in_flight_per_connection  7 calls
+limits.output                    8KiB for each connection
+limits.buffers                   1MiB in each worker
+timeouts.request                 1s
+timeouts.message                 2s
+timeouts.idle                    3m
+timeouts.boot                    4s
+timeouts.drain                   0s, running calls are cut off
+timeouts.pre_stop                6s
+restart.max_restarts             no limit
+restart.window                   1m 30s
+restart.backoff                  1ms
+restart.backoff_max              9s
+methods.\"a.b c\".timeout          as timeouts.request
+methods.slow.timeout             1h
+log.level                        trace
+log.format                       json
+log.slow                         500ms
+"
+    );
+}
+
+#[test]
+fn zero_processes_are_one_for_each_cpu() {
+    assert_eq!(checked("processes = 0").processes, crate::sys::cpus::available());
+}
+
+#[test]
+fn a_mistake_is_told_with_line_key_and_what_would_be_right() {
+    let table = [
+        // Sizes
+        (
+            "\n[limits]\nmax_message = 5",
+            r#"3: limits.max_message: expected a size such as "1MiB", found 5 (a number needs a unit)"#,
+        ),
+        (
+            "limits.max_message = \"1M\"",
+            "1: limits.max_message: expected a size such as \"1MiB\", found \"1M\" \
+             (the units are B, KiB, MiB, GiB, TiB, kB, MB, GB and TB)",
+        ),
+        (
+            "limits.max_message = '16MiB'",
+            "1: limits.max_message: expected a size of at least 64B and below 16MiB, found \"16MiB\"",
+        ),
+        ("limits.output = '0'", "1: limits.output: expected a size from 4KiB to 1GiB, found \"0\""),
+        // Durations
+        (
+            "[timeouts]\n\nidle = 600",
+            r#"3: timeouts.idle: expected a duration such as "30s", found 600 (a number needs a unit)"#,
+        ),
+        (
+            "timeouts.request = '0s'",
+            "1: timeouts.request: expected a duration from 1ms to 1day, found \"0s\"",
+        ),
+        (
+            "timeouts.idle = '31days'",
+            "1: timeouts.idle: expected a duration from 1ms to 30days, found \"31days\"",
+        ),
+        (
+            "timeouts.boot = 'soon'",
+            "1: timeouts.boot: expected a duration such as \"30s\", found \"soon\" (expected number at 0)",
+        ),
+        (
+            "[methods.fetch]\ntimeout = '-1s'",
+            "2: methods.fetch.timeout: expected a duration such as \"30s\", found \"-1s\" (expected number at 0)",
+        ),
+        // Numbers
+        ("threads = 0", "1: threads: expected a whole number from 1 to 4096, found 0"),
+        ("threads = -1", "1: threads: expected a whole number from 1 to 4096, found -1"),
+        ("threads = 0x2000", "1: threads: expected a whole number from 1 to 4096, found 0x2000"),
+        ("threads = 8.0", "1: threads: expected a whole number from 1 to 4096, found 8.0"),
+        ("processes = 1025", "1: processes: expected a whole number from 0 to 1024, found 1025"),
+        (
+            "threads = 99999999999999999999999",
+            "1: threads: expected a whole number from 1 to 4096, found 99999999999999999999999",
+        ),
+        (
+            "restart.max_restarts = true",
+            "1: restart.max_restarts: expected a whole number from 0 to 1000000, found true",
+        ),
+        // Words
+        (
+            "log.level = 'loud'",
+            "1: log.level: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", \
+             found \"loud\"",
+        ),
+        ("log.format = 'xml'", "1: log.format: expected one of \"text\", \"json\", found \"xml\""),
+        // Unknown keys
+        ("[limits]\nqueue_wiat = '1s'", "2: limits.queue_wiat: unknown key; did you mean `queue_wait`?"),
+        ("thread = 8", "1: thread: unknown key; did you mean `threads`?"),
+        ("max_message = '1MiB'", "1: max_message: unknown key; did you mean `limits.max_message`?"),
+        ("[limit]\nqueue = 1", "1: limit: unknown key; did you mean `limits`?"),
+        ("[log]\ncolour = true", "2: log.colour: unknown key; the keys here are format, level, slow"),
+        (
+            "[methods.\"a b\"]\nbanana = 1",
+            "2: methods.\"a b\".banana: unknown key; the keys here are timeout",
+        ),
+        // Shapes
+        ("limits = 5", "1: limits: expected a table, found 5"),
+        ("[[limits]]\nqueue = 5", "1: limits: expected a table, found an array"),
+        ("methods.ping = '1s'", "1: methods.ping: expected a table, found \"1s\""),
+        // Rules between keys
+        (
+            "[limits]\nmax_message = '2MiB'\noutput = '1MiB'\nbuffers = '1MiB'",
+            "4: limits.buffers: expected at least `max_message`, which is 2MiB, found 1MiB",
+        ),
+        (
+            "limits.output = '512MiB'",
+            "1: limits.output: expected at most `buffers`, which is 256MiB, found 512MiB",
+        ),
+        (
+            "[restart]\nbackoff = '1m'",
+            "2: restart.backoff: expected at most `backoff_max`, which is 30s, found 1m",
+        ),
+        // No TOML
+        ("threads = ", "1: this is not TOML: string values must be quoted, expected literal string"),
+        ("threads = 1\nthreads = 2", "2: this is not TOML: duplicate key at \"threads\""),
+    ];
+    for (text, message) in table {
+        assert_eq!(errors(text), [message], "{text}");
+    }
+}
+
+#[test]
+fn a_mistake_in_a_listener_is_told_with_its_line() {
+    let table = [
+        (
+            "listen = [\n'127.0.0.1:80',\n'8080']",
+            "3: listen: expected HOST:PORT such as \"127.0.0.1:8080\", or \"unix:PATH\", found \"8080\" \
+             (write \"127.0.0.1:8080\" for this machine alone, \"0.0.0.0:8080\" for every interface)",
+        ),
+        (
+            "listen = '127.0.0.1:80'",
+            "1: listen: expected a list of addresses such as [\"127.0.0.1:8080\"], found \"127.0.0.1:80\"",
+        ),
+        ("listen = [80]", "1: listen: expected an address, found 80"),
+        ("listen = []", "1: listen: expected at least one address such as \"127.0.0.1:8080\", found none"),
+        (
+            "listen = ['[::1]:80', '[0::1]:80']",
+            "1: listen: expected each address once, found \"[::1]:80\" again",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\n[[listener]]\naddress = 'unix:a'",
+            "4: listener.address: expected each address once, found \"unix:a\" again",
+        ),
+        (
+            "listen = ['[::1]:80']\n[[listener]]\naddress = '[::1]:81'",
+            "2: listener: `listen` and [[listener]] are both here; keep one of them, \
+             a table's `address` is what `listen` has in its list",
+        ),
+        (
+            "\n[[listener]]\nbacklog = 5",
+            "2: listener.address: expected an address such as \"127.0.0.1:8080\", found none",
+        ),
+        (
+            "[listener]\naddress = '[::1]:81'",
+            "1: listener: expected tables, each under a line [[listener]], found a table",
+        ),
+        ("listener = []", "1: listener: expected at least one table with an `address`, found none"),
+        ("listener = [5]", "1: listener: expected a table, found 5"),
+        (
+            "[[listener]]\naddress = '[::1]:80'\nmode = '0660'",
+            "3: listener.mode: only a \"unix:PATH\" address has this; remove it, or change the address",
+        ),
+        (
+            "[[listener]]\naddress = '[::1]:80'\nallow_uids = [0]",
+            "3: listener.allow_uids: only a \"unix:PATH\" address has this; remove it, or change the address",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\nmode = 660",
+            "3: listener.mode: expected permission bits such as \"0660\", found 660 (write \"0660\")",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\nmode = 0o660",
+            "3: listener.mode: expected permission bits such as \"0660\", found 0o660 (write it as text)",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\nmode = '0888'",
+            "3: listener.mode: expected permission bits such as \"0660\", in octal digits up to \"0777\", \
+             found \"0888\"",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\nowner = 'nobody-has-this-name'",
+            "3: listener.owner: expected a user's name or number, found \"nobody-has-this-name\", \
+             which this system does not know",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\nallow_uids = [0,\n-1]",
+            "4: listener.allow_uids: expected a whole number from 0 to 4294967294, found -1",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\nallow_uids = []",
+            "3: listener.allow_uids: expected at least one user number, found none: nobody could connect",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\nbacklog = 65536",
+            "3: listener.backlog: expected a whole number from 1 to 65535, found 65536",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\nprefix = 'middle'",
+            "3: listener.prefix: expected one of \"little\", \"big\", found \"middle\"",
+        ),
+    ];
+    for (text, message) in table {
+        assert_eq!(errors(text), [message], "{text}");
+    }
+}
+
+#[test]
+fn port_zero_may_stand_twice_because_each_is_a_new_port() {
+    assert_eq!(checked("listen = ['127.0.0.1:0', '127.0.0.1:0']").listeners.len(), 2);
+}
+
+#[test]
+fn every_mistake_is_told_in_the_order_of_the_file() {
+    let text = "threads = 0\n[limits]\nquueue = 1\nqueue = 'many'\n[log]\nlevel = 3\n";
+    assert_eq!(
+        errors(text),
+        [
+            "1: threads: expected a whole number from 1 to 4096, found 0",
+            "3: limits.quueue: unknown key; did you mean `queue`?",
+            "4: limits.queue: expected a whole number from 1 to 1000000, found \"many\"",
+            "6: log.level: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", found 3",
+        ]
+    );
+}
+
+/// Every key, and a value of its right type.
+const KEYS: [(&str, &str); 32] = [
+    ("listen", "['[::1]:80']"),
+    ("processes", "1"),
+    ("threads", "1"),
+    ("listener.address", "'unix:a'"),
+    ("listener.backlog", "1"),
+    ("listener.prefix", "'big'"),
+    ("listener.mode", "'0600'"),
+    ("listener.owner", "'0:0'"),
+    ("listener.allow_uids", "[1]"),
+    ("limits.max_message", "'1KiB'"),
+    ("limits.max_connections", "1"),
+    ("limits.queue", "1"),
+    ("limits.queue_wait", "'1s'"),
+    ("limits.in_flight_per_connection", "1"),
+    ("limits.output", "'4KiB'"),
+    ("limits.buffers", "'1GiB'"),
+    ("timeouts.request", "'1s'"),
+    ("timeouts.message", "'1s'"),
+    ("timeouts.idle", "'1s'"),
+    ("timeouts.boot", "'1s'"),
+    ("timeouts.drain", "'1s'"),
+    ("timeouts.pre_stop", "'1s'"),
+    ("restart.max_restarts", "1"),
+    ("restart.window", "'1s'"),
+    ("restart.backoff", "'1s'"),
+    ("restart.backoff_max", "'1s'"),
+    ("methods.NAME.timeout", "'1s'"),
+    ("log.level", "'warn'"),
+    ("log.format", "'json'"),
+    ("log.slow", "'1s'"),
+    // A table where the value itself is one.
+    ("limits", "{}"),
+    ("methods", "{}"),
+];
+
+fn file_with(key: &str, value: &str) -> String {
+    match key.strip_prefix("listener.") {
+        Some("address") => format!("[[listener]]\naddress = {value}"),
+        Some(rest) => format!("[[listener]]\naddress = 'unix:a'\n{rest} = {value}"),
+        None => format!("{key} = {value}"),
+    }
+}
+
+#[test]
+fn every_keys_wrong_type_is_an_error_that_names_it() {
+    let values = ["'x y'", "7", "1.5", "true", "1979-05-27", "[]", "[[]]", "{}", "{ x = 1 }"];
+    let kind = |value: &str| match value.as_bytes() {
+        [b'\'', ..] => 's',
+        [b'[', ..] => 'a',
+        [b'{', ..] => 't',
+        [b'0'..=b'9'] => 'i',
+        _ => 'o',
+    };
+    for (key, right) in KEYS {
+        checked(&file_with(key, right));
+        for wrong in values.iter().filter(|wrong| kind(wrong) != kind(right)) {
+            let text = file_with(key, wrong);
+            let errors = errors(&text);
+            let place = format!("{}: {key}: expected ", text.lines().count());
+            assert!(errors.iter().any(|error| error.starts_with(&place)), "{text}: {errors:?}");
+        }
+    }
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let overrides = Overrides {
+        listen: vec!["unix:a".to_owned(), "127.0.0.1:0".to_owned()],
+        processes: Some(5),
+        threads: Some(6),
+    };
+    let config =
+        check(&source("processes = 1\nthreads = 2\nlisten = ['[::1]:80']"), &overrides).expect("valid");
+    let addresses: Vec<String> =
+        config.listeners.iter().map(|listener| listener.address.to_string()).collect();
+    assert_eq!(addresses, ["unix:a", "127.0.0.1:0"]);
+    assert_eq!((config.processes, config.threads), (5, 6));
+    let for_each_cpu = Overrides { processes: Some(0), ..Overrides::default() };
+    let config = check(&source("processes = 1000"), &for_each_cpu).expect("valid");
+    assert_eq!(config.processes, Config::default().processes);
+}
+
+#[test]
+fn a_mistake_on_the_command_line_names_the_flag() {
+    let overrides = Overrides {
+        listen: vec!["unix:".to_owned(), "[::1]:1".to_owned(), "[::1]:1".to_owned()],
+        processes: Some(9999),
+        threads: Some(0),
+    };
+    let error = check(&source("threads = 'x'"), &overrides).expect_err("six mistakes").to_string();
+    assert_eq!(
+        error.lines().collect::<Vec<_>>(),
+        [
+            "--listen: expected HOST:PORT such as \"127.0.0.1:8080\", or \"unix:PATH\", found \"unix:\" \
+             (a path goes after \"unix:\")",
+            "--listen: expected each address once, found \"[::1]:1\" again",
+            "--processes: expected a whole number from 0 to 1024, found 9999",
+            "--threads: expected a whole number from 1 to 4096, found 0",
+            "config.toml:1: threads: expected a whole number from 1 to 4096, found \"x\"",
+        ]
+    );
+}
+
+#[test]
+fn a_hostile_file_is_refused_without_harm() {
+    let size = 1 << 20;
+    let nested = format!("threads = {}", "[".repeat(size));
+    assert!(errors(&nested)[0].starts_with("1: this is not TOML: "), "nested");
+    let tables = format!("{}x = 1", "a.".repeat(size / 2));
+    assert!(!errors(&tables).is_empty());
+    let mut many = String::new();
+    for number in 0..size / 16 {
+        many += &format!("key{number} = 1\n");
+    }
+    assert_eq!(errors(&many).len(), 21);
+    let long = format!("{} = 1\nlog.slow = '1{}'", "x".repeat(size), "y".repeat(size));
+    assert!(errors(&long).concat().len() < 2000);
+}
+
+/// Any values under known and unknown keys. Addresses have no letters, so that no test asks a name server.
+fn toml_like() -> impl Strategy<Value = String> {
+    let keys: Vec<&str> = KEYS.iter().map(|(key, _)| *key).collect();
+    let key = prop_oneof![proptest::sample::select(keys), Just("listener"), Just("x"), Just("log.x.y")];
+    let value = prop_oneof![
+        "'[0-9:./ \\[\\]%-]{0,20}'",
+        "'(unix:)?[a-z/]{0,9}'",
+        "'[0-9]{0,25} ?([kKMGT]i?B|s|ms|days|y)?'",
+        "-?[0-9]{0,25}",
+        "0[xob][0-9a-f]{1,9}",
+        "\\[(-?[0-9]{1,12}, ?)*\\]",
+        "\\{ ?([a-z]{1,3} = 1)? ?\\}",
+        "(true|nan|-inf|1e999|1979-05-27|'''|\"\\\\u0000\")",
+    ];
+    let header =
+        prop_oneof![Just("[limits]"), Just("[[listener]]"), Just("[methods.'']"), Just("[log]"), Just("")];
+    let line = (header, key, value).prop_map(|(header, key, value)| {
+        let name = if header.is_empty() { key } else { key.rsplit('.').next().unwrap_or(key) };
+        format!("{header}\n{name} = {value}\n")
+    });
+    proptest::collection::vec(line, 0..6).prop_map(|lines| lines.concat())
+}
+
+proptest! {
+    #[test]
+    fn no_values_make_it_panic(text in toml_like(), processes: Option<usize>, threads: Option<usize>) {
+        let overrides = Overrides { listen: Vec::new(), processes, threads };
+        if let Ok(config) = check(&source(&text), &overrides) {
+            prop_assert!(!config.listeners.is_empty());
+            prop_assert!((1..=1024).contains(&config.processes));
+            prop_assert!((1..=4096).contains(&config.threads));
+            prop_assert!(!config.describe().is_empty());
+        }
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in "[\\PC\\n\\t\\[\\]='\"#{},.]{0,120}") {
+        if let Err(error) = check(&source(&text), &Overrides::default()) {
+            prop_assert!(!error.to_string().is_empty());
+        }
+    }
+}
