@@ -3,3 +3,6 @@
 //! Everything above calls these functions and never a raw system call that needs `unsafe`. Each file covers
 //! one part of the kernel's interface; each `unsafe` block stands under the reason why it is sound.
 #![allow(unsafe_code)]
+
+pub(crate) mod cpus;
+pub(crate) mod process;
