@@ -5,3 +5,4 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod cpus;
+pub(crate) mod process;
