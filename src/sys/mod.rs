@@ -4,5 +4,11 @@
 //! one part of the kernel's interface; each `unsafe` block stands under the reason why it is sound.
 #![allow(unsafe_code)]
 
+pub(crate) mod clock;
 pub(crate) mod cpus;
+pub(crate) mod exec;
+pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod seqpacket;
+pub(crate) mod signals;
+pub(crate) mod socket;

@@ -77,6 +77,15 @@ pub(crate) fn thread_count() -> io::Result<usize> {
     Ok(running)
 }
 
+/// The names of this process's threads, for messages about them; what can't be read is left out.
+pub(crate) fn thread_names() -> Vec<String> {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
+        return Vec::new();
+    };
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
+    tasks.flatten().filter_map(name).map(|name| name.trim_end().to_owned()).collect()
+}
+
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {

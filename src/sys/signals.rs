@@ -1,0 +1,102 @@
+//! Signals as events: the supervisor reads them from a descriptor, the worker is only woken by them.
+//!
+//! No handler here decides anything: it returns at once or wakes a loop that decides.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// What the supervisor listens to; all of it is blocked in that process and read from here instead.
+const SUPERVISOR: [Signal; 9] = [
+    Signal::SIGCHLD,
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
+
+/// What a terminal, or a `pkill` by name, sends to the whole family though it means the supervisor.
+const NOT_FOR_WORKERS: [Signal; 6] =
+    [Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTTIN, Signal::SIGTTOU];
+
+/// The supervisor's signals as a descriptor.
+#[derive(Debug)]
+pub(crate) struct Signals(SignalFd);
+
+impl Signals {
+    /// Blocks the supervisor's signals and opens the descriptor that reports them.
+    pub(crate) fn open() -> io::Result<Self> {
+        let set: SigSet = SUPERVISOR.into_iter().collect();
+        set.thread_block()?;
+        Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
+    }
+
+    /// The next signal that has arrived, if any.
+    pub(crate) fn next(&self) -> io::Result<Option<Signal>> {
+        loop {
+            match self.0.read_signal() {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(None) => return Ok(None),
+                Ok(Some(info)) => {
+                    if let Ok(signal) =
+                        i32::try_from(info.ssi_signo).map_or(Err(Errno::EINVAL), Signal::try_from)
+                    {
+                        return Ok(Some(signal));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The descriptor that `wake_on_term` writes to, for the handler; -1 before.
+static TERM_WAKES: AtomicI32 = AtomicI32::new(-1);
+
+/// Makes the signals that are not for workers harmless. They get a handler that does nothing rather than
+/// `SIG_IGN`, which programs started by a handler would inherit.
+pub(crate) fn ignore_what_is_not_for_workers() -> io::Result<()> {
+    let nothing = SigAction::new(SigHandler::Handler(do_nothing), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in NOT_FOR_WORKERS {
+        // SAFETY: the handler touches no memory and calls nothing.
+        unsafe { sigaction(signal, &nothing) }?;
+    }
+    Ok(())
+}
+
+/// Makes SIGTERM readable on the returned descriptor. For a worker's main thread, once.
+pub(crate) fn wake_on_term() -> io::Result<EventFd> {
+    let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    TERM_WAKES.store(event.as_raw_fd(), Ordering::SeqCst);
+    let wake = SigAction::new(SigHandler::Handler(write_to_term_wakes), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler only loads an atomic, calls write(2), which is async-signal-safe, and restores errno.
+    unsafe { sigaction(Signal::SIGTERM, &wake) }?;
+    Ok(event)
+}
+
+extern "C" fn do_nothing(_: libc::c_int) {}
+
+extern "C" fn write_to_term_wakes(_: libc::c_int) {
+    let one: u64 = 1;
+    let saved = Errno::last_raw();
+    // SAFETY: writes eight bytes from a live local. If the descriptor was closed in between, write fails with
+    // EBADF and nothing happens.
+    unsafe { libc::write(TERM_WAKES.load(Ordering::SeqCst), (&raw const one).cast(), size_of::<u64>()) };
+    Errno::set_raw(saved);
+}

@@ -1,0 +1,242 @@
+//! Sockets that serve calls: listeners, accepted connections, and what the kernel knows about them.
+//!
+//! Used by the supervisor (binding) and the worker (accepting, receiving, sending). Every receive and send
+//! carries `MSG_DONTWAIT`, so nothing here can block whatever mode a descriptor was left in by others.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, getsockname, getsockopt,
+    listen, recv, send, setsockopt, shutdown, sockopt,
+};
+
+/// A bound socket on which connections arrive.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// Who is at the other end of an accepted connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PeerAddress {
+    Tcp(SocketAddr),
+    Unix { uid: u32, pid: i32 },
+}
+
+/// What follows from an error of `accept`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AcceptFailure {
+    /// This one connection is gone; the next may be fine.
+    NextConnection,
+    /// The machine is out of something (descriptors, memory): wait a little, others may free it.
+    Pause,
+    /// The listener itself is unusable.
+    GiveUp,
+}
+
+impl Listener {
+    /// Binds `address`. Connections accepted from it have Nagle's algorithm off, keep-alive probes on and urgent
+    /// data in line: Linux copies these options from the listener, which spares three calls a connection.
+    pub(crate) fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
+        setsockopt(&listener, sockopt::KeepAlive, &true)?;
+        setsockopt(&listener, sockopt::OobInline, &true)?;
+        prepare(&listener, backlog)?;
+        Ok(Self::Tcp(listener))
+    }
+
+    /// Binds the socket file `path`, which must not exist.
+    pub(crate) fn bind_unix(path: &Path, backlog: u32) -> io::Result<Self> {
+        let listener = UnixListener::bind(path)?;
+        prepare(&listener, backlog)?;
+        Ok(Self::Unix(listener))
+    }
+
+    /// Wraps a listener that another process bound and passed on.
+    pub(crate) fn inherited(fd: OwnedFd) -> io::Result<Self> {
+        let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+        match name.family() {
+            Some(AddressFamily::Inet | AddressFamily::Inet6) => Ok(Self::Tcp(TcpListener::from(fd))),
+            Some(AddressFamily::Unix) => Ok(Self::Unix(UnixListener::from(fd))),
+            other => {
+                Err(io::Error::other(format!("expected a TCP or Unix listener, found family {other:?}")))
+            }
+        }
+    }
+
+    /// The address it is bound to, with the port the kernel chose where 0 was asked for.
+    pub(crate) fn local_tcp_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Takes the next waiting connection; `WouldBlock` when there is none.
+    pub(crate) fn accept(&self) -> io::Result<(Socket, PeerAddress)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept()?;
+                Ok((Socket(stream.into()), PeerAddress::Tcp(address)))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                let credentials = getsockopt(&stream, sockopt::PeerCredentials)?;
+                let peer = PeerAddress::Unix { uid: credentials.uid(), pid: credentials.pid() };
+                Ok((Socket(stream.into()), peer))
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+fn prepare(listener: &impl AsFd, backlog: u32) -> io::Result<()> {
+    // The kernel cuts the backlog to net.core.somaxconn without an error.
+    listen(
+        &listener.as_fd(),
+        Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX)).unwrap_or(Backlog::MAXCONN),
+    )?;
+    let flags = nix::fcntl::fcntl(listener.as_fd(), nix::fcntl::FcntlArg::F_GETFL)?;
+    let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
+    nix::fcntl::fcntl(listener.as_fd(), nix::fcntl::FcntlArg::F_SETFL(flags))?;
+    Ok(())
+}
+
+/// Sorts an error of `accept` by what follows from it. Linux reports errors that were pending on the new
+/// connection as errors of `accept` (accept(2), "Error handling"): they concern one client only.
+pub(crate) fn sort_accept_error(error: &io::Error) -> AcceptFailure {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => AcceptFailure::Pause,
+        Some(Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK | Errno::EFAULT | Errno::EOPNOTSUPP) => {
+            AcceptFailure::GiveUp
+        }
+        _ => AcceptFailure::NextConnection,
+    }
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub(crate) struct Socket(OwnedFd);
+
+impl Socket {
+    /// Receives what is there; `Ok(0)` is the peer's FIN, `WouldBlock` means nothing is there now.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        retry(|| recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT))
+    }
+
+    /// Sends as much as the socket takes; `WouldBlock` when it takes nothing now.
+    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        retry(|| send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL))
+    }
+
+    /// Sends FIN after what was sent; input can still be received.
+    pub(crate) fn shut_down_sending(&self) {
+        // ENOTCONN means the peer has reset already: there is nobody left to tell.
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Write);
+    }
+
+    /// Ends both directions at once, also for other holders of the descriptor.
+    pub(crate) fn shut_down(&self) {
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
+    }
+
+    /// True when the peer's kernel has all that was sent and no input waits unread: closing now cannot turn
+    /// the last answer into a reset.
+    pub(crate) fn is_settled(&self) -> bool {
+        queued(&self.0, nix::libc::TIOCOUTQ) == Some(0) && queued(&self.0, nix::libc::FIONREAD) == Some(0)
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn retry(mut call: impl FnMut() -> nix::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Bytes in one of the socket's queues: `TIOCOUTQ` sent and not acknowledged, `FIONREAD` received and not read.
+fn queued(fd: &OwnedFd, request: nix::libc::Ioctl) -> Option<i32> {
+    let mut bytes: i32 = 0;
+    // SAFETY: both requests write one int through the pointer, which points to a live local; the descriptor is
+    // open for the whole call because `fd` owns it.
+    let result = unsafe { nix::libc::ioctl(fd.as_raw_fd(), request, &raw mut bytes) };
+    (result == 0).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use super::*;
+
+    fn accept_when_ready(listener: &Listener) -> (Socket, PeerAddress) {
+        let mut poll = [nix::poll::PollFd::new(listener.as_fd(), nix::poll::PollFlags::POLLIN)];
+        nix::poll::poll(&mut poll, nix::poll::PollTimeout::NONE).unwrap();
+        listener.accept().unwrap()
+    }
+
+    #[test]
+    fn an_accepted_connection_has_the_listeners_options() {
+        let listener = Listener::bind_tcp("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+        let _client = TcpStream::connect(listener.local_tcp_address().unwrap()).unwrap();
+        let (socket, _) = accept_when_ready(&listener);
+        assert!(getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
+        assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
+        assert!(getsockopt(&socket, sockopt::OobInline).unwrap());
+    }
+
+    #[test]
+    fn an_idle_connection_never_blocks_its_reader_and_is_settled() {
+        let listener = Listener::bind_tcp("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+        let mut client = TcpStream::connect(listener.local_tcp_address().unwrap()).unwrap();
+        let (socket, peer) = accept_when_ready(&listener);
+        assert_eq!(peer, PeerAddress::Tcp(client.local_addr().unwrap()));
+        let error = socket.receive(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(socket.is_settled());
+        assert_eq!(socket.send(b"abc").unwrap(), 3);
+        socket.shut_down_sending();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "abc");
+        client.write_all(b"unread").unwrap();
+        let mut poll = [nix::poll::PollFd::new(socket.as_fd(), nix::poll::PollFlags::POLLIN)];
+        nix::poll::poll(&mut poll, nix::poll::PollTimeout::NONE).unwrap();
+        assert!(!socket.is_settled());
+    }
+
+    #[test]
+    fn accept_errors_are_sorted_by_consequence() {
+        let sorted = |errno: Errno| sort_accept_error(&io::Error::from(errno));
+        assert_eq!(sorted(Errno::ECONNABORTED), AcceptFailure::NextConnection);
+        assert_eq!(sorted(Errno::EPROTO), AcceptFailure::NextConnection);
+        assert_eq!(sorted(Errno::ENETDOWN), AcceptFailure::NextConnection);
+        assert_eq!(sorted(Errno::EMFILE), AcceptFailure::Pause);
+        assert_eq!(sorted(Errno::ENOMEM), AcceptFailure::Pause);
+        assert_eq!(sorted(Errno::EINVAL), AcceptFailure::GiveUp);
+    }
+}
