@@ -1,0 +1,312 @@
+//! Where each word of an arena lies: pure arithmetic, no memory.
+//!
+//! The supervisor lays an arena out ([`Layout::new`]); who opens one reads the layout back from its header
+//! ([`Layout::read`]) and treats that as untrusted, for a handler may have scribbled over all of it.
+//!
+//! ```text
+//! header   16 words   magic, version, sizes, offsets: written once, before the worker exists
+//! worker    8 words   pid, generation, slot, state, start: written by the worker's main thread
+//! row 0               the poller's                       ┐
+//! row 1 … row T       one for each pool thread           ┘ each written by one thread alone
+//!   row    16 words     what it runs, and counters
+//!   heads   4 words     for each method: ok, errors, time
+//!   histograms 128 words for each method
+//! ```
+//!
+//! Every section starts on a cache line, and a row's size is a whole number of them, so two threads never write
+//! to the same one. The offsets stand in the header although this version could compute them: a later version
+//! may put sections (connection records, rings) after, between or inside these, and an older reader finds
+//! its words all the same. [`VERSION`] changes only when words that exist get another meaning or place in their
+//! section.
+
+use std::ops::RangeInclusive;
+
+use super::error::ArenaError;
+use super::histogram::BUCKETS;
+use crate::sys::memory::WORD;
+
+/// The most rows an arena may have.
+pub(super) const MAX_ROWS: usize = 16_384;
+/// The most methods an arena may count; it also bounds what a reader allocates for a snapshot.
+pub(super) const MAX_METHODS: usize = 16_384;
+/// The most bytes that all rows may take together.
+pub(super) const MAX_ROWS_BYTES: usize = 1 << 30;
+
+/// Words of the header.
+pub(super) const HEADER_WORDS: usize = 16;
+/// Words of the worker section, in the order of [`WorkerWord`].
+pub(super) const WORKER_WORDS: usize = 8;
+/// Words of a row before its methods' words: the call words, then one word for each counter, then spare ones.
+pub(super) const ROW_WORDS: usize = 16;
+/// Words of a method's head in a row, in the order of [`HeadWord`]; the last is spare.
+pub(super) const HEAD_WORDS: usize = 4;
+
+/// Row word: call number × 2, plus 1 while that call runs.
+pub(super) const ROW_CALL: usize = 0;
+/// Row words: method and start of the calls with an even number (the first two) and an odd one (the next two).
+pub(super) const ROW_SLOTS: usize = 1;
+/// Row words: the counters, in the order of `Counter`.
+pub(super) const ROW_COUNTERS: usize = 5;
+
+/// The words of the worker section.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum WorkerWord {
+    Pid,
+    Generation,
+    Slot,
+    StartedNs,
+    /// 0 until the worker has introduced itself; stored after the others.
+    State,
+}
+
+/// The words of a method's head.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum HeadWord {
+    Ok,
+    Errors,
+    RunNs,
+}
+
+const MAGIC: u64 = u64::from_le_bytes(*b"tinearen");
+const VERSION: u64 = 1;
+const LINE: usize = 64;
+
+/// Offsets of an arena's parts in bytes, all within [`size`](Self::size) and aligned to words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) size: usize,
+    pub(super) rows: usize,
+    pub(super) methods: usize,
+    worker: usize,
+    rows_at: usize,
+    row_stride: usize,
+    heads_in_row: usize,
+    histograms_in_row: usize,
+}
+
+impl Layout {
+    /// Lays out an arena for `rows` threads and `methods` methods.
+    pub(super) fn new(rows: usize, methods: usize) -> Result<Self, ArenaError> {
+        if rows == 0 || rows > MAX_ROWS || methods > MAX_METHODS {
+            return Err(ArenaError::Size { rows, methods });
+        }
+        let worker = HEADER_WORDS * WORD;
+        let rows_at = (worker + WORKER_WORDS * WORD).next_multiple_of(LINE);
+        let heads_in_row = ROW_WORDS * WORD;
+        let histograms_in_row = (heads_in_row + methods * HEAD_WORDS * WORD).next_multiple_of(LINE);
+        let row_stride = (histograms_in_row + methods * BUCKETS * WORD).next_multiple_of(LINE);
+        match row_stride.checked_mul(rows) {
+            Some(bytes) if bytes <= MAX_ROWS_BYTES => {
+                let size = rows_at + bytes;
+                Ok(Self { size, rows, methods, worker, rows_at, row_stride, heads_in_row, histograms_in_row })
+            }
+            _ => Err(ArenaError::Size { rows, methods }),
+        }
+    }
+
+    /// The header words that describe this layout; those that no version uses yet are 0.
+    pub(super) fn header(&self) -> [u64; HEADER_WORDS] {
+        let mut words = [0; HEADER_WORDS];
+        let fields = [
+            self.size,
+            self.rows,
+            self.methods,
+            self.worker,
+            self.rows_at,
+            self.row_stride,
+            self.heads_in_row,
+            self.histograms_in_row,
+        ];
+        words[0] = MAGIC;
+        words[1] = VERSION;
+        for (word, field) in words.iter_mut().skip(2).zip(fields) {
+            *word = field as u64;
+        }
+        words
+    }
+
+    /// Reads the layout that `header` describes in a file of `file_size` bytes.
+    ///
+    /// Nothing in the header is believed: what is returned lies within `file_size`, whatever the words say.
+    pub(super) fn read(header: &[u64; HEADER_WORDS], file_size: usize) -> Result<Self, ArenaError> {
+        let [magic, version, size, rows, methods, worker, rows_at, row_stride, heads, histograms, ..] =
+            *header;
+        if magic != MAGIC {
+            return Err(ArenaError::NotAnArena { found: magic });
+        }
+        if version != VERSION {
+            return Err(ArenaError::Version { found: version, expected: VERSION });
+        }
+        let size = within("size", size, 0..=file_size)?;
+        let rows = within("rows", rows, 1..=MAX_ROWS)?;
+        let methods = within("methods", methods, 0..=MAX_METHODS)?;
+        let worker = room("worker", worker, WORKER_WORDS * WORD, size)?;
+        let rows_at = room("rows_at", rows_at, 0, size)?;
+        let row_stride = room("row_stride", row_stride, 0, (size - rows_at) / rows)?;
+        within("row_stride", row_stride as u64, ROW_WORDS * WORD..=row_stride)?;
+        let heads_in_row = room("heads_in_row", heads, methods * HEAD_WORDS * WORD, row_stride)?;
+        let histograms_in_row = room("histograms_in_row", histograms, methods * BUCKETS * WORD, row_stride)?;
+        Ok(Self { size, rows, methods, worker, rows_at, row_stride, heads_in_row, histograms_in_row })
+    }
+
+    /// Offset of a word of the worker section.
+    pub(super) fn worker_word(&self, word: WorkerWord) -> usize {
+        self.worker + word as usize * WORD
+    }
+
+    /// Offset of a row; none if the arena has no such row.
+    pub(super) fn row(&self, row: usize) -> Option<usize> {
+        (row < self.rows).then(|| self.rows_at + row * self.row_stride)
+    }
+
+    /// Offset of the first method's head, in a row.
+    pub(super) fn heads(&self, row: usize) -> Option<usize> {
+        self.row(row).map(|row| row + self.heads_in_row)
+    }
+
+    /// Offset of the first method's histogram, in a row.
+    pub(super) fn histograms(&self, row: usize) -> Option<usize> {
+        self.row(row).map(|row| row + self.histograms_in_row)
+    }
+}
+
+/// `found` as a size, if it is in `range`.
+fn within(field: &'static str, found: u64, range: RangeInclusive<usize>) -> Result<usize, ArenaError> {
+    let (least, most) = (*range.start() as u64, *range.end() as u64);
+    let size = usize::try_from(found).ok().filter(|found| range.contains(found));
+    size.ok_or(ArenaError::Header { field, found, least, most })
+}
+
+/// `found` as a word's offset, if it leaves room for `bytes` before `end`.
+fn room(field: &'static str, found: u64, bytes: usize, end: usize) -> Result<usize, ArenaError> {
+    let refused = |most| ArenaError::Header { field, found, least: 0, most };
+    let most = end.checked_sub(bytes).ok_or_else(|| refused(0))?;
+    let offset = within(field, found, 0..=most)?;
+    if offset.is_multiple_of(WORD) { Ok(offset) } else { Err(refused(most as u64)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Every word that the layout leads to lies inside the arena.
+    fn is_bounded(layout: &Layout, file_size: usize) -> bool {
+        let last = layout.rows - 1;
+        let ends = [
+            layout.worker_word(WorkerWord::State) + WORD,
+            layout.row(last).unwrap() + ROW_WORDS * WORD,
+            layout.heads(last).unwrap() + layout.methods * HEAD_WORDS * WORD,
+            layout.histograms(last).unwrap() + layout.methods * BUCKETS * WORD,
+        ];
+        ends.iter().all(|end| *end <= layout.size && end.is_multiple_of(WORD)) && layout.size <= file_size
+    }
+
+    #[test]
+    fn a_layout_survives_the_way_through_its_header() {
+        for (rows, methods) in [(1, 0), (1, 1), (9, 5), (65, 300), (MAX_ROWS, 1), (1, MAX_METHODS)] {
+            let layout = Layout::new(rows, methods).unwrap();
+            assert!(is_bounded(&layout, layout.size), "{layout:?}");
+            assert_eq!(Layout::read(&layout.header(), layout.size).unwrap(), layout);
+        }
+    }
+
+    #[test]
+    fn two_rows_share_no_cache_line() {
+        for methods in 0..20 {
+            let layout = Layout::new(3, methods).unwrap();
+            for row in 0..3 {
+                assert!(layout.row(row).unwrap().is_multiple_of(LINE), "row {row}, {methods} methods");
+            }
+            assert!(layout.row(0).unwrap() >= layout.worker_word(WorkerWord::State) + WORD);
+        }
+    }
+
+    #[test]
+    fn an_arena_that_is_empty_or_too_large_is_refused() {
+        for (rows, methods) in [
+            (0, 1),
+            (MAX_ROWS + 1, 1),
+            (1, MAX_METHODS + 1),
+            (MAX_ROWS, MAX_METHODS),
+            (usize::MAX, usize::MAX),
+        ] {
+            let error = Layout::new(rows, methods).unwrap_err();
+            assert!(matches!(error, ArenaError::Size { .. }), "{rows} rows, {methods} methods: {error}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_header_field_is_named() {
+        let layout = Layout::new(3, 2).unwrap();
+        let size = layout.size as u64;
+        let table = [
+            (2, size + 1, "size"),
+            (2, 8, "worker"),
+            (3, 0, "rows"),
+            (3, u64::MAX, "rows"),
+            (3, 4, "row_stride"),
+            (4, u64::MAX, "methods"),
+            (4, 3, "histograms_in_row"),
+            (5, size - 56, "worker"),
+            (5, 4, "worker"),
+            (6, size + 8, "rows_at"),
+            (6, size, "row_stride"),
+            (7, 0, "row_stride"),
+            (7, u64::MAX, "row_stride"),
+            (7, 129, "row_stride"),
+            (8, u64::MAX, "heads_in_row"),
+            (8, 12, "heads_in_row"),
+            (9, u64::MAX - 7, "histograms_in_row"),
+        ];
+        for (index, value, name) in table {
+            let mut header = layout.header();
+            header[index] = value;
+            let error = Layout::read(&header, layout.size).unwrap_err();
+            let ArenaError::Header { field, .. } = error else { panic!("{value} in word {index}: {error}") };
+            assert_eq!(field, name, "{value} in word {index}");
+        }
+    }
+
+    #[test]
+    fn another_magic_or_version_is_told_apart_from_damage() {
+        let layout = Layout::new(3, 2).unwrap();
+        let mut header = layout.header();
+        header[1] = VERSION + 1;
+        assert!(matches!(
+            Layout::read(&header, layout.size),
+            Err(ArenaError::Version { found: 2, expected: 1 })
+        ));
+        header[0] = 0;
+        assert!(matches!(Layout::read(&header, layout.size), Err(ArenaError::NotAnArena { found: 0 })));
+    }
+
+    #[test]
+    fn sections_may_move_and_grow_without_a_new_version() {
+        let layout = Layout::new(3, 2).unwrap();
+        let mut header = layout.header();
+        header[2] += 4096;
+        header[5] += 2048;
+        header[6] += 4096;
+        header[15] = 77;
+        let moved = Layout::read(&header, layout.size + 4096).unwrap();
+        assert_eq!(moved.row(1).unwrap(), layout.row(1).unwrap() + 4096);
+        assert!(is_bounded(&moved, layout.size + 4096));
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_leads_out_of_the_file(
+            changes in prop::collection::vec((2_usize..10, prop_oneof![0_u64..8192, any::<u64>()]), 0..6),
+            file_size in 0_usize..20_000,
+        ) {
+            let mut header = Layout::new(3, 2).unwrap().header();
+            for (index, value) in changes {
+                header[index] = value;
+            }
+            if let Ok(layout) = Layout::read(&header, file_size) {
+                prop_assert!(is_bounded(&layout, file_size));
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The shared memory of one worker process: its counters, what each of its threads runs, how long its methods take.
+//!
+//! The supervisor makes an arena before the worker is forked ([`create`]). The worker alone maps it for writing
+//! ([`ArenaWriter`], of which each thread owns a [`Row`]); whoever wants to know maps it read-only
+//! ([`ArenaReader`]) and takes a [`Snapshot`]. [`Scoreboard`] adds up the snapshots of all workers, also of those
+//! that have ended.
+//!
+//! ```text
+//!   worker                                    supervisor, admin
+//!     main    ─ ArenaWriter ─┐                ┌─ ArenaReader ─→ Snapshot ─→ Scoreboard ─→ Totals
+//!     poller  ─ Row 0 ───────┼─→ the memfd ───┘
+//!     pool    ─ Row 1 … T ───┘
+//! ```
+//!
+//! Three rules hold everywhere here. Every word has **one writer**, so plain stores do and nobody waits.
+//! A worker may **die between any two stores**, and what a reader then finds is said where the stores are made.
+//! A reader **believes nothing**: a handler may have scribbled over the arena.
+
+mod error;
+mod histogram;
+mod layout;
+mod reader;
+mod scoreboard;
+mod totals;
+mod writer;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+pub(crate) use error::ArenaError;
+pub(crate) use reader::{ArenaReader, Identity, Running, Snapshot};
+pub(crate) use scoreboard::Scoreboard;
+pub(crate) use totals::{Counter, MethodTotals, Totals};
+pub(crate) use writer::{ArenaWriter, Outcome, Row};
+
+use crate::sys::memory::{self, WORD, WritableMemory};
+use layout::Layout;
+
+/// How far a worker has come in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It makes its state and starts its threads.
+    Booting,
+    /// It accepts connections and answers calls.
+    Ready,
+    /// It accepts nothing more and finishes what runs.
+    Draining,
+    /// It has done everything and is about to exit.
+    Ended,
+}
+
+impl State {
+    /// The word that stands for it; 0 stands for no state.
+    fn to_word(self) -> u64 {
+        match self {
+            Self::Booting => 1,
+            Self::Ready => 2,
+            Self::Draining => 3,
+            Self::Ended => 4,
+        }
+    }
+
+    fn from_word(word: u64) -> Option<Self> {
+        [Self::Booting, Self::Ready, Self::Draining, Self::Ended]
+            .into_iter()
+            .find(|state| state.to_word() == word)
+    }
+}
+
+/// Makes the arena of a worker with `rows` threads that run calls (the poller's row counts) and `methods` methods.
+///
+/// Memory is used only where something is counted: about 1 KiB for each method that a thread has run.
+pub(crate) fn create(rows: usize, methods: usize) -> io::Result<OwnedFd> {
+    let layout = Layout::new(rows, methods)?;
+    let fd = memory::create_sealed(c"tine-arena", layout.size)?;
+    let memory = WritableMemory::map(fd.as_fd(), layout.size)?;
+    for (index, value) in layout.header().into_iter().enumerate() {
+        if let Some(word) = memory.word(index * WORD) {
+            word.store(value, Ordering::Release);
+        }
+    }
+    Ok(fd)
+}
+
+/// An arena with its writer and a reader, both in this process.
+#[cfg(test)]
+fn writer_and_reader(rows: usize, methods: usize) -> (ArenaWriter, ArenaReader) {
+    let fd = create(rows, methods).unwrap();
+    let reader = ArenaReader::open(&fd).unwrap();
+    (ArenaWriter::open(fd).unwrap(), reader)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arena_for_too_many_threads_is_an_error_that_says_what_to_do() {
+        let error = create(0, 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(create(1 << 40, 1).unwrap_err().to_string().contains("use fewer threads"), "{error}");
+    }
+
+    #[test]
+    fn every_state_comes_back_from_its_word() {
+        for state in [State::Booting, State::Ready, State::Draining, State::Ended] {
+            assert_eq!(State::from_word(state.to_word()), Some(state));
+        }
+        assert_eq!([0, 5, u64::MAX].map(State::from_word), [None; 3]);
+    }
+}

@@ -1,0 +1,360 @@
+//! The worker's side of its arena: the only code that writes there.
+//!
+//! The worker's main thread owns the [`ArenaWriter`]; each thread that runs calls owns one [`Row`]. Nothing here
+//! locks, allocates, waits or makes a system call once the rows are handed out. The caller brings the clock.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::State;
+use super::error::ArenaError;
+use super::histogram::{BUCKETS, bucket_of};
+use super::layout::{
+    HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_COUNTERS, ROW_SLOTS, ROW_WORDS, WorkerWord,
+};
+use super::totals::Counter;
+use crate::sys::memory::{WORD, WritableMemory};
+
+const _: () = assert!(ROW_COUNTERS + Counter::ALL.len() <= ROW_WORDS, "a row has a word for every counter");
+
+/// How a handler's run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It returned a result.
+    Ok,
+    /// It returned an error.
+    Error,
+    /// It panicked.
+    Panicked,
+    /// It came back after its caller had been answered with a deadline error, so nobody got what it returned.
+    /// The deadline error itself is counted by the thread that gave it: [`Row::deadline_exceeded`].
+    Late,
+}
+
+/// The worker's writable arena; there must be one for each arena, in the worker alone.
+#[derive(Debug)]
+pub(crate) struct ArenaWriter {
+    memory: &'static WritableMemory,
+    layout: Layout,
+    is_taken: Vec<bool>,
+}
+
+impl ArenaWriter {
+    /// Maps a worker's own arena. The descriptor isn't needed afterwards and is closed.
+    ///
+    /// The mapping stays for the life of the process: a thread that is stuck in a handler may come back at any
+    /// time and write to its row.
+    pub(crate) fn open(fd: OwnedFd) -> Result<Self, ArenaError> {
+        let memory = WritableMemory::map(fd.as_fd(), HEADER_WORDS * WORD)?;
+        let header = std::array::from_fn(|index| {
+            memory.word(index * WORD).map_or(0, |word| word.load(Ordering::Acquire))
+        });
+        let layout = Layout::read(&header, memory.size())?;
+        let memory = Box::leak(Box::new(memory));
+        Ok(Self { memory, layout, is_taken: vec![false; layout.rows] })
+    }
+
+    /// Introduces the worker, as booting since `now_ns` (monotonic clock). To be called once.
+    ///
+    /// A reader takes the words for an identity only once there is a state, and that is stored last: a worker that
+    /// dies in here leaves an arena of nobody.
+    pub(crate) fn identify(&mut self, pid: u32, generation: u64, slot: usize, now_ns: u64) {
+        self.store(WorkerWord::Pid, u64::from(pid));
+        self.store(WorkerWord::Generation, generation);
+        self.store(WorkerWord::Slot, slot as u64);
+        self.store(WorkerWord::StartedNs, now_ns);
+        self.set_state(State::Booting);
+    }
+
+    /// Says how far the worker has come: a single store.
+    pub(crate) fn set_state(&mut self, state: State) {
+        self.store(WorkerWord::State, state.to_word());
+    }
+
+    /// Hands out a row, to be owned by one thread. Row 0 is the poller's, 1 and up are the pool threads'.
+    ///
+    /// Each row is handed out once, so it has one writer.
+    pub(crate) fn row(&mut self, row: usize) -> Result<Row, ArenaError> {
+        let rows = self.layout.rows;
+        let no_such_row = || ArenaError::NoSuchRow { row, rows };
+        let is_taken = self.is_taken.get_mut(row).ok_or_else(no_such_row)?;
+        if *is_taken {
+            return Err(ArenaError::RowTaken { row });
+        }
+        let methods = self.layout.methods;
+        let words = |offset: Option<usize>, count| self.memory.words(offset?, count);
+        let taken = Row {
+            words: words(self.layout.row(row), ROW_WORDS)
+                .and_then(|words| words.first_chunk())
+                .ok_or_else(no_such_row)?,
+            heads: words(self.layout.heads(row), methods * HEAD_WORDS).ok_or_else(no_such_row)?.as_chunks().0,
+            histograms: words(self.layout.histograms(row), methods * BUCKETS)
+                .ok_or_else(no_such_row)?
+                .as_chunks()
+                .0,
+            index: row,
+            begun: 0,
+        };
+        *is_taken = true;
+        Ok(taken)
+    }
+
+    fn store(&self, word: WorkerWord, value: u64) {
+        if let Some(word) = self.memory.word(self.layout.worker_word(word)) {
+            word.store(value, Ordering::Release);
+        }
+    }
+}
+
+/// One thread's part of the arena. Its thread is the only one that writes there.
+///
+/// Every store releases, so a reader that sees one sees all that were made before it; the order of the stores is
+/// what makes a snapshot consistent.
+#[derive(Debug)]
+pub(crate) struct Row {
+    words: &'static [AtomicU64; ROW_WORDS],
+    heads: &'static [[AtomicU64; HEAD_WORDS]],
+    histograms: &'static [[AtomicU64; BUCKETS]],
+    index: usize,
+    /// Kept here and not read back, so that a scribbled word is right again with the next call.
+    begun: u64,
+}
+
+impl Row {
+    /// Which row it is.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Says that a call of `method` begins to run, at `now_ns` of the monotonic clock.
+    pub(crate) fn begin(&mut self, method: usize, now_ns: u64) {
+        self.begin_with(method, now_ns, &mut release);
+    }
+
+    /// Says that the call which was begun last has ended after `run_ns` nanoseconds.
+    pub(crate) fn finish(&mut self, method: usize, outcome: Outcome, run_ns: u64) {
+        self.finish_with(method, outcome, run_ns, &mut release);
+    }
+
+    /// Counts a connection that this thread has accepted.
+    pub(crate) fn connection_opened(&mut self) {
+        self.count(Counter::Accepted, 1);
+    }
+
+    /// Counts a connection that this thread has closed, whoever accepted it.
+    pub(crate) fn connection_closed(&mut self) {
+        self.count(Counter::Closed, 1);
+    }
+
+    /// Counts a call that was refused as overloaded.
+    pub(crate) fn refused(&mut self) {
+        self.count(Counter::Refused, 1);
+    }
+
+    /// Counts a deadline error that this thread has answered with, whether or not the call was begun.
+    pub(crate) fn deadline_exceeded(&mut self) {
+        self.count(Counter::DeadlineExceeded, 1);
+    }
+
+    /// Counts log lines that were dropped.
+    pub(crate) fn log_dropped(&mut self, lines: u64) {
+        self.count(Counter::LogDropped, lines);
+    }
+
+    /// Three stores. The call word holds the number of calls begun and whether the last one runs; method and start
+    /// stand in one of two slots, which even and odd calls use in turn. Dying before the last store
+    /// leaves the call word on the call before, whose slot is untouched: this call was never begun. (Its handler
+    /// was not entered, so that is the truth.) After it, the call runs.
+    ///
+    /// A reader that finds the call word unchanged after it has read the slot has read a true pair: the slot is
+    /// written again only after the call word has moved on.
+    fn begin_with(&mut self, method: usize, now_ns: u64, store: &mut impl FnMut(&AtomicU64, u64)) {
+        self.begun = self.begun.wrapping_add(1);
+        let slot = ROW_SLOTS + if self.begun.is_multiple_of(2) { 0 } else { 2 };
+        store(&self.words[slot], method as u64);
+        store(&self.words[slot + 1], now_ns);
+        store(&self.words[ROW_CALL], self.begun << 1 | 1);
+    }
+
+    /// Five stores. The first takes the call from what runs, because its handler has returned and must not be
+    /// blamed for a death that comes now. Dying after it, before the second, leaves a call that was begun, doesn't run
+    /// and isn't counted by outcome; before the third, fourth or fifth, one that is missing in its method's
+    /// count, time or histogram. So at any moment histogram ≤ method's counts, their sum ≤ outcomes,
+    /// and outcomes + running ≤ begun; a count can miss the last call, and never counts one twice.
+    fn finish_with(
+        &mut self,
+        method: usize,
+        outcome: Outcome,
+        run_ns: u64,
+        store: &mut impl FnMut(&AtomicU64, u64),
+    ) {
+        let (counter, head_word) = match outcome {
+            Outcome::Ok => (Counter::Ok, HeadWord::Ok),
+            Outcome::Error => (Counter::Errors, HeadWord::Errors),
+            Outcome::Panicked => (Counter::Panics, HeadWord::Errors),
+            Outcome::Late => (Counter::Late, HeadWord::Errors),
+        };
+        store(&self.words[ROW_CALL], self.begun << 1);
+        let mut add = |word: &AtomicU64, more| store(word, word.load(Ordering::Relaxed).wrapping_add(more));
+        add(&self.words[ROW_COUNTERS + counter as usize], 1);
+        if let (Some(head), Some(histogram)) = (self.heads.get(method), self.histograms.get(method)) {
+            add(&head[head_word as usize], 1);
+            add(&head[HeadWord::RunNs as usize], run_ns);
+            add(&histogram[bucket_of(run_ns)], 1);
+        }
+    }
+
+    /// One store: it is counted, or it isn't.
+    fn count(&mut self, counter: Counter, more: u64) {
+        let word = &self.words[ROW_COUNTERS + counter as usize];
+        release(word, word.load(Ordering::Relaxed).wrapping_add(more));
+    }
+}
+
+/// Stores as the only writer of a word; what was stored before is seen by whoever sees this.
+fn release(word: &AtomicU64, value: u64) {
+    word.store(value, Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::{ArenaReader, Running, Snapshot, create, writer_and_reader};
+
+    /// Performs the first `left` stores and loses the others, as a death does.
+    fn dying_after(mut left: usize) -> impl FnMut(&AtomicU64, u64) {
+        move |word, value| {
+            if let Some(rest) = left.checked_sub(1) {
+                left = rest;
+                release(word, value);
+            }
+        }
+    }
+
+    fn outcomes(snapshot: &Snapshot) -> u64 {
+        [Counter::Ok, Counter::Errors, Counter::Panics, Counter::Late]
+            .map(|counter| snapshot.totals.get(counter))
+            .iter()
+            .sum()
+    }
+
+    #[test]
+    fn a_worker_that_dies_while_it_begins_a_call_has_begun_it_or_has_not() {
+        for stores in 0..=3 {
+            for calls_before in 0..4 {
+                let (mut arena, reader) = writer_and_reader(2, 3);
+                let mut row = arena.row(1).unwrap();
+                for call in 0..calls_before {
+                    row.begin(2, call);
+                    row.finish(2, Outcome::Ok, 1);
+                }
+                row.begin_with(1, 500, &mut dying_after(stores));
+                let snapshot = reader.snapshot(0);
+                let begun = calls_before + u64::from(stores == 3);
+                let runs = Running { row: 1, method: 1, number: begun, since_ns: 500 };
+                let expected = if stores == 3 { vec![runs] } else { vec![] };
+                assert_eq!(snapshot.running, expected, "after {stores} stores, {calls_before} calls before");
+                assert_eq!(
+                    snapshot.totals.begun, begun,
+                    "after {stores} stores, {calls_before} calls before"
+                );
+                assert_eq!(outcomes(&snapshot), calls_before);
+            }
+        }
+    }
+
+    #[test]
+    fn a_worker_that_dies_while_it_finishes_a_call_never_counts_it_twice() {
+        // After so many stores: running, outcome counted, method counted, time added, in the histogram.
+        let table = [
+            (0, (1, 0, 0, 0, 0)),
+            (1, (0, 0, 0, 0, 0)),
+            (2, (0, 1, 0, 0, 0)),
+            (3, (0, 1, 1, 0, 0)),
+            (4, (0, 1, 1, 7_000, 0)),
+            (5, (0, 1, 1, 7_000, 1)),
+        ];
+        for outcome in [Outcome::Ok, Outcome::Error, Outcome::Panicked, Outcome::Late] {
+            for (stores, expected) in table {
+                let (mut arena, reader) = writer_and_reader(2, 3);
+                let mut row = arena.row(0).unwrap();
+                row.begin(2, 500);
+                row.finish_with(2, outcome, 7_000, &mut dying_after(stores));
+                let snapshot = reader.snapshot(0);
+                let method = &snapshot.totals.methods[2];
+                let found = (
+                    snapshot.running.len(),
+                    outcomes(&snapshot),
+                    method.ok + method.errors,
+                    method.run_ns,
+                    method.histogram.count(),
+                );
+                assert_eq!(found, expected, "{outcome:?} after {stores} stores");
+                assert_eq!(snapshot.totals.begun, 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_worker_that_dies_before_it_has_a_state_is_nobody() {
+        let (mut arena, reader) = writer_and_reader(1, 0);
+        for word in [WorkerWord::Pid, WorkerWord::Generation, WorkerWord::Slot, WorkerWord::StartedNs] {
+            assert_eq!(reader.snapshot(0).identity, None);
+            arena.store(word, 3);
+        }
+        assert_eq!(reader.snapshot(0).identity, None);
+        arena.set_state(State::Booting);
+        assert!(reader.snapshot(0).identity.is_some());
+    }
+
+    #[test]
+    fn each_outcome_is_counted_once_and_only_its_own_way() {
+        let table = [
+            (Outcome::Ok, Counter::Ok, (1, 0), 1),
+            (Outcome::Error, Counter::Errors, (0, 1), 1),
+            (Outcome::Panicked, Counter::Panics, (0, 1), 0),
+            (Outcome::Late, Counter::Late, (0, 1), 0),
+        ];
+        for (outcome, counter, of_method, answered) in table {
+            let (mut arena, reader) = writer_and_reader(1, 1);
+            let mut row = arena.row(0).unwrap();
+            row.begin(0, 1);
+            row.finish(0, outcome, 1_000);
+            let totals = reader.snapshot(0).totals;
+            let counted: Vec<_> =
+                Counter::ALL.into_iter().filter(|counter| totals.get(*counter) > 0).collect();
+            assert_eq!(counted, [counter]);
+            assert_eq!((totals.methods[0].ok, totals.methods[0].errors), of_method, "{outcome:?}");
+            assert_eq!((totals.answered(), reader.answered()), (answered, answered), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_is_given_to_one_thread_only() {
+        let (mut arena, _reader) = writer_and_reader(2, 1);
+        assert_eq!(arena.row(1).unwrap().index(), 1);
+        assert!(matches!(arena.row(1), Err(ArenaError::RowTaken { row: 1 })));
+        assert!(matches!(arena.row(2), Err(ArenaError::NoSuchRow { row: 2, rows: 2 })));
+        assert!(arena.row(0).is_ok());
+    }
+
+    #[test]
+    fn a_method_that_the_arena_does_not_know_harms_nothing() {
+        let (mut arena, reader) = writer_and_reader(1, 1);
+        let mut row = arena.row(0).unwrap();
+        row.begin(usize::MAX, 1);
+        assert_eq!(reader.snapshot(0).running, []);
+        row.finish(usize::MAX, Outcome::Ok, 1);
+        assert_eq!((reader.snapshot(0).totals.begun, reader.answered()), (1, 1));
+    }
+
+    #[test]
+    fn a_descriptor_that_holds_no_arena_is_refused() {
+        let blank = crate::sys::memory::create_sealed(c"test", 4096).unwrap();
+        assert!(matches!(ArenaReader::open(&blank), Err(ArenaError::NotAnArena { found: 0 })));
+        assert!(matches!(ArenaWriter::open(blank), Err(ArenaError::NotAnArena { found: 0 })));
+        let short = crate::sys::memory::create_sealed(c"test", 64).unwrap();
+        assert!(matches!(ArenaWriter::open(short), Err(ArenaError::Memory(_))));
+        assert!(ArenaWriter::open(create(1, 1).unwrap()).is_ok());
+    }
+}
