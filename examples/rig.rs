@@ -1,0 +1,182 @@
+//! The server that tests and benches use: methods that are quick, slow, hungry or deadly on request.
+//!
+//! Each takes an object: `sleep {"ms": 50}`. Beside them are the built-in `ping`, `echo`, `tine.methods`, `tine.worker`.
+
+#![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
+
+use std::hint::black_box;
+use std::process;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, raise};
+use nix::time::{ClockId, clock_gettime};
+use rand::rngs::{StdRng, SysRng};
+use rand::{Rng, SeedableRng};
+use serde::Deserialize;
+use tine::{Call, Error, Server};
+
+fn main() {
+    drop(rig());
+}
+
+fn rig() -> Server {
+    Server::new()
+        .state(|_worker| Ok(FlakyCalls::default()))
+        // Seeded after the fork, or all workers would draw the same numbers.
+        .state(|_worker| Ok(Mutex::new(StdRng::try_from_rng(&mut SysRng)?)))
+        .method("sleep", sleep)
+        .method("spin", spin)
+        .method("flaky", flaky)
+        .method("crash", crash)
+        .method("panic", panic)
+        .method("hang", hang)
+        .method("leak", leak)
+        .method("blob", blob)
+        .method("rand", random)
+}
+
+#[derive(Deserialize)]
+struct Sleep {
+    ms: u64,
+}
+
+/// Waits, as for a database.
+fn sleep(_call: &Call<'_>, Sleep { ms }: Sleep) -> Result<(), Error> {
+    thread::sleep(Duration::from_millis(ms));
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Spin {
+    us: u64,
+}
+
+/// Burns CPU. The thread's own time is counted, not the clock's: work doesn't shrink when others have the core.
+fn spin(_call: &Call<'_>, Spin { us }: Spin) -> Result<(), Error> {
+    let end = cpu_time()? + Duration::from_micros(us);
+    while cpu_time()? < end {
+        for turn in 0..100 {
+            black_box(turn);
+        }
+    }
+    Ok(())
+}
+
+fn cpu_time() -> Result<Duration, Error> {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).map_err(Error::internal)
+}
+
+#[derive(Deserialize)]
+struct Flaky {
+    every: u64,
+    ms: u64,
+}
+
+#[derive(Default)]
+struct FlakyCalls(AtomicU64);
+
+/// Quick, but each `every`-th call in this worker waits. Answers whether this one did.
+fn flaky(call: &Call<'_>, Flaky { every, ms }: Flaky) -> Result<bool, Error> {
+    if every == 0 {
+        return Err(Error::invalid_params("`every` must be at least 1"));
+    }
+    let nth = call.state::<FlakyCalls>().0.fetch_add(1, Ordering::Relaxed) + 1;
+    let slow = nth.is_multiple_of(every);
+    if slow {
+        thread::sleep(Duration::from_millis(ms));
+    }
+    Ok(slow)
+}
+
+#[derive(Deserialize)]
+struct Crash {
+    how: How,
+    /// For `exit`.
+    #[serde(default)]
+    code: i32,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum How {
+    Segv,
+    Abort,
+    Exit,
+    Stack,
+    Oom,
+}
+
+/// Takes the worker down, in the ways that handlers do.
+fn crash(_call: &Call<'_>, Crash { how, code }: Crash) -> Result<(), Error> {
+    match how {
+        How::Segv => write_to_nowhere(),
+        How::Abort => process::abort(),
+        How::Exit => process::exit(code),
+        How::Stack => {
+            black_box(recurse_for_ever(0));
+        }
+        // What the kernel does to a process when memory runs out, without the risk that it picks another one.
+        How::Oom => raise(Signal::SIGKILL).map_err(Error::internal)?,
+    }
+    Ok(())
+}
+
+/// A real access to memory that isn't there, as in a C library with a bug.
+#[allow(unsafe_code)]
+fn write_to_nowhere() {
+    let nowhere = std::ptr::without_provenance_mut::<u64>(8);
+    // SAFETY: the lowest page is never mapped (`vm.mmap_min_addr`), so this can only fault and change no memory; `volatile`
+    // keeps the access in the program.
+    unsafe { nowhere.write_volatile(1) }
+}
+
+#[allow(unconditional_recursion)]
+fn recurse_for_ever(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    recurse_for_ever(depth + 1) + frame[0]
+}
+
+#[derive(Deserialize)]
+struct Panic {
+    message: String,
+}
+
+/// Panics; the message is for the log.
+fn panic(_call: &Call<'_>, Panic { message }: Panic) -> Result<(), Error> {
+    panic!("{message}")
+}
+
+/// Never returns, and doesn't look whether it should.
+fn hang(_call: &Call<'_>, _params: Option<serde_json::Value>) -> Result<(), Error> {
+    loop {
+        thread::park();
+    }
+}
+
+#[derive(Deserialize)]
+struct Bytes {
+    bytes: usize,
+}
+
+/// Keeps memory for good, every page of it touched.
+fn leak(_call: &Call<'_>, Bytes { bytes }: Bytes) -> Result<(), Error> {
+    black_box(vec![1_u8; bytes].leak());
+    Ok(())
+}
+
+/// Answers a text of that many bytes.
+fn blob(_call: &Call<'_>, Bytes { bytes }: Bytes) -> Result<String, Error> {
+    Ok("x".repeat(bytes))
+}
+
+/// A number that no other worker draws.
+fn random(call: &Call<'_>, _params: Option<serde_json::Value>) -> Result<u64, Error> {
+    let mut generator = call
+        .state::<Mutex<StdRng>>()
+        .lock()
+        .map_err(|_| Error::internal("the generator's lock is poisoned"))?;
+    Ok(generator.next_u64())
+}

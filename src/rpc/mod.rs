@@ -1,0 +1,30 @@
+//! A message to a call to its answer: envelopes, errors, the registry of methods and what a handler is told.
+//!
+//! ```text
+//! message ─ native::parse ─→ Request ─ Registry::find ─→ Method ─ invoke(&Call, params) ─→ result
+//!    └── walked once (scan), params and id stay places in it ──┘      straight into the output, inside native::answer
+//! ```
+//!
+//! The worker calls this, on the poller or on a pool thread. Nothing here knows of sockets, threads or processes.
+
+mod builtin;
+mod context;
+mod error;
+mod json;
+pub(crate) mod native;
+mod params;
+mod registry;
+mod reply;
+mod scan;
+mod service;
+
+pub use context::{Call, Peer, WorkerInfo};
+pub use error::Error;
+pub use json::RawJson;
+pub use reply::Reply;
+pub use service::BoxError;
+
+pub(crate) use context::{CallParts, States};
+pub(crate) use json::Span;
+pub(crate) use registry::{Handler, Method, MethodIndex, Mistakes, Registry, RegistryBuilder};
+pub(crate) use service::{Hooks, Service};

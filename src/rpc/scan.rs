@@ -1,0 +1,373 @@
+//! JSON text, walked once: what is a value, where it ends, and nothing about what it means.
+//!
+//! The envelopes (`native`) walk a message with this and keep the places of what they need. It allocates nothing
+//! and doesn't recurse, so that neither a quick call nor 100,000 brackets cost more than their bytes. It checks
+//! everything that JSON asks of a text, because what it has passed is handed on, and sent back, as it was written.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use super::error::Error;
+use super::json::Span;
+
+/// How deep arrays and objects may be nested inside one value. With the envelope around it that's the depth to
+/// which `serde_json` reads a typed value.
+pub(crate) const MAX_DEPTH: u32 = 127;
+
+/// A place in a text, from which it is read on.
+pub(super) struct Scanner<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+/// The text is not JSON. `at` counts bytes from 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fault {
+    at: usize,
+    expected: &'static str,
+    found: Option<char>,
+}
+
+/// A text in quotes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Text {
+    /// Quotes included.
+    span: Span,
+    escaped: bool,
+}
+
+impl Text {
+    /// The text that is meant, borrowed unless escapes had to be replaced.
+    pub(super) fn decoded(self, text: &str) -> Cow<'_, str> {
+        let quoted = self.span.of(text);
+        if self.escaped {
+            // The scanner has checked every escape, so the fallback (the text as written) is never taken.
+            serde_json::from_str(quoted).map_or(Cow::Borrowed(quoted), Cow::Owned)
+        } else {
+            Cow::Borrowed(quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default())
+        }
+    }
+}
+
+impl<'a> Scanner<'a> {
+    pub(super) fn new(text: &'a str) -> Self {
+        Scanner { text, at: 0 }
+    }
+
+    /// The next byte that is not white space.
+    pub(super) fn next_byte(&mut self) -> Option<u8> {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+        self.peek()
+    }
+
+    /// Enters an object, up to behind the colon of its first member; `None` if it has none and is left again.
+    pub(super) fn first_member(&mut self) -> Result<Option<Text>, Fault> {
+        if self.next_byte() != Some(b'{') {
+            return Err(self.fault("an object"));
+        }
+        self.at += 1;
+        if self.next_byte() == Some(b'}') {
+            self.at += 1;
+            return Ok(None);
+        }
+        self.key().map(Some)
+    }
+
+    /// Behind a member's value: goes on behind the colon of the next member, or leaves the object.
+    pub(super) fn next_member(&mut self) -> Result<Option<Text>, Fault> {
+        match self.next_byte() {
+            Some(b',') => {
+                self.at += 1;
+                self.key().map(Some)
+            }
+            Some(b'}') => {
+                self.at += 1;
+                Ok(None)
+            }
+            _ => Err(self.fault("`,` or `}`")),
+        }
+    }
+
+    /// Passes a text in quotes.
+    pub(super) fn text(&mut self) -> Result<Text, Fault> {
+        if self.next_byte() != Some(b'"') {
+            return Err(self.fault("a text in quotes"));
+        }
+        let start = self.at;
+        let escaped = self.string()?;
+        Ok(Text { span: Span::new(start, self.at), escaped })
+    }
+
+    /// Passes one value of any kind and says where it stands.
+    pub(super) fn value(&mut self) -> Result<Span, Fault> {
+        let mut nest = Nest::default();
+        self.next_byte();
+        let start = self.at;
+        loop {
+            match self.next_byte() {
+                Some(b'"') => {
+                    self.string()?;
+                }
+                Some(b'-' | b'0'..=b'9') => self.number()?,
+                Some(b'{') => {
+                    nest.enter(true).map_err(|TooDeep| self.too_deep())?;
+                    if self.first_member()?.is_some() {
+                        continue;
+                    }
+                    nest.leave();
+                }
+                Some(b'[') => {
+                    nest.enter(false).map_err(|TooDeep| self.too_deep())?;
+                    self.at += 1;
+                    if self.next_byte() != Some(b']') {
+                        continue;
+                    }
+                    self.at += 1;
+                    nest.leave();
+                }
+                Some(b't') => self.word("true")?,
+                Some(b'f') => self.word("false")?,
+                Some(b'n') => self.word("null")?,
+                _ => return Err(self.fault("a value")),
+            }
+            // A value has ended; so have all that end with it.
+            loop {
+                match nest.innermost_is_object() {
+                    None => return Ok(Span::new(start, self.at)),
+                    Some(true) => {
+                        if self.next_member()?.is_some() {
+                            break;
+                        }
+                    }
+                    Some(false) => match self.next_byte() {
+                        Some(b',') => {
+                            self.at += 1;
+                            break;
+                        }
+                        Some(b']') => self.at += 1,
+                        _ => return Err(self.fault("`,` or `]`")),
+                    },
+                }
+                nest.leave();
+            }
+        }
+    }
+
+    /// Only white space may follow.
+    pub(super) fn end(&mut self) -> Result<(), Fault> {
+        match self.next_byte() {
+            None => Ok(()),
+            Some(_) => Err(self.fault("the end of the message")),
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn key(&mut self) -> Result<Text, Fault> {
+        if self.next_byte() != Some(b'"') {
+            return Err(self.fault("a member's name in quotes"));
+        }
+        let key = self.text()?;
+        if self.next_byte() != Some(b':') {
+            return Err(self.fault("`:`"));
+        }
+        self.at += 1;
+        Ok(key)
+    }
+
+    fn word(&mut self, word: &'static str) -> Result<(), Fault> {
+        if !self.text.as_bytes().get(self.at..).is_some_and(|rest| rest.starts_with(word.as_bytes())) {
+            return Err(self.fault("a value"));
+        }
+        self.at += word.len();
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), Fault> {
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), Fault> {
+        if !self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
+            return Err(self.fault("a digit"));
+        }
+        while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
+            self.at += 1;
+        }
+        Ok(())
+    }
+
+    /// From the opening quote to behind the closing one; tells whether there were escapes.
+    fn string(&mut self) -> Result<bool, Fault> {
+        self.at += 1;
+        let mut escaped = false;
+        loop {
+            self.at += plain_run(self.text.as_bytes().get(self.at..).unwrap_or_default());
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(escaped);
+                }
+                Some(b'\\') => {
+                    escaped = true;
+                    self.escape()?;
+                }
+                Some(_) => return Err(self.fault("an escape in place of a control character")),
+                None => return Err(self.fault("the closing quote of a text")),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), Fault> {
+        let backslash = self.at;
+        self.at += 1;
+        match self.peek() {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
+                self.at += 1;
+                Ok(())
+            }
+            Some(b'u') => {
+                self.at += 1;
+                match self.hex4()? {
+                    0xd800..=0xdbff => {
+                        if self.peek() == Some(b'\\')
+                            && self.text.as_bytes().get(self.at + 1) == Some(&b'u')
+                            && {
+                                self.at += 2;
+                                matches!(self.hex4()?, 0xdc00..=0xdfff)
+                            }
+                        {
+                            return Ok(());
+                        }
+                        self.at = backslash;
+                        Err(self.fault("both halves of a surrogate pair"))
+                    }
+                    0xdc00..=0xdfff => {
+                        self.at = backslash;
+                        Err(self.fault("both halves of a surrogate pair"))
+                    }
+                    _ => Ok(()),
+                }
+            }
+            _ => Err(self.fault("an escape that JSON knows")),
+        }
+    }
+
+    fn hex4(&mut self) -> Result<u32, Fault> {
+        let mut value = 0;
+        for _ in 0..4 {
+            let Some(digit) = self.peek().and_then(|byte| char::from(byte).to_digit(16)) else {
+                return Err(self.fault("four hexadecimal digits"));
+            };
+            value = value * 16 + digit;
+            self.at += 1;
+        }
+        Ok(value)
+    }
+
+    fn too_deep(&self) -> Fault {
+        self.fault("at most 127 levels of nesting")
+    }
+
+    #[cold]
+    fn fault(&self, expected: &'static str) -> Fault {
+        let found = self.text.get(self.at..).and_then(|rest| rest.chars().next());
+        Fault { at: self.at, expected, found }
+    }
+}
+
+/// Kinds of the values around the current one: one bit each, set for an object, the innermost lowest.
+#[derive(Default)]
+struct Nest {
+    kinds: u128,
+    depth: u32,
+}
+
+struct TooDeep;
+
+impl Nest {
+    fn enter(&mut self, object: bool) -> Result<(), TooDeep> {
+        if self.depth == MAX_DEPTH {
+            return Err(TooDeep);
+        }
+        self.kinds = self.kinds << 1 | u128::from(object);
+        self.depth += 1;
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        self.kinds >>= 1;
+        self.depth = self.depth.saturating_sub(1);
+    }
+
+    fn innermost_is_object(&self) -> Option<bool> {
+        (self.depth > 0).then_some(self.kinds & 1 == 1)
+    }
+}
+
+/// How many bytes at the start of `bytes` are neither a quote, a backslash nor a control character.
+///
+/// Eight at a time: most of a long message is the inside of texts. The subtractions borrow into higher bytes, so
+/// only the lowest hit of a word is certain, and only that one is used.
+fn plain_run(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
+    const QUOTES: u64 = u64::from_ne_bytes([b'"'; 8]);
+    const BACKSLASHES: u64 = u64::from_ne_bytes([b'\\'; 8]);
+    let zeros = |word: u64| word.wrapping_sub(ONES) & !word;
+
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let controls = word.wrapping_sub(ONES * 0x20) & !word;
+        let hits = (controls | zeros(word ^ QUOTES) | zeros(word ^ BACKSLASHES)) & HIGHS;
+        if hits != 0 {
+            return index * 8 + hits.trailing_zeros() as usize / 8;
+        }
+    }
+    let special = |&byte: &u8| byte < 0x20 || byte == b'"' || byte == b'\\';
+    words.len() * 8 + rest.iter().position(special).unwrap_or(rest.len())
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "byte {}: expected {}, found ", self.at, self.expected)?;
+        match self.found {
+            Some(found) if found.is_control() => write!(f, "`{}`", found.escape_default()),
+            Some(found) => write!(f, "`{found}`"),
+            None => f.write_str("the end of the message"),
+        }
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Error {
+        Error::parse(fault.at, &fault)
+    }
+}
+
+#[cfg(test)]
+mod tests;
