@@ -1,0 +1,124 @@
+//! The supervisor's view of its children: the template and the worker processes.
+//!
+//! It holds what the supervisor knows of a process (pid, line, arena) and turns the end of one into a log line.
+//! What should happen next is decided in `state`.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::state::WorkerId;
+use crate::arena::{ArenaReader, Snapshot};
+use crate::line::Line;
+use crate::sys::clock;
+use crate::sys::process::{self, Ended};
+
+/// The template process.
+#[derive(Debug)]
+pub(crate) struct Template {
+    pub(crate) pid: Pid,
+    pub(crate) line: Line,
+    /// The epoll set still watches the line.
+    pub(crate) line_open: bool,
+    /// It told why it ends, or was killed on purpose: its end is no news.
+    pub(crate) end_expected: bool,
+    pub(crate) started: Instant,
+}
+
+/// One worker process, from the request to fork it until it is reaped.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) slot: usize,
+    /// Known from its first message on.
+    pub(crate) pid: Option<Pid>,
+    pub(crate) line: Line,
+    pub(crate) line_open: bool,
+    pub(crate) arena: ArenaReader,
+    pub(crate) started: Instant,
+    /// It was told to end, or said that it will: its end is no news.
+    pub(crate) end_expected: bool,
+}
+
+impl Worker {
+    /// Ends it at once. One that has not told its pid can't be ended by a signal; its closed line ends it.
+    pub(crate) fn kill(&mut self) {
+        self.end_expected = true;
+        if let Some(pid) = self.pid {
+            if let Err(error) = process::kill(pid, Signal::SIGKILL) {
+                tracing::warn!(%pid, %error, "a worker can't be killed");
+            }
+        }
+    }
+
+    /// Logs its end with all that helps to find out why.
+    pub(crate) fn log_end(&self, ended: Ended, snapshot: &Snapshot, methods: &[String]) {
+        let pid = self.pid.map_or(0, Pid::as_raw);
+        let uptime = format_args!("{:.1?}", self.started.elapsed()).to_string();
+        let running = running_calls(snapshot, methods);
+        if self.end_expected && running.is_empty() {
+            tracing::info!(slot = self.slot, pid, uptime, cause = %ended, "worker ended");
+        } else if self.end_expected {
+            tracing::warn!(slot = self.slot, pid, uptime, cause = %ended, running, "worker ended with calls running");
+        } else {
+            tracing::error!(slot = self.slot, pid, uptime, cause = %ended, running, "worker died");
+        }
+    }
+}
+
+/// What a worker was running when it died: `crash for 1.2ms, sleep for 3.0s`.
+fn running_calls(snapshot: &Snapshot, methods: &[String]) -> String {
+    let now = clock::monotonic_ns();
+    let calls: Vec<String> = snapshot
+        .running
+        .iter()
+        .map(|call| {
+            let method = methods.get(call.method).map_or("?", String::as_str);
+            format!("{method} for {:.1?}", call.elapsed(now))
+        })
+        .collect();
+    calls.join(", ")
+}
+
+/// Every worker process that has not been reaped.
+#[derive(Debug, Default)]
+pub(crate) struct Workers {
+    by_id: HashMap<WorkerId, Worker>,
+}
+
+impl Workers {
+    pub(crate) fn insert(&mut self, id: WorkerId, worker: Worker) {
+        self.by_id.insert(id, worker);
+    }
+
+    pub(crate) fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        self.by_id.get_mut(&id)
+    }
+
+    pub(crate) fn remove(&mut self, id: WorkerId) -> Option<Worker> {
+        self.by_id.remove(&id)
+    }
+
+    pub(crate) fn with_pid(&self, pid: Pid) -> Option<WorkerId> {
+        self.by_id.iter().find(|(_, worker)| worker.pid == Some(pid)).map(|(id, _)| *id)
+    }
+
+    /// Those whose first message has not been read yet.
+    pub(crate) fn unborn(&self) -> Vec<WorkerId> {
+        self.by_id.iter().filter(|(_, worker)| worker.pid.is_none()).map(|(id, _)| *id).collect()
+    }
+}
+
+/// A memfd that holds `text`, for a template to read its configuration from.
+pub(crate) fn text_in_memory(text: &str) -> io::Result<OwnedFd> {
+    let fd = nix::sys::memfd::memfd_create(c"tine config", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        let written = nix::unistd::write(fd.as_fd(), rest)?;
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    Ok(fd)
+}
