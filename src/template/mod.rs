@@ -1,0 +1,199 @@
+//! The template: one process for each generation, from which workers are forked.
+//!
+//! The supervisor executes the program anew for it, so that user code and its libraries stay out of the
+//! supervisor. It reads the configuration it is given, runs `preload`, and from then on only forks. It has one
+//! thread whenever it forks: anything else could leave a lock held for ever in the child.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::config::{self, Config, Overrides, Source};
+use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
+use crate::rpc::Service;
+use crate::sys::process::{self, Forked};
+use crate::worker::{self, Birth};
+
+/// The environment variable by which a process learns that it is a template, and which descriptor its line is.
+pub(crate) const LINE_VARIABLE: &str = "TINE_TEMPLATE_LINE";
+
+/// What the intermediate process of a fork tells the template by its exit code.
+const WORKER_FORKED: i32 = 0;
+
+/// The template that this process is, if it was started as one.
+#[derive(Debug)]
+pub(crate) struct Template {
+    line: Line,
+    generation: u32,
+    config: Config,
+}
+
+/// A template's first message, before it has understood it.
+struct Beginning {
+    generation: u32,
+    source: Source,
+}
+
+/// Takes the line that a supervisor left for this process. Call it before any thread is started.
+pub(crate) fn inherited_line() -> Option<io::Result<Line>> {
+    let line = crate::sys::exec::take_inherited(LINE_VARIABLE)?;
+    Some(line.map(Line::from))
+}
+
+/// Runs the template to its end; the result is its exit code.
+pub(crate) fn run(mut line: Line, overrides: &Overrides, service: Service) -> i32 {
+    // What `ps` shows. It is a help to people only, so a failure is no failure.
+    let _ = nix::sys::prctl::set_name(c"tine-template");
+    match begin(&mut line, overrides, &service) {
+        Ok((generation, config)) => {
+            let template = Template { line, generation, config };
+            template.serve(service)
+        }
+        Err(reason) => {
+            // Where the supervisor is gone nobody is left to tell.
+            let _ = line.send(&FromTemplate::Failed { reason }, Vec::new());
+            1
+        }
+    }
+}
+
+/// Everything up to readiness.
+fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u32, Config), String> {
+    let beginning = receive_beginning(line)?;
+    let config = config::check(&beginning.source, overrides).map_err(|error| error.to_string())?;
+    service
+        .check_methods(config.methods.keys())
+        .map_err(|error| format!("{}: {error}", beginning.source.name))?;
+    service.preload().map_err(|error| format!("preload failed: {error}"))?;
+    one_thread_only()?;
+    let methods = service.method_names();
+    line.send(&FromTemplate::Ready { version: line::VERSION, methods }, Vec::new())
+        .map_err(|error| format!("the supervisor can't be told that the template is ready: {error}"))?;
+    Ok((beginning.generation, config))
+}
+
+fn receive_beginning(line: &mut Line) -> Result<Beginning, String> {
+    let (message, descriptors) = match receive(line) {
+        Ok(Some(received)) => received,
+        Ok(None) => return Err("the supervisor is gone".into()),
+        Err(error) => return Err(format!("the template's first message is not understood: {error}")),
+    };
+    let ToTemplate::Begin { version, generation, source: name } = message else {
+        return Err(format!("expected the message that begins a template, found {message:?}"));
+    };
+    if version != line::VERSION {
+        return Err(format!("expected messages of version {}, found {version}", line::VERSION));
+    }
+    let mut text = String::new();
+    let config = descriptors.into_iter().next().ok_or("the configuration is missing")?;
+    let mut config = File::from(config);
+    config
+        .rewind()
+        .and_then(|()| config.read_to_string(&mut text))
+        .map_err(|error| format!("the configuration can't be read: {error}"))?;
+    Ok(Beginning { generation, source: Source { name, text } })
+}
+
+/// The next message; None when the supervisor is gone.
+fn receive(line: &mut Line) -> io::Result<Option<(ToTemplate, Vec<OwnedFd>)>> {
+    loop {
+        match line.receive()? {
+            Received::Message(message, descriptors) => return Ok(Some((message, descriptors))),
+            Received::Closed => return Ok(None),
+            Received::Nothing => {
+                let mut wanted = [PollFd::new(line.as_fd(), PollFlags::POLLIN)];
+                match poll(&mut wanted, PollTimeout::NONE) {
+                    Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        }
+    }
+}
+
+fn one_thread_only() -> Result<(), String> {
+    let threads = process::thread_count().map_err(|error| format!("threads can't be counted: {error}"))?;
+    if threads == 1 {
+        return Ok(());
+    }
+    let names = process::thread_names().join(", ");
+    Err(format!(
+        "preload must leave one thread, found {threads} ({names}): a lock that another thread holds at the fork \
+         would stay held for ever in every worker; start threads in on_worker_start instead"
+    ))
+}
+
+impl Template {
+    /// Forks a worker for every request until the supervisor is gone.
+    fn serve(mut self, service: Service) -> i32 {
+        loop {
+            match receive(&mut self.line) {
+                Ok(None) => return 0,
+                Ok(Some((ToTemplate::Fork { worker, slot }, descriptors))) => {
+                    match fork_twice() {
+                        Ok(Grandchild::Here) => {
+                            let birth = self.birth(slot, descriptors);
+                            // The template's own line goes with it: a worker has no business on it.
+                            drop(self.line);
+                            worker::run(service, self.config, birth)
+                        }
+                        Ok(Grandchild::Elsewhere) => {}
+                        Err(error) => {
+                            let reason = error.to_string();
+                            if self
+                                .line
+                                .send(&FromTemplate::ForkFailed { worker, reason }, Vec::new())
+                                .is_err()
+                            {
+                                return 0;
+                            }
+                        }
+                    }
+                }
+                // A second beginning, or a message of a later version: not ours to act on.
+                Ok(Some((ToTemplate::Begin { .. }, _))) | Err(_) => {}
+            }
+        }
+    }
+
+    fn birth(&self, slot: usize, descriptors: Vec<OwnedFd>) -> Birth {
+        Birth { slot, generation: self.generation, descriptors }
+    }
+}
+
+enum Grandchild {
+    /// We are it.
+    Here,
+    /// We are the template.
+    Elsewhere,
+}
+
+/// Forks a child that forks the worker and ends at once, so that the worker's parent becomes the supervisor, as
+/// the nearest subreaper, and it alone reaps it.
+fn fork_twice() -> io::Result<Grandchild> {
+    match process::fork()? {
+        Forked::Parent { child } => forked_by(child),
+        Forked::Child => match process::fork() {
+            Ok(Forked::Child) => Ok(Grandchild::Here),
+            Ok(Forked::Parent { .. }) => process::exit_now(WORKER_FORKED),
+            // An errno of Linux fits an exit code.
+            Err(error) => process::exit_now(error.raw_os_error().unwrap_or(nix::libc::EAGAIN)),
+        },
+    }
+}
+
+fn forked_by(child: Pid) -> io::Result<Grandchild> {
+    loop {
+        match waitpid(child, None) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(WaitStatus::Exited(_, WORKER_FORKED)) => return Ok(Grandchild::Elsewhere),
+            Ok(WaitStatus::Exited(_, errno)) => return Err(io::Error::from_raw_os_error(errno)),
+            Ok(_) => return Err(io::Error::other("the process that forks a worker was killed")),
+        }
+    }
+}
