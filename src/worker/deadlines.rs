@@ -1,0 +1,103 @@
+//! The moments at which time alone changes something, earliest first.
+//!
+//! Any thread adds; the poller sleeps until the earliest. A connection has one entry that counts, however many
+//! calls it has: it is looked at again when that entry is due, and says then when it wants to be looked at next.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+/// Entries with their moments.
+#[derive(Debug)]
+pub(super) struct Deadlines<T> {
+    inner: Mutex<Inner<T>>,
+}
+
+#[derive(Debug)]
+struct Inner<T> {
+    entries: BinaryHeap<Reverse<(Instant, T)>>,
+    sleep: Sleep,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Sleep {
+    Awake,
+    Until(Option<Instant>),
+}
+
+impl<T: Ord> Deadlines<T> {
+    pub(super) fn new() -> Self {
+        Self { inner: Mutex::new(Inner { entries: BinaryHeap::new(), sleep: Sleep::Awake }) }
+    }
+
+    /// Adds an entry. True when the poller sleeps for longer than that and must be woken.
+    pub(super) fn add(&self, at: Instant, entry: T) -> bool {
+        let mut inner = self.inner.lock();
+        inner.entries.push(Reverse((at, entry)));
+        match inner.sleep {
+            Sleep::Awake => false,
+            Sleep::Until(None) => true,
+            Sleep::Until(Some(until)) => at < until,
+        }
+    }
+
+    /// The poller goes to sleep until the returned moment (None: until something else happens).
+    pub(super) fn fall_asleep(&self) -> Option<Instant> {
+        let mut inner = self.inner.lock();
+        let until = inner.entries.peek().map(|Reverse((at, _))| *at);
+        inner.sleep = Sleep::Until(until);
+        until
+    }
+
+    pub(super) fn wake_up(&self) {
+        self.inner.lock().sleep = Sleep::Awake;
+    }
+
+    /// Takes an entry whose moment has come.
+    pub(super) fn next_due(&self, now: Instant) -> Option<(Instant, T)> {
+        let mut inner = self.inner.lock();
+        if inner.entries.peek().is_none_or(|Reverse((at, _))| *at > now) {
+            return None;
+        }
+        inner.entries.pop().map(|Reverse(entry)| entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn entries_come_out_in_order_and_not_early() {
+        let (deadlines, now) = (Deadlines::new(), Instant::now());
+        let later = now + Duration::from_secs(1);
+        deadlines.add(later, "later");
+        deadlines.add(now, "now");
+        assert_eq!(deadlines.next_due(now), Some((now, "now")));
+        assert_eq!(deadlines.next_due(now), None);
+        assert_eq!(deadlines.next_due(later), Some((later, "later")));
+    }
+
+    #[test]
+    fn a_sleeping_poller_is_woken_only_for_an_earlier_entry() {
+        let (deadlines, now) = (Deadlines::new(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert!(!deadlines.add(at(5), 0), "an awake poller looks before it sleeps");
+        assert_eq!(deadlines.fall_asleep(), Some(at(5)));
+        assert!(!deadlines.add(at(6), 1));
+        assert!(deadlines.add(at(4), 2));
+        deadlines.wake_up();
+        assert!(!deadlines.add(at(1), 3));
+    }
+
+    #[test]
+    fn without_entries_anything_wakes_the_poller() {
+        let deadlines = Deadlines::new();
+        assert_eq!(deadlines.fall_asleep(), None);
+        assert!(deadlines.add(Instant::now(), 0));
+    }
+}
