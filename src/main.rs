@@ -1,2 +1,7 @@
-//! The `tine` daemon.
-fn main() {}
+//! The `tine` daemon: the built-in methods, served as the command line says.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tine::Server::new().run()
+}

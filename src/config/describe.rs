@@ -8,7 +8,8 @@ use std::time::Duration;
 use humantime::format_duration;
 
 use super::size::format_size;
-use super::{ByteOrder, Config, Listener, LogFormat};
+use super::{Config, Listener, LogFormat};
+use crate::wire::ByteOrder;
 
 impl Config {
     /// Every setting on a line of its own, listeners first; ends with a line break.

@@ -11,6 +11,7 @@ use super::address::Address;
 use super::error::{Problems, quoted};
 use super::raw::Section;
 use super::values::{choice, count_u32, found, text};
+use crate::wire::ByteOrder;
 
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 const DEFAULT_BACKLOG: u32 = 4096;
@@ -32,14 +33,6 @@ pub(crate) struct Listener {
     pub(crate) owner: Option<(Option<u32>, Option<u32>)>,
     /// Users whose processes may connect; `None`: whoever the file's permissions let. Unix sockets alone.
     pub(crate) allow_uids: Option<Vec<u32>>,
-}
-
-/// Which end of a length prefix comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum ByteOrder {
-    #[default]
-    Little,
-    Big,
 }
 
 impl Listener {

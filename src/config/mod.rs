@@ -24,7 +24,7 @@ mod tests;
 pub(crate) use address::{Address, AddressError};
 pub(crate) use checked::{Config, Limits, Log, LogFormat, MethodSettings, Restart, Timeouts, check};
 pub(crate) use error::ConfigError;
-pub(crate) use listener::{ByteOrder, Listener};
+pub(crate) use listener::Listener;
 pub(crate) use source::{Source, read_source};
 
 /// What the command line says instead of the file.

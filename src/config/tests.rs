@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use tracing::level_filters::LevelFilter;
 
 use super::*;
+use crate::wire::ByteOrder;
 
 fn source(text: &str) -> Source {
     Source { name: "config.toml".to_owned(), text: text.to_owned() }

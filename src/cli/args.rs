@@ -1,0 +1,225 @@
+//! The command line: what can be typed, and the sentences that `--help` says about it.
+//!
+//! `cli` parses with this and hands each command's arguments to its file. Nothing here acts, reads a file or knows
+//! the config; a value that only the config can judge goes on as it was typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+const SERVE_EXIT: &str = "\
+Exit codes:
+  0  asked to stop, and every call was answered
+  1  gave up: too many workers ended before they could serve
+  2  bad command line or config
+  3  could not bind an address";
+
+const CHECK_EXIT: &str = "\
+Exit codes:
+  0  `serve` would start with this
+  2  bad command line or config";
+
+const CALL_EXIT: &str = "\
+Standard output is JSON and nothing else: the result, or the error object that the server answered with.
+
+Exit codes:
+  0  a result
+  1  an error answer
+  2  bad command line; nothing was sent
+  3  no answer: no server there, the connection was lost, or the time was up
+
+Examples:
+  call ping '\"ireader 0\"'
+  call echo - < params.json
+  call tine.worker --to unix:/run/tine.sock --timeout 500ms";
+
+/// One command line, understood.
+#[derive(Debug, Parser)]
+#[command(about = "An RPC server: processes and threads for handlers that block, burn CPU, leak or crash")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve calls in the foreground until told to stop
+    #[command(after_help = SERVE_EXIT)]
+    Serve(ServeArgs),
+    /// Check the config and print what `serve` would run, without running it
+    #[command(after_help = CHECK_EXIT)]
+    Check(CheckArgs),
+    /// Make one call and print its result as JSON
+    #[command(after_help = CALL_EXIT)]
+    Call(CallArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+/// Which config, and what stands above it.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ConfigArgs {
+    /// Config file [default: config.toml in the working directory, if there is one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Listen here instead of where the config says: HOST:PORT, [IPv6]:PORT or unix:PATH; may be repeated
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Vec<String>,
+    /// Worker processes, instead of what the config says; 0 is one for each CPU
+    #[arg(long, value_name = "N")]
+    pub(crate) processes: Option<usize>,
+    /// Handler threads in each process, instead of what the config says
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CallArgs {
+    /// The method's name, such as ping
+    pub(crate) method: String,
+    /// The params as JSON, `-` to read them from standard input; without them the call has none
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) params: Option<String>,
+    /// The server's address: HOST:PORT, [IPv6]:PORT or unix:PATH
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub(crate) to: String,
+    /// How long the call may take, such as 500ms or 1m 30s
+    #[arg(long, value_name = "D", default_value = "30s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+}
+
+impl Cli {
+    /// Reads `args`, whose first is the program's path: its file name is what help and errors call the program.
+    /// The error may be help or a version that was asked for; it prints itself and knows its exit code.
+    pub(crate) fn parse_from_args(
+        args: impl IntoIterator<Item = OsString>,
+        version: &'static str,
+    ) -> Result<Self, clap::Error> {
+        let args: Vec<OsString> = args.into_iter().collect();
+        let name = args.first().and_then(|path| PathBuf::from(path).file_name().map(OsString::from));
+        let name = name.map_or_else(|| "tine".to_owned(), |name| name.to_string_lossy().into_owned());
+        let mut command = Self::command().version(version).bin_name(name.clone()).display_name(name);
+        let mut matches = command.try_get_matches_from_mut(args)?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time.is_zero() => Err("a call needs some time, such as 500ms".to_owned()),
+        Ok(time) => Ok(time),
+        Err(error) => Err(format!("{error}; write a number with its unit, such as 500ms, 30s or 1m")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &[&str]) -> Result<Command, clap::Error> {
+        Cli::parse_from_args(line.iter().map(OsString::from), "1.2.3").map(|cli| cli.command)
+    }
+
+    fn call(line: &[&str]) -> CallArgs {
+        let line: Vec<&str> = ["tine", "call"].iter().chain(line).copied().collect();
+        match parse(&line) {
+            Ok(Command::Call(args)) => args,
+            other => panic!("expected a call, found {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_and_check_take_the_same_overrides() {
+        let overrides = [
+            "--config",
+            "a.toml",
+            "--listen",
+            "[::1]:1",
+            "--listen",
+            "unix:s",
+            "--processes",
+            "0",
+            "--threads",
+            "2",
+        ];
+        for command in ["serve", "check"] {
+            let line: Vec<&str> = ["tine", command].iter().chain(&overrides).copied().collect();
+            let config = match parse(&line) {
+                Ok(Command::Serve(args)) => args.config,
+                Ok(Command::Check(args)) => args.config,
+                other => panic!("expected {command}, found {other:?}"),
+            };
+            assert_eq!(config.config, Some(PathBuf::from("a.toml")));
+            assert_eq!(config.listen, ["[::1]:1", "unix:s"]);
+            assert_eq!((config.processes, config.threads), (Some(0), Some(2)));
+        }
+    }
+
+    #[test]
+    fn a_call_has_an_address_and_a_timeout_without_being_told() {
+        let args = call(&["ping"]);
+        assert_eq!((args.method.as_str(), args.params.as_deref()), ("ping", None));
+        assert_eq!((args.to.as_str(), args.timeout), ("127.0.0.1:8080", Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn params_may_be_a_negative_number_or_standard_input() {
+        for params in ["-5", "-1.5e3", "-", "\"--to\"", "[-1]"] {
+            assert_eq!(call(&["echo", params, "--timeout", "1m 30s"]).params.as_deref(), Some(params));
+        }
+    }
+
+    #[test]
+    fn a_bad_command_line_exits_2_and_help_exits_0() {
+        for bad in [
+            &["tine"][..],
+            &["tine", "dance"],
+            &["tine", "call"],
+            &["tine", "serve", "--processes", "-1"],
+            &["tine", "serve", "--threads", "many"],
+            &["tine", "call", "ping", "--timeout", "0s"],
+            &["tine", "call", "ping", "--timeout", "30"],
+            &["tine", "call", "ping", "1", "2"],
+        ] {
+            assert_eq!(parse(bad).expect_err("a refusal").exit_code(), 2, "{bad:?}");
+        }
+        for good in [&["tine", "--help"][..], &["tine", "--version"], &["tine", "serve", "--help"]] {
+            assert_eq!(parse(good).expect_err("something to print").exit_code(), 0, "{good:?}");
+        }
+    }
+
+    #[test]
+    fn a_program_goes_by_the_name_it_was_started_as() {
+        let version = parse(&["/opt/shop/orders", "--version"]).expect_err("a version");
+        assert_eq!(version.kind(), ErrorKind::DisplayVersion);
+        assert_eq!(version.to_string(), "orders 1.2.3\n");
+        let help = parse(&["./orders", "call", "--help"]).expect_err("help").to_string();
+        assert!(help.contains("Usage: orders call"), "{help}");
+        assert!(!help.contains("tine call"), "{help}");
+    }
+
+    #[test]
+    fn serves_help_names_its_exit_codes() {
+        let help = parse(&["tine", "serve", "--help"]).expect_err("help").to_string();
+        assert!(help.contains("3  could not bind"), "{help}");
+    }
+}

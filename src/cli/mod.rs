@@ -1,0 +1,72 @@
+//! The command line: which command, and which process this is.
+
+mod args;
+mod call;
+mod check;
+mod serve;
+
+use std::process::ExitCode;
+
+use crate::server::Server;
+use crate::template;
+
+use args::{Cli, Command};
+
+impl Server {
+    /// Runs the command line: `serve`, `check`, `call`, `--help` and the rest, with this server's methods.
+    ///
+    /// Call it last in `main` and return what it returns. `serve` executes the program anew for its template, with
+    /// the same arguments, so what `main` does before this runs in both processes. It must not leave threads
+    /// behind.
+    ///
+    /// The exit codes of `serve` are 0 (drained), 1 (gave up after too many boot failures), 2 (bad command line or
+    /// configuration) and 3 (could not bind).
+    ///
+    /// ```no_run
+    /// use tine::{Call, Error, Server};
+    ///
+    /// fn main() -> std::process::ExitCode {
+    ///     Server::new().method("double", |_: &Call, n: i64| Ok::<_, Error>(2 * n)).run()
+    /// }
+    /// ```
+    pub fn run(self) -> ExitCode {
+        // Before the command line is looked at, and before anything could start a thread.
+        let template_line = template::inherited_line();
+        let cli = match Cli::parse_from_args(std::env::args_os(), env!("CARGO_PKG_VERSION")) {
+            Ok(cli) => cli,
+            Err(error) => {
+                // Help goes to standard output, mistakes to standard error; a closed one is no reason to panic.
+                let _ = error.print();
+                return exit_code(error.exit_code());
+            }
+        };
+        let service = match self.into_service() {
+            Ok(service) => service,
+            Err(mistakes) => {
+                eprintln!("{mistakes}");
+                return exit_code(2);
+            }
+        };
+        let code = match (template_line, cli.command) {
+            (Some(Ok(line)), Command::Serve(args)) => {
+                template::run(line, &serve::overrides(&args.config), service)
+            }
+            (Some(Ok(_)), _) => {
+                eprintln!("{} is set, but not for this command", template::LINE_VARIABLE);
+                2
+            }
+            (Some(Err(error)), _) => {
+                eprintln!("{}: {error}", template::LINE_VARIABLE);
+                2
+            }
+            (None, Command::Serve(args)) => serve::run(&args.config, &service),
+            (None, Command::Check(args)) => check::run(&args.config, &service),
+            (None, Command::Call(args)) => return call::run(&args),
+        };
+        exit_code(code)
+    }
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}

@@ -1,0 +1,52 @@
+//! `tine serve`: the daemon in the foreground.
+
+use crate::config::{self, Overrides};
+use crate::log;
+use crate::rpc::Service;
+use crate::supervisor::{self, Listeners, Setup};
+use crate::sys::exec::Program;
+
+use super::args::ConfigArgs;
+
+/// Bad command line or configuration.
+const BAD_CONFIG: i32 = 2;
+const CAN_NOT_BIND: i32 = 3;
+/// The service gave up, or the kernel refused what it stands on.
+const GAVE_UP: i32 = 1;
+
+/// Runs the service to its end; the result is the exit code.
+pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
+    let (source, config) = match load(args, service) {
+        Ok(loaded) => loaded,
+        Err(reason) => {
+            eprintln!("{reason}");
+            return BAD_CONFIG;
+        }
+    };
+    log::init(&config.log);
+    let listeners = match Listeners::bind(&config.listeners) {
+        Ok(listeners) => listeners,
+        Err(reason) => {
+            tracing::error!("{reason}");
+            return CAN_NOT_BIND;
+        }
+    };
+    let ended =
+        Program::current().and_then(|program| supervisor::run(Setup { program, source, config, listeners }));
+    ended.unwrap_or_else(|error| {
+        tracing::error!(%error, "the supervisor can't go on");
+        GAVE_UP
+    })
+}
+
+/// Reads and checks the configuration that `args` name, also against the methods there are.
+pub(super) fn load(args: &ConfigArgs, service: &Service) -> Result<(config::Source, config::Config), String> {
+    let source = config::read_source(args.config.as_deref()).map_err(|error| error.to_string())?;
+    let config = config::check(&source, &overrides(args)).map_err(|error| error.to_string())?;
+    service.check_methods(config.methods.keys()).map_err(|error| format!("{}: {error}", source.name))?;
+    Ok((source, config))
+}
+
+pub(super) fn overrides(args: &ConfigArgs) -> Overrides {
+    Overrides { listen: args.listen.clone(), processes: args.processes, threads: args.threads }
+}
