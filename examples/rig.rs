@@ -1,11 +1,14 @@
 //! The server that tests and benches use: methods that are quick, slow, hungry or deadly on request.
 //!
 //! Each takes an object: `sleep {"ms": 50}`. Beside them are the built-in `ping`, `echo`, `tine.methods`, `tine.worker`.
+//!
+//! Two environment variables make it fail before it serves: `RIG_PRELOAD` and `RIG_WORKER_START` are each `fail`,
+//! `exit`, `hang` or `thread` (leaves a thread behind).
 
 #![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
 
 use std::hint::black_box;
-use std::process;
+use std::process::{self, ExitCode};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -16,14 +19,16 @@ use nix::time::{ClockId, clock_gettime};
 use rand::rngs::{StdRng, SysRng};
 use rand::{Rng, SeedableRng};
 use serde::Deserialize;
-use tine::{Call, Error, Server};
+use tine::{BoxError, Call, Error, Server};
 
-fn main() {
-    drop(rig());
+fn main() -> ExitCode {
+    rig().run()
 }
 
 fn rig() -> Server {
     Server::new()
+        .preload(|| misbehave("RIG_PRELOAD"))
+        .on_worker_start(|_worker| misbehave("RIG_WORKER_START"))
         .state(|_worker| Ok(FlakyCalls::default()))
         // Seeded after the fork, or all workers would draw the same numbers.
         .state(|_worker| Ok(Mutex::new(StdRng::try_from_rng(&mut SysRng)?)))
@@ -36,6 +41,21 @@ fn rig() -> Server {
         .method("leak", leak)
         .method("blob", blob)
         .method("rand", random)
+}
+
+fn misbehave(variable: &str) -> Result<(), BoxError> {
+    match std::env::var(variable).as_deref() {
+        Ok("fail") => Err(format!("{variable} asked for it").into()),
+        Ok("exit") => process::exit(7),
+        Ok("hang") => loop {
+            thread::park();
+        },
+        Ok("thread") => {
+            thread::Builder::new().name("left behind".into()).spawn(thread::park)?;
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 #[derive(Deserialize)]

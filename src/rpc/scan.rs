@@ -10,8 +10,8 @@ use std::fmt;
 use super::error::Error;
 use super::json::Span;
 
-/// How deep arrays and objects may be nested inside one value. With the envelope around it that's the depth to
-/// which `serde_json` reads a typed value.
+/// How deep arrays and objects may be nested inside one value: as deep as `serde_json` decodes, so that whether params
+/// are understood or passed through makes no difference.
 pub(crate) const MAX_DEPTH: u32 = 127;
 
 /// A place in a text, from which it is read on.
@@ -55,11 +55,14 @@ impl<'a> Scanner<'a> {
     }
 
     /// The next byte that is not white space.
+    #[inline]
     pub(super) fn next_byte(&mut self) -> Option<u8> {
-        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
-            self.at += 1;
+        loop {
+            match self.peek()? {
+                b' ' | b'\t' | b'\n' | b'\r' => self.at += 1,
+                byte => return Some(byte),
+            }
         }
-        self.peek()
     }
 
     /// Enters an object, up to behind the colon of its first member; `None` if it has none and is left again.
@@ -102,15 +105,21 @@ impl<'a> Scanner<'a> {
 
     /// Passes one value of any kind and says where it stands.
     pub(super) fn value(&mut self) -> Result<Span, Fault> {
-        let mut nest = Nest::default();
-        self.next_byte();
+        let opening = self.next_byte();
         let start = self.at;
+        if let Some(b'{' | b'[') = opening {
+            self.nested()?;
+        } else {
+            self.scalar(opening)?;
+        }
+        Ok(Span::new(start, self.at))
+    }
+
+    /// From an opening bracket to behind the closing one.
+    fn nested(&mut self) -> Result<(), Fault> {
+        let mut nest = Nest::default();
         loop {
             match self.next_byte() {
-                Some(b'"') => {
-                    self.string()?;
-                }
-                Some(b'-' | b'0'..=b'9') => self.number()?,
                 Some(b'{') => {
                     nest.enter(true).map_err(|TooDeep| self.too_deep())?;
                     if self.first_member()?.is_some() {
@@ -127,15 +136,12 @@ impl<'a> Scanner<'a> {
                     self.at += 1;
                     nest.leave();
                 }
-                Some(b't') => self.word("true")?,
-                Some(b'f') => self.word("false")?,
-                Some(b'n') => self.word("null")?,
-                _ => return Err(self.fault("a value")),
+                other => self.scalar(other)?,
             }
             // A value has ended; so have all that end with it.
             loop {
                 match nest.innermost_is_object() {
-                    None => return Ok(Span::new(start, self.at)),
+                    None => return Ok(()),
                     Some(true) => {
                         if self.next_member()?.is_some() {
                             break;
@@ -155,6 +161,19 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Passes a value without others in it, which starts with this byte.
+    #[inline]
+    fn scalar(&mut self, first: Option<u8>) -> Result<(), Fault> {
+        match first {
+            Some(b'"') => self.string().map(drop),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            Some(b't') => self.word("true"),
+            Some(b'f') => self.word("false"),
+            Some(b'n') => self.word("null"),
+            _ => Err(self.fault("a value")),
+        }
+    }
+
     /// Only white space may follow.
     pub(super) fn end(&mut self) -> Result<(), Fault> {
         match self.next_byte() {
@@ -163,6 +182,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    #[inline]
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
@@ -171,7 +191,9 @@ impl<'a> Scanner<'a> {
         if self.next_byte() != Some(b'"') {
             return Err(self.fault("a member's name in quotes"));
         }
-        let key = self.text()?;
+        let start = self.at;
+        let escaped = self.string()?;
+        let key = Text { span: Span::new(start, self.at), escaped };
         if self.next_byte() != Some(b':') {
             return Err(self.fault("`:`"));
         }

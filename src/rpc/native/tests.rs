@@ -225,3 +225,20 @@ fn a_message_cut_anywhere_is_a_parse_error() {
         assert_eq!(rejected(&message[..cut]).0, Error::PARSE, "{cut}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn any_bytes_get_an_answer_that_is_json(message in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64)) {
+        serde_json::from_str::<serde_json::Value>(&served(&message)).unwrap();
+    }
+
+    #[test]
+    fn a_request_of_any_shape_gets_an_answer_that_is_json(
+        members in proptest::collection::vec(
+            (r#""(in|params|id|timeout_ms|x)""#, r#""(ping|add|\\n)"|-?[0-9]{1,3}|[\[\]{}]|\[2,40\]|null"#), 0..5),
+    ) {
+        let members: Vec<String> = members.iter().map(|(name, value)| format!("{name}:{value}")).collect();
+        let answer = served(format!("{{{}}}", members.join(",")).as_bytes());
+        serde_json::from_str::<serde_json::Value>(&answer).unwrap();
+    }
+}
