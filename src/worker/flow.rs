@@ -3,6 +3,7 @@
 //! The poller brings arrivals and deadlines, pool threads bring finished calls; both move a connection on under
 //! its lock with the same steps, so it does not matter which of them comes first.
 
+use std::error::Error as _;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -21,9 +22,9 @@ use crate::rpc::native::{self, Rejected};
 use crate::rpc::{Call, CallParts, Error, Peer, RawJson};
 use crate::sys::clock;
 use crate::sys::socket::{PeerAddress, Socket};
+use crate::wire::Step;
 use crate::wire::detect::{self, Recognised};
 use crate::wire::length::LengthFraming;
-use crate::wire::{Step, WireError};
 
 /// The most input taken from one connection when the worker drains: more than any receive queue holds.
 const MOST_AT_DRAIN: usize = 16 << 20;
@@ -209,22 +210,15 @@ impl Hand {
                     self.begin_message(state, rest.get(body).unwrap_or_default());
                 }
                 Step::Wrong(error) => {
-                    self.answer_wrong(state, error);
-                    match error.consumed() {
+                    let consumes = error.consumed();
+                    self.answer_error(state, &error.into(), None);
+                    match consumes {
                         Some(length) => consumed += length,
                         None => state.phase = Phase::Finishing,
                     }
                 }
             }
         }
-    }
-
-    fn answer_wrong(&mut self, state: &mut Locked<'_>, wrong: WireError) {
-        let error = match wrong {
-            WireError::Empty { .. } => Error::invalid_request(&wrong),
-            WireError::TooLarge { length, limit } => Error::too_large(length, limit),
-        };
-        self.answer_error(state, &error, None);
     }
 
     fn begin_message(&mut self, state: &mut Locked<'_>, message: &[u8]) {
@@ -294,20 +288,23 @@ impl Hand {
         self.row.begin(job.method.0, clock::monotonic_ns());
         let outcome = self.invoke(job);
         let took = begun.elapsed();
-        self.row.finish(job.method.0, outcome, clock::whole_ns(took));
         shared.gate.end_run(took);
         if !shared.slow.is_zero() && took >= shared.slow {
-            let peer = &job.connection.peer;
-            tracing::warn!(slot = shared.info.slot(), method = shared.method_name(job.method), ?took, %peer, "slow call");
+            let (slot, method, peer) =
+                (shared.info.slot(), shared.method_name(job.method), &job.connection.peer);
+            tracing::warn!(slot, method, ?took, %peer, "slow call");
         }
         let mut state = job.connection.lock();
-        if state.phase == Phase::Closed || state.take_call(job.number).is_none() {
-            // Its caller has been told that the time was up, or is gone.
-            return;
+        // Where the call is no longer on the list its caller was told that the time was up, or is gone.
+        let wanted = state.phase != Phase::Closed && state.take_call(job.number).is_some();
+        let outcome = if wanted { outcome } else { Outcome::Late };
+        self.row.finish(job.method.0, outcome, clock::whole_ns(took));
+        if wanted {
+            state.output.append(&self.answer);
+            self.go_on(&mut state);
         }
-        state.output.append(&self.answer);
+        drop(state);
         self.keep_answer_small();
-        self.go_on(&mut state);
     }
 
     /// True when the call is still wanted and now belongs to this thread.
@@ -357,7 +354,17 @@ impl Hand {
                 Ok(()) => return Outcome::Ok,
                 Err(too_long) => (Outcome::Error, Error::answer_too_long(&too_long)),
             },
-            Ok(Err(error)) => (Outcome::Error, error),
+            Ok(Err(error)) => {
+                if let Some(cause) = error.source() {
+                    // The caller is only told that there was one.
+                    tracing::error!(slot = shared.info.slot(), method = method.name(), %cause, "internal error");
+                }
+                // The answer is written already.
+                match framing.end_message(&mut self.answer, mark) {
+                    Ok(()) => return Outcome::Error,
+                    Err(too_long) => (Outcome::Error, Error::answer_too_long(&too_long)),
+                }
+            }
             Err(_) => (Outcome::Panicked, Error::panicked(method.name())),
         };
         self.answer.clear();
