@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::state::WorkerId;
-use crate::arena::{ArenaReader, Snapshot};
+use crate::arena::{ArenaReader, Scoreboard, Snapshot};
 use crate::line::Line;
 use crate::sys::clock;
 use crate::sys::process::{self, Ended};
@@ -104,6 +104,14 @@ impl Workers {
 
     pub(crate) fn with_pid(&self, pid: Pid) -> Option<WorkerId> {
         self.by_id.iter().find(|(_, worker)| worker.pid == Some(pid)).map(|(id, _)| *id)
+    }
+
+    /// Has the scoreboard look at every arena.
+    pub(crate) fn observe(&self, scoreboard: &mut Scoreboard<WorkerId>) {
+        let now = clock::monotonic_ns();
+        for (id, worker) in &self.by_id {
+            scoreboard.observe(*id, &worker.arena.snapshot(now));
+        }
     }
 
     /// Those whose first message has not been read yet.

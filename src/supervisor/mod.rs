@@ -6,6 +6,7 @@
 
 mod children;
 mod listeners;
+mod report;
 mod restart;
 mod state;
 
@@ -126,7 +127,7 @@ impl Supervisor {
         let mut events = [EpollEvent::empty(); 64];
         loop {
             if let Some(code) = self.finished {
-                tracing::info!(code, answered = self.scoreboard.ended().answered(), "ended");
+                report::ended(self.scoreboard.ended(), &self.methods);
                 return Ok(code);
             }
             let arrived = match self.epoll.wait(&mut events, self.timeout()) {
@@ -189,7 +190,11 @@ impl Supervisor {
                         worker.kill();
                     }
                 }
-                Action::CloseListeners => self.listeners = None,
+                Action::CloseListeners => {
+                    self.listeners = None;
+                    self.workers.observe(&mut self.scoreboard);
+                    report::draining(&self.scoreboard.sum());
+                }
                 Action::Arm(timer, wait) => {
                     // A moment too far away to be told apart from never is never.
                     if let Some(at) = Instant::now().checked_add(wait) {
