@@ -22,7 +22,15 @@ pub(crate) fn ended(totals: &Totals, methods: &[String]) {
             continue;
         }
         let run = |part, whole| told(method.histogram.percentile(part, whole));
-        tracing::info!(method = name, ok, errors, p50 = run(1, 2), p99 = run(99, 100), max = run(1, 1), "served");
+        tracing::info!(
+            method = name,
+            ok,
+            errors,
+            p50 = run(1, 2),
+            p99 = run(99, 100),
+            max = run(1, 1),
+            "served"
+        );
     }
     let refused = totals.get(Counter::Refused);
     let deadlines_exceeded = totals.get(Counter::DeadlineExceeded);

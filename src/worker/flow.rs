@@ -15,11 +15,10 @@ use nix::sys::epoll::EpollEvent;
 
 use super::connection::{Connection, InFlight, Key, Locked, Phase};
 use super::dispatch::Refused;
-use super::pool::Job;
 use super::{Due, Shared, token_of};
 use crate::arena::{Outcome, Row};
 use crate::rpc::native::{self, Rejected};
-use crate::rpc::{Call, CallParts, Error, Peer, RawJson};
+use crate::rpc::{Call, CallParts, Error, MethodIndex, Peer, RawJson, Span};
 use crate::sys::clock;
 use crate::sys::socket::{PeerAddress, Socket};
 use crate::wire::Step;
@@ -37,6 +36,30 @@ pub(super) struct Hand {
     pub(super) thread: usize,
     /// The answer being written; kept for its memory.
     answer: Vec<u8>,
+}
+
+/// A call on its way to a pool thread. It owns its message, in which params and id are places.
+#[derive(Debug)]
+pub(super) struct Job {
+    connection: Arc<Connection>,
+    /// Which of the connection's calls it is.
+    number: u64,
+    method: MethodIndex,
+    deadline: Instant,
+    allowed: Duration,
+    params: Option<Span>,
+    id: Option<Span>,
+    message: Box<[u8]>,
+}
+
+impl Job {
+    fn params(&self) -> Option<RawJson<'_>> {
+        self.params.map(|span| span.in_message(&self.message))
+    }
+
+    fn id(&self) -> Option<RawJson<'_>> {
+        self.id.map(|span| span.in_message(&self.message))
+    }
 }
 
 /// Why input stopped being taken as messages.
@@ -572,7 +595,7 @@ fn write_error(out: &mut Vec<u8>, framing: LengthFraming, error: &Error, id: Opt
 
 impl Shared {
     /// What a call of `method` may take, with what its caller allows.
-    fn allowed(&self, method: crate::rpc::MethodIndex, timeout_ms: Option<u64>) -> Duration {
+    fn allowed(&self, method: MethodIndex, timeout_ms: Option<u64>) -> Duration {
         let configured = self.timeouts.get(method.0).copied().unwrap_or(self.request_timeout);
         timeout_ms.map_or(configured, |ms| configured.min(Duration::from_millis(ms)))
     }

@@ -42,10 +42,9 @@ use buffers::Buffers;
 use connection::{Bounds, Connection, Key};
 use deadlines::Deadlines;
 use dispatch::Gate;
-use flow::Hand;
+use flow::{Hand, Job};
 use listening::{Door, Visit};
 use poller::Poller;
-use pool::Job;
 use table::Table;
 
 /// Bytes read from a connection in one go.
@@ -416,29 +415,15 @@ fn start_pool(
     threads: usize,
     jobs: &Receiver<Job>,
 ) -> Result<(), String> {
-    let (report, reports) = crossbeam_channel::bounded(threads);
-    for thread in 1..=threads {
+    pool::start(threads, jobs, |thread| {
         let row = arena.row(thread).map_err(|error| format!("arena: {error}"))?;
-        let (shared, jobs, report) = (Arc::clone(shared), jobs.clone(), report.clone());
-        std::thread::Builder::new()
-            .name(format!("pool {thread}"))
-            .spawn(move || {
-                let started = shared.service.thread_start(&shared.info, thread);
-                let serves = started.is_ok();
-                // The receiver waits for every report before it goes away.
-                let _ = report.send(started);
-                drop(report);
-                if serves {
-                    pool::serve(Hand::new(shared, row, thread), &jobs);
-                }
-            })
-            .map_err(|error| format!("thread {thread} of {threads} can't be started: {error}"))?;
-    }
-    drop(report);
-    for _ in 0..threads {
-        reports.recv().map_err(|_| "a thread ended before it was ready; a hook panicked".to_string())??;
-    }
-    Ok(())
+        let shared = Arc::clone(shared);
+        Ok(move || {
+            shared.service.thread_start(&shared.info, thread)?;
+            let mut hand = Hand::new(shared, row, thread);
+            Ok(Box::new(move |job: Job| hand.run(&job)) as Box<dyn FnMut(Job)>)
+        })
+    })
 }
 
 fn open_doors(
