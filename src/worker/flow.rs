@@ -28,6 +28,9 @@ use crate::wire::length::LengthFraming;
 /// The most input taken from one connection when the worker drains: more than any receive queue holds.
 const MOST_AT_DRAIN: usize = 16 << 20;
 
+/// How soon a lingering connection is looked at again when the worker drains.
+const LOOK_AT_DRAIN: Duration = Duration::from_millis(10);
+
 /// One thread's part in the work: what all share, and what is its own.
 pub(super) struct Hand {
     pub(super) shared: Arc<Shared>,
@@ -407,7 +410,13 @@ impl Hand {
         state.timer = None;
         let now = Instant::now();
         if let Phase::Lingering { until } = state.phase {
-            return if until <= now { self.close(&mut state) } else { self.settle(&mut state) };
+            // A worker that ends does not wait for clients that have everything and keep their side open.
+            let all_arrived = self.shared.draining.load(Ordering::SeqCst) && connection.socket.is_settled();
+            return if until <= now || all_arrived {
+                self.close(&mut state)
+            } else {
+                self.settle(&mut state)
+            };
         }
         self.end_due_calls(&mut state, now);
         let bounds = self.shared.bounds;
@@ -505,11 +514,15 @@ impl Hand {
                 tracing::warn!(peer = %state.connection.peer, %error, "a connection can't be watched");
             }
         }
-        if let Some(due) = state.due(&shared.bounds) {
-            if state.timer.is_none_or(|timer| due < timer) {
-                state.timer = Some(due);
-                shared.remind(due, Due::Connection(state.connection.key));
-            }
+        let Some(mut due) = state.due(&shared.bounds) else {
+            return;
+        };
+        if matches!(state.phase, Phase::Lingering { .. }) && shared.draining.load(Ordering::SeqCst) {
+            due = due.min(Instant::now() + LOOK_AT_DRAIN);
+        }
+        if state.timer.is_none_or(|timer| due < timer) {
+            let before = state.timer.replace(due);
+            shared.remind_instead(due, Due::Connection(state.connection.key), before);
         }
     }
 
@@ -522,9 +535,10 @@ impl Hand {
         }
     }
 
-    /// Ends a connection from our side: at once where nothing can be lost by it, otherwise lingering.
+    /// Ends a connection from our side: at once where nothing can be lost by it, otherwise lingering. An answer that
+    /// refuses what is still being sent is followed by input even if none is there yet.
     fn end(&mut self, state: &mut Locked<'_>) {
-        if state.is_quiet() && state.connection.socket.is_settled() {
+        if state.phase == Phase::Open && state.is_quiet() && state.connection.socket.is_settled() {
             return self.close(state);
         }
         state.linger(Instant::now());
@@ -540,6 +554,9 @@ impl Hand {
         }
         // Explicitly, because a duplicate of the descriptor elsewhere would keep the entry alive.
         let _ = self.shared.epoll.delete(&connection.socket);
+        if let Some(timer) = state.timer.take() {
+            self.shared.deadlines.remove(timer, Due::Connection(connection.key));
+        }
         connection.caller_is_gone();
         if !state.calls.is_empty() {
             connection.socket.shut_down();

@@ -394,7 +394,12 @@ impl Shared {
 
     /// Has something looked at when its moment comes.
     fn remind(&self, at: Instant, due: Due) {
-        if self.deadlines.add(at, due) {
+        self.remind_instead(at, due, None);
+    }
+
+    /// As `remind`, in place of the moment `before`.
+    fn remind_instead(&self, at: Instant, due: Due, before: Option<Instant>) {
+        if self.deadlines.add(at, due, before) {
             self.wake_poller();
         }
     }

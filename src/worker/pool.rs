@@ -1,5 +1,7 @@
 //! The pool: the threads that run handlers. What a job is and how it is run is not known here.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use crossbeam_channel::{Receiver, bounded};
 
 /// Starts `threads` threads, numbered from 1, and returns when all of them are ready.
@@ -31,8 +33,10 @@ where
                 // Whoever starts the pool waits for every report, so there is somebody to send it to.
                 let _ = report.send(ready);
                 drop(report);
-                if let Some(run) = run {
-                    serve(&queue, run);
+                // Handlers' panics are caught where they run. One that gets here is our own mistake, and a
+                // pool that is one thread short for ever would be worse than a worker that is replaced.
+                if catch_unwind(AssertUnwindSafe(|| run.map(|run| serve(&queue, run)))).is_err() {
+                    std::process::abort();
                 }
             })
             .map_err(|error| format!("thread {thread} of {threads} can't be started: {error}"))?;
