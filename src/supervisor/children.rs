@@ -47,10 +47,10 @@ impl Worker {
     /// Ends it at once. One that has not told its pid can't be ended by a signal; its closed line ends it.
     pub(crate) fn kill(&mut self) {
         self.end_expected = true;
-        if let Some(pid) = self.pid {
-            if let Err(error) = process::kill(pid, Signal::SIGKILL) {
-                tracing::warn!(%pid, %error, "a worker can't be killed");
-            }
+        if let Some(pid) = self.pid
+            && let Err(error) = process::kill(pid, Signal::SIGKILL)
+        {
+            tracing::warn!(%pid, %error, "a worker can't be killed");
         }
     }
 

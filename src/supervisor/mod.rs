@@ -294,7 +294,7 @@ impl Supervisor {
         let last = worker.arena.snapshot(clock::monotonic_ns());
         worker.log_end(ended, &last, &self.methods);
         let answered = worker.arena.answered() > 0;
-        self.scoreboard.end(id, Some(&last));
+        self.scoreboard.end(&id, Some(&last));
         self.happened(Event::Worker(id, WorkerEvent::Ended { answered }));
     }
 
@@ -356,11 +356,11 @@ impl Supervisor {
     }
 
     fn template_line(&mut self, flags: EpollFlags) {
-        if flags.contains(EpollFlags::EPOLLOUT) {
-            if let Some(template) = &mut self.template {
-                let _ = template.line.flush();
-                watch(&self.epoll, &template.line, TEMPLATE);
-            }
+        if flags.contains(EpollFlags::EPOLLOUT)
+            && let Some(template) = &mut self.template
+        {
+            let _ = template.line.flush();
+            watch(&self.epoll, &template.line, TEMPLATE);
         }
         self.read_template();
     }
@@ -441,10 +441,10 @@ impl Supervisor {
     }
 
     fn forget_unborn(&mut self, id: WorkerId, event: WorkerEvent) {
-        if let Some(worker) = self.workers.remove(id) {
-            if worker.line_open {
-                let _ = self.epoll.delete(&worker.line);
-            }
+        if let Some(worker) = self.workers.remove(id)
+            && worker.line_open
+        {
+            let _ = self.epoll.delete(&worker.line);
         }
         self.happened(Event::Worker(id, event));
     }
@@ -465,11 +465,11 @@ impl Supervisor {
     }
 
     fn worker_line(&mut self, id: WorkerId, flags: EpollFlags) {
-        if flags.contains(EpollFlags::EPOLLOUT) {
-            if let Some(worker) = self.workers.get_mut(id) {
-                let _ = worker.line.flush();
-                watch(&self.epoll, &worker.line, token(id));
-            }
+        if flags.contains(EpollFlags::EPOLLOUT)
+            && let Some(worker) = self.workers.get_mut(id)
+        {
+            let _ = worker.line.flush();
+            watch(&self.epoll, &worker.line, token(id));
         }
         self.read_worker(id);
         // An unborn process whose line is closed will never say its pid.

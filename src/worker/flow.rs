@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::TrySendError;
 use nix::sys::epoll::EpollEvent;
 
-use super::connection::{Connection, InFlight, Key, Locked, Phase};
+use super::connection::{Connection, InFlight, Input, Interest, Key, Locked, Output, Pause, Phase};
 use super::dispatch::Refused;
 use super::{Due, Shared, token_of};
 use crate::arena::{Outcome, Row};
@@ -127,7 +127,7 @@ impl Hand {
         connection.caller_is_gone();
         let mut state = connection.lock();
         // With calls running it is closed when they end; until then its place in the table keeps them known.
-        if state.phase != Phase::Closed && state.calls.is_empty() && state.interest() == Default::default() {
+        if state.phase != Phase::Closed && state.calls.is_empty() && state.interest() == Interest::default() {
             self.close(&mut state);
         }
     }
@@ -137,11 +137,11 @@ impl Hand {
             return;
         }
         if !state.may_begin(&self.shared.bounds) {
-            state.parked = true;
+            state.paused = Some(Pause::Parked);
             return self.settle(state);
         }
         if self.shared.buffers.are_full() {
-            state.starved = true;
+            state.paused = Some(Pause::Starved);
             self.shared.buffers.starve(state.connection.key);
             // Room made between the two looks would go unnoticed.
             if !self.shared.buffers.are_full() {
@@ -236,9 +236,9 @@ impl Hand {
                     self.begin_message(state, rest.get(body).unwrap_or_default());
                 }
                 Step::Wrong(error) => {
-                    let consumes = error.consumed();
+                    let skipped = error.consumed();
                     self.answer_error(state, &error.into(), None);
-                    match consumes {
+                    match skipped {
                         Some(length) => consumed += length,
                         None => state.phase = Phase::Finishing,
                     }
@@ -263,7 +263,6 @@ impl Hand {
         }
         let call = InFlight {
             number: state.next_call_number(),
-            method,
             allowed,
             deadline: now + allowed,
             queued_since: Some(now),
@@ -413,9 +412,9 @@ impl Hand {
             // A worker that ends does not wait for clients that have everything and keep their side open.
             let all_arrived = self.shared.draining.load(Ordering::SeqCst) && connection.socket.is_settled();
             return if until <= now || all_arrived {
-                self.close(&mut state)
+                self.close(&mut state);
             } else {
-                self.settle(&mut state)
+                self.settle(&mut state);
             };
         }
         self.end_due_calls(&mut state, now);
@@ -456,7 +455,9 @@ impl Hand {
     pub(super) fn feed(&mut self, key: Key) {
         if let Some(connection) = self.shared.find(key) {
             let mut state = connection.lock();
-            state.starved = false;
+            if state.paused == Some(Pause::Starved) {
+                state.paused = None;
+            }
             self.settle(&mut state);
         }
     }
@@ -492,8 +493,8 @@ impl Hand {
             if state.flush().is_err() {
                 return self.close(state);
             }
-            if state.may_begin(&self.shared.bounds) {
-                state.parked = false;
+            if state.paused == Some(Pause::Parked) && state.may_begin(&self.shared.bounds) {
+                state.paused = None;
             }
             let over = state.input_ended && (state.input.is_empty() || state.message_since.is_some());
             if state.is_quiet() && (over || state.phase == Phase::Finishing) {
@@ -563,8 +564,8 @@ impl Hand {
         }
         state.phase = Phase::Closed;
         state.calls = Vec::new();
-        state.input = Default::default();
-        state.output = Default::default();
+        state.input = Input::default();
+        state.output = Output::default();
         self.account(state);
         self.row.connection_closed();
         if self.shared.draining.load(Ordering::SeqCst) {

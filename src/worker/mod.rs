@@ -203,7 +203,7 @@ impl Worker {
                     TERM => self.leave(&mut line, &mut scratch),
                     WAKE => self.woken(),
                     token if token & u64::from(u32::MAX) > FIRST_DOOR - 65_536 => {
-                        self.visit(FIRST_DOOR - token)
+                        self.visit(FIRST_DOOR - token);
                     }
                     token => self.connection_event(key_of(token), flags, &mut scratch),
                 }
@@ -309,11 +309,11 @@ impl Worker {
             match due {
                 Due::Connection(key) => self.hand.due(key, at),
                 Due::Door(index) => {
-                    if let Some(door) = self.doors.get_mut(index).and_then(Option::as_mut) {
-                        if let Err(error) = door.resume(&shared.epoll) {
-                            tracing::warn!(slot = shared.info.slot(), %error, "a listener can't be watched again");
-                            shared.remind(Instant::now() + listening::LOOK_AGAIN, Due::Door(index));
-                        }
+                    if let Some(door) = self.doors.get_mut(index).and_then(Option::as_mut)
+                        && let Err(error) = door.resume(&shared.epoll)
+                    {
+                        tracing::warn!(slot = shared.info.slot(), %error, "a listener can't be watched again");
+                        shared.remind(Instant::now() + listening::LOOK_AGAIN, Due::Door(index));
                     }
                 }
                 Due::DrainEnd => {
@@ -453,7 +453,10 @@ fn open_doors(
 fn log_panics(slot: usize) {
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map_or_else(|| "an unknown place".to_string(), ToString::to_string);
-        let text = panic.payload_as_str().unwrap_or("a value that is not text");
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let text = text.unwrap_or("a value that is not text");
         tracing::error!(slot, place, "a handler panicked: {text}");
     }));
 }
