@@ -150,6 +150,7 @@ impl Worker {
         let term = signals::wake_on_term().map_err(failed("SIGTERM"))?;
         let pid = i32::try_from(info.pid()).unwrap_or_default();
         line.send(&FromWorker::Born { version: line::VERSION, pid }, Vec::new()).map_err(failed("line"))?;
+        crate::sys::allocator::give_back_large_buffers();
         log::init(&config.log);
         log_panics(info.slot());
         let memory = descriptors.next().ok_or("the arena is missing")?;
