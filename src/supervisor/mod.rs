@@ -26,7 +26,6 @@ use crate::sys::clock;
 use crate::sys::exec::Program;
 use crate::sys::process::{self, Ended, Reaped};
 use crate::sys::signals::Signals;
-use crate::template;
 
 use children::{Template, Worker, Workers};
 pub(crate) use listeners::Listeners;
@@ -334,7 +333,7 @@ impl Supervisor {
         };
         line.send(&begin, vec![config])?;
         self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, TEMPLATE))?;
-        let pid = self.program.start(template::LINE_VARIABLE, &far_end, |far_end, error| {
+        let pid = self.program.start(line::TEMPLATE_VARIABLE, &far_end, |far_end, error| {
             let Ok(far_end) = far_end.try_clone() else { return };
             let reason = format!("the program can't be executed again: {error}");
             // The child that runs this ends right after: nothing is left to do if the line is broken too.

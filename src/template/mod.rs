@@ -18,9 +18,6 @@ use crate::rpc::Service;
 use crate::sys::process::{self, Forked};
 use crate::worker::{self, Birth};
 
-/// The environment variable by which a process learns that it is a template, and which descriptor its line is.
-pub(crate) const LINE_VARIABLE: &str = "TINE_TEMPLATE_LINE";
-
 /// What the intermediate process of a fork tells the template by its exit code.
 const WORKER_FORKED: i32 = 0;
 
@@ -40,7 +37,7 @@ struct Beginning {
 
 /// Takes the line that a supervisor left for this process. Call it before any thread is started.
 pub(crate) fn inherited_line() -> Option<io::Result<Line>> {
-    let line = crate::sys::exec::take_inherited(LINE_VARIABLE)?;
+    let line = crate::sys::exec::take_inherited(line::TEMPLATE_VARIABLE)?;
     Some(line.map(Line::from))
 }
 
