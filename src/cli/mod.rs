@@ -53,11 +53,11 @@ impl Server {
                 template::run(line, &serve::overrides(&args.config), service)
             }
             (Some(Ok(_)), _) => {
-                eprintln!("{} is set, but not for this command", TEMPLATE_VARIABLE);
+                eprintln!("{TEMPLATE_VARIABLE} is set, but not for this command");
                 2
             }
             (Some(Err(error)), _) => {
-                eprintln!("{}: {error}", TEMPLATE_VARIABLE);
+                eprintln!("{TEMPLATE_VARIABLE}: {error}");
                 2
             }
             (None, Command::Serve(args)) => serve::run(&args.config, &service),
