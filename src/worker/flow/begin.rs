@@ -72,7 +72,7 @@ impl Hand {
     }
 
     /// Begins what it can of the input that waits.
-    fn begin_waiting(&mut self, state: &mut Locked<'_>) {
+    pub(super) fn begin_waiting(&mut self, state: &mut Locked<'_>) {
         let mut input = std::mem::take(&mut state.input);
         let begun = self.begin_messages(state, input.waiting());
         if state.phase == Phase::Open {
@@ -134,7 +134,7 @@ impl Hand {
         };
         let now = Instant::now();
         let allowed = self.shared.allowed(method, request.timeout_ms);
-        if let Err(refused) = self.shared.gate.admit(self.shared.queue.len(), allowed) {
+        if let Err(refused) = self.shared.gate.admit(allowed) {
             return self.refuse(state, refused, request.id());
         }
         let call = InFlight {
@@ -158,9 +158,11 @@ impl Hand {
         };
         match self.shared.queue.try_send(job) {
             Ok(()) => state.calls.push(call),
+            // The gate admits no more than fit.
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                let refused = self.shared.gate.full(self.shared.queue.len());
-                self.refuse(state, refused, request.id());
+                self.shared.gate.ended();
+                let retry_after = self.shared.gate.retry_after();
+                self.refuse(state, Refused { retry_after }, request.id());
             }
         }
     }

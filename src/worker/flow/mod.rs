@@ -180,7 +180,7 @@ impl Hand {
                 Error::deadline(call.allowed)
             } else if call.queued_since.is_some_and(|since| since + queue_wait <= now) {
                 self.row.refused();
-                Error::overloaded(self.shared.gate.full(self.shared.queue.len()).retry_after)
+                Error::overloaded(self.shared.gate.retry_after())
             } else {
                 index += 1;
                 continue;

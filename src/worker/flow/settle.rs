@@ -1,5 +1,6 @@
 //! What follows from a change of a connection: sending, watching, accounting, ending.
 
+use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ impl Hand {
             return;
         }
         if !matches!(state.phase, Phase::Lingering { .. }) {
-            if state.flush().is_err() {
+            if self.send(state).is_err() {
                 return self.close(state);
             }
             if state.paused == Some(Pause::Parked) && state.may_begin(&self.shared.bounds) {
@@ -33,6 +34,19 @@ impl Hand {
         }
         self.watch(state);
         self.account(state);
+    }
+
+    /// Sends what the socket takes. Input that waited for a full output is begun here, as nothing else would come
+    /// back to it when all is sent in one go.
+    fn send(&mut self, state: &mut Locked<'_>) -> io::Result<()> {
+        loop {
+            let was_full = state.output.len() >= self.shared.bounds.output;
+            state.flush()?;
+            if !was_full || state.input.is_empty() || !state.may_begin(&self.shared.bounds) {
+                return Ok(());
+            }
+            self.begin_waiting(state);
+        }
     }
 
     fn watch(&mut self, state: &mut Locked<'_>) {
