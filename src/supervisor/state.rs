@@ -219,11 +219,6 @@ impl State {
         actions
     }
 
-    /// True while readiness should be reported.
-    pub(crate) fn ready_workers(&self) -> usize {
-        self.slots.iter().filter(|slot| matches!(slot.phase, Phase::Ready(_))).count()
-    }
-
     fn template_ready(&mut self, actions: &mut Vec<Action>) {
         match self.template {
             Template::Starting => {
