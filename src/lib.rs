@@ -1,4 +1,41 @@
 //! A pre-fork RPC server for handlers that block, burn CPU, leak or crash.
+//!
+//! A program registers methods and runs the command line; `serve` then answers calls from processes × threads, and
+//! a handler that crashes costs one worker, which is replaced.
+//!
+//! ```no_run
+//! use tine::{Call, Error, Server};
+//!
+//! fn main() -> std::process::ExitCode {
+//!     Server::new().method("double", |_: &Call, n: i64| Ok::<_, Error>(2 * n)).run()
+//! }
+//! ```
+//!
+//! # The processes
+//!
+//! ```text
+//! supervisor      binds, reaps, restarts; one thread, one epoll loop, no user code
+//!   ├── template  the program executed anew: runs preload, forks workers on request
+//!   ├── worker 0  poller + pool of threads; state made after the fork
+//!   └── worker 1  …
+//! ```
+//!
+//! # A call's way
+//!
+//! ```text
+//! listener → poller → connection → wire (framing) → rpc (envelope → call) → dispatch → pool thread → handler
+//!                                                                                          └→ answer → connection
+//! ```
+//!
+//! # Where things are
+//!
+//! `cli` says which process this is; `server` is the public builder; `supervisor`, `template` and `worker` are the
+//! three kinds of process; `rpc` turns messages into calls and answers, `wire` bytes into messages; `arena` is what a
+//! worker counts where others can read it, `line` what processes say to each other, `config` what the operator
+//! wants, `log` where it is all told; `sys` is the operating system and has all `unsafe` code.
+//!
+//! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, line, config, log} →
+//! wire → sys. `client` and `fork_processes` stand beside. A test reads the `use` lines against this.
 
 mod arena;
 mod cli;
@@ -21,3 +58,8 @@ pub use fork_processes::{
 };
 pub use rpc::{BoxError, Call, Error, Peer, RawJson, Reply, WorkerInfo};
 pub use server::{LocalServer, Server};
+
+/// The README's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -134,9 +134,9 @@ fn tell_of_dropped(destination: &Destination) {
 fn shortened(line: &[u8]) -> Vec<u8> {
     const ENDING: &[u8] = "… (cut)\n".as_bytes();
     let text = String::from_utf8_lossy(line);
-    let kept = text.floor_char_boundary(LONGEST_LINE - ENDING.len());
+    let room = LONGEST_LINE - ENDING.len();
+    let kept = (0..=room).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     let mut short = text.as_bytes().get(..kept).unwrap_or_default().to_vec();
-    short.truncate(LONGEST_LINE - ENDING.len());
     short.extend_from_slice(ENDING);
     short
 }

@@ -60,6 +60,7 @@ impl Default for Histogram {
 
 impl Histogram {
     /// How many durations it holds.
+    #[cfg(test)]
     pub(crate) fn count(&self) -> u64 {
         self.buckets.iter().fold(0, |sum, count| sum.saturating_add(*count))
     }

@@ -43,10 +43,12 @@ pub(super) const HEAD_WORDS: usize = 4;
 
 /// Row word: call number × 2, plus 1 while that call runs.
 pub(super) const ROW_CALL: usize = 0;
-/// Row words: method and start of the calls with an even number (the first two) and an odd one (the next two).
-pub(super) const ROW_SLOTS: usize = 1;
+/// Row word: the method of the call that the call word speaks of.
+pub(super) const ROW_METHOD: usize = 1;
+/// Row word: when that call began, in nanoseconds of the monotonic clock.
+pub(super) const ROW_SINCE_NS: usize = 2;
 /// Row words: the counters, in the order of `Counter`.
-pub(super) const ROW_COUNTERS: usize = 5;
+pub(super) const ROW_COUNTERS: usize = 3;
 
 /// The words of the worker section.
 #[derive(Debug, Clone, Copy)]

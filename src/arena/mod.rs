@@ -21,6 +21,7 @@ mod histogram;
 mod layout;
 mod reader;
 mod scoreboard;
+mod snapshot;
 mod totals;
 mod writer;
 
@@ -28,10 +29,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
-pub(crate) use error::ArenaError;
-pub(crate) use reader::{ArenaReader, Identity, Running, Snapshot};
+pub(crate) use reader::ArenaReader;
 pub(crate) use scoreboard::Scoreboard;
-pub(crate) use totals::{Counter, MethodTotals, Totals};
+pub(crate) use snapshot::Snapshot;
+pub(crate) use totals::{Counter, Totals};
 pub(crate) use writer::{ArenaWriter, Outcome, Row};
 
 use crate::sys::memory::{self, WORD, WritableMemory};

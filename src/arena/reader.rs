@@ -11,59 +11,14 @@ use super::State;
 use super::error::ArenaError;
 use super::histogram::{BUCKETS, Histogram};
 use super::layout::{
-    HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_COUNTERS, ROW_SLOTS, WorkerWord,
+    HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_COUNTERS, ROW_METHOD, ROW_SINCE_NS, WorkerWord,
 };
+use super::snapshot::{Identity, Running, Snapshot};
 use super::totals::{Counter, MethodTotals, Totals};
 use crate::sys::memory::{ReadableMemory, WORD};
 
 /// How often a reader tries again to catch a row between two calls.
 const ATTEMPTS: usize = 8;
-
-/// Who works with an arena, as it says itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) pid: u32,
-    pub(crate) generation: u64,
-    pub(crate) slot: usize,
-    pub(crate) state: State,
-    /// Time since it introduced itself.
-    pub(crate) uptime: Duration,
-}
-
-/// A call that runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Running {
-    /// The thread: 0 is the first poller, 1 and up are the pool threads.
-    pub(crate) row: usize,
-    /// Index of its method, less than the arena's number of methods.
-    pub(crate) method: usize,
-    /// The how-manieth call of this row it is; with the row, it tells two calls apart.
-    pub(crate) number: u64,
-    /// When it began, in nanoseconds of the monotonic clock.
-    pub(crate) since_ns: u64,
-}
-
-impl Running {
-    /// How long it has been running at `now_ns` of the monotonic clock.
-    pub(crate) fn elapsed(&self, now_ns: u64) -> Duration {
-        Duration::from_nanos(now_ns.saturating_sub(self.since_ns))
-    }
-}
-
-/// What an arena said at one time.
-///
-/// Numbers that belong together agree, also while the worker writes and after it died at any point: a
-/// running call's method, number and start are of the same call, and histogram ≤ method's counts,
-/// their sum ≤ outcomes, outcomes + running ≤ begun, closed ≤ accepted. (Unless a handler has scribbled on it.)
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Snapshot {
-    /// None if no worker has introduced itself.
-    pub(crate) identity: Option<Identity>,
-    /// What all its threads have counted.
-    pub(crate) totals: Totals,
-    /// What runs, by row.
-    pub(crate) running: Vec<Running>,
-}
 
 /// A worker's arena, mapped read-only.
 #[derive(Debug)]
@@ -116,26 +71,14 @@ impl ArenaReader {
     }
 
     /// How many calls a row has begun, and the one that runs.
-    ///
-    /// If calls come and go so fast that none can be caught, none is said to run: none of them is worth a mention.
     fn call(&self, row: usize) -> (u64, Option<Running>) {
         let Some(at) = self.layout.row(row) else { return (0, None) };
-        let word = |index: usize| self.load(at + index * WORD);
-        let mut number = 0;
-        for _ in 0..ATTEMPTS {
-            let call = word(ROW_CALL);
-            number = call >> 1;
-            if call.is_multiple_of(2) {
-                return (number, None);
-            }
-            let slot = ROW_SLOTS + if number.is_multiple_of(2) { 0 } else { 2 };
-            let (method, since_ns) = (word(slot), word(slot + 1));
-            if word(ROW_CALL) == call {
-                let method = usize::try_from(method).ok().filter(|method| *method < self.layout.methods);
-                return (number, method.map(|method| Running { row, method, number, since_ns }));
-            }
-        }
-        (number, None)
+        let (number, pair) = call_of(|index| self.load(at + index * WORD));
+        let running = pair.and_then(|(method, since_ns)| {
+            let method = usize::try_from(method).ok().filter(|method| *method < self.layout.methods)?;
+            Some(Running { row, method, number, since_ns })
+        });
+        (number, running)
     }
 
     /// A counter, over all rows.
@@ -182,12 +125,31 @@ impl ArenaReader {
     }
 }
 
+/// How many calls a row has begun, with method and start of the last one if it runs; `word` loads a row's word.
+///
+/// If calls come and go so fast that none can be caught, none is said to run: none of them is worth a mention.
+fn call_of(mut word: impl FnMut(usize) -> u64) -> (u64, Option<(u64, u64)>) {
+    let mut number = 0;
+    for _ in 0..ATTEMPTS {
+        let call = word(ROW_CALL);
+        number = call >> 1;
+        if call.is_multiple_of(2) {
+            return (number, None);
+        }
+        let pair = (word(ROW_METHOD), word(ROW_SINCE_NS));
+        if word(ROW_CALL) == call {
+            return (number, Some(pair));
+        }
+    }
+    (number, None)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::os::fd::OwnedFd;
     use std::os::unix::fs::FileExt;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::thread;
 
     use proptest::prelude::*;
@@ -234,7 +196,7 @@ mod tests {
         };
         assert_eq!(snapshot.identity, Some(identity));
         assert_eq!(snapshot.running, [Running { row: 1, method: 1, number: 2, since_ns: 3_000 }]);
-        assert_eq!(snapshot.running[0].elapsed(2_001_000), Duration::from_nanos(1_998_000));
+        assert_eq!(snapshot.running[0].elapsed(2_001_000), Duration::from_micros(1_998));
         let totals = &snapshot.totals;
         assert_eq!((totals.begun, totals.answered(), totals.connections_open()), (4, 3, 2));
         // Closed, accepted, ok, errors, panics, late, refused, deadline exceeded, log dropped.
@@ -245,43 +207,87 @@ mod tests {
     }
 
     #[test]
+    fn whatever_the_writer_stores_between_two_loads_the_pair_is_of_one_call() {
+        let calls = 1..=20_u64;
+        let stores: Vec<_> = calls
+            .flat_map(|call| {
+                [(ROW_METHOD, call), (ROW_SINCE_NS, call), (ROW_CALL, call * 2 + 1), (ROW_CALL, call * 2)]
+            })
+            .collect();
+        let (mut caught, mut missed) = (0, 0);
+        // How many stores are made before the first four loads, and before each one that follows.
+        for case in 0..8_usize.pow(5) {
+            let mut words = [0; ROW_COUNTERS];
+            let mut left = stores.iter();
+            let mut loads = 0;
+            let (number, pair) = call_of(|index| {
+                for (stored, value) in left.by_ref().take(case >> (3 * loads.min(4)) & 7) {
+                    words[*stored] = *value;
+                }
+                loads += 1;
+                words[index]
+            });
+            match pair {
+                Some(pair) => assert_eq!(pair, (number, number), "case {case:o}"),
+                None => missed += 1,
+            }
+            caught += usize::from(pair.is_some());
+        }
+        assert!(caught > 100 && missed > 100, "{caught} caught, {missed} missed");
+    }
+
+    /// Checks what holds in every snapshot while calls come and go; returns how many were caught running.
+    fn check_agreement(snapshot: &Snapshot) -> u64 {
+        for runs in &snapshot.running {
+            assert_eq!(runs.since_ns, runs.number * 1_000, "{runs:?}");
+            assert_eq!(runs.method as u64, runs.number % 7, "{runs:?}");
+        }
+        let totals = &snapshot.totals;
+        let running = snapshot.running.len() as u64;
+        let by_method: u64 = totals.methods.iter().map(|method| method.ok).sum();
+        let in_histograms: u64 = totals.methods.iter().map(|method| method.histogram.count()).sum();
+        assert!(in_histograms <= by_method, "{in_histograms} in histograms, {by_method} by method");
+        assert!(by_method <= totals.answered(), "{by_method} by method, {} answered", totals.answered());
+        assert!(
+            totals.answered() + running <= totals.begun,
+            "{} answered, {running} running",
+            totals.answered()
+        );
+        running
+    }
+
+    #[test]
     fn no_reader_ever_sees_half_of_one_call_and_half_of_another() {
-        const CALLS: u64 = 300_000;
+        const ENOUGH_SEEN: u64 = 2_000;
+        const MOST_CALLS: u64 = 10_000_000;
         let (mut arena, reader) = writer_and_reader(1, 7);
         let mut row = arena.row(0).unwrap();
-        let is_over = AtomicBool::new(false);
-        let seen = thread::scope(|threads| {
-            threads.spawn(|| {
-                for number in 1..=CALLS {
-                    let method = usize::try_from(number % 7).unwrap();
-                    row.begin(method, number * 1_000);
-                    row.finish(method, Outcome::Ok, number);
-                }
-                is_over.store(true, Ordering::Release);
-            });
-            let mut seen = 0_u64;
-            while !is_over.load(Ordering::Acquire) {
-                let snapshot = reader.snapshot(0);
-                for runs in &snapshot.running {
-                    assert_eq!(runs.since_ns, runs.number * 1_000, "{runs:?}");
-                    assert_eq!(runs.method as u64, runs.number % 7, "{runs:?}");
-                    seen += 1;
-                }
-                let totals = &snapshot.totals;
-                let by_method: u64 = totals.methods.iter().map(|method| method.ok).sum();
-                let in_histograms: u64 = totals.methods.iter().map(|method| method.histogram.count()).sum();
-                assert!(in_histograms <= by_method, "{in_histograms} in histograms, {by_method} by method");
-                assert!(
-                    by_method <= totals.answered(),
-                    "{by_method} by method, {} answered",
-                    totals.answered()
-                );
-                assert!(totals.answered() + snapshot.running.len() as u64 <= totals.begun, "{snapshot:?}");
+        let (is_over, seen) = (AtomicBool::new(false), AtomicU64::new(0));
+        let calls = thread::scope(|threads| {
+            for _ in 0..2 {
+                threads.spawn(|| {
+                    while !is_over.load(Ordering::Acquire) {
+                        seen.fetch_add(check_agreement(&reader.snapshot(0)), Ordering::Relaxed);
+                    }
+                });
             }
-            seen
+            let mut number = 0;
+            while number < MOST_CALLS && seen.load(Ordering::Relaxed) < ENOUGH_SEEN {
+                number += 1;
+                let method = usize::try_from(number % 7).unwrap();
+                row.begin(method, number * 1_000);
+                // Calls of many lengths, so that readers come in at every point of one.
+                for _ in 0..number % 64 {
+                    std::hint::spin_loop();
+                }
+                row.finish(method, Outcome::Ok, number);
+            }
+            is_over.store(true, Ordering::Release);
+            number
         });
         let totals = reader.snapshot(0).totals;
-        assert_eq!((totals.begun, totals.answered()), (CALLS, CALLS), "{seen} calls seen running");
+        assert_eq!((totals.begun, totals.answered()), (calls, calls));
+        assert!(seen.into_inner() > 0, "no call was caught running: the test has shown nothing");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::reader::Snapshot;
+use super::snapshot::Snapshot;
 use super::totals::Totals;
 
 /// Adds up workers. `K` names a worker and must not be used again for another one.
@@ -28,8 +28,8 @@ impl<K: Ord> Scoreboard<K> {
     }
 
     /// Moves a worker that has ended over to the ended ones, with what its arena said last, if that could be read.
-    pub(crate) fn end(&mut self, worker: K, last: Option<&Snapshot>) {
-        let mut totals = self.living.remove(&worker).unwrap_or_default();
+    pub(crate) fn end(&mut self, worker: &K, last: Option<&Snapshot>) {
+        let mut totals = self.living.remove(worker).unwrap_or_default();
         if let Some(last) = last {
             totals.raise_to(&last.totals);
         }
@@ -55,7 +55,8 @@ impl<K: Ord> Scoreboard<K> {
 mod tests {
     use super::*;
     use crate::arena::histogram::{BUCKETS, Histogram};
-    use crate::arena::{Counter, MethodTotals, Outcome, writer_and_reader};
+    use crate::arena::totals::MethodTotals;
+    use crate::arena::{Counter, Outcome, writer_and_reader};
     use proptest::prelude::*;
 
     fn said(begun: u64, ok: u64) -> Snapshot {
@@ -85,7 +86,7 @@ mod tests {
         }
         assert_eq!((board.sum().answered(), board.sum().connections_open()), (2, 1));
         row.begin(0, 1);
-        board.end("first", Some(&reader.snapshot(0)));
+        board.end(&"first", Some(&reader.snapshot(0)));
         assert_eq!((board.sum().begun, board.sum().answered(), board.sum().connections_open()), (3, 2, 0));
         board.observe("second", &said(5, 5));
         assert_eq!((board.sum().answered(), board.ended().answered()), (7, 2));
@@ -98,7 +99,7 @@ mod tests {
         board.observe(1, &said(10, 10));
         board.observe(1, &said(0, 3));
         assert_eq!((board.sum().begun, board.sum().answered()), (10, 10));
-        board.end(1, Some(&said(0, 0)));
+        board.end(&1, Some(&said(0, 0)));
         assert_eq!((board.sum().begun, board.sum().answered()), (10, 10));
     }
 
@@ -106,16 +107,16 @@ mod tests {
     fn a_worker_whose_arena_cannot_be_read_any_more_counts_as_last_seen() {
         let mut board = Scoreboard::new(Totals::default());
         board.observe(1, &said(4, 3));
-        board.end(1, None);
-        board.end(2, None);
+        board.end(&1, None);
+        board.end(&2, None);
         assert_eq!((board.sum().begun, board.sum().answered()), (4, 3));
     }
 
     #[test]
     fn a_scoreboard_may_start_from_earlier_totals() {
         let mut ended = Totals::default();
-        ended.fold(&said(4, 3));
-        ended.fold(&said(1, 1));
+        ended.fold_ended(&said(4, 3).totals);
+        ended.fold_ended(&said(1, 1).totals);
         let mut board = Scoreboard::new(ended);
         board.observe(1, &said(1, 0));
         assert_eq!((board.sum().begun, board.sum().answered()), (6, 4));
@@ -133,8 +134,8 @@ mod tests {
                 // An ended worker's name is not used again.
                 let name = (worker, if kind == 0 { step } else { 0 });
                 match kind {
-                    0 => board.end(name, Some(&snapshot)),
-                    1 if step % 2 == 0 => board.end(name, None),
+                    0 => board.end(&name, Some(&snapshot)),
+                    1 if step % 2 == 0 => board.end(&name, None),
                     _ => board.observe(name, &snapshot),
                 }
                 let now = board.sum();

@@ -3,7 +3,6 @@
 //! Plain values. All additions saturate, because what is added may be garbage out of a scribbled arena.
 
 use super::histogram::Histogram;
-use super::reader::Snapshot;
 
 /// What each thread of a worker counts, besides the calls it begins.
 ///
@@ -94,11 +93,6 @@ impl Totals {
     /// Adds what a worker that has ended had counted last.
     ///
     /// Its connections are gone with it: they count as closed.
-    pub(crate) fn fold(&mut self, last: &Snapshot) {
-        self.fold_ended(&last.totals);
-    }
-
-    /// As [`fold`](Self::fold), for sums without the snapshot they come from.
     pub(super) fn fold_ended(&mut self, ended: &Self) {
         self.add(ended);
         self.count(Counter::Closed, ended.connections_open());

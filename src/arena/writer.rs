@@ -10,7 +10,8 @@ use super::State;
 use super::error::ArenaError;
 use super::histogram::{BUCKETS, bucket_of};
 use super::layout::{
-    HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_COUNTERS, ROW_SLOTS, ROW_WORDS, WorkerWord,
+    HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_COUNTERS, ROW_METHOD, ROW_SINCE_NS, ROW_WORDS,
+    WorkerWord,
 };
 use super::totals::Counter;
 use crate::sys::memory::{WORD, WritableMemory};
@@ -40,12 +41,13 @@ pub(crate) struct ArenaWriter {
 }
 
 impl ArenaWriter {
-    /// Maps a worker's own arena. The descriptor isn't needed afterwards and is closed.
+    /// Maps a worker's own arena. The descriptor is closed, the mapping needs it no more.
     ///
     /// The mapping stays for the life of the process: a thread that is stuck in a handler may come back at any
     /// time and write to its row.
     pub(crate) fn open(fd: OwnedFd) -> Result<Self, ArenaError> {
         let memory = WritableMemory::map(fd.as_fd(), HEADER_WORDS * WORD)?;
+        drop(fd);
         let header = std::array::from_fn(|index| {
             memory.word(index * WORD).map_or(0, |word| word.load(Ordering::Acquire))
         });
@@ -92,7 +94,6 @@ impl ArenaWriter {
                 .ok_or_else(no_such_row)?
                 .as_chunks()
                 .0,
-            index: row,
             begun: 0,
         };
         *is_taken = true;
@@ -115,18 +116,12 @@ pub(crate) struct Row {
     words: &'static [AtomicU64; ROW_WORDS],
     heads: &'static [[AtomicU64; HEAD_WORDS]],
     histograms: &'static [[AtomicU64; BUCKETS]],
-    index: usize,
     /// Kept here and not read back, so that a scribbled word is right again with the next call.
     begun: u64,
 }
 
 impl Row {
-    /// Which row it is.
-    pub(crate) fn index(&self) -> usize {
-        self.index
-    }
-
-    /// Says that a call of `method` begins to run, at `now_ns` of the monotonic clock.
+    /// Says that a call of `method` begins to run, at `now_ns` of the monotonic clock. The one before is finished.
     pub(crate) fn begin(&mut self, method: usize, now_ns: u64) {
         self.begin_with(method, now_ns, &mut release);
     }
@@ -161,18 +156,16 @@ impl Row {
         self.count(Counter::LogDropped, lines);
     }
 
-    /// Three stores. The call word holds the number of calls begun and whether the last one runs; method and start
-    /// stand in one of two slots, which even and odd calls use in turn. Dying before the last store
-    /// leaves the call word on the call before, whose slot is untouched: this call was never begun. (Its handler
-    /// was not entered, so that is the truth.) After it, the call runs.
+    /// Three stores. The call word holds the number of calls begun and whether the last one runs, and is stored
+    /// last. Dying before that leaves it on the call before, which runs no more: this call was never begun.
+    /// (Its handler was not entered, so that is the truth.) Dying after it leaves the call running.
     ///
-    /// A reader that finds the call word unchanged after it has read the slot has read a true pair: the slot is
-    /// written again only after the call word has moved on.
+    /// A reader that finds the call word unchanged after it has read method and start has read a true pair: they
+    /// are written again only after [`finish`](Self::finish) has moved the call word on.
     fn begin_with(&mut self, method: usize, now_ns: u64, store: &mut impl FnMut(&AtomicU64, u64)) {
         self.begun = self.begun.wrapping_add(1);
-        let slot = ROW_SLOTS + if self.begun.is_multiple_of(2) { 0 } else { 2 };
-        store(&self.words[slot], method as u64);
-        store(&self.words[slot + 1], now_ns);
+        store(&self.words[ROW_METHOD], method as u64);
+        store(&self.words[ROW_SINCE_NS], now_ns);
         store(&self.words[ROW_CALL], self.begun << 1 | 1);
     }
 
@@ -219,7 +212,8 @@ fn release(word: &AtomicU64, value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arena::{ArenaReader, Running, Snapshot, create, writer_and_reader};
+    use crate::arena::snapshot::Running;
+    use crate::arena::{ArenaReader, Snapshot, create, writer_and_reader};
 
     /// Performs the first `left` stores and loses the others, as a death does.
     fn dying_after(mut left: usize) -> impl FnMut(&AtomicU64, u64) {
@@ -332,7 +326,7 @@ mod tests {
     #[test]
     fn a_row_is_given_to_one_thread_only() {
         let (mut arena, _reader) = writer_and_reader(2, 1);
-        assert_eq!(arena.row(1).unwrap().index(), 1);
+        arena.row(1).unwrap();
         assert!(matches!(arena.row(1), Err(ArenaError::RowTaken { row: 1 })));
         assert!(matches!(arena.row(2), Err(ArenaError::NoSuchRow { row: 2, rows: 2 })));
         assert!(arena.row(0).is_ok());

@@ -22,7 +22,7 @@ mod values;
 mod tests;
 
 pub(crate) use address::{Address, AddressError};
-pub(crate) use checked::{Config, Limits, Log, LogFormat, MethodSettings, Restart, Timeouts, check};
+pub(crate) use checked::{Config, Log, LogFormat, check};
 pub(crate) use error::ConfigError;
 pub(crate) use listener::Listener;
 pub(crate) use source::{Source, read_source};

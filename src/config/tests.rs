@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use tracing::level_filters::LevelFilter;
 
 use super::*;
+use crate::config::checked::{Limits, MethodSettings, Restart, Timeouts};
 use crate::wire::ByteOrder;
 
 fn source(text: &str) -> Source {

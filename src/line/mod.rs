@@ -126,17 +126,17 @@ mod tests {
     fn messages_keep_their_order_past_a_full_socket() {
         let (mut here, there) = Line::pair().unwrap();
         let mut there = Line::from(there);
-        for slot in 0..MOST_QUEUED {
-            here.send(&FromTemplate::ForkFailed { worker: slot as u32, reason: "x".repeat(500) }, vec![])
-                .unwrap();
+        let most = u32::try_from(MOST_QUEUED).unwrap();
+        for worker in 0..most {
+            here.send(&FromTemplate::ForkFailed { worker, reason: "x".repeat(500) }, vec![]).unwrap();
         }
         assert!(here.has_queued(), "the test needs more messages than the socket takes");
-        for expected in 0..MOST_QUEUED {
+        for expected in 0..most {
             let Received::Message(FromTemplate::ForkFailed { worker, .. }, _) = there.receive().unwrap()
             else {
                 panic!("expected message {expected}");
             };
-            assert_eq!(worker as usize, expected);
+            assert_eq!(worker, expected);
             here.flush().unwrap();
         }
         assert!(!here.has_queued());

@@ -179,27 +179,9 @@ impl Error {
         )
     }
 
-    /// `cause` is what ended the call: `SIGSEGV`, `exit 3`, `drained`.
-    pub(crate) fn crashed(method: &str, cause: &str) -> Error {
-        let message = if cause == "drained" {
-            format!("the call of `{method}` was still running when its worker had to end")
-        } else {
-            format!("worker crashed ({cause}) while it ran `{method}`")
-        };
-        Error::plain(Error::CRASHED, message).with_data(json!({ "method": method, "cause": cause }))
-    }
-
     pub(crate) fn too_large(length: usize, limit: usize) -> Error {
         Error::plain(Error::TOO_LARGE, WireError::TooLarge { length, limit }.to_string())
             .with_data(json!({ "limit": limit }))
-    }
-
-    pub(crate) fn quarantined(method: &str, retry_after: Duration) -> Error {
-        Error::plain(
-            Error::QUARANTINED,
-            format!("`{method}` is in quarantine: it has crashed too many workers"),
-        )
-        .with_data(retry_after_ms(retry_after))
     }
 }
 
@@ -313,10 +295,7 @@ mod tests {
             (Error::overloaded(Duration::from_micros(1500)), -32000, r#"{"retry_after_ms":2}"#),
             (Error::overloaded(Duration::ZERO), -32000, r#"{"retry_after_ms":1}"#),
             (Error::deadline(ms(50)), -32001, ""),
-            (Error::crashed("frob", "SIGSEGV"), -32002, r#"{"cause":"SIGSEGV","method":"frob"}"#),
-            (Error::crashed("frob", "drained"), -32002, r#"{"cause":"drained","method":"frob"}"#),
             (Error::too_large(2000, 1000), -32003, r#"{"limit":1000}"#),
-            (Error::quarantined("frob", ms(30_000)), -32004, r#"{"retry_after_ms":30000}"#),
         ] {
             assert_eq!(error.code(), code);
             assert_eq!(error.data().map_or("", RawValue::get), data, "{error}");

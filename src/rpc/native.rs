@@ -27,10 +27,6 @@ pub(crate) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    pub(crate) fn params(&self) -> Option<RawJson<'a>> {
-        self.params.map(|span| span.json(self.text))
-    }
-
     pub(crate) fn id(&self) -> Option<RawJson<'a>> {
         self.id.map(|span| span.json(self.text))
     }

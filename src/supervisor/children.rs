@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::state::WorkerId;
-use crate::arena::{ArenaReader, Snapshot};
+use crate::arena::{ArenaReader, Scoreboard, Snapshot};
 use crate::line::Line;
 use crate::sys::clock;
 use crate::sys::process::{self, Ended};
@@ -47,10 +47,10 @@ impl Worker {
     /// Ends it at once. One that has not told its pid can't be ended by a signal; its closed line ends it.
     pub(crate) fn kill(&mut self) {
         self.end_expected = true;
-        if let Some(pid) = self.pid {
-            if let Err(error) = process::kill(pid, Signal::SIGKILL) {
-                tracing::warn!(%pid, %error, "a worker can't be killed");
-            }
+        if let Some(pid) = self.pid
+            && let Err(error) = process::kill(pid, Signal::SIGKILL)
+        {
+            tracing::warn!(%pid, %error, "a worker can't be killed");
         }
     }
 
@@ -104,6 +104,14 @@ impl Workers {
 
     pub(crate) fn with_pid(&self, pid: Pid) -> Option<WorkerId> {
         self.by_id.iter().find(|(_, worker)| worker.pid == Some(pid)).map(|(id, _)| *id)
+    }
+
+    /// Has the scoreboard look at every arena.
+    pub(crate) fn observe(&self, scoreboard: &mut Scoreboard<WorkerId>) {
+        let now = clock::monotonic_ns();
+        for (id, worker) in &self.by_id {
+            scoreboard.observe(*id, &worker.arena.snapshot(now));
+        }
     }
 
     /// Those whose first message has not been read yet.

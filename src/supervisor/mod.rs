@@ -6,12 +6,13 @@
 
 mod children;
 mod listeners;
+mod report;
 mod restart;
 mod state;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -126,7 +127,7 @@ impl Supervisor {
         let mut events = [EpollEvent::empty(); 64];
         loop {
             if let Some(code) = self.finished {
-                tracing::info!(code, answered = self.scoreboard.ended().answered(), "ended");
+                report::ended(self.scoreboard.ended(), &self.methods);
                 return Ok(code);
             }
             let arrived = match self.epoll.wait(&mut events, self.timeout()) {
@@ -189,7 +190,11 @@ impl Supervisor {
                         worker.kill();
                     }
                 }
-                Action::CloseListeners => self.listeners = None,
+                Action::CloseListeners => {
+                    self.listeners = None;
+                    self.workers.observe(&mut self.scoreboard);
+                    report::draining(&self.scoreboard.sum());
+                }
                 Action::Arm(timer, wait) => {
                     // A moment too far away to be told apart from never is never.
                     if let Some(at) = Instant::now().checked_add(wait) {
@@ -289,7 +294,7 @@ impl Supervisor {
         let last = worker.arena.snapshot(clock::monotonic_ns());
         worker.log_end(ended, &last, &self.methods);
         let answered = worker.arena.answered() > 0;
-        self.scoreboard.end(id, Some(&last));
+        self.scoreboard.end(&id, Some(&last));
         self.happened(Event::Worker(id, WorkerEvent::Ended { answered }));
     }
 
@@ -351,11 +356,11 @@ impl Supervisor {
     }
 
     fn template_line(&mut self, flags: EpollFlags) {
-        if flags.contains(EpollFlags::EPOLLOUT) {
-            if let Some(template) = &mut self.template {
-                let _ = template.line.flush();
-                watch(&self.epoll, &template.line, TEMPLATE);
-            }
+        if flags.contains(EpollFlags::EPOLLOUT)
+            && let Some(template) = &mut self.template
+        {
+            let _ = template.line.flush();
+            watch(&self.epoll, &template.line, TEMPLATE);
         }
         self.read_template();
     }
@@ -436,10 +441,10 @@ impl Supervisor {
     }
 
     fn forget_unborn(&mut self, id: WorkerId, event: WorkerEvent) {
-        if let Some(worker) = self.workers.remove(id) {
-            if worker.line_open {
-                let _ = self.epoll.delete(&worker.line);
-            }
+        if let Some(worker) = self.workers.remove(id)
+            && worker.line_open
+        {
+            let _ = self.epoll.delete(&worker.line);
         }
         self.happened(Event::Worker(id, event));
     }
@@ -460,11 +465,11 @@ impl Supervisor {
     }
 
     fn worker_line(&mut self, id: WorkerId, flags: EpollFlags) {
-        if flags.contains(EpollFlags::EPOLLOUT) {
-            if let Some(worker) = self.workers.get_mut(id) {
-                let _ = worker.line.flush();
-                watch(&self.epoll, &worker.line, token(id));
-            }
+        if flags.contains(EpollFlags::EPOLLOUT)
+            && let Some(worker) = self.workers.get_mut(id)
+        {
+            let _ = worker.line.flush();
+            watch(&self.epoll, &worker.line, token(id));
         }
         self.read_worker(id);
         // An unborn process whose line is closed will never say its pid.

@@ -93,7 +93,8 @@ pub(crate) fn take_inherited(variable: &str) -> Option<io::Result<OwnedFd>> {
     let number: Option<RawFd> = value.to_str().and_then(|text| text.parse().ok());
     let Some(number) = number.filter(|number| *number > 2) else {
         return Some(Err(io::Error::other(format!(
-            "{variable}: expected a descriptor's number, found {value:?}"
+            "{variable}: expected a descriptor's number, found {}",
+            value.display()
         ))));
     };
     Some(claim(number))

@@ -4,6 +4,7 @@
 //! one part of the kernel's interface; each `unsafe` block stands under the reason why it is sound.
 #![allow(unsafe_code)]
 
+pub(crate) mod allocator;
 pub(crate) mod clock;
 pub(crate) mod cpus;
 pub(crate) mod exec;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::EpollFlags;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::rpc::{MethodIndex, Peer};
+use crate::rpc::Peer;
 use crate::sys::socket::Socket;
 use crate::wire::length::LengthFraming;
 
@@ -63,6 +63,15 @@ pub(super) enum Phase {
     Closed,
 }
 
+/// Why an open connection is not read from. Epoll is silent about it meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// Input arrived while nothing might begin: it is parked until something may.
+    Parked,
+    /// The worker's buffers are full.
+    Starved,
+}
+
 /// What epoll was last asked to report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Interest {
@@ -81,10 +90,8 @@ pub(super) struct State {
     pub(super) input_ended: bool,
     /// When the first byte of the incomplete message at the end of `input` came.
     pub(super) message_since: Option<Instant>,
-    /// Input arrived while nothing might begin; epoll is silent until something may.
-    pub(super) parked: bool,
-    /// As `parked`, because the worker's buffers were full.
-    pub(super) starved: bool,
+    /// Why it is not read from at present, if so.
+    pub(super) paused: Option<Pause>,
     pub(super) calls: Vec<InFlight>,
     pub(super) output: Output,
     pub(super) armed: Interest,
@@ -100,7 +107,6 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct InFlight {
     pub(super) number: u64,
-    pub(super) method: MethodIndex,
     pub(super) allowed: Duration,
     pub(super) deadline: Instant,
     /// None once a pool thread runs it.
@@ -119,8 +125,7 @@ impl Connection {
             input: Input::default(),
             input_ended: false,
             message_since: None,
-            parked: false,
-            starved: false,
+            paused: None,
             calls: Vec::new(),
             output: Output::default(),
             armed: Interest { input: true, output: false },
@@ -224,7 +229,7 @@ impl State {
             Phase::Lingering { .. } => Interest { input: true, output: false },
             Phase::Finishing => Interest { input: false, output: !self.output.is_empty() },
             Phase::Open => Interest {
-                input: !(self.input_ended || self.parked || self.starved),
+                input: !self.input_ended && self.paused.is_none(),
                 output: !self.output.is_empty(),
             },
         }

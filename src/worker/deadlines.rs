@@ -1,10 +1,9 @@
 //! The moments at which time alone changes something, earliest first.
 //!
-//! Any thread adds; the poller sleeps until the earliest. A connection has one entry that counts, however many
-//! calls it has: it is looked at again when that entry is due, and says then when it wants to be looked at next.
+//! Any thread adds; the poller sleeps until the earliest. A connection has one entry at most, however many calls it
+//! has: it is looked at again when that entry is due, and says then when it wants to be looked at next.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -17,7 +16,7 @@ pub(super) struct Deadlines<T> {
 
 #[derive(Debug)]
 struct Inner<T> {
-    entries: BinaryHeap<Reverse<(Instant, T)>>,
+    entries: BTreeSet<(Instant, T)>,
     sleep: Sleep,
 }
 
@@ -27,15 +26,19 @@ enum Sleep {
     Until(Option<Instant>),
 }
 
-impl<T: Ord> Deadlines<T> {
+impl<T: Ord + Copy> Deadlines<T> {
     pub(super) fn new() -> Self {
-        Self { inner: Mutex::new(Inner { entries: BinaryHeap::new(), sleep: Sleep::Awake }) }
+        Self { inner: Mutex::new(Inner { entries: BTreeSet::new(), sleep: Sleep::Awake }) }
     }
 
-    /// Adds an entry. True when the poller sleeps for longer than that and must be woken.
-    pub(super) fn add(&self, at: Instant, entry: T) -> bool {
+    /// Adds an entry, in place of the one for the same at `instead_of`. True when the poller sleeps for longer than
+    /// that and must be woken.
+    pub(super) fn add(&self, at: Instant, entry: T, instead_of: Option<Instant>) -> bool {
         let mut inner = self.inner.lock();
-        inner.entries.push(Reverse((at, entry)));
+        if let Some(before) = instead_of {
+            inner.entries.remove(&(before, entry));
+        }
+        inner.entries.insert((at, entry));
         match inner.sleep {
             Sleep::Awake => false,
             Sleep::Until(None) => true,
@@ -43,10 +46,16 @@ impl<T: Ord> Deadlines<T> {
         }
     }
 
+    /// Forgets an entry: of a connection that is closed nothing must stay, or a service with many short ones would
+    /// remember all of them until they would have been idle.
+    pub(super) fn remove(&self, at: Instant, entry: T) {
+        self.inner.lock().entries.remove(&(at, entry));
+    }
+
     /// The poller goes to sleep until the returned moment (None: until something else happens).
     pub(super) fn fall_asleep(&self) -> Option<Instant> {
         let mut inner = self.inner.lock();
-        let until = inner.entries.peek().map(|Reverse((at, _))| *at);
+        let until = inner.entries.first().map(|(at, _)| *at);
         inner.sleep = Sleep::Until(until);
         until
     }
@@ -58,10 +67,10 @@ impl<T: Ord> Deadlines<T> {
     /// Takes an entry whose moment has come.
     pub(super) fn next_due(&self, now: Instant) -> Option<(Instant, T)> {
         let mut inner = self.inner.lock();
-        if inner.entries.peek().is_none_or(|Reverse((at, _))| *at > now) {
+        if inner.entries.first().is_none_or(|(at, _)| *at > now) {
             return None;
         }
-        inner.entries.pop().map(|Reverse(entry)| entry)
+        inner.entries.pop_first()
     }
 }
 
@@ -75,29 +84,41 @@ mod tests {
     fn entries_come_out_in_order_and_not_early() {
         let (deadlines, now) = (Deadlines::new(), Instant::now());
         let later = now + Duration::from_secs(1);
-        deadlines.add(later, "later");
-        deadlines.add(now, "now");
+        deadlines.add(later, "later", None);
+        deadlines.add(now, "now", None);
         assert_eq!(deadlines.next_due(now), Some((now, "now")));
         assert_eq!(deadlines.next_due(now), None);
         assert_eq!(deadlines.next_due(later), Some((later, "later")));
     }
 
     #[test]
+    fn a_moved_entry_comes_once_and_a_removed_one_never() {
+        let (deadlines, now) = (Deadlines::new(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        deadlines.add(at(9), "moved", None);
+        deadlines.add(at(1), "moved", Some(at(9)));
+        deadlines.add(at(2), "removed", None);
+        deadlines.remove(at(2), "removed");
+        assert_eq!(deadlines.next_due(at(10)), Some((at(1), "moved")));
+        assert_eq!(deadlines.next_due(at(10)), None);
+    }
+
+    #[test]
     fn a_sleeping_poller_is_woken_only_for_an_earlier_entry() {
         let (deadlines, now) = (Deadlines::new(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
-        assert!(!deadlines.add(at(5), 0), "an awake poller looks before it sleeps");
+        assert!(!deadlines.add(at(5), 0, None), "an awake poller looks before it sleeps");
         assert_eq!(deadlines.fall_asleep(), Some(at(5)));
-        assert!(!deadlines.add(at(6), 1));
-        assert!(deadlines.add(at(4), 2));
+        assert!(!deadlines.add(at(6), 1, None));
+        assert!(deadlines.add(at(4), 2, None));
         deadlines.wake_up();
-        assert!(!deadlines.add(at(1), 3));
+        assert!(!deadlines.add(at(1), 3, None));
     }
 
     #[test]
     fn without_entries_anything_wakes_the_poller() {
         let deadlines = Deadlines::new();
         assert_eq!(deadlines.fall_asleep(), None);
-        assert!(deadlines.add(Instant::now(), 0));
+        assert!(deadlines.add(Instant::now(), 0, None));
     }
 }

@@ -135,11 +135,11 @@ impl Door {
     /// The next connection whose peer may connect; None for one that may not.
     fn accept(&self) -> io::Result<Option<(Socket, PeerAddress)>> {
         let (socket, peer) = self.listener.accept()?;
-        if let (PeerAddress::Unix { uid, pid }, Some(allowed)) = (peer, &self.allow_uids) {
-            if !allowed.contains(&uid) {
-                tracing::warn!(uid, pid, "a user that is not among allow_uids was turned away");
-                return Ok(None);
-            }
+        if let (PeerAddress::Unix { uid, pid }, Some(allowed)) = (peer, &self.allow_uids)
+            && !allowed.contains(&uid)
+        {
+            tracing::warn!(uid, pid, "a user that is not among allow_uids was turned away");
+            return Ok(None);
         }
         Ok(Some((socket, peer)))
     }

@@ -42,10 +42,9 @@ use buffers::Buffers;
 use connection::{Bounds, Connection, Key};
 use deadlines::Deadlines;
 use dispatch::Gate;
-use flow::Hand;
+use flow::{Hand, Job};
 use listening::{Door, Visit};
 use poller::Poller;
-use pool::Job;
 use table::Table;
 
 /// Bytes read from a connection in one go.
@@ -151,6 +150,7 @@ impl Worker {
         let term = signals::wake_on_term().map_err(failed("SIGTERM"))?;
         let pid = i32::try_from(info.pid()).unwrap_or_default();
         line.send(&FromWorker::Born { version: line::VERSION, pid }, Vec::new()).map_err(failed("line"))?;
+        crate::sys::allocator::give_back_large_buffers();
         log::init(&config.log);
         log_panics(info.slot());
         let memory = descriptors.next().ok_or("the arena is missing")?;
@@ -204,7 +204,7 @@ impl Worker {
                     TERM => self.leave(&mut line, &mut scratch),
                     WAKE => self.woken(),
                     token if token & u64::from(u32::MAX) > FIRST_DOOR - 65_536 => {
-                        self.visit(FIRST_DOOR - token)
+                        self.visit(FIRST_DOOR - token);
                     }
                     token => self.connection_event(key_of(token), flags, &mut scratch),
                 }
@@ -310,11 +310,11 @@ impl Worker {
             match due {
                 Due::Connection(key) => self.hand.due(key, at),
                 Due::Door(index) => {
-                    if let Some(door) = self.doors.get_mut(index).and_then(Option::as_mut) {
-                        if let Err(error) = door.resume(&shared.epoll) {
-                            tracing::warn!(slot = shared.info.slot(), %error, "a listener can't be watched again");
-                            shared.remind(Instant::now() + listening::LOOK_AGAIN, Due::Door(index));
-                        }
+                    if let Some(door) = self.doors.get_mut(index).and_then(Option::as_mut)
+                        && let Err(error) = door.resume(&shared.epoll)
+                    {
+                        tracing::warn!(slot = shared.info.slot(), %error, "a listener can't be watched again");
+                        shared.remind(Instant::now() + listening::LOOK_AGAIN, Due::Door(index));
                     }
                 }
                 Due::DrainEnd => {
@@ -395,7 +395,12 @@ impl Shared {
 
     /// Has something looked at when its moment comes.
     fn remind(&self, at: Instant, due: Due) {
-        if self.deadlines.add(at, due) {
+        self.remind_instead(at, due, None);
+    }
+
+    /// As `remind`, in place of the moment `before`.
+    fn remind_instead(&self, at: Instant, due: Due, before: Option<Instant>) {
+        if self.deadlines.add(at, due, before) {
             self.wake_poller();
         }
     }
@@ -416,29 +421,15 @@ fn start_pool(
     threads: usize,
     jobs: &Receiver<Job>,
 ) -> Result<(), String> {
-    let (report, reports) = crossbeam_channel::bounded(threads);
-    for thread in 1..=threads {
+    pool::start(threads, jobs, |thread| {
         let row = arena.row(thread).map_err(|error| format!("arena: {error}"))?;
-        let (shared, jobs, report) = (Arc::clone(shared), jobs.clone(), report.clone());
-        std::thread::Builder::new()
-            .name(format!("pool {thread}"))
-            .spawn(move || {
-                let started = shared.service.thread_start(&shared.info, thread);
-                let serves = started.is_ok();
-                // The receiver waits for every report before it goes away.
-                let _ = report.send(started);
-                drop(report);
-                if serves {
-                    pool::serve(Hand::new(shared, row, thread), &jobs);
-                }
-            })
-            .map_err(|error| format!("thread {thread} of {threads} can't be started: {error}"))?;
-    }
-    drop(report);
-    for _ in 0..threads {
-        reports.recv().map_err(|_| "a thread ended before it was ready; a hook panicked".to_string())??;
-    }
-    Ok(())
+        let shared = Arc::clone(shared);
+        Ok(move || {
+            shared.service.thread_start(&shared.info, thread)?;
+            let mut hand = Hand::new(shared, row, thread);
+            Ok(Box::new(move |job: Job| hand.run(&job)) as Box<dyn FnMut(Job)>)
+        })
+    })
 }
 
 fn open_doors(
@@ -463,7 +454,10 @@ fn open_doors(
 fn log_panics(slot: usize) {
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map_or_else(|| "an unknown place".to_string(), ToString::to_string);
-        let text = panic.payload_as_str().unwrap_or("a value that is not text");
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let text = text.unwrap_or("a value that is not text");
         tracing::error!(slot, place, "a handler panicked: {text}");
     }));
 }

@@ -1,41 +1,86 @@
-//! The pool: the threads that run handlers, and the bounded queue before them.
+//! The pool: the threads that run handlers. What a job is and how it is run is not known here.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, bounded};
 
-use super::connection::Connection;
-use super::flow::Hand;
-use crate::rpc::{MethodIndex, RawJson, Span};
-
-/// A call on its way to a pool thread. It owns its message, in which params and id are places.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) connection: Arc<Connection>,
-    /// Which of the connection's calls it is.
-    pub(super) number: u64,
-    pub(super) method: MethodIndex,
-    pub(super) deadline: Instant,
-    pub(super) allowed: Duration,
-    pub(super) params: Option<Span>,
-    pub(super) id: Option<Span>,
-    pub(super) message: Box<[u8]>,
+/// Starts `threads` threads, numbered from 1, and returns when all of them are ready.
+///
+/// On each, `begin` makes what runs its jobs; then the thread takes jobs from `queue` until that is closed.
+///
+/// # Errors
+///
+/// A thread can't be started, or `begin` failed on one. The others stay, waiting for jobs.
+pub(super) fn start<J, R>(
+    threads: usize,
+    queue: &Receiver<J>,
+    mut begin: impl FnMut(usize) -> Result<R, String>,
+) -> Result<(), String>
+where
+    J: Send + 'static,
+    R: FnOnce() -> Result<Box<dyn FnMut(J)>, String> + Send + 'static,
+{
+    let (report, reports) = bounded(threads);
+    for thread in 1..=threads {
+        let (begin, queue, report) = (begin(thread)?, queue.clone(), report.clone());
+        std::thread::Builder::new()
+            .name(format!("pool {thread}"))
+            .spawn(move || {
+                let (run, ready) = match begin() {
+                    Ok(run) => (Some(run), Ok(())),
+                    Err(reason) => (None, Err(reason)),
+                };
+                // Whoever starts the pool waits for every report, so there is somebody to send it to.
+                let _ = report.send(ready);
+                drop(report);
+                // Handlers' panics are caught where they run. One that gets here is our own mistake, and a
+                // pool that is one thread short for ever would be worse than a worker that is replaced.
+                if catch_unwind(AssertUnwindSafe(|| run.map(|run| serve(&queue, run)))).is_err() {
+                    std::process::abort();
+                }
+            })
+            .map_err(|error| format!("thread {thread} of {threads} can't be started: {error}"))?;
+    }
+    drop(report);
+    for _ in 0..threads {
+        reports.recv().map_err(|_| "a thread ended before it was ready; a hook panicked".to_string())??;
+    }
+    Ok(())
 }
 
-impl Job {
-    pub(super) fn params(&self) -> Option<RawJson<'_>> {
-        self.params.map(|span| span.in_message(&self.message))
-    }
-
-    pub(super) fn id(&self) -> Option<RawJson<'_>> {
-        self.id.map(|span| span.in_message(&self.message))
-    }
-}
-
-/// The body of a pool thread.
-pub(super) fn serve(mut hand: Hand, queue: &Receiver<Job>) {
+fn serve<J>(queue: &Receiver<J>, mut run: Box<dyn FnMut(J)>) {
     while let Ok(job) = queue.recv() {
-        hand.run(&job);
+        run(job);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_job_is_run_by_some_thread() {
+        let ((jobs, queue), (done, results)) = (bounded(4), bounded(100));
+        start(3, &queue, |thread| {
+            let done = done.clone();
+            Ok(move || Ok(Box::new(move |job: u32| done.send((thread, job)).unwrap()) as Box<dyn FnMut(u32)>))
+        })
+        .unwrap();
+        (0..50).for_each(|job| jobs.send(job).unwrap());
+        let mut ran: Vec<u32> = (0..50).map(|_| results.recv().unwrap().1).collect();
+        ran.sort_unstable();
+        assert_eq!(ran, (0..50).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_thread_that_can_not_begin_fails_the_start() {
+        let (_jobs, queue) = bounded::<()>(1);
+        let started = start(2, &queue, |thread| {
+            Ok(move || match thread {
+                2 => Err("no licence for a second thread".to_string()),
+                _ => Ok(Box::new(drop) as Box<dyn FnMut(())>),
+            })
+        });
+        assert_eq!(started, Err("no licence for a second thread".to_string()));
     }
 }

@@ -4,7 +4,7 @@
 //! dropped. Nothing here waits for time to pass: every wait is for a line of the log, bytes on a socket or the
 //! end of a process, and `PATIENCE` only turns a wait that would never end into a failed test.
 
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 pub mod proc;
 

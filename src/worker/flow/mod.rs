@@ -1,0 +1,225 @@
+//! A call's way: from bytes that arrived on a connection, through a handler, to bytes that are sent.
+//!
+//! The poller brings arrivals and moments, pool threads bring finished calls; both move a connection on under its
+//! lock with the same steps, so it does not matter which of them comes first. Here is what the poller brings;
+//! `begin` makes calls of bytes, `run` runs them, and `settle` draws the consequences of every change.
+
+mod begin;
+mod run;
+mod settle;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use nix::sys::epoll::EpollEvent;
+
+use super::connection::{Connection, Interest, Key, Locked, Pause, Phase};
+use super::{Shared, token_of};
+use crate::arena::Row;
+use crate::rpc::{Error, Peer, RawJson};
+use crate::sys::socket::{PeerAddress, Socket};
+use crate::wire::length::LengthFraming;
+
+pub(super) use begin::Job;
+
+/// The most input taken from one connection when the worker drains: more than any receive queue holds.
+const MOST_AT_DRAIN: usize = 16 << 20;
+
+/// One thread's part in the work: what all share, and what is its own.
+pub(super) struct Hand {
+    pub(super) shared: Arc<Shared>,
+    pub(super) row: Row,
+    /// 0 is the poller, 1 and up are the pool's.
+    thread: usize,
+    /// The answer being written; kept for its memory.
+    answer: Vec<u8>,
+}
+
+impl Hand {
+    pub(super) fn new(shared: Arc<Shared>, row: Row, thread: usize) -> Self {
+        Self { shared, row, thread, answer: Vec::new() }
+    }
+
+    /// Takes in a connection that was just accepted.
+    pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, framing: LengthFraming) {
+        let peer = match peer {
+            PeerAddress::Tcp(address) => Peer::Tcp(address),
+            PeerAddress::Unix { uid, pid } => Peer::Unix { uid, pid },
+        };
+        let make = |key| Connection::new(key, socket, peer, framing, Instant::now());
+        let connection = self.shared.table.lock().insert(make);
+        self.row.connection_opened();
+        let flags = connection.lock().armed.flags();
+        let event = EpollEvent::new(flags, token_of(connection.key));
+        let added = self.shared.epoll.add(&connection.socket, event);
+        let mut state = connection.lock();
+        if let Err(error) = added {
+            tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
+            self.close(&mut state);
+        } else {
+            self.settle(&mut state);
+        }
+    }
+
+    /// The socket has something to read, or its peer is gone.
+    pub(super) fn readable(&mut self, connection: &Arc<Connection>, scratch: &mut [u8]) {
+        let mut state = connection.lock();
+        match state.phase {
+            Phase::Closed | Phase::Finishing => {}
+            Phase::Lingering { .. } => self.discard(&mut state, scratch),
+            Phase::Open => self.read(&mut state, scratch),
+        }
+    }
+
+    /// The socket takes output again.
+    pub(super) fn writable(&mut self, connection: &Arc<Connection>) {
+        let mut state = connection.lock();
+        if state.phase == Phase::Closed {
+            return;
+        }
+        if state.flush().is_err() {
+            self.close(&mut state);
+        } else {
+            self.go_on(&mut state);
+        }
+    }
+
+    /// Both directions are gone: nobody will read an answer.
+    pub(super) fn hung_up(&mut self, connection: &Arc<Connection>) {
+        connection.caller_is_gone();
+        let mut state = connection.lock();
+        // With calls running it is closed when they end; until then its place in the table keeps them known.
+        if state.phase != Phase::Closed && state.calls.is_empty() && state.interest() == Interest::default() {
+            self.close(&mut state);
+        }
+    }
+
+    fn read(&mut self, state: &mut Locked<'_>, scratch: &mut [u8]) {
+        if state.input_ended {
+            return;
+        }
+        if !state.may_begin(&self.shared.bounds) {
+            state.paused = Some(Pause::Parked);
+            return self.settle(state);
+        }
+        if self.shared.buffers.are_full() {
+            state.paused = Some(Pause::Starved);
+            self.shared.buffers.starve(state.connection.key);
+            // Room made between the two looks would go unnoticed.
+            if !self.shared.buffers.are_full() {
+                self.shared.wake_poller();
+            }
+            return self.settle(state);
+        }
+        match state.connection.socket.receive(scratch) {
+            Ok(0) => {
+                state.input_ended = true;
+                self.go_on(state);
+            }
+            Ok(count) => {
+                state.progressed(Instant::now());
+                self.arrived(state, scratch.get(..count).unwrap_or_default());
+                self.settle(state);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.close(state),
+        }
+    }
+
+    fn discard(&mut self, state: &mut Locked<'_>, scratch: &mut [u8]) {
+        match state.connection.socket.receive(scratch) {
+            Ok(0) => self.close(state),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.close(state),
+        }
+    }
+
+    /// A connection's moment has come: deadlines, slow messages, idleness, the end of lingering.
+    pub(super) fn due(&mut self, key: Key, at: Instant) {
+        let Some(connection) = self.shared.find(key) else {
+            return;
+        };
+        let mut state = connection.lock();
+        if state.timer != Some(at) {
+            return;
+        }
+        state.timer = None;
+        let now = Instant::now();
+        if let Phase::Lingering { until } = state.phase {
+            // A worker that ends does not wait for clients that have everything and keep their side open.
+            let all_arrived = self.shared.draining.load(Ordering::SeqCst) && connection.socket.is_settled();
+            return if until <= now || all_arrived {
+                self.close(&mut state);
+            } else {
+                self.settle(&mut state);
+            };
+        }
+        self.end_due_calls(&mut state, now);
+        let bounds = self.shared.bounds;
+        if state.message_due(&bounds).is_some_and(|due| due <= now) {
+            let why =
+                format!("the message did not arrive whole within timeouts.message ({:?})", bounds.message);
+            self.answer_error(&mut state, &Error::invalid_request(&why), None);
+            state.phase = Phase::Finishing;
+        } else if state.idle_due(&bounds).is_some_and(|due| due <= now) {
+            tracing::debug!(peer = %connection.peer, "closed after timeouts.idle");
+            return self.end(&mut state);
+        }
+        self.go_on(&mut state);
+    }
+
+    fn end_due_calls(&mut self, state: &mut Locked<'_>, now: Instant) {
+        let queue_wait = self.shared.bounds.queue_wait;
+        let mut index = 0;
+        while let Some(call) = state.calls.get(index) {
+            let error = if call.deadline <= now {
+                self.row.deadline_exceeded();
+                Error::deadline(call.allowed)
+            } else if call.queued_since.is_some_and(|since| since + queue_wait <= now) {
+                self.row.refused();
+                Error::overloaded(self.shared.gate.full(self.shared.queue.len()).retry_after)
+            } else {
+                index += 1;
+                continue;
+            };
+            let call = state.calls.remove(index);
+            let id = call.id.as_deref().and_then(|id| std::str::from_utf8(id).ok());
+            self.answer_error(state, &error, id.and_then(|id| RawJson::parse(id).ok()));
+        }
+    }
+
+    /// Reads from a connection again that had to wait for room in the buffers.
+    pub(super) fn feed(&mut self, key: Key) {
+        if let Some(connection) = self.shared.find(key) {
+            let mut state = connection.lock();
+            if state.paused == Some(Pause::Starved) {
+                state.paused = None;
+            }
+            self.settle(&mut state);
+        }
+    }
+
+    /// The worker drains: takes what has arrived so far and no more.
+    pub(super) fn drain(&mut self, connection: &Arc<Connection>, scratch: &mut [u8]) {
+        let mut state = connection.lock();
+        if state.phase == Phase::Open && !state.input_ended {
+            let mut taken = 0;
+            while taken < MOST_AT_DRAIN {
+                match state.connection.socket.receive(scratch) {
+                    Ok(count) if count > 0 => {
+                        state.input.append(scratch.get(..count).unwrap_or_default());
+                        taken += count;
+                    }
+                    Ok(_) | Err(_) => break,
+                }
+            }
+            state.input_ended = true;
+        }
+        if state.phase != Phase::Closed {
+            self.go_on(&mut state);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What follows from a change of a connection: sending, watching, accounting, ending.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::EpollEvent;
+
+use super::Hand;
+use crate::worker::connection::{Input, Locked, Output, Pause, Phase};
+use crate::worker::{Due, token_of};
+
+/// How soon a lingering connection is looked at again when the worker drains.
+const LOOK_AT_DRAIN: Duration = Duration::from_millis(10);
+
+impl Hand {
+    /// Brings everything that follows from a connection's state in line with it: what can be sent is sent, what
+    /// is over is ended, epoll and the deadlines know what to look for. Every change ends here.
+    pub(super) fn settle(&mut self, state: &mut Locked<'_>) {
+        if state.phase == Phase::Closed {
+            return;
+        }
+        if !matches!(state.phase, Phase::Lingering { .. }) {
+            if state.flush().is_err() {
+                return self.close(state);
+            }
+            if state.paused == Some(Pause::Parked) && state.may_begin(&self.shared.bounds) {
+                state.paused = None;
+            }
+            let over = state.input_ended && (state.input.is_empty() || state.message_since.is_some());
+            if state.is_quiet() && (over || state.phase == Phase::Finishing) {
+                return self.end(state);
+            }
+        }
+        self.watch(state);
+        self.account(state);
+    }
+
+    fn watch(&mut self, state: &mut Locked<'_>) {
+        let shared = &self.shared;
+        let interest = state.interest();
+        if interest != state.armed {
+            state.armed = interest;
+            let mut event = EpollEvent::new(interest.flags(), token_of(state.connection.key));
+            if let Err(error) = shared.epoll.modify(&state.connection.socket, &mut event) {
+                tracing::warn!(peer = %state.connection.peer, %error, "a connection can't be watched");
+            }
+        }
+        let Some(mut due) = state.due(&shared.bounds) else {
+            return;
+        };
+        if matches!(state.phase, Phase::Lingering { .. }) && shared.draining.load(Ordering::SeqCst) {
+            due = due.min(Instant::now() + LOOK_AT_DRAIN);
+        }
+        if state.timer.is_none_or(|timer| due < timer) {
+            let before = state.timer.replace(due);
+            shared.remind_instead(due, Due::Connection(state.connection.key), before);
+        }
+    }
+
+    fn account(&mut self, state: &mut Locked<'_>) {
+        let held = state.held();
+        let others_can_be_fed = self.shared.buffers.account(state.accounted, held);
+        state.accounted = held;
+        if others_can_be_fed {
+            self.shared.wake_poller();
+        }
+    }
+
+    /// Ends a connection from our side: at once where nothing can be lost by it, otherwise lingering. An answer that
+    /// refuses what is still being sent is followed by input even if none is there yet.
+    pub(super) fn end(&mut self, state: &mut Locked<'_>) {
+        if state.phase == Phase::Open && state.is_quiet() && state.connection.socket.is_settled() {
+            return self.close(state);
+        }
+        state.linger(Instant::now());
+        self.watch(state);
+        self.account(state);
+    }
+
+    /// Takes a connection out of everything. Its socket is closed with the last thread that holds it.
+    pub(super) fn close(&mut self, state: &mut Locked<'_>) {
+        let connection = state.connection;
+        if !self.shared.table.lock().remove(connection.key) {
+            return;
+        }
+        // Explicitly, because a duplicate of the descriptor elsewhere would keep the entry alive.
+        let _ = self.shared.epoll.delete(&connection.socket);
+        if let Some(timer) = state.timer.take() {
+            self.shared.deadlines.remove(timer, Due::Connection(connection.key));
+        }
+        connection.caller_is_gone();
+        if !state.calls.is_empty() {
+            connection.socket.shut_down();
+        }
+        state.phase = Phase::Closed;
+        state.calls = Vec::new();
+        state.input = Input::default();
+        state.output = Output::default();
+        self.account(state);
+        self.row.connection_closed();
+        if self.shared.draining.load(Ordering::SeqCst) {
+            self.shared.wake_poller();
+        }
+    }
+}
