@@ -55,8 +55,16 @@ fn misbehave(variable: &str) -> Result<(), BoxError> {
             }
         }
         Ok("thread") => {
-            thread::Builder::new().name("left behind".into()).spawn(thread::park)?;
-            Ok(())
+            // A thread gives itself its name when it first runs.
+            let (runs, running) = std::sync::mpsc::channel();
+            let body = move || {
+                let _ = runs.send(());
+                loop {
+                    thread::park();
+                }
+            };
+            thread::Builder::new().name("left behind".into()).spawn(body)?;
+            Ok(running.recv()?)
         }
         _ => Ok(()),
     }

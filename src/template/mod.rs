@@ -68,7 +68,7 @@ fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u
     service
         .check_methods(config.methods.keys())
         .map_err(|error| format!("{}: {error}", beginning.source.name))?;
-    service.preload().map_err(|error| format!("preload failed: {error}"))?;
+    service.preload().map_err(|error| format!("the template can't start: {error}"))?;
     one_thread_only()?;
     let methods = service.method_names();
     line.send(&FromTemplate::Ready { version: line::VERSION, methods }, Vec::new())

@@ -175,7 +175,10 @@ pub fn copy_for_everyone(program: &Command, folder: &Path) -> Command {
     let everyone = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(folder, everyone.clone()).expect("our own folder");
     let copy = folder.join("program");
-    std::fs::copy(program.get_program(), &copy).expect("the program can be copied");
+    // By another process: one that this process holds open for writing can't be executed, and would be held by
+    // whatever another test forks just now.
+    let copied = Command::new("cp").arg(program.get_program()).arg(&copy).status().expect("cp runs");
+    assert!(copied.success(), "cp failed");
     std::fs::set_permissions(&copy, everyone).expect("our own file");
     Command::new(copy)
 }
