@@ -16,6 +16,7 @@ use crate::config::{self, Config, Overrides, Source};
 use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
 use crate::rpc::Service;
 use crate::sys::process::{self, Forked};
+use crate::sys::signals;
 use crate::worker::{self, Birth};
 
 /// The environment variable by which a process learns that it is a template, and which descriptor its line is.
@@ -63,6 +64,8 @@ pub(crate) fn run(mut line: Line, overrides: &Overrides, service: Service) -> i3
 
 /// Everything up to readiness.
 fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u32, Config), String> {
+    // Before user code, which may have a use for one of them.
+    signals::ignore_what_is_for_the_supervisor().map_err(|error| format!("signals: {error}"))?;
     let beginning = receive_beginning(line)?;
     let config = config::check(&beginning.source, overrides).map_err(|error| error.to_string())?;
     service
