@@ -109,7 +109,7 @@ fn quit_ends_at_once_whatever_runs() {
     });
     assert_eq!(code, Some(0));
     assert!(took < AT_ONCE, "{took:?}");
-    assert!(busy.is_closed());
+    assert!(busy.is_cut_off());
 }
 
 #[test]
@@ -232,6 +232,20 @@ fn signals_of_a_terminal_to_the_whole_group_reach_the_supervisor_alone() {
     assert_eq!(wire.receive()["out"], "sleep");
     assert_eq!(service.await_end().code(), Some(0));
     assert_eq!(service.count_since(0, "died"), 0, "{}", service.log_so_far());
+}
+
+#[test]
+fn term_to_the_whole_group_drains_as_term_to_the_supervisor_does() {
+    let mut program = rig();
+    program.process_group(0);
+    let mut service = Service::start_with(program, TWO);
+    let (mut busy, mut idle) = (service.connect_to(0), service.connect_to(1));
+    busy.request("sleep", &json!({ "ms": 200 }));
+    service.signal_group(Signal::SIGTERM);
+    assert!(idle.is_closed());
+    assert_eq!(busy.receive()["out"], "sleep");
+    assert_eq!(service.await_end().code(), Some(0));
+    assert_eq!(service.count_since(0, "worker died"), 0, "{}", service.log_so_far());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! so waits here look from a mark on, also through what was read while waiting for something else.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
@@ -149,6 +150,16 @@ impl Service {
     /// Sends a signal to the process group that the service leads.
     pub fn signal_group(&self, signal: Signal) {
         nix::sys::signal::killpg(nix::unistd::Pid::from_raw(self.pid()), signal).expect("the group is there");
+    }
+}
+
+impl Wire {
+    /// True when the connection was ended by the end of its worker. A reset, where it had input left unread.
+    pub fn is_cut_off(&mut self) -> bool {
+        match self.stream.read(&mut [0; 1]) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
     }
 }
 
