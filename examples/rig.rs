@@ -41,18 +41,30 @@ fn rig() -> Server {
         .method("leak", leak)
         .method("blob", blob)
         .method("rand", random)
+        .method("orphan", orphan)
 }
 
 fn misbehave(variable: &str) -> Result<(), BoxError> {
     match std::env::var(variable).as_deref() {
         Ok("fail") => Err(format!("{variable} asked for it").into()),
         Ok("exit") => process::exit(7),
-        Ok("hang") => loop {
-            thread::park();
-        },
+        Ok("hang") => {
+            eprintln!("{variable} hangs");
+            loop {
+                thread::park();
+            }
+        }
         Ok("thread") => {
-            thread::Builder::new().name("left behind".into()).spawn(thread::park)?;
-            Ok(())
+            // A thread gives itself its name when it first runs.
+            let (runs, running) = std::sync::mpsc::channel();
+            let body = move || {
+                let _ = runs.send(());
+                loop {
+                    thread::park();
+                }
+            };
+            thread::Builder::new().name("left behind".into()).spawn(body)?;
+            Ok(running.recv()?)
         }
         _ => Ok(()),
     }
@@ -190,6 +202,13 @@ fn leak(_call: &Call<'_>, Bytes { bytes }: Bytes) -> Result<(), Error> {
 /// Answers a text of that many bytes.
 fn blob(_call: &Call<'_>, Bytes { bytes }: Bytes) -> Result<String, Error> {
     Ok("x".repeat(bytes))
+}
+
+/// Leaves a process behind that ends a little later without its parent, and answers its pid.
+fn orphan(_call: &Call<'_>, Sleep { ms }: Sleep) -> Result<i32, Error> {
+    let left_behind = format!("sleep {}.{:03} >/dev/null & echo $!", ms / 1_000, ms % 1_000);
+    let shell = process::Command::new("sh").args(["-c", &left_behind]).output().map_err(Error::internal)?;
+    String::from_utf8_lossy(&shell.stdout).trim().parse().map_err(Error::internal)
 }
 
 /// A number that no other worker draws.

@@ -249,12 +249,12 @@ impl State {
 
     fn template_ended(&mut self, now: Instant, actions: &mut Vec<Action>) {
         actions.push(Action::Disarm(Timer::TemplateBoot));
-        let was_ready = self.template == Template::Ready;
+        // Reaped, whatever follows: giving up must not wait for its end once more.
+        let before = std::mem::replace(&mut self.template, Template::Gone);
         if !self.is_serving() {
-            self.template = Template::Gone;
             return;
         }
-        if was_ready {
+        if before == Template::Ready {
             actions.push(Action::Warn("the template ended; another is started, its workers live on".into()));
             self.start_template(actions);
             return;

@@ -26,7 +26,7 @@ const SUPERVISOR: [Signal; 9] = [
 ];
 
 /// What a terminal, or a `pkill` by name, sends to the whole family though it means the supervisor.
-const NOT_FOR_WORKERS: [Signal; 6] =
+const FOR_THE_SUPERVISOR: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTTIN, Signal::SIGTTOU];
 
 /// The supervisor's signals as a descriptor.
@@ -69,11 +69,11 @@ impl AsFd for Signals {
 /// The descriptor that `wake_on_term` writes to, for the handler; -1 before.
 static TERM_WAKES: AtomicI32 = AtomicI32::new(-1);
 
-/// Makes the signals that are not for workers harmless. They get a handler that does nothing rather than
-/// `SIG_IGN`, which programs started by a handler would inherit.
-pub(crate) fn ignore_what_is_not_for_workers() -> io::Result<()> {
+/// Makes the signals that mean the supervisor harmless here, in a template or worker. They get a handler that does
+/// nothing rather than `SIG_IGN`, which programs started by user code would inherit.
+pub(crate) fn ignore_what_is_for_the_supervisor() -> io::Result<()> {
     let nothing = SigAction::new(SigHandler::Handler(do_nothing), SaFlags::SA_RESTART, SigSet::empty());
-    for signal in NOT_FOR_WORKERS {
+    for signal in FOR_THE_SUPERVISOR {
         // SAFETY: the handler touches no memory and calls nothing.
         unsafe { sigaction(signal, &nothing) }?;
     }

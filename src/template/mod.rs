@@ -16,6 +16,7 @@ use crate::config::{self, Config, Overrides, Source};
 use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
 use crate::rpc::Service;
 use crate::sys::process::{self, Forked};
+use crate::sys::signals;
 use crate::worker::{self, Birth};
 
 /// What the intermediate process of a fork tells the template by its exit code.
@@ -60,12 +61,14 @@ pub(crate) fn run(mut line: Line, overrides: &Overrides, service: Service) -> i3
 
 /// Everything up to readiness.
 fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u32, Config), String> {
+    // Before user code, which may have a use for one of them.
+    signals::ignore_what_is_for_the_supervisor().map_err(|error| format!("signals: {error}"))?;
     let beginning = receive_beginning(line)?;
     let config = config::check(&beginning.source, overrides).map_err(|error| error.to_string())?;
     service
         .check_methods(config.methods.keys())
         .map_err(|error| format!("{}: {error}", beginning.source.name))?;
-    service.preload().map_err(|error| format!("preload failed: {error}"))?;
+    service.preload().map_err(|error| format!("the template can't start: {error}"))?;
     one_thread_only()?;
     let methods = service.method_names();
     line.send(&FromTemplate::Ready { version: line::VERSION, methods }, Vec::new())

@@ -146,7 +146,7 @@ impl Worker {
     ) -> Result<Self, String> {
         let failed = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
         process::reset_signals();
-        signals::ignore_what_is_not_for_workers().map_err(failed("signals"))?;
+        signals::ignore_what_is_for_the_supervisor().map_err(failed("signals"))?;
         let term = signals::wake_on_term().map_err(failed("SIGTERM"))?;
         let pid = i32::try_from(info.pid()).unwrap_or_default();
         line.send(&FromWorker::Born { version: line::VERSION, pid }, Vec::new()).map_err(failed("line"))?;

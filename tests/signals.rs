@@ -1,0 +1,306 @@
+//! What signals do: to the supervisor, to one worker, to the whole process group.
+
+mod support;
+
+use std::os::unix::process::CommandExt;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use support::proc::{pid_in, timed, worker_pid};
+use support::{PATIENCE, Service, children_named, rig, send_signal};
+
+/// Far above what an end takes that waits for nothing, far below `timeouts.drain` as it is by default.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// Two workers of one thread each.
+const TWO: &str = "processes = 2\nthreads = 1";
+
+fn drains_on(signal: Signal) {
+    let mut service = Service::start(TWO);
+    let (mut busy, mut idle) = (service.connect_to(0), service.connect_to(1));
+    busy.request("sleep", &json!({ "ms": 300 }));
+    service.signal(signal);
+    assert!(idle.is_closed());
+    assert_eq!(busy.receive()["out"], "sleep");
+    assert!(busy.is_closed());
+    let (ended, took) = timed(|| service.await_end());
+    assert_eq!(ended.code(), Some(0));
+    assert!(took < AT_ONCE, "it ended {took:?} after the last answer");
+    assert_eq!(service.count_since(0, "worker died"), 0);
+}
+
+#[test]
+fn term_answers_the_running_call_closes_idle_connections_and_ends_at_the_last_answer() {
+    drains_on(Signal::SIGTERM);
+}
+
+#[test]
+fn int_drains_as_term_does() {
+    drains_on(Signal::SIGINT);
+}
+
+#[test]
+fn term_without_any_connection_ends_at_once() {
+    let mut service = Service::start(TWO);
+    let (code, took) = timed(|| service.stop());
+    assert_eq!(code, Some(0));
+    assert!(took < AT_ONCE, "{took:?}");
+}
+
+#[test]
+fn calls_that_were_sent_before_term_are_all_answered() {
+    let mut service = Service::start("processes = 1\nthreads = 1");
+    let mut wires: Vec<_> = (0..5).map(|_| service.connect()).collect();
+    for wire in &mut wires {
+        for id in 0..4 {
+            wire.send(&json!({ "in": "sleep", "params": { "ms": 5 }, "id": id }).to_string());
+        }
+    }
+    service.signal(Signal::SIGTERM);
+    for wire in &mut wires {
+        let ids: std::collections::BTreeSet<u64> =
+            (0..4).map(|_| wire.receive()["id"].as_u64().expect("an id")).collect();
+        assert_eq!(ids.len(), 4);
+        assert!(wire.is_closed());
+    }
+    assert_eq!(service.await_end().code(), Some(0));
+}
+
+#[test]
+fn a_second_int_ends_at_once() {
+    let mut service = Service::start("processes = 1\nthreads = 2");
+    let (mut busy, mut idle) = (service.connect(), service.connect());
+    idle.call("ping", json!(1));
+    busy.request("hang", &json!(null));
+    let (code, took) = timed(|| {
+        service.signal(Signal::SIGINT);
+        assert!(idle.is_closed(), "the first INT drains");
+        service.signal(Signal::SIGINT);
+        service.await_end().code()
+    });
+    assert_eq!(code, Some(0));
+    assert!(took < AT_ONCE, "{took:?}");
+    assert!(busy.is_closed());
+}
+
+#[test]
+fn a_second_term_changes_nothing() {
+    let mut service = Service::start("processes = 1\nthreads = 2");
+    let (mut busy, mut idle) = (service.connect(), service.connect());
+    idle.call("ping", json!(1));
+    busy.request("sleep", &json!({ "ms": 300 }));
+    service.signal(Signal::SIGTERM);
+    assert!(idle.is_closed());
+    service.signal(Signal::SIGTERM);
+    assert_eq!(busy.receive()["out"], "sleep");
+    assert_eq!(service.await_end().code(), Some(0));
+}
+
+#[test]
+fn quit_ends_at_once_whatever_runs() {
+    let mut service = Service::start(TWO);
+    let mut busy = service.connect();
+    busy.call("ping", json!(1));
+    busy.request("hang", &json!(null));
+    let (code, took) = timed(|| {
+        service.signal(Signal::SIGQUIT);
+        service.await_end().code()
+    });
+    assert_eq!(code, Some(0));
+    assert!(took < AT_ONCE, "{took:?}");
+    assert!(busy.is_cut_off());
+}
+
+#[test]
+fn hup_and_usr2_say_that_reload_is_not_there_yet_and_usr1_does_nothing() {
+    let mut service = Service::start(TWO);
+    let workers = service.workers();
+    let mut wire = service.connect();
+    for signal in [Signal::SIGHUP, Signal::SIGUSR2] {
+        service.signal(signal);
+        let told = service.await_log("can't reload");
+        assert_eq!(told["level"], "WARN", "{told}");
+    }
+    service.signal(Signal::SIGUSR1);
+    service.await_log_where("USR1", |line| line["signal"] == "SIGUSR1");
+    assert_eq!(wire.call("ping", json!(1))["result"], 1);
+    assert_eq!(service.workers(), workers);
+    assert_eq!(service.stop(), Some(0));
+}
+
+#[test]
+fn ttin_adds_a_worker_in_the_next_slot() {
+    let service = Service::start(TWO);
+    let mark = service.mark();
+    service.signal(Signal::SIGTTIN);
+    let third = service.await_refill(mark, 2);
+    assert_eq!(worker_pid(&mut service.connect_to(2)), third);
+    assert_eq!(service.workers().len(), 3);
+}
+
+#[test]
+fn ttou_takes_the_last_slots_worker_away_once_its_call_is_answered() {
+    let service = Service::start(TWO);
+    let mark = service.mark();
+    let (mut staying, mut leaving) = (service.connect_to(0), service.connect_to(1));
+    leaving.request("sleep", &json!({ "ms": 200 }));
+    service.signal(Signal::SIGTTOU);
+    assert_eq!(leaving.receive()["out"], "sleep");
+    assert!(leaving.is_closed());
+    let ended = service.await_text(mark, "worker ended");
+    assert_eq!((ended["slot"].as_u64(), ended["cause"].as_str()), (Some(1), Some("exit 0")), "{ended}");
+    assert_eq!(worker_pid(&mut staying), service.workers()[&0]);
+    assert_eq!(service.worker_pids(), [service.workers()[&0]]);
+}
+
+#[test]
+fn ttou_never_takes_the_last_worker() {
+    let service = Service::start("processes = 1\nthreads = 1");
+    let mark = service.mark();
+    let mut wire = service.connect();
+    service.signal(Signal::SIGTTOU);
+    service.await_text(mark, "the last worker stays");
+    assert_eq!(worker_pid(&mut wire), service.workers()[&0]);
+}
+
+#[test]
+fn a_slot_that_was_taken_away_can_be_added_again() {
+    let service = Service::start(TWO);
+    let first = service.workers()[&1];
+    let mark = service.mark();
+    service.signal(Signal::SIGTTOU);
+    service.await_text(mark, "worker ended");
+    service.signal(Signal::SIGTTIN);
+    let second = service.await_refill(mark, 1);
+    assert_ne!(first, second);
+    assert_eq!(worker_pid(&mut service.connect_to(1)), second);
+}
+
+#[test]
+fn term_to_one_worker_drains_it_and_its_slot_is_filled_again() {
+    let service =
+        Service::start("processes = 2\nthreads = 2\n[restart]\nmax_restarts = 1\nbackoff = \"30s\"");
+    for _ in 0..3 {
+        let workers = service.workers();
+        let mut busy = service.connect();
+        let leaver = worker_pid(&mut busy);
+        let slot = workers.iter().find(|(_, pid)| **pid == leaver).map(|(slot, _)| *slot).expect("a slot");
+        let mark = service.mark();
+        busy.request("sleep", &json!({ "ms": 100 }));
+        send_signal(leaver, Signal::SIGTERM);
+        assert_eq!(busy.receive()["out"], "sleep");
+        assert!(busy.is_closed());
+        let next = service.await_refill(mark, slot);
+        assert_ne!(next, leaver);
+        assert_eq!(service.workers()[&(1 - slot)], workers[&(1 - slot)]);
+    }
+    assert_eq!(service.count_since(0, "worker died"), 0);
+    assert_eq!(service.count_since(0, "boot failure"), 0);
+}
+
+#[test]
+fn term_to_a_worker_that_has_not_answered_a_call_is_no_boot_failure() {
+    let service =
+        Service::start("processes = 1\nthreads = 1\n[restart]\nmax_restarts = 1\nbackoff = \"30s\"");
+    for _ in 0..4 {
+        let mark = service.mark();
+        send_signal(service.workers()[&0], Signal::SIGTERM);
+        service.await_refill(mark, 0);
+    }
+    assert_eq!(service.count_since(0, "boot failure"), 0);
+}
+
+#[test]
+fn signals_of_a_terminal_to_the_whole_group_reach_the_supervisor_alone() {
+    let mut program = rig();
+    program.process_group(0);
+    let mut service = Service::start_with(program, TWO);
+    let (workers, template) = (service.workers(), service.template());
+    let mut wire = service.connect_to(0);
+    let mark = service.mark();
+    let harmless = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+    for signal in harmless {
+        service.signal_group(signal);
+        service.await_since(mark, "the signal", |line| line["signal"] == signal.as_str());
+    }
+    assert_eq!(worker_pid(&mut wire), workers[&0]);
+    assert_eq!(worker_pid(&mut service.connect_to(1)), workers[&1]);
+    assert_eq!(children_named(service.pid(), "tine-template"), [template]);
+    wire.request("sleep", &json!({ "ms": 200 }));
+    service.signal_group(Signal::SIGINT);
+    assert_eq!(wire.receive()["out"], "sleep");
+    assert_eq!(service.await_end().code(), Some(0));
+    assert_eq!(service.count_since(0, "died"), 0, "{}", service.log_so_far());
+}
+
+#[test]
+fn term_to_the_whole_group_drains_as_term_to_the_supervisor_does() {
+    let mut program = rig();
+    program.process_group(0);
+    let mut service = Service::start_with(program, TWO);
+    let (mut busy, mut idle) = (service.connect_to(0), service.connect_to(1));
+    busy.request("sleep", &json!({ "ms": 200 }));
+    service.signal_group(Signal::SIGTERM);
+    assert!(idle.is_closed());
+    assert_eq!(busy.receive()["out"], "sleep");
+    assert_eq!(service.await_end().code(), Some(0));
+    assert_eq!(service.count_since(0, "worker died"), 0, "{}", service.log_so_far());
+}
+
+#[test]
+fn a_call_that_outlives_drain_is_killed_and_told() {
+    let mut service = Service::start("processes = 2\nthreads = 1\n[timeouts]\ndrain = \"200ms\"");
+    let mut busy = service.connect();
+    let worker = worker_pid(&mut busy);
+    busy.request("hang", &json!(null));
+    let (code, took) = timed(|| service.stop());
+    assert_eq!(code, Some(0));
+    assert!(took >= Duration::from_millis(200) && took < AT_ONCE, "{took:?}");
+    assert!(busy.is_closed());
+    let log = service.whole_log();
+    let with = |text: &str| -> Value {
+        let found = log.iter().find(|line| line["message"].as_str().is_some_and(|told| told.contains(text)));
+        found.unwrap_or_else(|| panic!("nothing of {text:?} in {log:?}")).clone()
+    };
+    with("calls still run after timeouts.drain (200ms); their workers are killed");
+    let ended = with("worker ended with calls running");
+    assert_eq!((pid_in(&ended), ended["cause"].as_str()), (worker, Some("SIGKILL")), "{ended}");
+    assert!(ended["running"].as_str().is_some_and(|running| running.starts_with("hang for ")), "{ended}");
+}
+
+#[test]
+fn a_worker_taken_away_is_killed_when_drain_is_up() {
+    let service = Service::start("processes = 2\nthreads = 1\n[timeouts]\ndrain = \"200ms\"");
+    let mark = service.mark();
+    let mut busy = service.connect_to(1);
+    busy.request("hang", &json!(null));
+    service.signal(Signal::SIGTTOU);
+    let ended = service.await_text(mark, "worker ended with calls running");
+    assert_eq!((ended["slot"].as_u64(), ended["cause"].as_str()), (Some(1), Some("SIGKILL")), "{ended}");
+    assert!(busy.is_closed());
+    assert_eq!(service.call("ping", json!(1))["result"], 1);
+}
+
+#[test]
+fn accepting_goes_on_during_pre_stop_and_int_cuts_it_short() {
+    // Longer than the test may take: only INT can end it.
+    let mut service =
+        Service::start(&format!("{TWO}\n[timeouts]\npre_stop = \"{}s\"", PATIENCE.as_secs() * 10));
+    service.signal(Signal::SIGTERM);
+    service.await_log("stopping; accepting goes on for timeouts.pre_stop");
+    assert_eq!(service.call("ping", json!(1))["result"], 1);
+    service.signal(Signal::SIGINT);
+    assert_eq!(service.await_end().code(), Some(0));
+}
+
+#[test]
+fn draining_begins_when_pre_stop_is_over() {
+    let mut service = Service::start(&format!("{TWO}\n[timeouts]\npre_stop = \"200ms\""));
+    let mut idle = service.connect();
+    idle.call("ping", json!(1));
+    let (code, took) = timed(|| service.stop());
+    assert_eq!(code, Some(0));
+    assert!(took >= Duration::from_millis(200) && took < AT_ONCE, "{took:?}");
+    assert!(idle.is_closed());
+}
