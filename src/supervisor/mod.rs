@@ -189,6 +189,7 @@ impl Supervisor {
                         worker.kill();
                     }
                 }
+                Action::Abandon(worker) => self.abandon(worker),
                 Action::CloseListeners => {
                     self.listeners = None;
                     self.workers.observe(&mut self.scoreboard);
@@ -440,12 +441,16 @@ impl Supervisor {
     }
 
     fn forget_unborn(&mut self, id: WorkerId, event: WorkerEvent) {
+        self.abandon(id);
+        self.happened(Event::Worker(id, event));
+    }
+
+    fn abandon(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.remove(id)
             && worker.line_open
         {
             let _ = self.epoll.delete(&worker.line);
         }
-        self.happened(Event::Worker(id, event));
     }
 }
 
