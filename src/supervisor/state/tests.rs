@@ -75,13 +75,11 @@ fn a_death_after_an_answer_is_refilled_at_once_without_limit() {
 
 #[test]
 fn a_death_before_the_first_answer_backs_off() {
-    for event in [WorkerEvent::Ended { answered: false }] {
-        let mut state = ready(1, 5);
-        let actions = tell(&mut state, 0, event);
-        assert!(forks(&actions).is_empty());
-        assert!(actions.contains(&Action::Arm(Timer::Refill(0), BACKOFF)), "{actions:?}");
-        assert_eq!(forks(&state.on(Event::Due(Timer::Refill(0)), NOW())), [(1, 0)]);
-    }
+    let mut state = ready(1, 5);
+    let actions = tell(&mut state, 0, WorkerEvent::Ended { answered: false });
+    assert!(forks(&actions).is_empty());
+    assert!(actions.contains(&Action::Arm(Timer::Refill(0), BACKOFF)), "{actions:?}");
+    assert_eq!(forks(&state.on(Event::Due(Timer::Refill(0)), NOW())), [(1, 0)]);
 }
 
 #[test]

@@ -103,9 +103,8 @@ impl Hand {
             self.shared.deadlines.remove(timer, Due::Connection(connection.key));
         }
         connection.caller_is_gone();
-        if !state.calls.is_empty() {
-            connection.socket.shut_down();
-        }
+        // A handler that outlives its call's deadline still holds the socket; its peer must not wait for that.
+        connection.socket.shut_down();
         state.phase = Phase::Closed;
         state.calls = Vec::new();
         state.input = Input::default();
