@@ -450,7 +450,7 @@ impl Hand {
             return;
         }
         if !matches!(state.phase, Phase::Lingering { .. }) {
-            if state.flush().is_err() {
+            if self.send(state).is_err() {
                 return self.close(state);
             }
             if state.may_begin(&self.shared.bounds) {
@@ -463,6 +463,19 @@ impl Hand {
         }
         self.watch(state);
         self.account(state);
+    }
+
+    /// Sends what the socket takes. Input that waited for a full output is begun here, as nothing else would come
+    /// back to it when all is sent in one go.
+    fn send(&mut self, state: &mut Locked<'_>) -> io::Result<()> {
+        loop {
+            let was_full = state.output.len() >= self.shared.bounds.output;
+            state.flush()?;
+            if !was_full || state.input.is_empty() || !state.may_begin(&self.shared.bounds) {
+                return Ok(());
+            }
+            self.begin_waiting(state);
+        }
     }
 
     fn watch(&mut self, state: &mut Locked<'_>) {
