@@ -505,9 +505,10 @@ impl Hand {
         }
     }
 
-    /// Ends a connection from our side: at once where nothing can be lost by it, otherwise lingering.
+    /// Ends a connection from our side: at once where nothing can be lost by it, otherwise lingering. A peer whose
+    /// input is refused (`Finishing`) may go on sending, and a reset would take the last answer from it.
     fn end(&mut self, state: &mut Locked<'_>) {
-        if state.is_quiet() && state.connection.socket.is_settled() {
+        if state.phase != Phase::Finishing && state.is_quiet() && state.connection.socket.is_settled() {
             return self.close(state);
         }
         state.linger(Instant::now());
