@@ -209,13 +209,11 @@ fn an_answer_of_16_mib_is_an_internal_error_and_the_connection_goes_on() {
     let mut wire = service.connect();
     wire.send(&blob_of((16 << 20) - 1));
     assert_eq!(wire.receive_text().expect("the longest answer there can be").len(), (16 << 20) - 1);
-    for length in [16 << 20, 40 << 20] {
-        wire.send(&blob_of(length));
-        let answer = wire.receive();
-        assert_eq!(code(&answer), -32603);
-        assert!(answer.to_string().len() < 300, "{answer}");
-        assert_eq!(wire.call("ping", json!("goes on"))["result"], "goes on");
-    }
+    wire.send(&blob_of(16 << 20));
+    let answer = wire.receive();
+    assert_eq!(code(&answer), -32603);
+    assert!(answer.to_string().len() < 300, "{answer}");
+    assert_eq!(wire.call("ping", json!("goes on"))["result"], "goes on");
 }
 
 /// What went wrong once: when an answer beyond `output` was sent in one go, nobody looked at the rest of the input.

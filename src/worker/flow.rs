@@ -3,6 +3,7 @@
 //! The poller brings arrivals and deadlines, pool threads bring finished calls; both move a connection on under
 //! its lock with the same steps, so it does not matter which of them comes first.
 
+use std::error::Error as _;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -357,7 +358,13 @@ impl Hand {
                 Ok(()) => return Outcome::Ok,
                 Err(too_long) => (Outcome::Error, Error::answer_too_long(&too_long)),
             },
-            Ok(Err(error)) => (Outcome::Error, error),
+            Ok(Err(error)) => {
+                if let Some(cause) = error.source() {
+                    let (slot, method) = (shared.info.slot(), method.name());
+                    tracing::error!(slot, method, %cause, "a handler failed");
+                }
+                (Outcome::Error, error)
+            }
             Err(_) => (Outcome::Panicked, Error::panicked(method.name())),
         };
         self.answer.clear();
