@@ -532,9 +532,8 @@ impl Hand {
         // Explicitly, because a duplicate of the descriptor elsewhere would keep the entry alive.
         let _ = self.shared.epoll.delete(&connection.socket);
         connection.caller_is_gone();
-        if !state.calls.is_empty() {
-            connection.socket.shut_down();
-        }
+        // A handler that outlives its call's deadline still holds the socket; its peer must not wait for that.
+        connection.socket.shut_down();
         state.phase = Phase::Closed;
         state.calls = Vec::new();
         state.input = Default::default();
