@@ -4,8 +4,10 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 use serde_json::{Value, json};
 use support::proc::{Ran, run};
 use support::{Folder, Service, rig, tine};
@@ -90,7 +92,8 @@ fn check_prints_what_would_run_and_exits_0() {
                   [timeouts]\nrequest = \"90s\"\n[methods.ping]\ntimeout = \"2s\"";
     let ran = with_config(config, &["check", "--threads", "6"]);
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
-    let words = ["config.toml: good", "[::1]:7", "unix:/tmp/x.sock", "3 × 6 threads", "1m 30s", "methods.ping"];
+    let words =
+        ["config.toml: good", "[::1]:7", "unix:/tmp/x.sock", "3 × 6 threads", "1m 30s", "methods.ping"];
     for words in words {
         assert!(ran.stdout.contains(words), "expected {words:?} in:\n{}", ran.stdout);
     }
@@ -117,10 +120,7 @@ fn a_broken_config_exits_2_and_names_file_line_and_key() {
         ("listen = \"127.0.0.1:1\"", "config.toml:1: listen:"),
         ("listen = [\"nowhere\"]", "config.toml:1: listen"),
         ("listen = [\"127.0.0.1:1\"]\n[[listener]]\naddress = \"127.0.0.1:2\"", "config.toml:2: listener:"),
-        (
-            "[[listener]]\naddress = \"127.0.0.1:2\"\nmode = \"0600\"",
-            "config.toml:3: listener",
-        ),
+        ("[[listener]]\naddress = \"127.0.0.1:2\"\nmode = \"0600\"", "config.toml:3: listener"),
         ("[methods.ping]\ntimeouts = \"1s\"", "config.toml:2: methods.ping.timeouts: unknown key"),
         ("[restart]\nbackoff = \"1m\"\nbackoff_max = \"1s\"", "restart.backoff"),
         ("threads = 1\nthreads = 2", "config.toml:2:"),
@@ -140,7 +140,8 @@ fn a_broken_config_exits_2_and_names_file_line_and_key() {
 fn every_mistake_of_a_config_is_told_at_once() {
     let ran = with_config("threads = 0\nfoo = 1\n[limits]\nqueue = 0", &["check", "--listen", "nowhere"]);
     assert_eq!(ran.code, Some(2));
-    for place in ["--listen: ", "config.toml:1: threads", "config.toml:2: foo", "config.toml:4: limits.queue"] {
+    for place in ["--listen: ", "config.toml:1: threads", "config.toml:2: foo", "config.toml:4: limits.queue"]
+    {
         assert!(ran.stderr.contains(place), "expected {place:?} in:\n{}", ran.stderr);
     }
 }
@@ -217,7 +218,11 @@ fn call_prints_json_and_nothing_else() {
         (&["blob", r#"{"bytes":3}"#], "\"xxx\"\n"),
     ] {
         let ran = call(&service, arguments, "");
-        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (Some(0), printed, ""), "{arguments:?}");
+        assert_eq!(
+            (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+            (Some(0), printed, ""),
+            "{arguments:?}"
+        );
     }
     let ran = call(&service, &["echo", "-"], "[\n1 ]\n");
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "[\n1 ]\n"), "{ran:?}");
@@ -249,11 +254,13 @@ fn call_exits_1_with_the_error_object_for_an_error_answer() {
 
 #[test]
 fn call_exits_3_when_nobody_answers() {
-    // A port that was just free, and a socket file that is not there.
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    // A port that is taken and not listened on, and a socket file that is not there.
+    let taken = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).expect("a socket");
+    bind(taken.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("a free port");
+    let taken_address: SockaddrIn = getsockname(taken.as_raw_fd()).expect("bound");
     let folder = Folder::new();
     let nobody = format!("unix:{}", folder.path().join("nobody.sock").display());
-    for to in [free.to_string(), nobody] {
+    for to in [taken_address.to_string(), nobody] {
         let ran = in_folder(&folder, &["call", "ping", "--to", &to]);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(3), ""), "{ran:?}");
         assert!(ran.stderr.contains(&to), "{ran:?}");
@@ -274,10 +281,8 @@ fn call_reaches_socket_files_and_ipv6() {
         eprintln!("SKIPPED in part: this machine has no IPv6 loopback");
     }
     let ipv6 = if has_ipv6 { ", \"[::1]:0\"" } else { "" };
-    let service = Service::start(&format!(
-        "processes = 1\nthreads = 1\nlisten = [\"unix:{}\"{ipv6}]",
-        path.display()
-    ));
+    let service =
+        Service::start(&format!("processes = 1\nthreads = 1\nlisten = [\"unix:{}\"{ipv6}]", path.display()));
     for address in service.addresses() {
         let ran = run(tine().args(["call", "ping", "7", "--to", address]), "");
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "7\n"), "{ran:?}");

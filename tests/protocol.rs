@@ -222,7 +222,12 @@ fn calls_behind_an_answer_beyond_the_output_limit_are_begun_once_it_is_sent() {
     let service = Service::start("processes = 1\nthreads = 1\n[limits]\noutput = \"4KiB\"");
     let mut wire = service.connect();
     for _ in 0..20 {
-        wire.send_bytes(&all_framed([blob_of(20_000), echo_without_id(1), blob_of(5_000), echo_without_id(2)]));
+        wire.send_bytes(&all_framed([
+            blob_of(20_000),
+            echo_without_id(1),
+            blob_of(5_000),
+            echo_without_id(2),
+        ]));
         assert_eq!(wire.receive_text().expect("an answer").len(), 20_000);
         assert_eq!(wire.receive_text(), Some(echoed(1)));
         assert_eq!(wire.receive_text().expect("an answer").len(), 5_000);
