@@ -305,10 +305,10 @@ fn a_client_that_drips_bytes_gains_no_time_by_it() {
 
 #[test]
 fn a_message_that_waits_for_calls_before_it_is_not_late() {
-    let service = Service::start(&format!("{ONE_WORKER}\n[timeouts]\nmessage = \"50ms\"\nidle = \"50ms\""));
+    let service = Service::start(&format!("{ONE_WORKER}\n[timeouts]\nmessage = \"300ms\"\nidle = \"300ms\""));
     let mut wire = service.connect();
     let late = framed(r#"{"in":"ping","params":1}"#);
-    wire.send_bytes(&[framed(r#"{"in":"sleep","params":{"ms":300}}"#), late[..9].to_vec()].concat());
+    wire.send_bytes(&[framed(r#"{"in":"sleep","params":{"ms":700}}"#), late[..9].to_vec()].concat());
     assert_eq!(wire.receive()["out"], "sleep");
     wire.send_bytes(&late[9..]);
     assert_eq!(wire.receive()["result"], 1);
@@ -316,10 +316,10 @@ fn a_message_that_waits_for_calls_before_it_is_not_late() {
 
 #[test]
 fn an_idle_connection_is_closed_and_one_with_a_call_is_not() {
-    let service = Service::start(&format!("{ONE_WORKER}\n[timeouts]\nidle = \"150ms\""));
+    let service = Service::start(&format!("{ONE_WORKER}\n[timeouts]\nidle = \"300ms\""));
     let mut silent = service.connect();
     let mut busy = service.connect();
-    busy.request("sleep", &json!({ "ms": 600 }));
+    busy.request("sleep", &json!({ "ms": 800 }));
     assert!(silent.is_closed());
     assert_eq!(busy.receive()["out"], "sleep");
     assert!(busy.is_closed());

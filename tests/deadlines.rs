@@ -44,20 +44,20 @@ fn a_method_may_have_a_time_limit_of_its_own() {
 #[test]
 fn a_methods_own_limit_may_be_longer_than_that_of_the_others() {
     let service = Service::start(
-        "processes = 1\nthreads = 2\n[timeouts]\nrequest = \"40ms\"\n[methods.sleep]\ntimeout = \"1h\"",
+        "processes = 1\nthreads = 2\n[timeouts]\nrequest = \"200ms\"\n[methods.sleep]\ntimeout = \"1h\"",
     );
     let mut wire = service.connect();
-    assert_eq!(wire.call("sleep", json!({ "ms": 120 }))["out"], "sleep");
+    assert_eq!(wire.call("sleep", json!({ "ms": 400 }))["out"], "sleep");
     wire.request("hang", &Value::Null);
-    exceeded(&wire.receive(), 40);
+    exceeded(&wire.receive(), 200);
     goes_on(&mut wire);
 }
 
 #[test]
 fn the_smaller_of_the_callers_and_the_configured_limit_holds() {
-    let service = Service::start("processes = 1\nthreads = 4\n[timeouts]\nrequest = \"50ms\"");
+    let service = Service::start("processes = 1\nthreads = 4\n[timeouts]\nrequest = \"200ms\"");
     let mut wire = service.connect();
-    for (asked, holds) in [("3600000", 50), ("99999999999999999999999", 50), ("20", 20)] {
+    for (asked, holds) in [("3600000", 200), ("99999999999999999999999", 200), ("20", 20)] {
         wire.send(&format!(r#"{{"in":"hang","timeout_ms":{asked}}}"#));
         exceeded(&wire.receive(), holds);
     }

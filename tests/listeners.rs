@@ -5,10 +5,12 @@ mod support;
 use std::fs;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use serde_json::{Value, json};
 use support::proc::call_on;
 use support::{Folder, PATIENCE, Service, await_gone, rig};
@@ -195,7 +197,10 @@ fn an_address_of_another_machine_exits_3_and_names_it() {
 fn a_stale_socket_file_is_replaced() {
     let folder = Folder::new();
     let path = folder.path().join("tine.sock");
-    drop(UnixListener::bind(&path).expect("the folder can be written"));
+    // Bound and never listened on: a listener that is dropped may live on for a moment, in a child that another test
+    // is just starting.
+    let stale = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).expect("a socket");
+    bind(stale.as_raw_fd(), &UnixAddr::new(&path).expect("a short path")).expect("the folder can be written");
     assert!(path.exists() && UnixStream::connect(&path).is_err());
     let mut service = Service::start(&listen_on(&path));
     assert_eq!(call_on(connect_unix(&path), PING), PONG);
