@@ -65,9 +65,7 @@ fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u
     signals::ignore_what_is_for_the_supervisor().map_err(|error| format!("signals: {error}"))?;
     let beginning = receive_beginning(line)?;
     let config = config::check(&beginning.source, overrides).map_err(|error| error.to_string())?;
-    service
-        .check_methods(config.methods.keys())
-        .map_err(|error| format!("{}: {error}", beginning.source.name))?;
+    config::check_methods(&beginning.source, &service.method_names()).map_err(|error| error.to_string())?;
     service.preload().map_err(|error| format!("the template can't start: {error}"))?;
     one_thread_only()?;
     let methods = service.method_names();

@@ -7,6 +7,7 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 pub mod proc;
+pub mod programs;
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -98,14 +99,20 @@ impl Service {
     }
 
     /// Starts a service without waiting for anything.
-    pub fn launch(mut program: Command, config: &str) -> Self {
+    pub fn launch(program: Command, config: &str) -> Self {
         let folder = Folder::new();
         let listen = if config.contains("listen") { "" } else { "listen = [\"127.0.0.1:0\"]\n" };
         let log =
             if config.contains("[log]") { "" } else { "\n[log]\nlevel = \"debug\"\nformat = \"json\"\n" };
         std::fs::write(folder.path().join("config.toml"), format!("{listen}{config}{log}")).expect("config");
+        Self::spawn(program, &[], folder)
+    }
+
+    /// Starts `serve` with these arguments in this folder.
+    fn spawn(mut program: Command, arguments: &[&str], folder: Folder) -> Self {
         let mut child = program
             .arg("serve")
+            .args(arguments)
             .current_dir(folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
