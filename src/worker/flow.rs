@@ -238,7 +238,7 @@ impl Hand {
         };
         let now = Instant::now();
         let allowed = self.shared.allowed(method, request.timeout_ms);
-        if let Err(refused) = self.shared.gate.admit(self.shared.queue.len(), allowed) {
+        if let Err(refused) = self.shared.gate.admit(allowed) {
             return self.refuse(state, refused, request.id());
         }
         let call = InFlight {
@@ -263,9 +263,11 @@ impl Hand {
         };
         match self.shared.queue.try_send(job) {
             Ok(()) => state.calls.push(call),
+            // The gate admits no more than fit.
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                let refused = self.shared.gate.full(self.shared.queue.len());
-                self.refuse(state, refused, request.id());
+                self.shared.gate.ended();
+                let retry_after = self.shared.gate.retry_after();
+                self.refuse(state, Refused { retry_after }, request.id());
             }
         }
     }
@@ -285,17 +287,19 @@ impl Hand {
 
     /// Runs a call that waited in the queue, on a pool thread.
     pub(super) fn run(&mut self, job: &Job) {
+        let shared = Arc::clone(&self.shared);
         if !self.start(job) {
+            shared.gate.ended();
             return;
         }
-        let shared = Arc::clone(&self.shared);
-        shared.gate.begin_run();
         let begun = Instant::now();
         self.row.begin(job.method.0, clock::monotonic_ns());
         let outcome = self.invoke(job);
         let took = begun.elapsed();
         self.row.finish(job.method.0, outcome, clock::whole_ns(took));
-        shared.gate.end_run(took);
+        shared.gate.ran(took);
+        // Before its answer is sent: whoever reads that finds the thread free.
+        shared.gate.ended();
         if !shared.slow.is_zero() && took >= shared.slow {
             let peer = &job.connection.peer;
             tracing::warn!(slot = shared.info.slot(), method = shared.method_name(job.method), ?took, %peer, "slow call");
@@ -402,7 +406,7 @@ impl Hand {
                 Error::deadline(call.allowed)
             } else if call.queued_since.is_some_and(|since| since + queue_wait <= now) {
                 self.row.refused();
-                Error::overloaded(self.shared.gate.full(self.shared.queue.len()).retry_after)
+                Error::overloaded(self.shared.gate.retry_after())
             } else {
                 index += 1;
                 continue;

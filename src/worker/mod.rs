@@ -163,7 +163,8 @@ impl Worker {
 
         let states = service.make_states(&info)?;
         service.worker_start(&info)?;
-        let (queue, jobs) = crossbeam_channel::bounded(config.limits.queue);
+        // The gate bounds what waits; this is room for that and for what threads are about to take.
+        let (queue, jobs) = crossbeam_channel::bounded(config.limits.queue + config.threads);
         let shared = Arc::new(Shared::new(service, states, config, info, queue).map_err(failed("epoll"))?);
         let row = arena.row(0).map_err(|error| format!("arena: {error}"))?;
         start_pool(&shared, &mut arena, config.threads, &jobs)?;
@@ -373,7 +374,7 @@ impl Shared {
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             table: Mutex::default(),
             deadlines: Arc::new(Deadlines::new()),
-            gate: Gate::new(config.threads, limits.queue_wait),
+            gate: Gate::new(config.threads, limits.queue, limits.queue_wait),
             queue,
             buffers: Buffers::new(limits.buffers),
             draining: AtomicBool::new(false),
