@@ -130,7 +130,7 @@ impl Hand {
             Ok(count) => {
                 state.progressed(Instant::now());
                 self.arrived(state, scratch.get(..count).unwrap_or_default());
-                self.settle(state);
+                self.go_on(state);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.close(state),
@@ -173,8 +173,16 @@ impl Hand {
 
     /// Moves a connection on after something about it changed.
     fn go_on(&mut self, state: &mut Locked<'_>) {
-        if state.phase == Phase::Open && !state.input.is_empty() {
+        while state.phase == Phase::Open && !state.input.is_empty() {
+            // What the socket takes now no longer keeps calls from beginning.
+            if state.flush().is_err() {
+                return self.close(state);
+            }
+            let before = state.input.waiting().len();
             self.begin_waiting(state);
+            if state.input.waiting().len() == before || state.output.is_empty() {
+                break;
+            }
         }
         self.settle(state);
     }
