@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::TrySendError;
 use nix::sys::epoll::EpollEvent;
 
+use super::buffers::{LITTLE, Ration};
 use super::connection::{Connection, InFlight, Key, Locked, Phase};
 use super::dispatch::Refused;
 use super::pool::Job;
@@ -113,16 +114,16 @@ impl Hand {
             state.parked = true;
             return self.settle(state);
         }
-        if self.shared.buffers.are_full() {
-            state.starved = true;
-            self.shared.buffers.starve(state.connection.key);
-            // Room made between the two looks would go unnoticed.
-            if !self.shared.buffers.are_full() {
-                self.shared.wake_poller();
+        let (held, unsent) = (state.held(), state.output.len());
+        let most = match self.shared.buffers.ration(state.connection.key, held, unsent) {
+            Ration::All => scratch.len(),
+            Ration::Little => LITTLE,
+            Ration::Nothing => {
+                state.starved = true;
+                return self.settle(state);
             }
-            return self.settle(state);
-        }
-        match state.connection.socket.receive(scratch) {
+        };
+        match state.connection.socket.receive(scratch.get_mut(..most).unwrap_or_default()) {
             Ok(0) => {
                 state.input_ended = true;
                 self.go_on(state);
@@ -195,7 +196,9 @@ impl Hand {
             if rest.is_empty() {
                 return Begun::Incomplete { consumed };
             }
-            if !state.may_begin(&self.shared.bounds) {
+            // A connection whose own answers fill the buffers is given no further ones to wait for.
+            let adds_to_full = state.output.len() >= LITTLE && self.shared.buffers.are_full();
+            if adds_to_full || !state.may_begin(&self.shared.bounds) {
                 return Begun::Blocked { consumed };
             }
             if !state.recognised {
@@ -468,6 +471,9 @@ impl Hand {
             if state.may_begin(&self.shared.bounds) {
                 state.parked = false;
             }
+            if state.held() < LITTLE {
+                state.starved = false;
+            }
             let over = state.input_ended && (state.input.is_empty() || state.message_since.is_some());
             if state.is_quiet() && (over || state.phase == Phase::Finishing) {
                 return self.end(state);
@@ -497,7 +503,7 @@ impl Hand {
 
     fn account(&mut self, state: &mut Locked<'_>) {
         let held = state.held();
-        let others_can_be_fed = self.shared.buffers.account(state.accounted, held);
+        let others_can_be_fed = self.shared.buffers.account(state.connection.key, state.accounted, held);
         state.accounted = held;
         if others_can_be_fed {
             self.shared.wake_poller();
