@@ -3,8 +3,7 @@
 //! Any thread adds; the poller sleeps until the earliest. A connection has one entry that counts, however many
 //! calls it has: it is looked at again when that entry is due, and says then when it wants to be looked at next.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -17,7 +16,7 @@ pub(super) struct Deadlines<T> {
 
 #[derive(Debug)]
 struct Inner<T> {
-    entries: BinaryHeap<Reverse<(Instant, T)>>,
+    entries: BTreeSet<(Instant, T)>,
     sleep: Sleep,
 }
 
@@ -27,15 +26,15 @@ enum Sleep {
     Until(Option<Instant>),
 }
 
-impl<T: Ord> Deadlines<T> {
+impl<T: Copy + Ord> Deadlines<T> {
     pub(super) fn new() -> Self {
-        Self { inner: Mutex::new(Inner { entries: BinaryHeap::new(), sleep: Sleep::Awake }) }
+        Self { inner: Mutex::new(Inner { entries: BTreeSet::new(), sleep: Sleep::Awake }) }
     }
 
     /// Adds an entry. True when the poller sleeps for longer than that and must be woken.
     pub(super) fn add(&self, at: Instant, entry: T) -> bool {
         let mut inner = self.inner.lock();
-        inner.entries.push(Reverse((at, entry)));
+        inner.entries.insert((at, entry));
         match inner.sleep {
             Sleep::Awake => false,
             Sleep::Until(None) => true,
@@ -43,10 +42,16 @@ impl<T: Ord> Deadlines<T> {
         }
     }
 
+    /// Takes an entry out before its moment. An entry that stayed for nothing would hold memory until then, and
+    /// connections come and go faster than their idle time passes.
+    pub(super) fn remove(&self, at: Instant, entry: T) {
+        self.inner.lock().entries.remove(&(at, entry));
+    }
+
     /// The poller goes to sleep until the returned moment (None: until something else happens).
     pub(super) fn fall_asleep(&self) -> Option<Instant> {
         let mut inner = self.inner.lock();
-        let until = inner.entries.peek().map(|Reverse((at, _))| *at);
+        let until = inner.entries.first().map(|(at, _)| *at);
         inner.sleep = Sleep::Until(until);
         until
     }
@@ -58,10 +63,9 @@ impl<T: Ord> Deadlines<T> {
     /// Takes an entry whose moment has come.
     pub(super) fn next_due(&self, now: Instant) -> Option<(Instant, T)> {
         let mut inner = self.inner.lock();
-        if inner.entries.peek().is_none_or(|Reverse((at, _))| *at > now) {
-            return None;
-        }
-        inner.entries.pop().map(|Reverse(entry)| entry)
+        let first = *inner.entries.first().filter(|(at, _)| *at <= now)?;
+        inner.entries.remove(&first);
+        Some(first)
     }
 }
 
@@ -80,6 +84,16 @@ mod tests {
         assert_eq!(deadlines.next_due(now), Some((now, "now")));
         assert_eq!(deadlines.next_due(now), None);
         assert_eq!(deadlines.next_due(later), Some((later, "later")));
+    }
+
+    #[test]
+    fn an_entry_that_is_taken_out_leaves_nothing_behind() {
+        let (deadlines, now) = (Deadlines::new(), Instant::now());
+        deadlines.add(now, 1);
+        deadlines.add(now, 2);
+        deadlines.remove(now, 1);
+        assert_eq!(deadlines.next_due(now), Some((now, 2)));
+        assert!(deadlines.inner.lock().entries.is_empty());
     }
 
     #[test]

@@ -495,7 +495,7 @@ impl Hand {
         }
         if let Some(due) = state.due(&shared.bounds) {
             if state.timer.is_none_or(|timer| due < timer) {
-                state.timer = Some(due);
+                shared.forget(state.timer.replace(due), Due::Connection(state.connection.key));
                 shared.remind(due, Due::Connection(state.connection.key));
             }
         }
@@ -528,6 +528,7 @@ impl Hand {
         }
         // Explicitly, because a duplicate of the descriptor elsewhere would keep the entry alive.
         let _ = self.shared.epoll.delete(&connection.socket);
+        self.shared.forget(state.timer.take(), Due::Connection(connection.key));
         connection.caller_is_gone();
         if !state.calls.is_empty() {
             connection.socket.shut_down();

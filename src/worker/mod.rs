@@ -401,6 +401,13 @@ impl Shared {
         }
     }
 
+    /// Undoes it, if there was one.
+    fn forget(&self, at: Option<Instant>, due: Due) {
+        if let Some(at) = at {
+            self.deadlines.remove(at, due);
+        }
+    }
+
     fn wake_poller(&self) {
         // It fails only when the counter is full, and then the poller is awake enough.
         let _ = self.wake.write(1);

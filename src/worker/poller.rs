@@ -19,7 +19,7 @@ pub(super) struct Poller<T> {
     events: [EpollEvent; BATCH],
 }
 
-impl<T: Ord> Poller<T> {
+impl<T: Copy + Ord> Poller<T> {
     pub(super) fn new(epoll: Arc<Epoll>, deadlines: Arc<Deadlines<T>>) -> Self {
         Self { epoll, deadlines, events: [EpollEvent::empty(); BATCH] }
     }
