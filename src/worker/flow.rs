@@ -300,7 +300,7 @@ impl Hand {
     pub(super) fn run(&mut self, job: &Job) {
         let shared = Arc::clone(&self.shared);
         if !self.start(job) {
-            shared.gate.ended();
+            shared.call_ended();
             return;
         }
         let begun = Instant::now();
@@ -310,7 +310,7 @@ impl Hand {
         self.row.finish(job.method.0, outcome, clock::whole_ns(took));
         shared.gate.ran(took);
         // Before its answer is sent: whoever reads that finds the thread free.
-        shared.gate.ended();
+        shared.call_ended();
         if !shared.slow.is_zero() && took >= shared.slow {
             let peer = &job.connection.peer;
             tracing::warn!(slot = shared.info.slot(), method = shared.method_name(job.method), ?took, %peer, "slow call");
@@ -539,8 +539,9 @@ impl Hand {
         state.output = Default::default();
         self.account(state);
         self.row.connection_closed();
-        if self.shared.draining.load(Ordering::SeqCst) {
-            self.shared.wake_poller();
+        let shared = &self.shared;
+        if shared.wants_room.load(Ordering::SeqCst) || shared.draining.load(Ordering::SeqCst) {
+            shared.wake_poller();
         }
     }
 
