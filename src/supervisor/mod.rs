@@ -12,10 +12,11 @@ mod state;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -80,6 +81,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         rows: crate::worker::rows(config.threads),
         program: setup.program,
         source: setup.source,
+        bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         listeners: Some(setup.listeners),
         finished: None,
     };
@@ -116,6 +118,8 @@ struct Supervisor {
     rows: usize,
     program: Program,
     source: Source,
+    /// What workers tell each other with that a connection waits.
+    bell: EventFd,
     /// None once accepting has ended.
     listeners: Option<Listeners>,
     finished: Option<i32>,
@@ -422,7 +426,7 @@ impl Supervisor {
         let (line, far_end) = Line::pair()?;
         let memory = arena::create(self.rows, self.methods.len())?;
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
-        let mut descriptors: Vec<OwnedFd> = vec![far_end, memory];
+        let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         descriptors.extend(listeners.duplicates()?);
         self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
         let worker = Worker {

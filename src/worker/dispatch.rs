@@ -35,7 +35,7 @@ impl Gate {
 
     /// Decides about a call with `allowed` until its deadline. One that is admitted must be ended by [`ended`](Self::ended).
     pub(super) fn admit(&self, allowed: Duration) -> Result<(), Refused> {
-        let before = self.unfinished.fetch_add(1, Ordering::Relaxed);
+        let before = self.unfinished.fetch_add(1, Ordering::SeqCst);
         let decision = match before.checked_sub(self.threads) {
             // A thread is free for it.
             None => Ok(()),
@@ -79,12 +79,12 @@ impl Gate {
 
     /// A call that was admitted occupies neither queue nor thread any more.
     pub(super) fn ended(&self) {
-        self.unfinished.fetch_sub(1, Ordering::Relaxed);
+        self.unfinished.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// True when a call that came now would have to wait.
     pub(super) fn all_busy(&self) -> bool {
-        self.unfinished.load(Ordering::Relaxed) >= self.threads
+        self.unfinished.load(Ordering::SeqCst) >= self.threads
     }
 }
 

@@ -9,6 +9,9 @@
 pub mod proc;
 pub mod programs;
 
+pub mod measure;
+mod rude;
+
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -31,20 +34,25 @@ pub fn tine() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tine"))
 }
 
-/// The `rig` example: `cargo test` builds it, `cargo test --test NAME` does not, so it is asked for here.
+/// The `rig` example.
 pub fn rig() -> Command {
     static BUILT: Once = Once::new();
-    BUILT.call_once(|| {
+    example("rig", &BUILT)
+}
+
+/// An example's binary: `cargo test` builds it, `cargo test --test NAME` does not, so it is asked for here.
+pub fn example(name: &str, built: &Once) -> Command {
+    built.call_once(|| {
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--example", "rig"]);
+        build.args(["build", "--quiet", "--example", name]);
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
-        let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
-        assert!(built.success(), "cargo build --example rig failed");
+        let done = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
+        assert!(done.success(), "cargo build --example {name} failed");
     });
     let folder = Path::new(env!("CARGO_BIN_EXE_tine")).parent().expect("a binary is in a folder");
-    Command::new(folder.join("examples/rig"))
+    Command::new(folder.join("examples").join(name))
 }
 
 /// A folder that goes with its owner.

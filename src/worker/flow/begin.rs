@@ -13,6 +13,7 @@ use crate::wire::Step;
 use crate::wire::detect::{self, Recognised};
 use crate::wire::length::LengthFraming;
 use crate::worker::Shared;
+use crate::worker::buffers::LITTLE;
 use crate::worker::connection::{Connection, InFlight, Locked, Phase};
 use crate::worker::dispatch::Refused;
 
@@ -90,7 +91,9 @@ impl Hand {
             if rest.is_empty() {
                 return Begun::Incomplete { consumed };
             }
-            if !state.may_begin(&self.shared.bounds) {
+            // A connection whose own answers fill the buffers is given no further ones to wait for.
+            let adds_to_full = state.output.len() >= LITTLE && self.shared.buffers.are_full();
+            if adds_to_full || !state.may_begin(&self.shared.bounds) {
                 return Begun::Blocked { consumed };
             }
             if !state.recognised {

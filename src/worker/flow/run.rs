@@ -18,7 +18,7 @@ impl Hand {
     pub(in crate::worker) fn run(&mut self, job: &Job) {
         let shared = Arc::clone(&self.shared);
         if !self.start(job) {
-            shared.gate.ended();
+            shared.call_ended();
             return;
         }
         let begun = Instant::now();
@@ -27,7 +27,7 @@ impl Hand {
         let took = begun.elapsed();
         shared.gate.ran(took);
         // Before its answer is sent: whoever reads that finds the thread free.
-        shared.gate.ended();
+        shared.call_ended();
         if !shared.slow.is_zero() && took >= shared.slow {
             let (slot, method, peer) =
                 (shared.info.slot(), shared.method_name(job.method), &job.connection.peer);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::EpollEvent;
 
 use super::Hand;
+use crate::worker::buffers::LITTLE;
 use crate::worker::connection::{Input, Locked, Output, Pause, Phase};
 use crate::worker::{Due, token_of};
 
@@ -27,6 +28,9 @@ impl Hand {
             if state.paused == Some(Pause::Parked) && state.may_begin(&self.shared.bounds) {
                 state.paused = None;
             }
+            if state.paused == Some(Pause::Starved) && state.held() < LITTLE {
+                state.paused = None;
+            }
             let over = state.input_ended && (state.input.is_empty() || state.message_since.is_some());
             if state.is_quiet() && (over || state.phase == Phase::Finishing) {
                 return self.end(state);
@@ -36,13 +40,14 @@ impl Hand {
         self.account(state);
     }
 
-    /// Sends what the socket takes. Input that waited for a full output is begun here, as nothing else would come
-    /// back to it when all is sent in one go.
+    /// Sends what the socket takes. Input that waited for room in the output is begun here, as nothing else would
+    /// come back to it when all is sent in one go: epoll has reported it already.
     fn send(&mut self, state: &mut Locked<'_>) -> io::Result<()> {
         loop {
-            let was_full = state.output.len() >= self.shared.bounds.output;
+            let before = state.output.len();
             state.flush()?;
-            if !was_full || state.input.is_empty() || !state.may_begin(&self.shared.bounds) {
+            let has_sent = state.output.len() < before;
+            if !has_sent || state.input.is_empty() || !state.may_begin(&self.shared.bounds) {
                 return Ok(());
             }
             self.begin_waiting(state);
@@ -73,7 +78,7 @@ impl Hand {
 
     fn account(&mut self, state: &mut Locked<'_>) {
         let held = state.held();
-        let others_can_be_fed = self.shared.buffers.account(state.accounted, held);
+        let others_can_be_fed = self.shared.buffers.account(state.connection.key, state.accounted, held);
         state.accounted = held;
         if others_can_be_fed {
             self.shared.wake_poller();
@@ -111,8 +116,9 @@ impl Hand {
         state.output = Output::default();
         self.account(state);
         self.row.connection_closed();
-        if self.shared.draining.load(Ordering::SeqCst) {
-            self.shared.wake_poller();
+        let shared = &self.shared;
+        if shared.wants_room.load(Ordering::SeqCst) || shared.draining.load(Ordering::SeqCst) {
+            shared.wake_poller();
         }
     }
 }
