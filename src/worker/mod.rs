@@ -147,6 +147,8 @@ impl Worker {
         let failed = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
         process::reset_signals();
         signals::ignore_what_is_for_the_supervisor().map_err(failed("signals"))?;
+        // Hooks and states may never return, and then nobody here would see that the supervisor is gone.
+        line.die_with_other_end().map_err(failed("line"))?;
         let term = signals::wake_on_term().map_err(failed("SIGTERM"))?;
         let pid = i32::try_from(info.pid()).unwrap_or_default();
         line.send(&FromWorker::Born { version: line::VERSION, pid }, Vec::new()).map_err(failed("line"))?;
@@ -173,6 +175,7 @@ impl Worker {
         shared.add(&term, TERM).map_err(failed("eventfd"))?;
         let doors = open_doors(&shared.epoll, listeners, config).map_err(failed("listener"))?;
         arena.set_state(State::Ready);
+        line.live_on().map_err(failed("line"))?;
         line.send(&FromWorker::Ready, Vec::new()).map_err(failed("line"))?;
         Ok(Self {
             poller: Poller::new(Arc::clone(&shared.epoll), Arc::clone(&shared.deadlines)),
