@@ -144,6 +144,17 @@ fn a_worker_that_hangs_before_it_is_ready_ends() {
 }
 
 #[test]
+fn a_worker_that_hangs_in_its_stop_hook_ends() {
+    let mut program = rig();
+    program.env("RIG_WORKER_STOP", "hang");
+    let mut service =
+        Service::start_with(program, "processes = 1\nthreads = 1\n[timeouts]\ndrain = \"100ms\"");
+    let family = kill_supervisor(&mut service);
+    service.await_log("RIG_WORKER_STOP hangs");
+    await_all(&family);
+}
+
+#[test]
 fn a_worker_that_was_draining_already_ends_too() {
     let mut service = Service::start("processes = 2\nthreads = 1\n[timeouts]\ndrain = \"300ms\"");
     let mut busy = service.connect_to(1);
