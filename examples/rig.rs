@@ -2,8 +2,8 @@
 //!
 //! Each takes an object: `sleep {"ms": 50}`. Beside them are the built-in `ping`, `echo`, `tine.methods`, `tine.worker`.
 //!
-//! Two environment variables make it fail before it serves: `RIG_PRELOAD` and `RIG_WORKER_START` are each `fail`,
-//! `exit`, `hang` or `thread` (leaves a thread behind).
+//! Environment variables make it fail before it serves, or after: `RIG_PRELOAD`, `RIG_WORKER_START` and
+//! `RIG_WORKER_STOP` are each `fail`, `exit`, `hang` or `thread` (leaves a thread behind).
 
 #![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
 
@@ -29,6 +29,10 @@ fn rig() -> Server {
     Server::new()
         .preload(|| misbehave("RIG_PRELOAD"))
         .on_worker_start(|_worker| misbehave("RIG_WORKER_START"))
+        .on_worker_stop(|_worker| {
+            // Nobody is left to be told of a failure.
+            let _ = misbehave("RIG_WORKER_STOP");
+        })
         .state(|_worker| Ok(FlakyCalls::default()))
         // Seeded after the fork, or all workers would draw the same numbers.
         .state(|_worker| Ok(Mutex::new(StdRng::try_from_rng(&mut SysRng)?)))

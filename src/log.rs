@@ -5,32 +5,41 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::libc::O_NONBLOCK;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, send};
+use nix::unistd::write;
+use serde_json::Value;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use crate::config::{Log, LogFormat};
 
 /// The longest line: what a pipe takes whole or not at all (`PIPE_BUF`).
 const LONGEST_LINE: usize = 4096;
 
+/// Ends what was cut.
+const CUT: &str = "… (cut)";
+
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 static DROPPED_AND_TOLD: AtomicU64 = AtomicU64::new(0);
 
 /// Begins to log as the configuration says. A subscriber that the program has set itself stays in place.
 pub(crate) fn init(config: &Log) {
-    let destination = Destination::open();
+    let format = config.format;
+    let destination = Lines { destination: Destination::open(), format };
     let builder = tracing_subscriber::fmt()
         .with_max_level(config.level)
         .with_target(false)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(destination);
-    let _ = match config.format {
+    let _ = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
@@ -47,6 +56,8 @@ enum Destination {
     /// A description of our own, non-blocking: to set the flag on the inherited one would change it for
     /// everybody who shares it, such as the shell.
     Own(File),
+    /// The inherited descriptor is a socket, which takes that wish with each message.
+    Socket,
     /// The inherited descriptor: a file or device that does not block, or one that can't be opened again and is
     /// asked for room before each write.
     Inherited { ask_for_room: bool },
@@ -55,9 +66,12 @@ enum Destination {
 impl Destination {
     fn open() -> Self {
         let stderr = io::stderr();
-        let kind =
-            File::open("/proc/self/fd/2").and_then(|file| file.metadata()).map(|found| found.file_type());
-        let can_block = stderr.is_terminal() || kind.map_or(true, |kind| kind.is_fifo() || kind.is_socket());
+        // Not by opening it: a socket can't be opened.
+        let kind = std::fs::metadata("/proc/self/fd/2").map(|found| found.file_type());
+        if kind.as_ref().is_ok_and(FileTypeExt::is_socket) {
+            return Self::Socket;
+        }
+        let can_block = stderr.is_terminal() || kind.map_or(true, |kind| kind.is_fifo());
         if !can_block {
             return Self::Inherited { ask_for_room: false };
         }
@@ -66,20 +80,22 @@ impl Destination {
     }
 
     fn write_line(&self, line: &[u8]) -> bool {
-        let stderr = io::stderr();
-        let (fd, ask): (BorrowedFd<'_>, bool) = match self {
-            Self::Own(file) => (file.as_fd(), false),
-            Self::Inherited { ask_for_room } => (stderr.as_fd(), *ask_for_room),
-        };
-        if ask && !has_room(fd) {
-            return false;
-        }
         loop {
-            match nix::unistd::write(fd, line) {
+            match self.try_write(line) {
                 Ok(_) => return true,
                 Err(Errno::EINTR) => {}
                 Err(_) => return false,
             }
+        }
+    }
+
+    fn try_write(&self, line: &[u8]) -> nix::Result<usize> {
+        let stderr = io::stderr();
+        match self {
+            Self::Own(file) => write(file, line),
+            Self::Socket => send(stderr.as_raw_fd(), line, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL),
+            Self::Inherited { ask_for_room: true } if !has_room(stderr.as_fd()) => Err(Errno::EAGAIN),
+            Self::Inherited { .. } => write(stderr, line),
         }
     }
 }
@@ -89,10 +105,17 @@ fn has_room(fd: BorrowedFd<'_>) -> bool {
     poll(&mut wanted, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// Writes one line; made anew for each.
-struct LineWriter<'a>(&'a Destination);
+/// What `tracing` writes to.
+#[derive(Debug)]
+struct Lines {
+    destination: Destination,
+    format: LogFormat,
+}
 
-impl<'a> MakeWriter<'a> for Destination {
+/// Writes one line; made anew for each.
+struct LineWriter<'a>(&'a Lines);
+
+impl<'a> MakeWriter<'a> for Lines {
     type Writer = LineWriter<'a>;
 
     fn make_writer(&'a self) -> Self::Writer {
@@ -103,11 +126,12 @@ impl<'a> MakeWriter<'a> for Destination {
 impl Write for LineWriter<'_> {
     /// Takes everything, written or not: there is nobody to whom an error of the log could be told.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        tell_of_dropped(self.0);
+        let Lines { destination, format } = self.0;
+        tell_of_dropped(destination, *format);
         let written = if line.len() <= LONGEST_LINE {
-            self.0.write_line(line)
+            destination.write_line(line)
         } else {
-            self.0.write_line(&shortened(line))
+            destination.write_line(&shortened(line, *format))
         };
         if !written {
             DROPPED.fetch_add(1, Ordering::Relaxed);
@@ -120,23 +144,89 @@ impl Write for LineWriter<'_> {
     }
 }
 
-fn tell_of_dropped(destination: &Destination) {
+fn tell_of_dropped(destination: &Destination, format: LogFormat) {
     let dropped = DROPPED.load(Ordering::Relaxed);
     let told = DROPPED_AND_TOLD.load(Ordering::Relaxed);
-    if dropped > told {
-        let line = format!("({} log lines were dropped: standard error did not take them)\n", dropped - told);
-        if destination.write_line(line.as_bytes()) {
-            DROPPED_AND_TOLD.store(dropped, Ordering::Relaxed);
-        }
+    if dropped > told && destination.write_line(line_of_dropped(dropped - told, format).as_bytes()) {
+        DROPPED_AND_TOLD.store(dropped, Ordering::Relaxed);
     }
 }
 
-fn shortened(line: &[u8]) -> Vec<u8> {
-    const ENDING: &[u8] = "… (cut)\n".as_bytes();
-    let text = String::from_utf8_lossy(line);
-    let room = LONGEST_LINE - ENDING.len();
-    let kept = (0..=room).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    let mut short = text.as_bytes().get(..kept).unwrap_or_default().to_vec();
-    short.extend_from_slice(ENDING);
-    short
+/// Made by hand, because the writer of a line can't ask for another to be written.
+fn line_of_dropped(lines: u64, format: LogFormat) -> String {
+    let mut now = String::new();
+    // A clock that can't be told is left out.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut now));
+    let text = format!("{lines} log lines were dropped: standard error did not take them");
+    match format {
+        LogFormat::Text => format!("{now}  WARN {text}\n"),
+        LogFormat::Json => format!("{{\"timestamp\":\"{now}\",\"level\":\"WARN\",\"message\":\"{text}\"}}\n"),
+    }
+}
+
+/// A line of at most `LONGEST_LINE` bytes that says what fits.
+fn shortened(line: &[u8], format: LogFormat) -> Vec<u8> {
+    let object = match format {
+        LogFormat::Text => None,
+        LogFormat::Json => serde_json::from_slice(line).ok().and_then(shortened_object),
+    };
+    object.unwrap_or_else(|| {
+        let text = String::from_utf8_lossy(line);
+        format!("{}{CUT}\n", beginning(&text, LONGEST_LINE - CUT.len() - 1)).into_bytes()
+    })
+}
+
+/// Cuts the longest texts of an object until it fits; `None` where it is not texts that make it long.
+fn shortened_object(mut object: serde_json::Map<String, Value>) -> Option<Vec<u8>> {
+    loop {
+        let mut line = serde_json::to_vec(&object).ok()?;
+        line.push(b'\n');
+        if line.len() <= LONGEST_LINE {
+            return Some(line);
+        }
+        let texts = object.values_mut().filter_map(|value| match value {
+            Value::String(text) => Some(text),
+            _ => None,
+        });
+        let longest = texts.max_by_key(|text| text.len()).filter(|text| text.len() > 4 * CUT.len())?;
+        *longest = format!("{}{CUT}", beginning(longest, longest.len() / 2));
+    }
+}
+
+/// At most `most` bytes of `text`, in whole characters.
+fn beginning(text: &str, most: usize) -> &str {
+    (0..=most).rev().find_map(|end| text.get(..end)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_line_of_text_is_cut_between_characters() {
+        for ascii in 0..4 {
+            let line = format!("{}{}\n", "x".repeat(ascii), "ä€".repeat(3_000));
+            let short = String::from_utf8(shortened(line.as_bytes(), LogFormat::Text)).unwrap();
+            assert!(short.len() <= LONGEST_LINE && short.len() > LONGEST_LINE - 8, "{} bytes", short.len());
+            assert!(short.ends_with("€… (cut)\n") || short.ends_with("ä… (cut)\n"), "{short}");
+        }
+    }
+
+    #[test]
+    fn a_long_line_of_json_stays_json_and_keeps_its_other_members() {
+        let message = "\u{1}\"\\ä".repeat(5_000);
+        let line = serde_json::json!({ "level": "ERROR", "message": message, "slot": 3 }).to_string();
+        let short = shortened(line.as_bytes(), LogFormat::Json);
+        assert!(short.len() <= LONGEST_LINE && short.ends_with(b"\n"));
+        let short: Value = serde_json::from_slice(&short).unwrap();
+        assert_eq!((&short["level"], &short["slot"]), (&"ERROR".into(), &3.into()));
+        assert!(short["message"].as_str().unwrap().ends_with(CUT));
+    }
+
+    #[test]
+    fn json_that_is_long_without_long_texts_is_cut_as_text() {
+        let line = serde_json::json!({ "numbers": vec![1; 5_000] }).to_string();
+        let short = shortened(line.as_bytes(), LogFormat::Json);
+        assert!(short.len() <= LONGEST_LINE && short.ends_with("… (cut)\n".as_bytes()));
+    }
 }

@@ -104,6 +104,7 @@ fn max_restarts_0_never_gives_up() {
         service.await_log("worker died");
     }
     assert_eq!(service.stop(), Some(0));
+    service.whole_log();
     assert_eq!(service.count_since(0, "giving up"), 0);
 }
 

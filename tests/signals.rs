@@ -27,6 +27,7 @@ fn drains_on(signal: Signal) {
     let (ended, took) = timed(|| service.await_end());
     assert_eq!(ended.code(), Some(0));
     assert!(took < AT_ONCE, "it ended {took:?} after the last answer");
+    service.whole_log();
     assert_eq!(service.count_since(0, "worker died"), 0);
 }
 
@@ -231,6 +232,7 @@ fn signals_of_a_terminal_to_the_whole_group_reach_the_supervisor_alone() {
     service.signal_group(Signal::SIGINT);
     assert_eq!(wire.receive()["out"], "sleep");
     assert_eq!(service.await_end().code(), Some(0));
+    service.whole_log();
     assert_eq!(service.count_since(0, "died"), 0, "{}", service.log_so_far());
 }
 
@@ -245,6 +247,7 @@ fn term_to_the_whole_group_drains_as_term_to_the_supervisor_does() {
     assert!(idle.is_closed());
     assert_eq!(busy.receive()["out"], "sleep");
     assert_eq!(service.await_end().code(), Some(0));
+    service.whole_log();
     assert_eq!(service.count_since(0, "worker died"), 0, "{}", service.log_so_far());
 }
 
@@ -267,6 +270,17 @@ fn a_call_that_outlives_drain_is_killed_and_told() {
     let ended = with("worker ended with calls running");
     assert_eq!((pid_in(&ended), ended["cause"].as_str()), (worker, Some("SIGKILL")), "{ended}");
     assert!(ended["running"].as_str().is_some_and(|running| running.starts_with("hang for ")), "{ended}");
+}
+
+#[test]
+fn a_stop_hook_that_outlives_drain_is_killed_too() {
+    let mut program = rig();
+    program.env("RIG_WORKER_STOP", "hang");
+    let mut service =
+        Service::start_with(program, "processes = 1\nthreads = 1\n[timeouts]\ndrain = \"200ms\"");
+    assert_eq!(service.stop(), Some(0));
+    service.whole_log();
+    assert_eq!(service.count_since(0, "RIG_WORKER_STOP hangs"), 1);
 }
 
 #[test]

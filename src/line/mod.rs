@@ -86,6 +86,16 @@ impl Line {
         Ok(())
     }
 
+    /// Has the kernel kill this process as soon as the other end is closed or sends anything, until
+    /// [`Self::live_on`].
+    pub(crate) fn die_with_other_end(&self) -> io::Result<()> {
+        seqpacket::die_with_other_end(self.fd.as_fd())
+    }
+
+    pub(crate) fn live_on(&self) -> io::Result<()> {
+        seqpacket::live_on(self.fd.as_fd())
+    }
+
     /// True while messages wait for the socket to take them.
     pub(crate) fn has_queued(&self) -> bool {
         !self.queued.is_empty()

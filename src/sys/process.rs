@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{self, SigSet, SigmaskHow};
+use nix::sys::signal::{self, SigEvent, SigSet, SigevNotify, SigmaskHow};
+use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::time::ClockId;
 use nix::unistd;
 
 pub(crate) use nix::sys::signal::Signal;
@@ -213,6 +215,16 @@ pub(crate) fn signal_name(signal: i32) -> String {
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` only takes a number and does not return.
     unsafe { libc::_exit(code) }
+}
+
+/// Has the kernel kill this process when `wait` is over, whatever it does until then.
+pub(crate) fn kill_this_after(wait: Duration) -> io::Result<()> {
+    let kill = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGKILL, si_value: 0 });
+    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, kill)?;
+    timer.set(Expiration::OneShot(wait.into()), TimerSetTimeFlags::empty())?;
+    // Dropped, it would be taken back.
+    std::mem::forget(timer);
+    Ok(())
 }
 
 /// Gives every signal its default disposition, except SIGPIPE, which is ignored as in every Rust program, and

@@ -4,6 +4,9 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
     socketpair,
@@ -11,6 +14,9 @@ use nix::sys::socket::{
 
 /// Descriptors one message can carry: the kernel's `SCM_MAX_FD`.
 pub(crate) const MOST_DESCRIPTORS: usize = 253;
+
+/// Not in `libc`. The number is Linux's own; of its architectures PA-RISC alone, for which there is no std, differs.
+const F_SETSIG: libc::c_int = 10;
 
 /// What a receive found.
 #[derive(Debug)]
@@ -44,6 +50,36 @@ pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'
             other => return Ok(other.map(drop)?),
         }
     }
+}
+
+/// Has the kernel kill this process as soon as the other end of `fd` is closed or sends anything, until
+/// [`live_on`]. For a process that runs code which may never return, so that it can't look for itself.
+pub(crate) fn die_with_other_end(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let this_process = nix::unistd::getpid().as_raw();
+    // SAFETY: F_SETOWN takes a number and touches no memory.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETOWN, this_process) })?;
+    // SAFETY: as above. SIGKILL rather than the default SIGIO, which that code may have a handler for.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETSIG, libc::SIGKILL) })?;
+    set_signalling(fd, true)?;
+    // What happened before it was armed raises no signal.
+    let mut wanted = [PollFd::new(fd, PollFlags::empty())];
+    poll(&mut wanted, PollTimeout::ZERO)?;
+    if wanted.iter().any(|other_end| other_end.any() == Some(true)) {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    Ok(())
+}
+
+/// Takes [`die_with_other_end`] back.
+pub(crate) fn live_on(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_signalling(fd, false)
+}
+
+fn set_signalling(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let mut flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    flags.set(OFlag::O_ASYNC, on);
+    fcntl(fd, FcntlArg::F_SETFL(flags))?;
+    Ok(())
 }
 
 /// Receives one message into `buffer`. A message that did not fit, or whose descriptors the kernel could not

@@ -51,6 +51,9 @@ use table::Table;
 /// Bytes read from a connection in one go.
 const SCRATCH: usize = 64 * 1024;
 
+/// What a worker without a supervisor gets beyond the time to drain, to say that it ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Tokens whose index is not a connection's: connections are numbered from 0 and never get this far.
 const LINE: u64 = u32::MAX as u64;
 const WAKE: u64 = LINE - 1;
@@ -156,6 +159,8 @@ impl Worker {
         let failed = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
         process::reset_signals();
         signals::ignore_what_is_for_the_supervisor().map_err(failed("signals"))?;
+        // Hooks and states may never return, and then nobody here would see that the supervisor is gone.
+        line.die_with_other_end().map_err(failed("line"))?;
         let term = signals::wake_on_term().map_err(failed("SIGTERM"))?;
         let pid = i32::try_from(info.pid()).unwrap_or_default();
         line.send(&FromWorker::Born { version: line::VERSION, pid }, Vec::new()).map_err(failed("line"))?;
@@ -185,6 +190,7 @@ impl Worker {
         shared.listen_for(&bell).map_err(failed("bell"))?;
         let doors = doors::open_all(&shared.epoll, listeners, config).map_err(failed("listener"))?;
         arena.set_state(State::Ready);
+        line.live_on().map_err(failed("line"))?;
         line.send(&FromWorker::Ready, Vec::new()).map_err(failed("line"))?;
         Ok(Self {
             poller: Poller::new(Arc::clone(&shared.epoll), Arc::clone(&shared.deadlines)),
@@ -223,7 +229,10 @@ impl Worker {
                     token => self.connection_event(key_of(token), flags, &mut scratch),
                 }
             }
-            if !self.fire_deadlines() || self.is_done() {
+            if !self.fire_deadlines() {
+                return 1;
+            }
+            if self.is_done() {
                 break;
             }
             self.count_dropped_log_lines();
@@ -259,13 +268,22 @@ impl Worker {
                     let _ = self.hand.shared.epoll.delete(line);
                     tracing::warn!(slot = self.slot(), "the supervisor is gone; finishing what has begun");
                     self.begin_draining(scratch);
-                    if let Some(end) = Instant::now().checked_add(self.drain) {
-                        self.hand.shared.remind(end, Due::DrainEnd);
-                    }
+                    self.bound_draining();
                     break;
                 }
                 Err(error) => tracing::warn!(slot = self.slot(), %error, "a message is not understood"),
             }
+        }
+    }
+
+    /// Without a supervisor nobody else ends this process when the time to drain is up.
+    fn bound_draining(&mut self) {
+        if let Some(end) = Instant::now().checked_add(self.drain) {
+            self.hand.shared.remind(end, Due::DrainEnd);
+        }
+        // For a stop hook that never returns.
+        if let Err(error) = process::kill_this_after(self.drain.saturating_add(LAST_WORDS)) {
+            tracing::warn!(slot = self.slot(), %error, "there is no timer to end this process");
         }
     }
 
