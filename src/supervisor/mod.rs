@@ -25,6 +25,7 @@ use crate::config::{Config, Source};
 use crate::line::{self, FromTemplate, FromWorker, Line, Received, ToTemplate, ToWorker};
 use crate::sys::clock;
 use crate::sys::exec::Program;
+use crate::sys::limits;
 use crate::sys::process::{self, Ended, Reaped};
 use crate::sys::signals::Signals;
 
@@ -68,6 +69,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         listen = addresses.join(", "),
         "listening"
     );
+    raise_descriptor_limit(config);
     let (state, actions) = State::start(settings(config));
     let mut supervisor = Supervisor {
         epoll,
@@ -87,6 +89,22 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
     };
     supervisor.perform(actions);
     supervisor.serve()
+}
+
+/// For this process and, as they inherit it, for all that come from it.
+fn raise_descriptor_limit(config: &Config) {
+    let descriptors = limits::raise_descriptors().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit on open descriptors can't be raised");
+        limits::descriptors()
+    });
+    let (wanted, allowed) = (config.limits.max_connections, crate::worker::connections(config, descriptors));
+    if allowed < wanted {
+        tracing::warn!(
+            descriptors,
+            "limits.max_connections is lowered from {wanted} to {allowed}: the descriptor limit allows no more; \
+             raise the hard limit (ulimit -Hn, LimitNOFILE=) for the rest"
+        );
+    }
 }
 
 fn settings(config: &Config) -> Settings {
