@@ -10,7 +10,7 @@ mod report;
 mod restart;
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -46,6 +46,10 @@ const TEMPLATE: u64 = 1;
 /// Worker process `n` has the token `FIRST_WORKER + n`.
 const FIRST_WORKER: u64 = 2;
 
+/// Messages taken from one line in one go, so that a child which writes without end holds up nobody. A dead child's
+/// line never holds as many: the kernel lets about 280 wait.
+const MOST_MESSAGES: usize = 1024;
+
 /// The only generation there is until reload exists.
 const GENERATION: u32 = 1;
 
@@ -56,6 +60,8 @@ const GENERATION: u32 = 1;
 /// The kernel refuses what the loop itself stands on (epoll, signalfd).
 pub(crate) fn run(setup: Setup) -> io::Result<i32> {
     nix::sys::prctl::set_child_subreaper(true)?;
+    // Whoever started us may ignore SIGCHLD, which we inherit: the kernel would then reap without a word.
+    process::keep_exit_statuses()?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let signals = Signals::open()?;
     epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
@@ -83,9 +89,13 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         source: setup.source,
         bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         listeners: Some(setup.listeners),
+        news: VecDeque::new(),
         finished: None,
     };
+    // Children of whatever this process was before may have ended before their signal was listened to.
+    supervisor.reap();
     supervisor.perform(actions);
+    supervisor.decide();
     supervisor.serve()
 }
 
@@ -122,6 +132,8 @@ struct Supervisor {
     bell: EventFd,
     /// None once accepting has ended.
     listeners: Option<Listeners>,
+    /// What happened and has not been decided about.
+    news: VecDeque<Event>,
     finished: Option<i32>,
 }
 
@@ -140,6 +152,7 @@ impl Supervisor {
             };
             for event in events.iter().take(arrived) {
                 self.arrived(event.data(), event.events());
+                self.decide();
             }
             self.fire_timers();
         }
@@ -159,8 +172,17 @@ impl Supervisor {
         let due: Vec<Timer> =
             self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
         for timer in due {
-            self.timers.remove(&timer);
-            self.happened(Event::Due(timer));
+            if let Timer::Boot(worker) = timer {
+                // It may have said in time that it is ready, to a supervisor that was kept from reading.
+                self.read_worker(worker);
+                self.decide();
+            }
+            // One that fired before may have disarmed this one, or armed it anew.
+            if self.timers.get(&timer).is_some_and(|at| *at <= now) {
+                self.timers.remove(&timer);
+                self.happened(Event::Due(timer));
+                self.decide();
+            }
         }
     }
 
@@ -169,16 +191,25 @@ impl Supervisor {
             SIGNALS => self.read_signals(),
             TEMPLATE => self.template_line(flags),
             token => {
-                if let Ok(worker) = WorkerId::try_from(token - FIRST_WORKER) {
+                let number = token.checked_sub(FIRST_WORKER).map(WorkerId::try_from);
+                if let Some(Ok(worker)) = number {
                     self.worker_line(worker, flags);
                 }
             }
         }
     }
 
+    /// Notes what happened. It is not decided about at once: actions report too, and what one event asks for must
+    /// be done before the next is looked at.
     fn happened(&mut self, event: Event) {
-        let actions = self.state.on(event, Instant::now());
-        self.perform(actions);
+        self.news.push_back(event);
+    }
+
+    fn decide(&mut self) {
+        while let Some(event) = self.news.pop_front() {
+            let actions = self.state.on(event, Instant::now());
+            self.perform(actions);
+        }
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
@@ -240,11 +271,11 @@ impl Supervisor {
     fn signalled(&mut self, signal: Signal) {
         tracing::info!(%signal, "signal");
         match signal {
-            Signal::SIGTERM => self.happened(Event::Asked(Request::Stop)),
-            Signal::SIGINT => self.happened(Event::Asked(Request::StopOrEnd)),
-            Signal::SIGQUIT => self.happened(Event::Asked(Request::End)),
-            Signal::SIGTTIN => self.happened(Event::Asked(Request::OneMore)),
-            Signal::SIGTTOU => self.happened(Event::Asked(Request::OneFewer)),
+            Signal::SIGTERM => self.asked(Request::Stop),
+            Signal::SIGINT => self.asked(Request::StopOrEnd),
+            Signal::SIGQUIT => self.asked(Request::End),
+            Signal::SIGTTIN => self.asked(Request::OneMore),
+            Signal::SIGTTOU => self.asked(Request::OneFewer),
             Signal::SIGHUP | Signal::SIGUSR2 => {
                 tracing::warn!(
                     "this version can't reload; restart it to use a changed configuration or program"
@@ -253,6 +284,14 @@ impl Supervisor {
             // There is no log file to open again.
             _ => {}
         }
+    }
+
+    fn asked(&mut self, request: Request) {
+        // A worker that has said it is ready may run calls: it must be drained and not killed as one that boots.
+        for worker in self.workers.ids() {
+            self.read_worker(worker);
+        }
+        self.happened(Event::Asked(request));
     }
 
     fn reap(&mut self) {
@@ -274,15 +313,19 @@ impl Supervisor {
             return;
         }
         if self.workers.with_pid(pid).is_none() {
-            // Its first message may still wait to be read.
-            for worker in self.workers.unborn() {
-                self.read_worker(worker);
-            }
+            self.read_unborn();
         }
         match self.workers.with_pid(pid) {
             Some(worker) => self.worker_ended(worker, ended),
             // A grandchild that came to us as its subreaper, or a process that died unborn.
             None => tracing::debug!(%pid, cause = %ended, "reaped a child of nobody"),
+        }
+    }
+
+    /// Those whose pid is not known: their first message may still wait to be read.
+    fn read_unborn(&mut self) {
+        for worker in self.workers.unborn() {
+            self.read_worker(worker);
         }
     }
 
@@ -304,6 +347,8 @@ impl Supervisor {
 
     fn template_ended(&mut self, ended: Ended) {
         self.read_template();
+        // Who is born already is not given up with it.
+        self.read_unborn();
         if let Some(template) = self.template.take() {
             if template.line_open {
                 let _ = self.epoll.delete(&template.line);
@@ -370,7 +415,10 @@ impl Supervisor {
     }
 
     fn read_template(&mut self) {
-        while let Some(template) = self.template.as_mut().filter(|template| template.line_open) {
+        for _ in 0..MOST_MESSAGES {
+            let Some(template) = self.template.as_mut().filter(|template| template.line_open) else {
+                break;
+            };
             match template.line.receive() {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Closed) => {
@@ -378,7 +426,12 @@ impl Supervisor {
                     template.line_open = false;
                 }
                 Ok(Received::Message(message, _)) => self.template_says(message),
-                Err(error) => tracing::warn!(%error, "a message of the template is not understood"),
+                Err(error) => {
+                    tracing::warn!(%error, "a message of the template is not understood");
+                    if error.raw_os_error().is_some() {
+                        break;
+                    }
+                }
             }
         }
     }
@@ -395,7 +448,6 @@ impl Supervisor {
                     found = version,
                     "the template is of another version of this program"
                 );
-                self.kill_template();
                 self.happened(Event::TemplateFailed);
             }
             FromTemplate::Failed { reason } => {
@@ -407,7 +459,14 @@ impl Supervisor {
             }
             FromTemplate::ForkFailed { worker, reason } => {
                 tracing::warn!(reason, "the kernel refused to fork a worker");
-                self.forget_unborn(worker, WorkerEvent::ForkRefused);
+                if let Some(worker) = self.workers.get_mut(worker) {
+                    worker.end_expected = true;
+                }
+                // Or what forked it died right after: then it may live and have spoken.
+                self.read_worker(worker);
+                if self.workers.is_unborn(worker) {
+                    self.forget_unborn(worker, WorkerEvent::ForkRefused);
+                }
             }
         }
     }
@@ -450,11 +509,14 @@ impl Supervisor {
     }
 
     fn abandon(&mut self, id: WorkerId) {
-        if let Some(worker) = self.workers.remove(id)
-            && worker.line_open
-        {
+        let Some(mut worker) = self.workers.remove(id) else {
+            return;
+        };
+        if worker.line_open {
             let _ = self.epoll.delete(&worker.line);
         }
+        // Born a moment ago, after all.
+        worker.kill();
     }
 }
 
@@ -480,26 +542,41 @@ impl Supervisor {
             watch(&self.epoll, &worker.line, token(id));
         }
         self.read_worker(id);
-        // An unborn process whose line is closed will never say its pid.
-        if self.workers.get_mut(id).is_some_and(|worker| !worker.line_open && worker.pid.is_none()) {
-            self.forget_unborn(id, WorkerEvent::Vanished);
-        }
     }
 
     fn read_worker(&mut self, id: WorkerId) {
-        while let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.line_open) {
+        for _ in 0..MOST_MESSAGES {
+            let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.line_open) else {
+                break;
+            };
             match worker.line.receive() {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Closed) => {
                     let _ = self.epoll.delete(&worker.line);
                     worker.line_open = false;
+                    if worker.pid.is_none() {
+                        self.vanished(id);
+                    }
                 }
                 Ok(Received::Message(message, _)) => self.worker_says(id, message),
                 Err(error) => {
                     tracing::warn!(slot = worker.slot, %error, "a message of a worker is not understood");
+                    if error.raw_os_error().is_some() {
+                        break;
+                    }
                 }
             }
         }
+    }
+
+    /// It will never say its pid.
+    fn vanished(&mut self, id: WorkerId) {
+        let template_lives = self.template.as_ref().is_some_and(|template| !template.end_expected);
+        if let Some(worker) = self.workers.get_mut(id).filter(|worker| template_lives && !worker.end_expected)
+        {
+            tracing::warn!(slot = worker.slot, "a worker ended before its first word");
+        }
+        self.forget_unborn(id, WorkerEvent::Vanished);
     }
 
     fn worker_says(&mut self, id: WorkerId, message: FromWorker) {
@@ -509,7 +586,13 @@ impl Supervisor {
         let slot = worker.slot;
         let event = match message {
             FromWorker::Born { pid, .. } => {
+                // Only the first word counts, which is ours: later ones may come from anything that a handler runs,
+                // and a pid is what gets killed.
+                if worker.pid.is_some() || pid <= 1 {
+                    return;
+                }
                 worker.pid = Some(Pid::from_raw(pid));
+                worker.end_expected = false;
                 WorkerEvent::Born
             }
             FromWorker::Ready => {
