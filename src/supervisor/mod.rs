@@ -24,6 +24,7 @@ use crate::arena::{Scoreboard, Totals};
 use crate::config::{Config, Source};
 use crate::line::Line;
 use crate::sys::exec::Program;
+use crate::sys::limits;
 use crate::sys::process;
 use crate::sys::signals::Signals;
 
@@ -73,6 +74,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         listen = addresses.join(", "),
         "listening"
     );
+    raise_descriptor_limit(config);
     let (state, actions) = State::start(settings(config));
     let mut supervisor = Supervisor {
         epoll,
@@ -96,6 +98,22 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
     supervisor.perform(actions);
     supervisor.decide();
     supervisor.serve()
+}
+
+/// For this process and, as they inherit it, for all that come from it.
+fn raise_descriptor_limit(config: &Config) {
+    let descriptors = limits::raise_descriptors().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit on open descriptors can't be raised");
+        limits::descriptors()
+    });
+    let (wanted, allowed) = (config.limits.max_connections, crate::worker::connections(config, descriptors));
+    if allowed < wanted {
+        tracing::warn!(
+            descriptors,
+            "limits.max_connections is lowered from {wanted} to {allowed}: the descriptor limit allows no more; \
+             raise the hard limit (ulimit -Hn, LimitNOFILE=) for the rest"
+        );
+    }
 }
 
 fn settings(config: &Config) -> Settings {

@@ -9,6 +9,7 @@
 //! the process. `flow` moves calls; the other parts know nothing of each other.
 
 mod buffers;
+mod capacity;
 mod connection;
 mod deadlines;
 mod dispatch;
@@ -35,11 +36,13 @@ use crate::line::{self, FromWorker, Line, Received, ToWorker};
 use crate::log;
 use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
 use crate::sys::clock;
+use crate::sys::limits;
 use crate::sys::process;
 use crate::sys::signals;
 use crate::sys::socket::Listener;
 
 use buffers::Buffers;
+pub(crate) use capacity::connections;
 use connection::{Bounds, Connection, Key};
 use deadlines::Deadlines;
 use dispatch::Gate;
@@ -198,7 +201,7 @@ impl Worker {
             arena,
             doors,
             bell,
-            most_connections: config.limits.max_connections.div_ceil(config.processes),
+            most_connections: capacity::share(config, limits::descriptors()),
             has_siblings: config.processes > 1,
             drain: config.timeouts.drain,
             term,

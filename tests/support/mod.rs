@@ -97,12 +97,18 @@ impl Service {
     }
 
     pub fn start_with(program: Command, config: &str) -> Self {
-        let mut service = Self::launch(program, config);
-        service.await_listening();
+        let service = Self::launch_and_listen(program, config);
         let workers = service.processes();
         for _ in 0..workers {
             service.await_log("worker ready");
         }
+        service
+    }
+
+    /// Starts a service and waits until it listens.
+    pub fn launch_and_listen(program: Command, config: &str) -> Self {
+        let mut service = Self::launch(program, config);
+        service.await_listening();
         service
     }
 
