@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
@@ -223,4 +224,18 @@ fn a_child_that_the_supervisor_does_not_know_is_reaped() {
     });
     assert_eq!(status(orphan, "State"), None, "no zombie stays");
     assert_eq!(worker_pid(&mut wire), service.workers()[&0]);
+}
+
+#[test]
+fn a_parent_that_ignores_the_ends_of_children_changes_nothing() {
+    let mut program = Command::new("env");
+    program.arg("--ignore-signal=CHLD").arg(rig().get_program());
+    let mut service = Service::start_with(program, "processes = 1\nthreads = 1");
+    let mark = service.mark();
+    assert_eq!(service.call("ping", json!(1))["result"], 1);
+    send_signal(service.worker_pids()[0], Signal::SIGKILL);
+    let died = service.await_text(mark, "worker died");
+    assert_eq!(died["cause"], "SIGKILL", "{died}");
+    service.await_text(mark, "worker ready");
+    assert_eq!(service.stop(), Some(0));
 }
