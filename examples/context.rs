@@ -8,6 +8,8 @@
 //!
 //! Each worker keeps a file in the folder that `CONTEXT_FOLDER` names, or in the system's temporary one.
 
+#![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
+
 use std::cell::Cell;
 use std::collections::hash_map::RandomState;
 use std::fs::File;
