@@ -16,7 +16,7 @@ use support::{Service, children_named, code, rig, send_signal};
 #[test]
 fn each_slot_has_a_worker_that_is_the_supervisors_own_child() {
     let service = Service::start("processes = 3\nthreads = 2");
-    let workers = service.workers();
+    let workers = service.adopted_workers();
     assert_eq!(workers.keys().copied().collect::<Vec<_>>(), [0, 1, 2]);
     for pid in workers.values() {
         assert_eq!(parent_of(*pid), Some(service.pid()), "worker {pid}");
@@ -56,7 +56,7 @@ fn processes_0_is_one_worker_for_each_cpu_that_may_be_used() {
         Service::start("processes = 0\nthreads = 1")
     });
     let service = service.join().expect("it starts");
-    assert_eq!(service.workers().len(), 1);
+    assert_eq!(service.adopted_workers().len(), 1);
     assert_eq!(service.worker_pids().len(), 1);
 }
 
@@ -88,6 +88,7 @@ fn a_crash_costs_one_worker(params: &Value, cause: &str) {
     assert_eq!(unharmed.receive()["out"], "sleep");
     assert_eq!(worker_pid(&mut unharmed), other);
     assert_eq!(worker_pid(&mut service.connect_to(0)), next);
+    assert_eq!(service.adopted_workers()[&0], next);
     assert_eq!(parent_of(next), Some(service.pid()), "the supervisor lives on");
 }
 
@@ -172,7 +173,8 @@ fn fifty_crashes_in_a_row_restart_at_once_and_leave_no_zombie_and_no_descriptor(
     }
     assert!(zombies_of(service.pid()).is_empty());
     assert_eq!(open_descriptors(service.pid()), descriptors);
-    assert_eq!(service.worker_pids(), [service.workers()[&0]]);
+    let last = service.adopted_workers()[&0];
+    assert_eq!(service.worker_pids(), [last]);
 }
 
 #[test]
