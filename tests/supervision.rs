@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use support::proc::{
     Process, after_setup, is_a_duration, open_descriptors, parent_of, pid_in, status, worker_pid, zombies_of,
 };
-use support::{Service, children_named, code, rig, send_signal};
+use support::{Service, children_named, children_of, code, rig, send_signal};
 
 #[test]
 fn each_slot_has_a_worker_that_is_the_supervisors_own_child() {
@@ -225,4 +226,36 @@ fn a_child_that_the_supervisor_does_not_know_is_reaped() {
     });
     assert_eq!(status(orphan, "State"), None, "no zombie stays");
     assert_eq!(worker_pid(&mut wire), service.workers()[&0]);
+}
+
+#[test]
+fn as_pid_1_of_a_container_it_reaps_what_is_left_to_it_and_obeys_term() {
+    let unshare = ["unshare", "--pid", "--fork", "--kill-child"];
+    if !Command::new(unshare[0]).args(&unshare[1..]).arg("true").status().is_ok_and(|status| status.success())
+    {
+        return eprintln!(
+            "NOT TESTED: this user can't make a PID namespace, or there is no unshare (util-linux)"
+        );
+    }
+    let mut program = Command::new(unshare[0]);
+    program.args(&unshare[1..]).arg(rig().get_program());
+    let mut service = Service::start_with(program, "processes = 2\nthreads = 1");
+    let mut wire = service.connect();
+    let mark = service.mark();
+    let orphan = wire.call("orphan", json!({ "ms": 20 }))["result"].as_i64();
+    service.await_since(mark, "the orphan's end", |line| {
+        line["message"] == "reaped a child of nobody" && Some(i64::from(pid_in(line))) == orphan
+    });
+    let slot = wire.call("tine.worker", json!(null))["result"]["slot"].as_u64().expect("a slot");
+    wire.request("crash", &json!({ "how": "segv" }));
+    service.await_refill(mark, slot);
+    let supervisor = children_of(service.pid())[0];
+    assert_eq!(
+        status(supervisor, "NSpid")
+            .and_then(|pids| pids.split_whitespace().last().map(str::to_owned))
+            .as_deref(),
+        Some("1")
+    );
+    send_signal(supervisor, Signal::SIGTERM);
+    assert_eq!(service.await_end().code(), Some(0));
 }
