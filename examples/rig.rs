@@ -42,6 +42,7 @@ fn rig() -> Server {
         .method("flaky", flaky)
         .method("crash", crash)
         .method("panic", panic)
+        .method("fail", fail)
         .method("hang", hang)
         .method("leak", leak)
         .method("blob", blob)
@@ -185,6 +186,25 @@ struct Panic {
 /// Panics; the message is for the log.
 fn panic(_call: &Call<'_>, Panic { message }: Panic) -> Result<(), Error> {
     panic!("{message}")
+}
+
+#[derive(Deserialize)]
+struct Fail {
+    code: Option<i32>,
+    message: String,
+    data: Option<serde_json::Value>,
+}
+
+/// Answers an error of its own; without a code an internal one, whose message is for the log.
+fn fail(_call: &Call<'_>, Fail { code, message, data }: Fail) -> Result<(), Error> {
+    let error = match code {
+        Some(code) => Error::new(code, message),
+        None => Error::internal(message),
+    };
+    Err(match data {
+        Some(data) => error.with_data(data),
+        None => error,
+    })
 }
 
 /// Never returns, and doesn't look whether it should.

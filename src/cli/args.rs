@@ -74,7 +74,7 @@ pub(crate) struct ConfigArgs {
     /// Config file [default: config.toml in the working directory, if there is one]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Listen here instead of where the config says: HOST:PORT, [IPv6]:PORT or unix:PATH; may be repeated
+    /// Listen here instead of where the config says: HOST:PORT (IPv6 in brackets) or unix:PATH; may be repeated
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Vec<String>,
     /// Worker processes, instead of what the config says; 0 is one for each CPU
@@ -92,7 +92,7 @@ pub(crate) struct CallArgs {
     /// The params as JSON, `-` to read them from standard input; without them the call has none
     #[arg(allow_negative_numbers = true)]
     pub(crate) params: Option<String>,
-    /// The server's address: HOST:PORT, [IPv6]:PORT or unix:PATH
+    /// The server's address: HOST:PORT (IPv6 in brackets) or unix:PATH
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(crate) to: String,
     /// How long the call may take, such as 500ms or 1m 30s

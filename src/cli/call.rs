@@ -107,7 +107,7 @@ mod tests {
             method: "ping".to_owned(),
             params: params.map(str::to_owned),
             to: to.to_owned(),
-            timeout: Duration::from_mins(1),
+            timeout: Duration::from_secs(60),
         }
     }
 

@@ -7,6 +7,7 @@ mod serve;
 
 use std::process::ExitCode;
 
+use crate::line::TEMPLATE_VARIABLE;
 use crate::server::Server;
 use crate::template;
 
@@ -52,11 +53,11 @@ impl Server {
                 template::run(line, &serve::overrides(&args.config), service)
             }
             (Some(Ok(_)), _) => {
-                eprintln!("{} is set, but not for this command", template::LINE_VARIABLE);
+                eprintln!("{TEMPLATE_VARIABLE} is set, but not for this command");
                 2
             }
             (Some(Err(error)), _) => {
-                eprintln!("{}: {error}", template::LINE_VARIABLE);
+                eprintln!("{TEMPLATE_VARIABLE}: {error}");
                 2
             }
             (None, Command::Serve(args)) => serve::run(&args.config, &service),

@@ -43,7 +43,7 @@ pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
 pub(super) fn load(args: &ConfigArgs, service: &Service) -> Result<(config::Source, config::Config), String> {
     let source = config::read_source(args.config.as_deref()).map_err(|error| error.to_string())?;
     let config = config::check(&source, &overrides(args)).map_err(|error| error.to_string())?;
-    service.check_methods(config.methods.keys()).map_err(|error| format!("{}: {error}", source.name))?;
+    config::check_methods(&source, &service.method_names()).map_err(|error| error.to_string())?;
     Ok((source, config))
 }
 

@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, sockopt::SendTimeout};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::address::Target;
 use super::stream::{Deadline, Stream};
+use crate::config::Address;
 
 /// What lies between one try and the next. A server that is restarted binds again in less than their sum, and
 /// a person who gave a wrong address does not feel it.
@@ -30,7 +30,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 
 /// Connects, a few times if nobody listens yet. `pause` waits for as long as it is told.
 pub(super) fn connect(
-    target: &Target,
+    target: &Address,
     deadline: Deadline,
     mut pause: impl FnMut(Duration),
 ) -> io::Result<Stream> {
@@ -65,14 +65,14 @@ fn next_pause(failures: usize, kind: io::ErrorKind, left: Duration) -> Option<Du
     }
 }
 
-fn open(target: &Target, left: Duration) -> io::Result<Stream> {
+fn open(target: &Address, left: Duration) -> io::Result<Stream> {
     match target {
-        Target::Tcp(address) => {
+        Address::Tcp(address) => {
             let socket = TcpStream::connect_timeout(address, left)?;
             socket.set_nodelay(true)?;
             Ok(Stream::Tcp(socket))
         }
-        Target::Unix(path) => open_unix(path, left).map(Stream::Unix),
+        Address::Unix(path) => open_unix(path, left).map(Stream::Unix),
     }
 }
 
@@ -108,8 +108,8 @@ mod tests {
             Self(std::env::temp_dir().join(name))
         }
 
-        fn target(&self) -> Target {
-            Target::Unix(self.0.clone())
+        fn target(&self) -> Address {
+            Address::Unix(self.0.clone())
         }
     }
 

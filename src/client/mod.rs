@@ -4,7 +4,6 @@
 //! connection, `stream` moves bytes until a deadline, `envelope` turns calls into bytes and bytes into outcomes;
 //! this file decides when to connect again and what may be sent once more.
 
-mod address;
 mod connect;
 mod envelope;
 mod error;
@@ -19,7 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
 
-use address::Target;
+use crate::config::{Address, AddressError};
 pub use error::{ClientError, RemoteError};
 use stream::{Broken, Deadline, Stream};
 
@@ -84,7 +83,7 @@ const MAX_ANSWER: usize = 64 << 20;
 /// ```
 #[derive(Debug)]
 pub struct Client {
-    target: Target,
+    target: Address,
     timeout: Option<Duration>,
     max_answer: usize,
     state: Mutex<State>,
@@ -232,7 +231,7 @@ impl Client {
     }
 
     fn new(addr: &str, timeout: Option<Duration>) -> Result<Self, ClientError> {
-        let target = address::parse(addr).map_err(ClientError::Address)?;
+        let target = addr.parse().map_err(|error: AddressError| ClientError::Address(error.to_string()))?;
         let state = Mutex::new(State { stream: None, last_id: 0 });
         let client = Self { target, timeout, max_answer: MAX_ANSWER, state };
         let stream = client.reach(Deadline::after(timeout))?;

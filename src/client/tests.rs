@@ -177,7 +177,7 @@ fn the_server_is_told_the_deadline() {
         let told = call["timeout_ms"].as_u64().expect("a deadline");
         assert!((50_000..=60_000).contains(&told), "{call}");
     });
-    let client = server.client().timeout(Duration::from_mins(1));
+    let client = server.client().timeout(Duration::from_secs(60));
     assert_eq!(echoed(&client, "x").expect("an echo"), "x");
     server.finish();
 }
@@ -197,7 +197,7 @@ fn a_call_without_an_answer_times_out_and_its_late_answer_reaches_nobody() {
     let client = server.client().timeout(time);
     assert!(matches!(echoed(&client, "first"), Err(ClientError::Timeout { after }) if after == time));
     timed_out.send(()).expect("a running script");
-    let client = client.timeout(Duration::from_mins(1));
+    let client = client.timeout(Duration::from_secs(60));
     assert_eq!(echoed(&client, "second").expect("an echo"), "second");
     server.finish();
 }

@@ -209,6 +209,21 @@ pub(crate) fn check(source: &Source, overrides: &Overrides) -> Result<Config, Co
     problems.into_result(source, config)
 }
 
+/// Checks that every `[methods.NAME]` is about a method there is. Apart from [`check`], because only the program
+/// knows its methods.
+pub(crate) fn check_methods(source: &Source, known: &[String]) -> Result<(), ConfigError> {
+    let mut problems = Problems::default();
+    if let Some(document) = raw::parse(&source.text, &mut problems) {
+        Section::root(&document, &mut problems).each_named("methods", |name, section| {
+            if !known.iter().any(|known| known == name) {
+                let known = known.join(", ");
+                section.wrong_itself(format!("expected the name of a method, one of {known}"));
+            }
+        });
+    }
+    problems.into_result(source, ())
+}
+
 fn from_document(document: &DeTable<'_>, problems: &mut Problems) -> Config {
     let mut root = Section::root(document, problems);
     let config = Config {

@@ -4,7 +4,7 @@
 //! read_source ─→ text ─→ raw (TOML with positions) ─→ checked, listener (limits, rules) ─→ Config
 //! ```
 //!
-//! `cli` and `template` call [`read_source`] and [`check`]; everything else only reads the fields of a
+//! `cli` and `template` call [`read_source`], [`check`] and [`check_methods`]; everything else only reads the fields of a
 //! [`Config`]. A `Config` is complete and within all limits, so nobody downstream checks again. Nothing is
 //! bound or started here; the file system, the user database and the resolver are only read.
 
@@ -22,7 +22,7 @@ mod values;
 mod tests;
 
 pub(crate) use address::{Address, AddressError};
-pub(crate) use checked::{Config, Log, LogFormat, check};
+pub(crate) use checked::{Config, Log, LogFormat, check, check_methods};
 pub(crate) use error::ConfigError;
 pub(crate) use listener::Listener;
 pub(crate) use source::{Source, read_source};

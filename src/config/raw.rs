@@ -127,6 +127,11 @@ impl<'t, 'p> Section<'t, 'p> {
         self.problems.wrong(at, join(&self.path, key), text);
     }
 
+    /// Reports something about the section itself.
+    pub(super) fn wrong_itself(self, text: impl Into<String>) {
+        self.problems.wrong(self.at, self.path, text);
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
     }

@@ -560,3 +560,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn settings_of_methods_there_are_not_are_told_with_their_lines() {
+    let text = "[methods.ping]\n\n[methods.\"a b\"]\n[methods.pong]\ntimeout = '1s'";
+    let source = Source { name: "f".to_owned(), text: text.to_owned() };
+    let error = check_methods(&source, &["echo".to_owned(), "ping".to_owned()]).expect_err("two strangers");
+    assert_eq!(
+        error.to_string(),
+        "f:3: methods.\"a b\": expected the name of a method, one of echo, ping\n\
+         f:4: methods.pong: expected the name of a method, one of echo, ping"
+    );
+}

@@ -11,7 +11,7 @@ pub(crate) const VERSION: u32 = 1;
 pub(crate) enum ToTemplate {
     /// The first message. Its one descriptor holds the text of the configuration, which errors call `source`.
     Begin { version: u32, generation: u32, source: String },
-    /// Fork the worker process number `worker` for `slot`. Its descriptors are the worker's line, its arena and
+    /// Fork the worker process number `worker` for `slot`. Its descriptors are the worker's line, its arena, the bell and
     /// then every listener in the order of the configuration.
     Fork { worker: u32, slot: usize },
 }

@@ -18,6 +18,9 @@ use crate::sys::seqpacket::{self, Packet};
 
 pub(crate) use messages::{FromTemplate, FromWorker, ToTemplate, ToWorker, VERSION};
 
+/// The environment variable by which a process learns that it is a template, and which descriptor its line is.
+pub(crate) const TEMPLATE_VARIABLE: &str = "TINE_TEMPLATE_LINE";
+
 /// The largest message, in bytes. The largest sent today lists a template's methods; a socket pair takes
 /// about 200 KiB in one message.
 const LARGEST: usize = 128 * 1024;

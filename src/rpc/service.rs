@@ -51,20 +51,6 @@ impl Service {
         self.registry.names().map(str::to_owned).collect()
     }
 
-    /// Checks that every method that the configuration speaks of exists.
-    pub(crate) fn check_methods<'n>(
-        &self,
-        configured: impl Iterator<Item = &'n String>,
-    ) -> Result<(), String> {
-        for name in configured {
-            if self.registry.find(name).is_none() {
-                let known = self.method_names().join(", ");
-                return Err(format!("methods.{name}: expected the name of a method, one of {known}"));
-            }
-        }
-        Ok(())
-    }
-
     /// In the template, once, before any fork. The error says what failed and why.
     pub(crate) fn preload(&self) -> Result<(), String> {
         run_all(&self.hooks.preload, "preload", |hook| hook())

@@ -7,6 +7,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::{Mode, umask};
+
 use crate::config;
 use crate::sys::socket::Listener;
 
@@ -21,7 +23,8 @@ struct Bound {
     listener: Listener,
     /// As a client would write it, with the port the kernel chose where the configuration says 0.
     address: String,
-    file: Option<SocketFile>,
+    /// Removed with it.
+    _file: Option<SocketFile>,
 }
 
 /// A socket file that is ours: its path and the inode we made, so that a file that took its place is left alone.
@@ -82,15 +85,16 @@ fn bind_one(wanted: &config::Listener) -> Result<Bound, String> {
         config::Address::Tcp(address) => {
             let listener = Listener::bind_tcp(*address, wanted.backlog).map_err(|error| explain(&error))?;
             let address = listener.local_tcp_address().unwrap_or(*address).to_string();
-            Ok(Bound { listener, address, file: None })
+            Ok(Bound { listener, address, _file: None })
         }
         config::Address::Unix(path) => {
             remove_stale(path)?;
-            let listener = Listener::bind_unix(path, wanted.backlog).map_err(|error| explain(&error))?;
+            let listener = with_umask(wanted.mode, || Listener::bind_unix(path, wanted.backlog))
+                .map_err(|error| explain(&error))?;
             let inode = inode(path).map_err(|error| explain(&error))?;
             let file = Some(SocketFile { path: path.clone(), inode });
             set_owner_and_mode(path, wanted).map_err(|error| explain(&error))?;
-            Ok(Bound { listener, address: wanted.address.to_string(), file })
+            Ok(Bound { listener, address: wanted.address.to_string(), _file: file })
         }
     }
 }
@@ -116,6 +120,18 @@ fn remove_stale(path: &Path) -> Result<(), String> {
             Err(format!("unix:{}: can't tell whether the socket there is in use ({error})", path.display()))
         }
     }
+}
+
+/// Runs `bind` such that the file it makes never has more permissions than `mode`: between making it and changing
+/// them a stranger could connect. The mask is the whole process's, which has one thread.
+fn with_umask<T>(mode: Option<u32>, bind: impl FnOnce() -> T) -> T {
+    let Some(mode) = mode else {
+        return bind();
+    };
+    let before = umask(Mode::from_bits_truncate(!mode & 0o777));
+    let bound = bind();
+    umask(before);
+    bound
 }
 
 fn set_owner_and_mode(path: &Path, wanted: &config::Listener) -> io::Result<()> {

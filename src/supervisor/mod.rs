@@ -12,10 +12,11 @@ mod state;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -24,9 +25,9 @@ use crate::config::{Config, Source};
 use crate::line::{self, FromTemplate, FromWorker, Line, Received, ToTemplate, ToWorker};
 use crate::sys::clock;
 use crate::sys::exec::Program;
+use crate::sys::limits;
 use crate::sys::process::{self, Ended, Reaped};
 use crate::sys::signals::Signals;
-use crate::template;
 
 use children::{Template, Worker, Workers};
 pub(crate) use listeners::Listeners;
@@ -68,6 +69,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         listen = addresses.join(", "),
         "listening"
     );
+    raise_descriptor_limit(config);
     let (state, actions) = State::start(settings(config));
     let mut supervisor = Supervisor {
         epoll,
@@ -81,11 +83,28 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         rows: crate::worker::rows(config.threads),
         program: setup.program,
         source: setup.source,
+        bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         listeners: Some(setup.listeners),
         finished: None,
     };
     supervisor.perform(actions);
     supervisor.serve()
+}
+
+/// For this process and, as they inherit it, for all that come from it.
+fn raise_descriptor_limit(config: &Config) {
+    let descriptors = limits::raise_descriptors().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit on open descriptors can't be raised");
+        limits::descriptors()
+    });
+    let (wanted, allowed) = (config.limits.max_connections, crate::worker::connections(config, descriptors));
+    if allowed < wanted {
+        tracing::warn!(
+            descriptors,
+            "limits.max_connections is lowered from {wanted} to {allowed}: the descriptor limit allows no more; \
+             raise the hard limit (ulimit -Hn, LimitNOFILE=) for the rest"
+        );
+    }
 }
 
 fn settings(config: &Config) -> Settings {
@@ -117,6 +136,8 @@ struct Supervisor {
     rows: usize,
     program: Program,
     source: Source,
+    /// What workers tell each other with that a connection waits.
+    bell: EventFd,
     /// None once accepting has ended.
     listeners: Option<Listeners>,
     finished: Option<i32>,
@@ -190,6 +211,7 @@ impl Supervisor {
                         worker.kill();
                     }
                 }
+                Action::Abandon(worker) => self.abandon(worker),
                 Action::CloseListeners => {
                     self.listeners = None;
                     self.workers.observe(&mut self.scoreboard);
@@ -334,7 +356,7 @@ impl Supervisor {
         };
         line.send(&begin, vec![config])?;
         self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, TEMPLATE))?;
-        let pid = self.program.start(template::LINE_VARIABLE, &far_end, |far_end, error| {
+        let pid = self.program.start(line::TEMPLATE_VARIABLE, &far_end, |far_end, error| {
             let Ok(far_end) = far_end.try_clone() else { return };
             let reason = format!("the program can't be executed again: {error}");
             // The child that runs this ends right after: nothing is left to do if the line is broken too.
@@ -422,7 +444,7 @@ impl Supervisor {
         let (line, far_end) = Line::pair()?;
         let memory = arena::create(self.rows, self.methods.len())?;
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
-        let mut descriptors: Vec<OwnedFd> = vec![far_end, memory];
+        let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         descriptors.extend(listeners.duplicates()?);
         self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
         let worker = Worker {
@@ -441,12 +463,16 @@ impl Supervisor {
     }
 
     fn forget_unborn(&mut self, id: WorkerId, event: WorkerEvent) {
+        self.abandon(id);
+        self.happened(Event::Worker(id, event));
+    }
+
+    fn abandon(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.remove(id)
             && worker.line_open
         {
             let _ = self.epoll.delete(&worker.line);
         }
-        self.happened(Event::Worker(id, event));
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod allocator;
 pub(crate) mod clock;
 pub(crate) mod cpus;
 pub(crate) mod exec;
+pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod seqpacket;

@@ -19,9 +19,6 @@ use crate::sys::process::{self, Forked};
 use crate::sys::signals;
 use crate::worker::{self, Birth};
 
-/// The environment variable by which a process learns that it is a template, and which descriptor its line is.
-pub(crate) const LINE_VARIABLE: &str = "TINE_TEMPLATE_LINE";
-
 /// What the intermediate process of a fork tells the template by its exit code.
 const WORKER_FORKED: i32 = 0;
 
@@ -41,7 +38,7 @@ struct Beginning {
 
 /// Takes the line that a supervisor left for this process. Call it before any thread is started.
 pub(crate) fn inherited_line() -> Option<io::Result<Line>> {
-    let line = crate::sys::exec::take_inherited(LINE_VARIABLE)?;
+    let line = crate::sys::exec::take_inherited(line::TEMPLATE_VARIABLE)?;
     Some(line.map(Line::from))
 }
 
@@ -68,9 +65,7 @@ fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u
     signals::ignore_what_is_for_the_supervisor().map_err(|error| format!("signals: {error}"))?;
     let beginning = receive_beginning(line)?;
     let config = config::check(&beginning.source, overrides).map_err(|error| error.to_string())?;
-    service
-        .check_methods(config.methods.keys())
-        .map_err(|error| format!("{}: {error}", beginning.source.name))?;
+    config::check_methods(&beginning.source, &service.method_names()).map_err(|error| error.to_string())?;
     service.preload().map_err(|error| format!("the template can't start: {error}"))?;
     one_thread_only()?;
     let methods = service.method_names();

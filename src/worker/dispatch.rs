@@ -1,8 +1,10 @@
 //! Whether a call may wait for a pool thread, or is refused at once.
 //!
-//! The queue is bounded in length by its channel and in time by this: a call that would wait longer than
-//! `queue_wait`, or than its own deadline allows, is better told now. The estimate is queued calls × mean run time
-//! ÷ threads.
+//! The queue is bounded in length and in time: a call that would wait longer than `queue_wait`, or than its own
+//! deadline allows, is better told now. The estimate is waiting calls × mean run time ÷ threads.
+//!
+//! Calls are counted from their admission to their end, not by where they are: a call that lies in the channel
+//! while an idle thread wakes up for it does not wait.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,9 +13,12 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(super) struct Gate {
     threads: usize,
+    /// Calls that may wait.
+    queue: usize,
     queue_wait: Duration,
     mean_ns: AtomicU64,
-    busy: AtomicUsize,
+    /// Calls that were admitted and have not ended.
+    unfinished: AtomicUsize,
 }
 
 /// A call is refused; the caller may try again after this.
@@ -23,48 +28,63 @@ pub(super) struct Refused {
 }
 
 impl Gate {
-    pub(super) fn new(threads: usize, queue_wait: Duration) -> Self {
-        Self { threads: threads.max(1), queue_wait, mean_ns: AtomicU64::new(0), busy: AtomicUsize::new(0) }
+    pub(super) fn new(threads: usize, queue: usize, queue_wait: Duration) -> Self {
+        let (mean_ns, unfinished) = (AtomicU64::new(0), AtomicUsize::new(0));
+        Self { threads: threads.max(1), queue, queue_wait, mean_ns, unfinished }
     }
 
-    /// Decides about a call with `queued` others before it and `allowed` until its deadline.
-    pub(super) fn admit(&self, queued: usize, allowed: Duration) -> Result<(), Refused> {
-        let wait = self.expected_wait(queued);
-        if queued > 0 && wait > self.queue_wait.min(allowed) {
+    /// Decides about a call with `allowed` until its deadline. One that is admitted must be ended by [`ended`](Self::ended).
+    pub(super) fn admit(&self, allowed: Duration) -> Result<(), Refused> {
+        let before = self.unfinished.fetch_add(1, Ordering::SeqCst);
+        let decision = match before.checked_sub(self.threads) {
+            // A thread is free for it.
+            None => Ok(()),
+            Some(waiting) => self.may_wait(waiting, allowed),
+        };
+        if decision.is_err() {
+            self.ended();
+        }
+        decision
+    }
+
+    /// About a call with `waiting` others before it.
+    fn may_wait(&self, waiting: usize, allowed: Duration) -> Result<(), Refused> {
+        let wait = self.expected_wait(waiting);
+        if waiting >= self.queue || wait > self.queue_wait.min(allowed) {
             Err(Refused { retry_after: wait })
         } else {
             Ok(())
         }
     }
 
-    /// What a caller who finds the queue full should wait.
-    pub(super) fn full(&self, queued: usize) -> Refused {
-        Refused { retry_after: self.expected_wait(queued).max(Duration::from_millis(1)) }
+    /// What a caller should wait whose call is not run.
+    pub(super) fn retry_after(&self) -> Duration {
+        self.expected_wait(self.unfinished.load(Ordering::Relaxed).saturating_sub(self.threads))
     }
 
-    fn expected_wait(&self, queued: usize) -> Duration {
+    fn expected_wait(&self, waiting: usize) -> Duration {
         let mean = u128::from(self.mean_ns.load(Ordering::Relaxed));
-        let wait = mean * queued as u128 / self.threads as u128;
+        let wait = mean * waiting as u128 / self.threads as u128;
         Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX))
     }
 
-    pub(super) fn begin_run(&self) {
-        self.busy.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A run has ended after `took`. The mean is exponential with a weight of 1/8 for the newest, as TCP's
-    /// round-trip estimate (RFC 6298). Two threads that meet here may lose one sample: it is an estimate.
-    pub(super) fn end_run(&self, took: Duration) {
+    /// A run took this long. The mean is exponential with a weight of 1/8 for the newest, as TCP's round-trip
+    /// estimate (RFC 6298). Two threads that meet here may lose one sample: it is an estimate.
+    pub(super) fn ran(&self, took: Duration) {
         let sample = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let mean = self.mean_ns.load(Ordering::Relaxed);
         let next = if mean == 0 { sample } else { mean - mean / 8 + sample / 8 };
         self.mean_ns.store(next, Ordering::Relaxed);
-        self.busy.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// True when every pool thread runs a call.
+    /// A call that was admitted occupies neither queue nor thread any more.
+    pub(super) fn ended(&self) {
+        self.unfinished.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// True when a call that came now would have to wait.
     pub(super) fn all_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) >= self.threads
+        self.unfinished.load(Ordering::SeqCst) >= self.threads
     }
 }
 
@@ -74,17 +94,18 @@ mod tests {
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
-    fn gate(threads: usize, mean: Duration) -> Gate {
-        let gate = Gate::new(threads, MS(1_000));
-        gate.begin_run();
-        gate.end_run(mean);
+    /// All of its threads run a call and `waiting` calls wait.
+    fn gate(threads: usize, mean: Duration, waiting: usize) -> Gate {
+        let gate = Gate::new(threads, 100, MS(1_000));
+        gate.ran(mean);
+        gate.unfinished.store(threads + waiting, Ordering::Relaxed);
         gate
     }
 
     #[test]
     fn calls_are_admitted_while_the_wait_is_bearable() {
         let cases = [
-            // threads, mean, queued, allowed, admitted
+            // threads, mean, waiting, allowed, admitted
             (1, MS(100), 10, MS(30_000), true),
             (1, MS(100), 11, MS(30_000), false),
             (4, MS(100), 40, MS(30_000), true),
@@ -92,27 +113,45 @@ mod tests {
             (1, MS(100), 5, MS(400), false),
             (1, MS(100), 4, MS(400), true),
             (1, MS(60_000), 0, MS(1), true),
+            (1, MS(1), 99, MS(30_000), true),
+            (1, MS(1), 100, MS(30_000), false),
         ];
-        for (threads, mean, queued, allowed, admitted) in cases {
-            let decision = gate(threads, mean).admit(queued, allowed);
-            assert_eq!(decision.is_ok(), admitted, "{threads} threads, {queued} queued, {allowed:?} allowed");
+        for (threads, mean, waiting, allowed, admitted) in cases {
+            let decision = gate(threads, mean, waiting).admit(allowed);
+            assert_eq!(
+                decision.is_ok(),
+                admitted,
+                "{threads} threads, {waiting} waiting, {allowed:?} allowed"
+            );
         }
+    }
+
+    #[test]
+    fn a_call_for_which_a_thread_is_free_does_not_wait_whatever_calls_take() {
+        let gate = Gate::new(3, 1, MS(0));
+        gate.ran(MS(60_000));
+        for _ in 0..3 {
+            assert!(!gate.all_busy());
+            assert_eq!(gate.admit(MS(1)), Ok(()));
+        }
+        assert!(gate.all_busy());
+        assert_eq!(gate.admit(MS(1)), Ok(()), "it is the first to wait");
+        assert!(gate.admit(MS(1)).is_err());
+        assert_eq!(gate.unfinished.load(Ordering::Relaxed), 4, "a refused call is not counted");
     }
 
     #[test]
     fn a_refused_caller_learns_how_long_the_queue_is() {
-        assert_eq!(gate(2, MS(100)).admit(30, MS(30_000)), Err(Refused { retry_after: MS(1_500) }));
-        assert_eq!(Gate::new(1, MS(1)).full(5), Refused { retry_after: MS(1) });
+        assert_eq!(gate(2, MS(100), 30).admit(MS(30_000)), Err(Refused { retry_after: MS(1_500) }));
+        assert_eq!(gate(2, MS(100), 30).retry_after(), MS(1_500));
     }
 
     #[test]
     fn the_mean_follows_what_runs() {
-        let gate = gate(1, MS(800));
+        let gate = gate(1, MS(800), 0);
         for _ in 0..100 {
-            gate.begin_run();
-            gate.end_run(MS(8));
+            gate.ran(MS(8));
         }
         assert!(gate.expected_wait(1) < MS(9), "{:?}", gate.expected_wait(1));
-        assert!(!gate.all_busy());
     }
 }

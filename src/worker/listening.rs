@@ -1,7 +1,7 @@
 //! Accepting: when this worker takes connections from the shared listeners, and when it leaves them to others.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
@@ -13,8 +13,8 @@ use crate::wire::length::LengthFraming;
 const BATCH: usize = 64;
 
 /// How long a worker without a free thread leaves a new connection to others, before it takes it after all.
-pub(super) const LEAVE_TO_OTHERS: Duration = Duration::from_millis(5);
-/// How long a worker that is full, or that the kernel refuses descriptors, waits before it looks again.
+pub(super) const LEAVE_TO_OTHERS: Duration = Duration::from_millis(20);
+/// How long a worker that the kernel refuses descriptors waits before it looks again.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A listener as this worker uses it.
@@ -24,11 +24,36 @@ pub(super) struct Door {
     token: u64,
     framing: LengthFraming,
     allow_uids: Option<Vec<u32>>,
-    /// It has left the epoll set for a while.
-    paused: bool,
-    /// The next connection is taken even without a free thread: the others had their chance.
-    take_next: bool,
+    /// While it is shut it is not in the epoll set.
+    shut: Option<Shut>,
     complained: bool,
+}
+
+/// Why a door is shut for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shut {
+    /// Every thread runs a call; other workers may have a free one.
+    NoThread,
+    /// The worker holds as many connections as it may.
+    NoRoom,
+    /// The kernel refused: descriptors or memory are short.
+    Refused,
+}
+
+/// How the worker stands when somebody is at the door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// Whether it is better to leave connections to other workers.
+    pub(super) leave_to_others: bool,
+    /// Connections that the worker may still hold.
+    pub(super) room: usize,
+}
+
+impl Standing {
+    /// True when a connection would be taken.
+    pub(super) fn is_welcoming(self) -> bool {
+        !self.leave_to_others && self.room > 0
+    }
 }
 
 /// What a visit to the door ends with.
@@ -36,8 +61,20 @@ pub(super) struct Door {
 pub(super) enum Visit {
     /// All that waited is in, or the rest is reported again.
     Done,
-    /// Look again at this moment.
-    Paused { until: Instant },
+    /// The door is shut. Where nothing was taken the kernel woke this worker for nothing, and the others must hear
+    /// that somebody waits.
+    Shut { why: Shut, took_any: bool },
+}
+
+impl Shut {
+    /// When to look again although nothing was heard.
+    pub(super) fn look_again(self) -> Option<Duration> {
+        match self {
+            Self::NoThread => Some(LEAVE_TO_OTHERS),
+            Self::NoRoom => None,
+            Self::Refused => Some(LOOK_AGAIN),
+        }
+    }
 }
 
 impl Door {
@@ -47,64 +84,69 @@ impl Door {
             token,
             framing: LengthFraming { order: config.prefix, max_message },
             allow_uids: config.allow_uids.clone(),
-            paused: true,
-            take_next: false,
+            shut: Some(Shut::Refused),
             complained: false,
         }
     }
 
     /// Begins to be told of connections. `EPOLLEXCLUSIVE` wakes one worker for each, not all of them.
     pub(super) fn open(&mut self, epoll: &Epoll) -> io::Result<()> {
-        if self.paused {
+        if self.shut.is_some() {
             let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
-            epoll.add(&self.listener, EpollEvent::new(flags, self.token))?;
-            self.paused = false;
+            let added = epoll.add(&self.listener, EpollEvent::new(flags, self.token));
+            self.shut = added.is_err().then_some(Shut::Refused);
+            added?;
         }
         Ok(())
     }
 
+    /// Why it is shut; None while it is open.
+    pub(super) fn shut(&self) -> Option<Shut> {
+        self.shut
+    }
+
     /// Stops being told of connections. The kernel allows no change of an exclusive entry, so it is taken out.
     ///
-    /// Who does this must come back or accept until nothing waits: the wake-up for a connection may have been
-    /// spent on this worker alone.
-    fn pause(&mut self, epoll: &Epoll, wait: Duration) -> Visit {
-        if !self.paused {
-            let _ = epoll.delete(&self.listener);
-            self.paused = true;
-        }
-        Visit::Paused { until: Instant::now() + wait }
+    /// Whoever can take nothing must do this before it waits again: the kernel would wake it, and it alone, for a
+    /// connection that another worker could take.
+    fn shut_for(&mut self, why: Shut, epoll: &Epoll, took_any: bool) -> Visit {
+        let _ = epoll.delete(&self.listener);
+        self.shut = Some(why);
+        Visit::Shut { why, took_any }
     }
 
-    /// The pause is over: the next connection that still waits is taken.
-    pub(super) fn resume(&mut self, epoll: &Epoll) -> io::Result<()> {
-        self.take_next = true;
-        self.open(epoll)
-    }
-
-    /// Takes what waits, or leaves it to others. `room`: connections this worker may still hold.
+    /// Takes what waits, or leaves it to others.
     pub(super) fn visit(
         &mut self,
         epoll: &Epoll,
-        leave_to_others: bool,
-        mut room: impl FnMut() -> usize,
+        standing: Standing,
         mut accepted: impl FnMut(Socket, PeerAddress, LengthFraming),
     ) -> Visit {
-        if leave_to_others && !std::mem::take(&mut self.take_next) {
-            return self.pause(epoll, LEAVE_TO_OTHERS);
+        if self.shut.is_some() {
+            return Visit::Done;
         }
+        if standing.leave_to_others {
+            return self.shut_for(Shut::NoThread, epoll, false);
+        }
+        let mut room = standing.room;
+        let mut took_any = false;
         for _ in 0..BATCH {
-            if room() == 0 {
-                return self.pause(epoll, LOOK_AGAIN);
+            if room == 0 {
+                return self.shut_for(Shut::NoRoom, epoll, took_any);
             }
             match self.accept() {
-                Ok(Some((socket, peer))) => accepted(socket, peer, self.framing),
-                Ok(None) => {}
+                Ok(Some((socket, peer))) => {
+                    accepted(socket, peer, self.framing);
+                    room -= 1;
+                    took_any = true;
+                }
+                Ok(None) => took_any = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => match sort_accept_error(&error) {
                     AcceptFailure::NextConnection => {}
                     AcceptFailure::Pause => {
                         self.complain(&error);
-                        return self.pause(epoll, LOOK_AGAIN);
+                        return self.shut_for(Shut::Refused, epoll, took_any);
                     }
                     AcceptFailure::GiveUp => {
                         tracing::error!(%error, "a listener is unusable; this worker accepts no more from it");

@@ -9,9 +9,11 @@
 //! the process. `flow` moves calls; the other parts know nothing of each other.
 
 mod buffers;
+mod capacity;
 mod connection;
 mod deadlines;
 mod dispatch;
+mod doors;
 mod flow;
 mod listening;
 mod poller;
@@ -34,16 +36,18 @@ use crate::line::{self, FromWorker, Line, Received, ToWorker};
 use crate::log;
 use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
 use crate::sys::clock;
+use crate::sys::limits;
 use crate::sys::process;
 use crate::sys::signals;
 use crate::sys::socket::Listener;
 
 use buffers::Buffers;
+pub(crate) use capacity::connections;
 use connection::{Bounds, Connection, Key};
 use deadlines::Deadlines;
 use dispatch::Gate;
 use flow::{Hand, Job};
-use listening::{Door, Visit};
+use listening::Door;
 use poller::Poller;
 use table::Table;
 
@@ -57,6 +61,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const LINE: u64 = u32::MAX as u64;
 const WAKE: u64 = LINE - 1;
 const TERM: u64 = LINE - 2;
+const BELL: u64 = LINE - 3;
 /// Listener `n` has the token `FIRST_DOOR - n`.
 const FIRST_DOOR: u64 = LINE - 16;
 
@@ -65,7 +70,7 @@ const FIRST_DOOR: u64 = LINE - 16;
 pub(crate) struct Birth {
     pub(crate) slot: usize,
     pub(crate) generation: u32,
-    /// Its line, its arena, then the listeners in the order of the configuration.
+    /// Its line, its arena, the bell, then the listeners in the order of the configuration.
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
@@ -112,6 +117,10 @@ pub(crate) struct Shared {
     queue: Sender<Job>,
     buffers: Buffers,
     draining: AtomicBool,
+    /// A door is shut until a connection leaves: the poller wants to hear of it.
+    wants_room: AtomicBool,
+    /// A door is shut until a thread is free: the poller wants to hear of it.
+    wants_thread: AtomicBool,
 }
 
 /// Whose moment it is.
@@ -129,6 +138,9 @@ struct Worker {
     poller: Poller<Due>,
     arena: ArenaWriter,
     doors: Vec<Option<Door>>,
+    /// Rung by a worker that was woken for a connection it can't take; every worker hears it. The kernel wakes one
+    /// worker for each connection, and that one was it.
+    bell: OwnedFd,
     /// Connections this worker may hold.
     most_connections: usize,
     /// Other workers may have a free thread when this one has none.
@@ -161,6 +173,7 @@ impl Worker {
         let memory = descriptors.next().ok_or("the arena is missing")?;
         let mut arena = ArenaWriter::open(memory).map_err(|error| format!("arena: {error}"))?;
         arena.identify(info.pid(), info.generation(), info.slot(), clock::monotonic_ns());
+        let bell = descriptors.next().ok_or("the bell is missing")?;
         let listeners = descriptors
             .map(Listener::inherited)
             .collect::<Result<Vec<_>, _>>()
@@ -168,7 +181,8 @@ impl Worker {
 
         let states = service.make_states(&info)?;
         service.worker_start(&info)?;
-        let (queue, jobs) = crossbeam_channel::bounded(config.limits.queue);
+        // The gate bounds what waits; this is room for that and for what threads are about to take.
+        let (queue, jobs) = crossbeam_channel::bounded(config.limits.queue + config.threads);
         let shared = Arc::new(Shared::new(service, states, config, info, queue).map_err(failed("epoll"))?);
         let row = arena.row(0).map_err(|error| format!("arena: {error}"))?;
         start_pool(&shared, &mut arena, config.threads, &jobs)?;
@@ -176,7 +190,8 @@ impl Worker {
         shared.add(&*line, LINE).map_err(failed("line"))?;
         shared.add(&shared.wake, WAKE).map_err(failed("eventfd"))?;
         shared.add(&term, TERM).map_err(failed("eventfd"))?;
-        let doors = open_doors(&shared.epoll, listeners, config).map_err(failed("listener"))?;
+        shared.listen_for(&bell).map_err(failed("bell"))?;
+        let doors = doors::open_all(&shared.epoll, listeners, config).map_err(failed("listener"))?;
         arena.set_state(State::Ready);
         line.live_on().map_err(failed("line"))?;
         line.send(&FromWorker::Ready, Vec::new()).map_err(failed("line"))?;
@@ -185,7 +200,8 @@ impl Worker {
             hand: Hand::new(shared, row, 0),
             arena,
             doors,
-            most_connections: config.limits.max_connections.div_ceil(config.processes),
+            bell,
+            most_connections: capacity::share(config, limits::descriptors()),
             has_siblings: config.processes > 1,
             drain: config.timeouts.drain,
             term,
@@ -209,8 +225,9 @@ impl Worker {
                     LINE => self.read_line(&mut line, &mut scratch),
                     TERM => self.leave(&mut line, &mut scratch),
                     WAKE => self.woken(),
+                    BELL => self.rung(),
                     token if token & u64::from(u32::MAX) > FIRST_DOOR - 65_536 => {
-                        self.visit(FIRST_DOOR - token);
+                        self.visit(usize::try_from(FIRST_DOOR - token).unwrap_or(usize::MAX));
                     }
                     token => self.connection_event(key_of(token), flags, &mut scratch),
                 }
@@ -295,30 +312,12 @@ impl Worker {
         }
     }
 
-    fn visit(&mut self, number: u64) {
-        let Some(index) = usize::try_from(number).ok().filter(|index| *index < self.doors.len()) else {
-            return;
-        };
-        let Some(door) = self.doors.get_mut(index).and_then(Option::as_mut) else {
-            return;
-        };
-        let shared = Arc::clone(&self.hand.shared);
-        let leave_to_others = self.has_siblings && shared.gate.all_busy();
-        let most = self.most_connections;
-        let room = || most.saturating_sub(shared.table.lock().len());
-        let visit = door.visit(&shared.epoll, leave_to_others, room, |socket, peer, framing| {
-            self.hand.accepted(socket, peer, framing);
-        });
-        if let Visit::Paused { until } = visit {
-            shared.remind(until, Due::Door(index));
-        }
-    }
-
     fn woken(&mut self) {
         let _ = self.hand.shared.wake.read();
         for key in self.hand.shared.buffers.feed() {
             self.hand.feed(key);
         }
+        self.open_doors();
     }
 
     /// False when it is time to end whatever still runs.
@@ -327,14 +326,7 @@ impl Worker {
         while let Some((at, due)) = shared.deadlines.next_due(Instant::now()) {
             match due {
                 Due::Connection(key) => self.hand.due(key, at),
-                Due::Door(index) => {
-                    if let Some(door) = self.doors.get_mut(index).and_then(Option::as_mut)
-                        && let Err(error) = door.resume(&shared.epoll)
-                    {
-                        tracing::warn!(slot = shared.info.slot(), %error, "a listener can't be watched again");
-                        shared.remind(Instant::now() + listening::LOOK_AGAIN, Due::Door(index));
-                    }
-                }
+                Due::Door(number) => self.look_again(number),
                 Due::DrainEnd => {
                     tracing::warn!(slot = shared.info.slot(), "calls still run after timeouts.drain; ended");
                     return false;
@@ -391,10 +383,12 @@ impl Shared {
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             table: Mutex::default(),
             deadlines: Arc::new(Deadlines::new()),
-            gate: Gate::new(config.threads, limits.queue_wait),
+            gate: Gate::new(config.threads, limits.queue, limits.queue_wait),
             queue,
             buffers: Buffers::new(limits.buffers),
             draining: AtomicBool::new(false),
+            wants_room: AtomicBool::new(false),
+            wants_thread: AtomicBool::new(false),
             service,
         })
     }
@@ -419,6 +413,14 @@ impl Shared {
     /// As `remind`, in place of the moment `before`.
     fn remind_instead(&self, at: Instant, due: Due, before: Option<Instant>) {
         if self.deadlines.add(at, due, before) {
+            self.wake_poller();
+        }
+    }
+
+    /// A call occupies its thread no longer.
+    fn call_ended(&self) {
+        self.gate.ended();
+        if self.wants_thread.load(Ordering::SeqCst) {
             self.wake_poller();
         }
     }
@@ -448,24 +450,6 @@ fn start_pool(
             Ok(Box::new(move |job: Job| hand.run(&job)) as Box<dyn FnMut(Job)>)
         })
     })
-}
-
-fn open_doors(
-    epoll: &Epoll,
-    listeners: Vec<Listener>,
-    config: &Config,
-) -> std::io::Result<Vec<Option<Door>>> {
-    let tokens = (0..).map(|number| FIRST_DOOR - number);
-    listeners
-        .into_iter()
-        .zip(&config.listeners)
-        .zip(tokens)
-        .map(|((listener, configured), token)| {
-            let mut door = Door::new(listener, configured, token, config.limits.max_message);
-            door.open(epoll)?;
-            Ok(Some(door))
-        })
-        .collect()
 }
 
 /// A handler's panic goes to the log, with its place; the caller only learns that there was one.

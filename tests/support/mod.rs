@@ -7,6 +7,10 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 pub mod proc;
+pub mod programs;
+
+pub mod measure;
+mod rude;
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -30,20 +34,25 @@ pub fn tine() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tine"))
 }
 
-/// The `rig` example: `cargo test` builds it, `cargo test --test NAME` does not, so it is asked for here.
+/// The `rig` example.
 pub fn rig() -> Command {
     static BUILT: Once = Once::new();
-    BUILT.call_once(|| {
+    example("rig", &BUILT)
+}
+
+/// An example's binary: `cargo test` builds it, `cargo test --test NAME` does not, so it is asked for here.
+pub fn example(name: &str, built: &Once) -> Command {
+    built.call_once(|| {
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--example", "rig"]);
+        build.args(["build", "--quiet", "--example", name]);
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
-        let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
-        assert!(built.success(), "cargo build --example rig failed");
+        let done = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
+        assert!(done.success(), "cargo build --example {name} failed");
     });
     let folder = Path::new(env!("CARGO_BIN_EXE_tine")).parent().expect("a binary is in a folder");
-    Command::new(folder.join("examples/rig"))
+    Command::new(folder.join("examples").join(name))
 }
 
 /// A folder that goes with its owner.
@@ -88,8 +97,7 @@ impl Service {
     }
 
     pub fn start_with(program: Command, config: &str) -> Self {
-        let mut service = Self::launch(program, config);
-        service.await_listening();
+        let service = Self::launch_and_listen(program, config);
         let workers = service.processes();
         for _ in 0..workers {
             service.await_log("worker ready");
@@ -97,15 +105,28 @@ impl Service {
         service
     }
 
+    /// Starts a service and waits until it listens.
+    pub fn launch_and_listen(program: Command, config: &str) -> Self {
+        let mut service = Self::launch(program, config);
+        service.await_listening();
+        service
+    }
+
     /// Starts a service without waiting for anything.
-    pub fn launch(mut program: Command, config: &str) -> Self {
+    pub fn launch(program: Command, config: &str) -> Self {
         let folder = Folder::new();
         let listen = if config.contains("listen") { "" } else { "listen = [\"127.0.0.1:0\"]\n" };
         let log =
             if config.contains("[log]") { "" } else { "\n[log]\nlevel = \"debug\"\nformat = \"json\"\n" };
         std::fs::write(folder.path().join("config.toml"), format!("{listen}{config}{log}")).expect("config");
+        Self::spawn(program, &[], folder)
+    }
+
+    /// Starts `serve` with these arguments in this folder.
+    fn spawn(mut program: Command, arguments: &[&str], folder: Folder) -> Self {
         let mut child = program
             .arg("serve")
+            .args(arguments)
             .current_dir(folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -13,6 +13,7 @@ use crate::wire::Step;
 use crate::wire::detect::{self, Recognised};
 use crate::wire::length::LengthFraming;
 use crate::worker::Shared;
+use crate::worker::buffers::LITTLE;
 use crate::worker::connection::{Connection, InFlight, Locked, Phase};
 use crate::worker::dispatch::Refused;
 
@@ -72,7 +73,7 @@ impl Hand {
     }
 
     /// Begins what it can of the input that waits.
-    fn begin_waiting(&mut self, state: &mut Locked<'_>) {
+    pub(super) fn begin_waiting(&mut self, state: &mut Locked<'_>) {
         let mut input = std::mem::take(&mut state.input);
         let begun = self.begin_messages(state, input.waiting());
         if state.phase == Phase::Open {
@@ -90,7 +91,9 @@ impl Hand {
             if rest.is_empty() {
                 return Begun::Incomplete { consumed };
             }
-            if !state.may_begin(&self.shared.bounds) {
+            // A connection whose own answers fill the buffers is given no further ones to wait for.
+            let adds_to_full = state.output.len() >= LITTLE && self.shared.buffers.are_full();
+            if adds_to_full || !state.may_begin(&self.shared.bounds) {
                 return Begun::Blocked { consumed };
             }
             if !state.recognised {
@@ -134,7 +137,7 @@ impl Hand {
         };
         let now = Instant::now();
         let allowed = self.shared.allowed(method, request.timeout_ms);
-        if let Err(refused) = self.shared.gate.admit(self.shared.queue.len(), allowed) {
+        if let Err(refused) = self.shared.gate.admit(allowed) {
             return self.refuse(state, refused, request.id());
         }
         let call = InFlight {
@@ -158,9 +161,11 @@ impl Hand {
         };
         match self.shared.queue.try_send(job) {
             Ok(()) => state.calls.push(call),
+            // The gate admits no more than fit.
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                let refused = self.shared.gate.full(self.shared.queue.len());
-                self.refuse(state, refused, request.id());
+                self.shared.gate.ended();
+                let retry_after = self.shared.gate.retry_after();
+                self.refuse(state, Refused { retry_after }, request.id());
             }
         }
     }

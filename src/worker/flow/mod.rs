@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use nix::sys::epoll::EpollEvent;
 
+use super::buffers::{LITTLE, Ration};
 use super::connection::{Connection, Interest, Key, Locked, Pause, Phase};
 use super::{Shared, token_of};
 use crate::arena::Row;
@@ -104,16 +105,16 @@ impl Hand {
             state.paused = Some(Pause::Parked);
             return self.settle(state);
         }
-        if self.shared.buffers.are_full() {
-            state.paused = Some(Pause::Starved);
-            self.shared.buffers.starve(state.connection.key);
-            // Room made between the two looks would go unnoticed.
-            if !self.shared.buffers.are_full() {
-                self.shared.wake_poller();
+        let (held, unsent) = (state.held(), state.output.len());
+        let most = match self.shared.buffers.ration(state.connection.key, held, unsent) {
+            Ration::All => scratch.len(),
+            Ration::Little => LITTLE,
+            Ration::Nothing => {
+                state.paused = Some(Pause::Starved);
+                return self.settle(state);
             }
-            return self.settle(state);
-        }
-        match state.connection.socket.receive(scratch) {
+        };
+        match state.connection.socket.receive(scratch.get_mut(..most).unwrap_or_default()) {
             Ok(0) => {
                 state.input_ended = true;
                 self.go_on(state);
@@ -180,7 +181,7 @@ impl Hand {
                 Error::deadline(call.allowed)
             } else if call.queued_since.is_some_and(|since| since + queue_wait <= now) {
                 self.row.refused();
-                Error::overloaded(self.shared.gate.full(self.shared.queue.len()).retry_after)
+                Error::overloaded(self.shared.gate.retry_after())
             } else {
                 index += 1;
                 continue;

@@ -16,16 +16,18 @@ use crate::worker::connection::Phase;
 impl Hand {
     /// Runs a call that waited in the queue, on a pool thread.
     pub(in crate::worker) fn run(&mut self, job: &Job) {
+        let shared = Arc::clone(&self.shared);
         if !self.start(job) {
+            shared.call_ended();
             return;
         }
-        let shared = Arc::clone(&self.shared);
-        shared.gate.begin_run();
         let begun = Instant::now();
         self.row.begin(job.method.0, clock::monotonic_ns());
         let outcome = self.invoke(job);
         let took = begun.elapsed();
-        shared.gate.end_run(took);
+        shared.gate.ran(took);
+        // Before its answer is sent: whoever reads that finds the thread free.
+        shared.call_ended();
         if !shared.slow.is_zero() && took >= shared.slow {
             let (slot, method, peer) =
                 (shared.info.slot(), shared.method_name(job.method), &job.connection.peer);

@@ -1,11 +1,13 @@
 //! What follows from a change of a connection: sending, watching, accounting, ending.
 
+use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::EpollEvent;
 
 use super::Hand;
+use crate::worker::buffers::LITTLE;
 use crate::worker::connection::{Input, Locked, Output, Pause, Phase};
 use crate::worker::{Due, token_of};
 
@@ -20,10 +22,13 @@ impl Hand {
             return;
         }
         if !matches!(state.phase, Phase::Lingering { .. }) {
-            if state.flush().is_err() {
+            if self.send(state).is_err() {
                 return self.close(state);
             }
             if state.paused == Some(Pause::Parked) && state.may_begin(&self.shared.bounds) {
+                state.paused = None;
+            }
+            if state.paused == Some(Pause::Starved) && state.held() < LITTLE {
                 state.paused = None;
             }
             let over = state.input_ended && (state.input.is_empty() || state.message_since.is_some());
@@ -33,6 +38,20 @@ impl Hand {
         }
         self.watch(state);
         self.account(state);
+    }
+
+    /// Sends what the socket takes. Input that waited for room in the output is begun here, as nothing else would
+    /// come back to it when all is sent in one go: epoll has reported it already.
+    fn send(&mut self, state: &mut Locked<'_>) -> io::Result<()> {
+        loop {
+            let before = state.output.len();
+            state.flush()?;
+            let has_sent = state.output.len() < before;
+            if !has_sent || state.input.is_empty() || !state.may_begin(&self.shared.bounds) {
+                return Ok(());
+            }
+            self.begin_waiting(state);
+        }
     }
 
     fn watch(&mut self, state: &mut Locked<'_>) {
@@ -59,7 +78,7 @@ impl Hand {
 
     fn account(&mut self, state: &mut Locked<'_>) {
         let held = state.held();
-        let others_can_be_fed = self.shared.buffers.account(state.accounted, held);
+        let others_can_be_fed = self.shared.buffers.account(state.connection.key, state.accounted, held);
         state.accounted = held;
         if others_can_be_fed {
             self.shared.wake_poller();
@@ -89,17 +108,17 @@ impl Hand {
             self.shared.deadlines.remove(timer, Due::Connection(connection.key));
         }
         connection.caller_is_gone();
-        if !state.calls.is_empty() {
-            connection.socket.shut_down();
-        }
+        // A handler that outlives its call's deadline still holds the socket; its peer must not wait for that.
+        connection.socket.shut_down();
         state.phase = Phase::Closed;
         state.calls = Vec::new();
         state.input = Input::default();
         state.output = Output::default();
         self.account(state);
         self.row.connection_closed();
-        if self.shared.draining.load(Ordering::SeqCst) {
-            self.shared.wake_poller();
+        let shared = &self.shared;
+        if shared.wants_room.load(Ordering::SeqCst) || shared.draining.load(Ordering::SeqCst) {
+            shared.wake_poller();
         }
     }
 }

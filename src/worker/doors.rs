@@ -1,0 +1,131 @@
+//! The worker's doors: when each is open, and what follows from a visit to it.
+//!
+//! The part of the worker that `listening` must not know: threads, connections, other workers. A worker that has
+//! no room, or no free thread while others may have one, shuts its doors; the poller opens them again when that
+//! has changed.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+
+use super::listening::{Door, LOOK_AGAIN, Shut, Standing, Visit};
+use super::{BELL, Due, FIRST_DOOR, Shared, Worker};
+use crate::config::Config;
+use crate::sys::socket::Listener;
+
+/// Opens a door at each listener.
+pub(super) fn open_all(
+    epoll: &Epoll,
+    listeners: Vec<Listener>,
+    config: &Config,
+) -> io::Result<Vec<Option<Door>>> {
+    let tokens = (0..).map(|number| FIRST_DOOR - number);
+    listeners
+        .into_iter()
+        .zip(&config.listeners)
+        .zip(tokens)
+        .map(|((listener, configured), token)| {
+            let mut door = Door::new(listener, configured, token, config.limits.max_message);
+            door.open(epoll)?;
+            Ok(Some(door))
+        })
+        .collect()
+}
+
+impl Worker {
+    /// Somebody may wait at listener `number`.
+    pub(super) fn visit(&mut self, number: usize) {
+        self.visit_as(number, self.standing());
+    }
+
+    /// It is time to look again at listener `number`: who still waits there is taken, since the others had their
+    /// chance.
+    pub(super) fn look_again(&mut self, number: usize) {
+        let shared = &self.hand.shared;
+        let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
+            return;
+        };
+        if door.shut().is_some_and(|why| why.look_again().is_some()) {
+            shared.watch_door(number, door.open(&shared.epoll));
+            self.visit_as(number, Standing { leave_to_others: false, ..self.standing() });
+        }
+    }
+
+    fn visit_as(&mut self, number: usize, standing: Standing) {
+        let shared = Arc::clone(&self.hand.shared);
+        let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
+            return;
+        };
+        let visit = door.visit(&shared.epoll, standing, |socket, peer, framing| {
+            self.hand.accepted(socket, peer, framing);
+        });
+        if let Visit::Shut { why, took_any } = visit {
+            if let Some(wait) = why.look_again() {
+                shared.remind(Instant::now() + wait, Due::Door(number));
+            }
+            if self.has_siblings && !took_any {
+                // It fails only when the counter is full, in hundreds of years.
+                let _ = nix::unistd::write(&self.bell, &1_u64.to_ne_bytes());
+            }
+            self.open_doors();
+        }
+    }
+
+    /// Another worker was woken for a connection that it can't take.
+    pub(super) fn rung(&mut self) {
+        for number in 0..self.doors.len() {
+            if self.standing().is_welcoming() {
+                self.visit(number);
+            }
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        let shared = &self.hand.shared;
+        Standing {
+            leave_to_others: self.has_siblings && shared.gate.all_busy(),
+            room: self.most_connections.saturating_sub(shared.table.lock().len()),
+        }
+    }
+
+    /// Opens what was shut for a reason that is gone, and sees to it that the poller hears when the others' is.
+    pub(super) fn open_doors(&mut self) {
+        let shared = Arc::clone(&self.hand.shared);
+        // Asked for before looking: what changes after the look is then heard of.
+        shared.wants_thread.store(true, Ordering::SeqCst);
+        shared.wants_room.store(true, Ordering::SeqCst);
+        let standing = self.standing();
+        let (mut wants_thread, mut wants_room) = (false, false);
+        for (number, door) in self.doors.iter_mut().enumerate() {
+            let Some(door) = door else { continue };
+            match door.shut() {
+                Some(Shut::NoThread) if standing.leave_to_others => wants_thread = true,
+                Some(Shut::NoRoom) if standing.room == 0 => wants_room = true,
+                Some(Shut::NoThread | Shut::NoRoom) => shared.watch_door(number, door.open(&shared.epoll)),
+                Some(Shut::Refused) | None => {}
+            }
+        }
+        shared.wants_thread.store(wants_thread, Ordering::SeqCst);
+        shared.wants_room.store(wants_room, Ordering::SeqCst);
+    }
+}
+
+impl Shared {
+    /// Edge-triggered: each ring is heard once by every worker, and none has to read it.
+    pub(super) fn listen_for(&self, bell: &OwnedFd) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, BELL);
+        Ok(self.epoll.add(bell, event)?)
+    }
+
+    /// Sees to a door that could not be opened.
+    pub(super) fn watch_door(&self, number: usize, opened: io::Result<()>) {
+        if let Err(error) = opened {
+            tracing::warn!(slot = self.info.slot(), %error, "a listener can't be watched again");
+            self.remind(Instant::now() + LOOK_AGAIN, Due::Door(number));
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What the kernel tells of a process: memory, descriptors, threads; and what a test asks of its own.
+
+use std::fs;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::cpu_ticks;
+
+/// Clock ticks that nobody calls a busy loop: those of the calls a test makes meanwhile.
+const NEXT_TO_NOTHING: u64 = 4;
+
+/// Bytes of memory that the process shares with no other.
+pub fn private_memory(pid: i32) -> usize {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process lives");
+    let kilobytes: usize = rollup
+        .lines()
+        .filter(|line| line.starts_with("Private_Clean:") || line.starts_with("Private_Dirty:"))
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok())
+        .sum();
+    kilobytes * 1024
+}
+
+/// Descriptors that the process has open.
+pub fn descriptors(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("the process lives").count()
+}
+
+/// Threads of the process.
+pub fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives").count()
+}
+
+/// The soft and the hard limit on open descriptors of a process.
+pub fn descriptor_limits(pid: i32) -> (u64, u64) {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("the process lives");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("it is listed");
+    let number = |index: usize| line.split_whitespace().nth(index).and_then(|text| text.parse().ok());
+    (number(3).expect("a soft limit"), number(4).expect("a hard limit"))
+}
+
+/// Lets this process open as many descriptors as it may; how many those are.
+pub fn raise_descriptor_limit() -> u64 {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit can be read");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a process may raise its soft limit");
+    hard
+}
+
+/// Runs `meanwhile` (which should last a few hundred milliseconds) and fails if one of the processes did more
+/// than next to nothing in that time.
+pub fn assert_rests<T>(pids: &[i32], meanwhile: impl FnOnce() -> T) -> T {
+    let before: Vec<u64> = pids.iter().map(|pid| cpu_ticks(*pid)).collect();
+    let result = meanwhile();
+    for (pid, before) in pids.iter().zip(before) {
+        let used = cpu_ticks(*pid) - before;
+        assert!(
+            used <= NEXT_TO_NOTHING,
+            "process {pid} used {used} ticks of CPU time while it had nothing to do"
+        );
+    }
+    result
+}
