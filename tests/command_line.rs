@@ -38,6 +38,17 @@ fn answers_ping(service: &Service) {
 }
 
 #[test]
+fn check_into_a_pipe_that_nobody_reads_does_not_panic() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let folder = Folder::new();
+    let mut check = tine();
+    check.arg("check").current_dir(folder.path()).stdout(writer);
+    let ran = check.output().expect("it starts");
+    assert_eq!((ran.status.code(), String::from_utf8_lossy(&ran.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
 fn serve_needs_no_config_file() {
     let mut service = Service::start_in(Folder::new(), tine(), &["--listen", "127.0.0.1:0"]);
     answers_ping(&service);

@@ -1,5 +1,7 @@
 //! `tine check`: whether the configuration and the handlers are good, and what would run.
 
+use std::io::{self, Write};
+
 use crate::rpc::Service;
 
 use super::args::ConfigArgs;
@@ -9,9 +11,10 @@ use super::serve;
 pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
     match serve::load(args, service) {
         Ok((source, config)) => {
-            println!("{}: good", source.name);
-            print!("{}", config.describe());
-            println!("methods: {}", service.method_names().join(", "));
+            let methods = service.method_names().join(", ");
+            let text = format!("{}: good\n{}methods: {methods}\n", source.name, config.describe());
+            // A reader that has seen enough (`| head`) is no reason to panic.
+            let _ = io::stdout().write_all(text.as_bytes());
             0
         }
         Err(reason) => {
