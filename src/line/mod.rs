@@ -74,14 +74,20 @@ impl Line {
     }
 
     /// Sends what is queued, as far as the socket takes it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused a message, which is lost: kept, it would be tried again at every wake-up.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         while let Some((bytes, descriptors)) = self.queued.front() {
             let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
             match seqpacket::send(self.fd.as_fd(), bytes, &borrowed) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                other => other?,
+                done => {
+                    self.queued.pop_front();
+                    done?;
+                }
             }
-            self.queued.pop_front();
         }
         Ok(())
     }
@@ -160,6 +166,14 @@ mod tests {
         let (mut here, _there) = Line::pair().unwrap();
         let error = (0..1_000_000).find_map(|_| here.send(&ToWorker::Drain, vec![]).err()).unwrap();
         assert!(error.to_string().contains("does not read"), "{error}");
+    }
+
+    #[test]
+    fn what_can_not_be_sent_is_not_kept() {
+        let (mut here, there) = Line::pair().unwrap();
+        drop(there);
+        assert!(here.send(&ToWorker::Drain, vec![]).is_err());
+        assert!(!here.has_queued());
     }
 
     #[test]

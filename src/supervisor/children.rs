@@ -114,6 +114,14 @@ impl Workers {
         }
     }
 
+    pub(crate) fn ids(&self) -> Vec<WorkerId> {
+        self.by_id.keys().copied().collect()
+    }
+
+    pub(crate) fn is_unborn(&self, id: WorkerId) -> bool {
+        self.by_id.get(&id).is_some_and(|worker| worker.pid.is_none())
+    }
+
     /// Those whose first message has not been read yet.
     pub(crate) fn unborn(&self) -> Vec<WorkerId> {
         self.by_id.iter().filter(|(_, worker)| worker.pid.is_none()).map(|(id, _)| *id).collect()

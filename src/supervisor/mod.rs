@@ -6,32 +6,31 @@
 
 mod children;
 mod listeners;
+mod news;
 mod report;
 mod restart;
 mod state;
+mod template_line;
+mod worker_lines;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 
-use crate::arena::{self, ArenaReader, Scoreboard, Totals};
+use crate::arena::{Scoreboard, Totals};
 use crate::config::{Config, Source};
-use crate::line::{self, FromTemplate, FromWorker, Line, Received, ToTemplate, ToWorker};
-use crate::sys::clock;
+use crate::line::Line;
 use crate::sys::exec::Program;
 use crate::sys::limits;
-use crate::sys::process::{self, Ended, Reaped};
+use crate::sys::process;
 use crate::sys::signals::Signals;
 
-use children::{Template, Worker, Workers};
+use children::{Template, Workers};
 pub(crate) use listeners::Listeners;
-use state::{Action, Event, Request, Settings, State, Timer, WorkerEvent, WorkerId};
+use state::{Action, Event, Settings, State, Timer, WorkerId};
 
 /// All that a supervisor starts from.
 #[derive(Debug)]
@@ -47,6 +46,10 @@ const TEMPLATE: u64 = 1;
 /// Worker process `n` has the token `FIRST_WORKER + n`.
 const FIRST_WORKER: u64 = 2;
 
+/// Messages taken from one line in one go, so that a child which writes without end holds up nobody. A dead child's
+/// line never holds as many: the kernel lets about 280 wait.
+const MOST_MESSAGES: usize = 1024;
+
 /// The only generation there is until reload exists.
 const GENERATION: u32 = 1;
 
@@ -57,6 +60,8 @@ const GENERATION: u32 = 1;
 /// The kernel refuses what the loop itself stands on (epoll, signalfd).
 pub(crate) fn run(setup: Setup) -> io::Result<i32> {
     nix::sys::prctl::set_child_subreaper(true)?;
+    // Whoever started us may ignore SIGCHLD, which we inherit: the kernel would then reap without a word.
+    process::keep_exit_statuses()?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let signals = Signals::open()?;
     epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
@@ -85,9 +90,13 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         source: setup.source,
         bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         listeners: Some(setup.listeners),
+        news: VecDeque::new(),
         finished: None,
     };
+    // Children of whatever this process was before may have ended before their signal was listened to.
+    supervisor.reap();
     supervisor.perform(actions);
+    supervisor.decide();
     supervisor.serve()
 }
 
@@ -140,6 +149,8 @@ struct Supervisor {
     bell: EventFd,
     /// None once accepting has ended.
     listeners: Option<Listeners>,
+    /// What happened and has not been decided about.
+    news: VecDeque<Event>,
     finished: Option<i32>,
 }
 
@@ -158,6 +169,7 @@ impl Supervisor {
             };
             for event in events.iter().take(arrived) {
                 self.arrived(event.data(), event.events());
+                self.decide();
             }
             self.fire_timers();
         }
@@ -177,8 +189,17 @@ impl Supervisor {
         let due: Vec<Timer> =
             self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
         for timer in due {
-            self.timers.remove(&timer);
-            self.happened(Event::Due(timer));
+            if let Timer::Boot(worker) = timer {
+                // It may have said in time that it is ready, to a supervisor that was kept from reading.
+                self.read_worker(worker);
+                self.decide();
+            }
+            // One that fired before may have disarmed this one, or armed it anew.
+            if self.timers.get(&timer).is_some_and(|at| *at <= now) {
+                self.timers.remove(&timer);
+                self.happened(Event::Due(timer));
+                self.decide();
+            }
         }
     }
 
@@ -187,16 +208,25 @@ impl Supervisor {
             SIGNALS => self.read_signals(),
             TEMPLATE => self.template_line(flags),
             token => {
-                if let Ok(worker) = WorkerId::try_from(token - FIRST_WORKER) {
+                let number = token.checked_sub(FIRST_WORKER).map(WorkerId::try_from);
+                if let Some(Ok(worker)) = number {
                     self.worker_line(worker, flags);
                 }
             }
         }
     }
 
+    /// Notes what happened. It is not decided about at once: actions report too, and what one event asks for must
+    /// be done before the next is looked at.
     fn happened(&mut self, event: Event) {
-        let actions = self.state.on(event, Instant::now());
-        self.perform(actions);
+        self.news.push_back(event);
+    }
+
+    fn decide(&mut self) {
+        while let Some(event) = self.news.pop_front() {
+            let actions = self.state.on(event, Instant::now());
+            self.perform(actions);
+        }
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
@@ -232,326 +262,6 @@ impl Supervisor {
             }
         }
     }
-}
-
-/// Signals and children that have ended.
-impl Supervisor {
-    fn read_signals(&mut self) {
-        let mut child_ended = false;
-        loop {
-            match self.signals.next() {
-                Ok(None) => break,
-                Ok(Some(Signal::SIGCHLD)) => child_ended = true,
-                Ok(Some(signal)) => self.signalled(signal),
-                Err(error) => {
-                    tracing::error!(%error, "signals can't be read");
-                    break;
-                }
-            }
-        }
-        // Signals of one kind merge, so one SIGCHLD may stand for many children.
-        if child_ended {
-            self.reap();
-        }
-    }
-
-    fn signalled(&mut self, signal: Signal) {
-        tracing::info!(%signal, "signal");
-        match signal {
-            Signal::SIGTERM => self.happened(Event::Asked(Request::Stop)),
-            Signal::SIGINT => self.happened(Event::Asked(Request::StopOrEnd)),
-            Signal::SIGQUIT => self.happened(Event::Asked(Request::End)),
-            Signal::SIGTTIN => self.happened(Event::Asked(Request::OneMore)),
-            Signal::SIGTTOU => self.happened(Event::Asked(Request::OneFewer)),
-            Signal::SIGHUP | Signal::SIGUSR2 => {
-                tracing::warn!(
-                    "this version can't reload; restart it to use a changed configuration or program"
-                );
-            }
-            // There is no log file to open again.
-            _ => {}
-        }
-    }
-
-    fn reap(&mut self) {
-        loop {
-            match process::reap_any() {
-                Ok(Reaped::Child(pid, ended)) => self.child_ended(pid, ended),
-                Ok(Reaped::NoneYet | Reaped::NoChildren) => break,
-                Err(error) => {
-                    tracing::error!(%error, "children can't be reaped");
-                    break;
-                }
-            }
-        }
-    }
-
-    fn child_ended(&mut self, pid: Pid, ended: Ended) {
-        if self.template.as_ref().is_some_and(|template| template.pid == pid) {
-            self.template_ended(ended);
-            return;
-        }
-        if self.workers.with_pid(pid).is_none() {
-            // Its first message may still wait to be read.
-            for worker in self.workers.unborn() {
-                self.read_worker(worker);
-            }
-        }
-        match self.workers.with_pid(pid) {
-            Some(worker) => self.worker_ended(worker, ended),
-            // A grandchild that came to us as its subreaper, or a process that died unborn.
-            None => tracing::debug!(%pid, cause = %ended, "reaped a child of nobody"),
-        }
-    }
-
-    fn worker_ended(&mut self, id: WorkerId, ended: Ended) {
-        // What it said last counts: its line is read dry before anything is decided.
-        self.read_worker(id);
-        let Some(worker) = self.workers.remove(id) else {
-            return;
-        };
-        if worker.line_open {
-            let _ = self.epoll.delete(&worker.line);
-        }
-        let last = worker.arena.snapshot(clock::monotonic_ns());
-        worker.log_end(ended, &last, &self.methods);
-        let answered = worker.arena.answered() > 0;
-        self.scoreboard.end(&id, Some(&last));
-        self.happened(Event::Worker(id, WorkerEvent::Ended { answered }));
-    }
-
-    fn template_ended(&mut self, ended: Ended) {
-        self.read_template();
-        if let Some(template) = self.template.take() {
-            if template.line_open {
-                let _ = self.epoll.delete(&template.line);
-            }
-            let uptime = format!("{:.1?}", template.started.elapsed());
-            if template.end_expected {
-                tracing::debug!(pid = %template.pid, uptime, cause = %ended, "template ended");
-            } else {
-                tracing::error!(pid = %template.pid, uptime, cause = %ended, "template died");
-            }
-        }
-        self.happened(Event::TemplateEnded);
-    }
-}
-
-/// The template: starting it and talking to it.
-impl Supervisor {
-    fn start_template(&mut self) {
-        if let Err(error) = self.try_start_template() {
-            tracing::warn!(%error, "a template can't be started");
-            self.happened(Event::TemplateRefused);
-        }
-    }
-
-    fn try_start_template(&mut self) -> io::Result<()> {
-        let (mut line, far_end) = Line::pair()?;
-        let config = children::text_in_memory(&self.source.text)?;
-        let begin = ToTemplate::Begin {
-            version: line::VERSION,
-            generation: GENERATION,
-            source: self.source.name.clone(),
-        };
-        line.send(&begin, vec![config])?;
-        self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, TEMPLATE))?;
-        let pid = self.program.start(line::TEMPLATE_VARIABLE, &far_end, |far_end, error| {
-            let Ok(far_end) = far_end.try_clone() else { return };
-            let reason = format!("the program can't be executed again: {error}");
-            // The child that runs this ends right after: nothing is left to do if the line is broken too.
-            let _ = Line::from(far_end).send(&FromTemplate::Failed { reason }, Vec::new());
-        })?;
-        tracing::debug!(%pid, generation = GENERATION, "template started");
-        self.template =
-            Some(Template { pid, line, line_open: true, end_expected: false, started: Instant::now() });
-        Ok(())
-    }
-
-    fn kill_template(&mut self) {
-        if let Some(template) = &mut self.template {
-            template.end_expected = true;
-            if let Err(error) = process::kill(template.pid, Signal::SIGKILL) {
-                tracing::warn!(pid = %template.pid, %error, "the template can't be killed");
-            }
-        }
-    }
-
-    fn template_line(&mut self, flags: EpollFlags) {
-        if flags.contains(EpollFlags::EPOLLOUT)
-            && let Some(template) = &mut self.template
-        {
-            let _ = template.line.flush();
-            watch(&self.epoll, &template.line, TEMPLATE);
-        }
-        self.read_template();
-    }
-
-    fn read_template(&mut self) {
-        while let Some(template) = self.template.as_mut().filter(|template| template.line_open) {
-            match template.line.receive() {
-                Ok(Received::Nothing) => break,
-                Ok(Received::Closed) => {
-                    let _ = self.epoll.delete(&template.line);
-                    template.line_open = false;
-                }
-                Ok(Received::Message(message, _)) => self.template_says(message),
-                Err(error) => tracing::warn!(%error, "a message of the template is not understood"),
-            }
-        }
-    }
-
-    fn template_says(&mut self, message: FromTemplate) {
-        match message {
-            FromTemplate::Ready { version, methods } if version == line::VERSION => {
-                self.methods = methods;
-                self.happened(Event::TemplateReady);
-            }
-            FromTemplate::Ready { version, .. } => {
-                tracing::error!(
-                    expected = line::VERSION,
-                    found = version,
-                    "the template is of another version of this program"
-                );
-                self.kill_template();
-                self.happened(Event::TemplateFailed);
-            }
-            FromTemplate::Failed { reason } => {
-                tracing::error!("{reason}");
-                if let Some(template) = &mut self.template {
-                    template.end_expected = true;
-                }
-                self.happened(Event::TemplateFailed);
-            }
-            FromTemplate::ForkFailed { worker, reason } => {
-                tracing::warn!(reason, "the kernel refused to fork a worker");
-                self.forget_unborn(worker, WorkerEvent::ForkRefused);
-            }
-        }
-    }
-
-    fn request_fork(&mut self, worker: WorkerId, slot: usize) {
-        if let Err(error) = self.try_request_fork(worker, slot) {
-            tracing::warn!(slot, %error, "a worker can't be started");
-            self.forget_unborn(worker, WorkerEvent::ForkRefused);
-        }
-    }
-
-    fn try_request_fork(&mut self, id: WorkerId, slot: usize) -> io::Result<()> {
-        let (Some(template), Some(listeners)) = (&mut self.template, &self.listeners) else {
-            return Err(io::Error::other("there is no template"));
-        };
-        let (line, far_end) = Line::pair()?;
-        let memory = arena::create(self.rows, self.methods.len())?;
-        let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
-        let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
-        descriptors.extend(listeners.duplicates()?);
-        self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
-        let worker = Worker {
-            slot,
-            pid: None,
-            line,
-            line_open: true,
-            arena,
-            started: Instant::now(),
-            end_expected: false,
-        };
-        self.workers.insert(id, worker);
-        template.line.send(&ToTemplate::Fork { worker: id, slot }, descriptors)?;
-        watch(&self.epoll, &template.line, TEMPLATE);
-        Ok(())
-    }
-
-    fn forget_unborn(&mut self, id: WorkerId, event: WorkerEvent) {
-        self.abandon(id);
-        self.happened(Event::Worker(id, event));
-    }
-
-    fn abandon(&mut self, id: WorkerId) {
-        if let Some(worker) = self.workers.remove(id)
-            && worker.line_open
-        {
-            let _ = self.epoll.delete(&worker.line);
-        }
-    }
-}
-
-/// Workers: talking to them.
-impl Supervisor {
-    fn tell_to_drain(&mut self, id: WorkerId) {
-        if let Some(worker) = self.workers.get_mut(id) {
-            worker.end_expected = true;
-            if let Err(error) = worker.line.send(&ToWorker::Drain, Vec::new()) {
-                tracing::warn!(slot = worker.slot, %error, "a worker can't be told to drain and is killed");
-                worker.kill();
-            } else {
-                watch(&self.epoll, &worker.line, token(id));
-            }
-        }
-    }
-
-    fn worker_line(&mut self, id: WorkerId, flags: EpollFlags) {
-        if flags.contains(EpollFlags::EPOLLOUT)
-            && let Some(worker) = self.workers.get_mut(id)
-        {
-            let _ = worker.line.flush();
-            watch(&self.epoll, &worker.line, token(id));
-        }
-        self.read_worker(id);
-        // An unborn process whose line is closed will never say its pid.
-        if self.workers.get_mut(id).is_some_and(|worker| !worker.line_open && worker.pid.is_none()) {
-            self.forget_unborn(id, WorkerEvent::Vanished);
-        }
-    }
-
-    fn read_worker(&mut self, id: WorkerId) {
-        while let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.line_open) {
-            match worker.line.receive() {
-                Ok(Received::Nothing) => break,
-                Ok(Received::Closed) => {
-                    let _ = self.epoll.delete(&worker.line);
-                    worker.line_open = false;
-                }
-                Ok(Received::Message(message, _)) => self.worker_says(id, message),
-                Err(error) => {
-                    tracing::warn!(slot = worker.slot, %error, "a message of a worker is not understood");
-                }
-            }
-        }
-    }
-
-    fn worker_says(&mut self, id: WorkerId, message: FromWorker) {
-        let Some(worker) = self.workers.get_mut(id) else {
-            return;
-        };
-        let slot = worker.slot;
-        let event = match message {
-            FromWorker::Born { pid, .. } => {
-                worker.pid = Some(Pid::from_raw(pid));
-                WorkerEvent::Born
-            }
-            FromWorker::Ready => {
-                let pid = worker.pid.map_or(0, Pid::as_raw);
-                let after = format!("{:.1?}", worker.started.elapsed());
-                tracing::info!(slot, pid, generation = GENERATION, after, "worker ready");
-                WorkerEvent::Ready
-            }
-            FromWorker::BootFailed { reason } => {
-                tracing::error!(slot, "a worker can't start: {reason}");
-                return;
-            }
-            FromWorker::Leaving => {
-                worker.end_expected = true;
-                tracing::info!(slot, "a worker was signalled to end; it drains and is replaced");
-                WorkerEvent::Leaving
-            }
-        };
-        self.happened(Event::Worker(id, event));
-    }
-}
-
-fn token(worker: WorkerId) -> u64 {
-    FIRST_WORKER + u64::from(worker)
 }
 
 /// Asks to be woken for the line's input, and for room in it while messages are queued.

@@ -68,6 +68,8 @@ fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u
     config::check_methods(&beginning.source, &service.method_names()).map_err(|error| error.to_string())?;
     service.preload().map_err(|error| format!("the template can't start: {error}"))?;
     one_thread_only()?;
+    // A library that ignores SIGCHLD would have every fork look as if it had failed.
+    process::keep_exit_statuses().map_err(|error| format!("SIGCHLD: {error}"))?;
     let methods = service.method_names();
     line.send(&FromTemplate::Ready { version: line::VERSION, methods }, Vec::new())
         .map_err(|error| format!("the supervisor can't be told that the template is ready: {error}"))?;
@@ -152,6 +154,8 @@ impl Template {
                         }
                     }
                 }
+                // The kernel refuses to let us listen, and would do so without end; the supervisor starts another.
+                Err(error) if error.raw_os_error().is_some() => return 1,
                 // A second beginning, or a message of a later version: not ours to act on.
                 Ok(Some((ToTemplate::Begin { .. }, _))) | Err(_) => {}
             }

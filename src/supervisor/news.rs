@@ -1,0 +1,125 @@
+//! Signals that arrive, and children that have ended: what the supervisor makes of them.
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::Supervisor;
+use super::state::{Event, Request, WorkerEvent, WorkerId};
+use crate::sys::clock;
+use crate::sys::process::{self, Ended, Reaped};
+
+impl Supervisor {
+    pub(super) fn read_signals(&mut self) {
+        let mut child_ended = false;
+        loop {
+            match self.signals.next() {
+                Ok(None) => break,
+                Ok(Some(Signal::SIGCHLD)) => child_ended = true,
+                Ok(Some(signal)) => self.signalled(signal),
+                Err(error) => {
+                    tracing::error!(%error, "signals can't be read");
+                    break;
+                }
+            }
+        }
+        // Signals of one kind merge, so one SIGCHLD may stand for many children.
+        if child_ended {
+            self.reap();
+        }
+    }
+
+    fn signalled(&mut self, signal: Signal) {
+        tracing::info!(%signal, "signal");
+        match signal {
+            Signal::SIGTERM => self.asked(Request::Stop),
+            Signal::SIGINT => self.asked(Request::StopOrEnd),
+            Signal::SIGQUIT => self.asked(Request::End),
+            Signal::SIGTTIN => self.asked(Request::OneMore),
+            Signal::SIGTTOU => self.asked(Request::OneFewer),
+            Signal::SIGHUP | Signal::SIGUSR2 => {
+                tracing::warn!(
+                    "this version can't reload; restart it to use a changed configuration or program"
+                );
+            }
+            // There is no log file to open again.
+            _ => {}
+        }
+    }
+
+    fn asked(&mut self, request: Request) {
+        // A worker that has said it is ready may run calls: it must be drained and not killed as one that boots.
+        for worker in self.workers.ids() {
+            self.read_worker(worker);
+        }
+        self.happened(Event::Asked(request));
+    }
+
+    pub(super) fn reap(&mut self) {
+        loop {
+            match process::reap_any() {
+                Ok(Reaped::Child(pid, ended)) => self.child_ended(pid, ended),
+                Ok(Reaped::NoneYet | Reaped::NoChildren) => break,
+                Err(error) => {
+                    tracing::error!(%error, "children can't be reaped");
+                    break;
+                }
+            }
+        }
+    }
+
+    fn child_ended(&mut self, pid: Pid, ended: Ended) {
+        if self.template.as_ref().is_some_and(|template| template.pid == pid) {
+            self.template_ended(ended);
+            return;
+        }
+        if self.workers.with_pid(pid).is_none() {
+            self.read_unborn();
+        }
+        match self.workers.with_pid(pid) {
+            Some(worker) => self.worker_ended(worker, ended),
+            // A grandchild that came to us as its subreaper, or a process that died unborn.
+            None => tracing::debug!(%pid, cause = %ended, "reaped a child of nobody"),
+        }
+    }
+
+    /// Those whose pid is not known: their first message may still wait to be read.
+    fn read_unborn(&mut self) {
+        for worker in self.workers.unborn() {
+            self.read_worker(worker);
+        }
+    }
+
+    fn worker_ended(&mut self, id: WorkerId, ended: Ended) {
+        // What it said last counts: its line is read dry before anything is decided.
+        self.read_worker(id);
+        let Some(worker) = self.workers.remove(id) else {
+            return;
+        };
+        if worker.line_open {
+            let _ = self.epoll.delete(&worker.line);
+        }
+        let last = worker.arena.snapshot(clock::monotonic_ns());
+        worker.log_end(ended, &last, &self.methods);
+        let answered = worker.arena.answered() > 0;
+        self.scoreboard.end(&id, Some(&last));
+        self.happened(Event::Worker(id, WorkerEvent::Ended { answered }));
+    }
+
+    fn template_ended(&mut self, ended: Ended) {
+        self.read_template();
+        // Who is born already is not given up with it.
+        self.read_unborn();
+        if let Some(template) = self.template.take() {
+            if template.line_open {
+                let _ = self.epoll.delete(&template.line);
+            }
+            let uptime = format!("{:.1?}", template.started.elapsed());
+            if template.end_expected {
+                tracing::debug!(pid = %template.pid, uptime, cause = %ended, "template ended");
+            } else {
+                tracing::error!(pid = %template.pid, uptime, cause = %ended, "template died");
+            }
+        }
+        self.happened(Event::TemplateEnded);
+    }
+}

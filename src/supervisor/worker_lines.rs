@@ -1,0 +1,160 @@
+//! The supervisor's dealings with workers: having them forked, listening to them, ending them.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::unistd::Pid;
+
+use super::children::Worker;
+use super::state::{Event, WorkerEvent, WorkerId};
+use super::{FIRST_WORKER, GENERATION, MOST_MESSAGES, Supervisor, TEMPLATE, watch};
+use crate::arena::{self, ArenaReader};
+use crate::line::{FromWorker, Line, Received, ToTemplate, ToWorker};
+
+impl Supervisor {
+    pub(super) fn request_fork(&mut self, worker: WorkerId, slot: usize) {
+        if let Err(error) = self.try_request_fork(worker, slot) {
+            tracing::warn!(slot, %error, "a worker can't be started");
+            self.forget_unborn(worker, WorkerEvent::ForkRefused);
+        }
+    }
+
+    fn try_request_fork(&mut self, id: WorkerId, slot: usize) -> io::Result<()> {
+        let (Some(template), Some(listeners)) = (&mut self.template, &self.listeners) else {
+            return Err(io::Error::other("there is no template"));
+        };
+        let (line, far_end) = Line::pair()?;
+        let memory = arena::create(self.rows, self.methods.len())?;
+        let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
+        let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
+        descriptors.extend(listeners.duplicates()?);
+        self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
+        let worker = Worker {
+            slot,
+            pid: None,
+            line,
+            line_open: true,
+            arena,
+            started: Instant::now(),
+            end_expected: false,
+        };
+        self.workers.insert(id, worker);
+        template.line.send(&ToTemplate::Fork { worker: id, slot }, descriptors)?;
+        watch(&self.epoll, &template.line, TEMPLATE);
+        Ok(())
+    }
+
+    pub(super) fn forget_unborn(&mut self, id: WorkerId, event: WorkerEvent) {
+        self.abandon(id);
+        self.happened(Event::Worker(id, event));
+    }
+
+    pub(super) fn abandon(&mut self, id: WorkerId) {
+        let Some(mut worker) = self.workers.remove(id) else {
+            return;
+        };
+        if worker.line_open {
+            let _ = self.epoll.delete(&worker.line);
+        }
+        // Born a moment ago, after all.
+        worker.kill();
+    }
+
+    pub(super) fn tell_to_drain(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(id) {
+            worker.end_expected = true;
+            if let Err(error) = worker.line.send(&ToWorker::Drain, Vec::new()) {
+                tracing::warn!(slot = worker.slot, %error, "a worker can't be told to drain and is killed");
+                worker.kill();
+            } else {
+                watch(&self.epoll, &worker.line, token(id));
+            }
+        }
+    }
+
+    pub(super) fn worker_line(&mut self, id: WorkerId, flags: EpollFlags) {
+        if flags.contains(EpollFlags::EPOLLOUT)
+            && let Some(worker) = self.workers.get_mut(id)
+        {
+            let _ = worker.line.flush();
+            watch(&self.epoll, &worker.line, token(id));
+        }
+        self.read_worker(id);
+    }
+
+    pub(super) fn read_worker(&mut self, id: WorkerId) {
+        for _ in 0..MOST_MESSAGES {
+            let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.line_open) else {
+                break;
+            };
+            match worker.line.receive() {
+                Ok(Received::Nothing) => break,
+                Ok(Received::Closed) => {
+                    let _ = self.epoll.delete(&worker.line);
+                    worker.line_open = false;
+                    if worker.pid.is_none() {
+                        self.vanished(id);
+                    }
+                }
+                Ok(Received::Message(message, _)) => self.worker_says(id, message),
+                Err(error) => {
+                    tracing::warn!(slot = worker.slot, %error, "a message of a worker is not understood");
+                    if error.raw_os_error().is_some() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// It will never say its pid.
+    fn vanished(&mut self, id: WorkerId) {
+        let template_lives = self.template.as_ref().is_some_and(|template| !template.end_expected);
+        if let Some(worker) = self.workers.get_mut(id).filter(|worker| template_lives && !worker.end_expected)
+        {
+            tracing::warn!(slot = worker.slot, "a worker ended before its first word");
+        }
+        self.forget_unborn(id, WorkerEvent::Vanished);
+    }
+
+    fn worker_says(&mut self, id: WorkerId, message: FromWorker) {
+        let Some(worker) = self.workers.get_mut(id) else {
+            return;
+        };
+        let slot = worker.slot;
+        let event = match message {
+            FromWorker::Born { pid, .. } => {
+                // Only the first word counts, which is ours: later ones may come from anything that a handler runs,
+                // and a pid is what gets killed.
+                if worker.pid.is_some() || pid <= 1 {
+                    return;
+                }
+                worker.pid = Some(Pid::from_raw(pid));
+                worker.end_expected = false;
+                WorkerEvent::Born
+            }
+            FromWorker::Ready => {
+                let pid = worker.pid.map_or(0, Pid::as_raw);
+                let after = format!("{:.1?}", worker.started.elapsed());
+                tracing::info!(slot, pid, generation = GENERATION, after, "worker ready");
+                WorkerEvent::Ready
+            }
+            FromWorker::BootFailed { reason } => {
+                tracing::error!(slot, "a worker can't start: {reason}");
+                return;
+            }
+            FromWorker::Leaving => {
+                worker.end_expected = true;
+                tracing::info!(slot, "a worker was signalled to end; it drains and is replaced");
+                WorkerEvent::Leaving
+            }
+        };
+        self.happened(Event::Worker(id, event));
+    }
+}
+
+fn token(worker: WorkerId) -> u64 {
+    FIRST_WORKER + u64::from(worker)
+}
