@@ -19,6 +19,8 @@ pub(super) struct Gate {
     mean_ns: AtomicU64,
     /// Calls that were admitted and have not ended.
     unfinished: AtomicUsize,
+    /// When the last call ended, on the monotonic clock.
+    last_end_ns: AtomicU64,
 }
 
 /// A call is refused; the caller may try again after this.
@@ -29,8 +31,14 @@ pub(super) struct Refused {
 
 impl Gate {
     pub(super) fn new(threads: usize, queue: usize, queue_wait: Duration) -> Self {
-        let (mean_ns, unfinished) = (AtomicU64::new(0), AtomicUsize::new(0));
-        Self { threads: threads.max(1), queue, queue_wait, mean_ns, unfinished }
+        Self {
+            threads: threads.max(1),
+            queue,
+            queue_wait,
+            mean_ns: AtomicU64::new(0),
+            unfinished: AtomicUsize::new(0),
+            last_end_ns: AtomicU64::new(0),
+        }
     }
 
     /// Decides about a call with `allowed` until its deadline. One that is admitted must be ended by [`ended`](Self::ended).
@@ -42,7 +50,7 @@ impl Gate {
             Some(waiting) => self.may_wait(waiting, allowed),
         };
         if decision.is_err() {
-            self.ended();
+            self.unfinished.fetch_sub(1, Ordering::SeqCst);
         }
         decision
     }
@@ -77,14 +85,17 @@ impl Gate {
         self.mean_ns.store(next, Ordering::Relaxed);
     }
 
-    /// A call that was admitted occupies neither queue nor thread any more.
-    pub(super) fn ended(&self) {
+    /// A call that was admitted occupies neither queue nor thread any more, since `now_ns`.
+    pub(super) fn ended(&self, now_ns: u64) {
+        self.last_end_ns.store(now_ns, Ordering::Relaxed);
         self.unfinished.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// True when a call that came now would have to wait.
-    pub(super) fn all_busy(&self) -> bool {
-        self.unfinished.load(Ordering::SeqCst) >= self.threads
+    /// For how long nothing has ended, when a call that came now would have to wait; None when it would not.
+    pub(super) fn busy_for(&self, now_ns: u64) -> Option<Duration> {
+        let all_busy = self.unfinished.load(Ordering::SeqCst) >= self.threads;
+        let last_end_ns = self.last_end_ns.load(Ordering::Relaxed);
+        all_busy.then(|| Duration::from_nanos(now_ns.saturating_sub(last_end_ns)))
     }
 }
 
@@ -131,10 +142,10 @@ mod tests {
         let gate = Gate::new(3, 1, MS(0));
         gate.ran(MS(60_000));
         for _ in 0..3 {
-            assert!(!gate.all_busy());
+            assert_eq!(gate.busy_for(5), None);
             assert_eq!(gate.admit(MS(1)), Ok(()));
         }
-        assert!(gate.all_busy());
+        assert_eq!(gate.busy_for(5), Some(Duration::from_nanos(5)));
         assert_eq!(gate.admit(MS(1)), Ok(()), "it is the first to wait");
         assert!(gate.admit(MS(1)).is_err());
         assert_eq!(gate.unfinished.load(Ordering::Relaxed), 4, "a refused call is not counted");

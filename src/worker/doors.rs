@@ -15,6 +15,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use super::listening::{Door, LOOK_AGAIN, Shut, Standing, Visit};
 use super::{BELL, Due, FIRST_DOOR, Shared, Worker};
 use crate::config::Config;
+use crate::sys::clock;
 use crate::sys::socket::Listener;
 
 /// Opens a door at each listener.
@@ -42,16 +43,29 @@ impl Worker {
         self.visit_as(number, self.standing());
     }
 
-    /// It is time to look again at listener `number`: who still waits there is taken, since the others had their
-    /// chance.
+    /// It is time to look again at listener `number`. A worker without a free thread has looked all the while whether
+    /// others take what waits; where they have not, it does.
     pub(super) fn look_again(&mut self, number: usize) {
-        let shared = &self.hand.shared;
+        let shared = Arc::clone(&self.hand.shared);
+        let standing = self.standing();
         let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
             return;
         };
-        if door.shut().is_some_and(|why| why.look_again().is_some()) {
-            shared.watch_door(number, door.open(&shared.epoll));
-            self.visit_as(number, Standing { leave_to_others: false, ..self.standing() });
+        let waited = match door.shut() {
+            Some(Shut::NoThread) => door.has_let_wait(),
+            Some(Shut::Refused) => None,
+            Some(Shut::NoRoom) | None => return,
+        };
+        match (standing.leave_to_others, waited) {
+            (Some(patience), Some(waited)) if waited < patience => {
+                self.tell_others();
+                shared.look_again_at(number, Shut::NoThread);
+            }
+            (Some(_), Some(_)) => {
+                shared.watch_door(number, door.open(&shared.epoll));
+                self.visit_as(number, Standing { leave_to_others: None, ..standing });
+            }
+            (None, _) | (_, None) => shared.watch_door(number, door.open(&shared.epoll)),
         }
     }
 
@@ -64,14 +78,18 @@ impl Worker {
             self.hand.accepted(socket, peer, framing);
         });
         if let Visit::Shut { why, took_any } = visit {
-            if let Some(wait) = why.look_again() {
-                shared.remind(Instant::now() + wait, Due::Door(number));
-            }
-            if self.has_siblings && !took_any {
-                // It fails only when the counter is full, in hundreds of years.
-                let _ = nix::unistd::write(&self.bell, &1_u64.to_ne_bytes());
+            shared.look_again_at(number, why);
+            if !took_any {
+                self.tell_others();
             }
             self.open_doors();
+        }
+    }
+
+    fn tell_others(&self) {
+        if self.has_siblings {
+            // It fails only when the counter is full, in hundreds of years.
+            let _ = nix::unistd::write(&self.bell, &1_u64.to_ne_bytes());
         }
     }
 
@@ -86,8 +104,9 @@ impl Worker {
 
     fn standing(&self) -> Standing {
         let shared = &self.hand.shared;
+        let busy_for = shared.gate.busy_for(clock::monotonic_ns()).filter(|_| self.has_siblings);
         Standing {
-            leave_to_others: self.has_siblings && shared.gate.all_busy(),
+            leave_to_others: busy_for.map(Standing::leave_after),
             room: self.most_connections.saturating_sub(shared.table.lock().len()),
         }
     }
@@ -103,7 +122,7 @@ impl Worker {
         for (number, door) in self.doors.iter_mut().enumerate() {
             let Some(door) = door else { continue };
             match door.shut() {
-                Some(Shut::NoThread) if standing.leave_to_others => wants_thread = true,
+                Some(Shut::NoThread) if standing.leave_to_others.is_some() => wants_thread = true,
                 Some(Shut::NoRoom) if standing.room == 0 => wants_room = true,
                 Some(Shut::NoThread | Shut::NoRoom) => shared.watch_door(number, door.open(&shared.epoll)),
                 Some(Shut::Refused) | None => {}
@@ -115,6 +134,12 @@ impl Worker {
 }
 
 impl Shared {
+    fn look_again_at(&self, number: usize, why: Shut) {
+        if let Some(wait) = why.look_again() {
+            self.remind(Instant::now() + wait, Due::Door(number));
+        }
+    }
+
     /// Edge-triggered: each ring is heard once by every worker, and none has to read it.
     pub(super) fn listen_for(&self, bell: &OwnedFd) -> io::Result<()> {
         let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, BELL);

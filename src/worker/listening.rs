@@ -1,8 +1,11 @@
 //! Accepting: when this worker takes connections from the shared listeners, and when it leaves them to others.
 
 use std::io;
-use std::time::Duration;
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use crate::config;
@@ -12,8 +15,11 @@ use crate::wire::length::LengthFraming;
 /// Connections accepted in one go before other events get their turn.
 const BATCH: usize = 64;
 
-/// How long a worker without a free thread leaves a new connection to others, before it takes it after all.
-pub(super) const LEAVE_TO_OTHERS: Duration = Duration::from_millis(20);
+/// How long a worker without a free thread leaves a new connection to others, before it takes it after all: at least
+/// so long that another one wakes up, and up to so long where no thread has become free for a while and may never be.
+const LEAVE_TO_OTHERS: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(300);
+/// How often it looks meanwhile whether others take what waits.
+const LOOK_AT_OTHERS: Duration = Duration::from_millis(20);
 /// How long a worker that the kernel refuses descriptors waits before it looks again.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -26,6 +32,8 @@ pub(super) struct Door {
     allow_uids: Option<Vec<u32>>,
     /// While it is shut it is not in the epoll set.
     shut: Option<Shut>,
+    /// When it was shut last.
+    shut_since: Instant,
     complained: bool,
 }
 
@@ -43,16 +51,21 @@ pub(super) enum Shut {
 /// How the worker stands when somebody is at the door.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Standing {
-    /// Whether it is better to leave connections to other workers.
-    pub(super) leave_to_others: bool,
+    /// How long connections are left to other workers, where one may have a free thread and this one has none.
+    pub(super) leave_to_others: Option<Duration>,
     /// Connections that the worker may still hold.
     pub(super) room: usize,
 }
 
 impl Standing {
+    /// How long a worker leaves connections to others that has had no free thread `for_so_long`.
+    pub(super) fn leave_after(for_so_long: Duration) -> Duration {
+        for_so_long.clamp(*LEAVE_TO_OTHERS.start(), *LEAVE_TO_OTHERS.end())
+    }
+
     /// True when a connection would be taken.
     pub(super) fn is_welcoming(self) -> bool {
-        !self.leave_to_others && self.room > 0
+        self.leave_to_others.is_none() && self.room > 0
     }
 }
 
@@ -67,10 +80,10 @@ pub(super) enum Visit {
 }
 
 impl Shut {
-    /// When to look again although nothing was heard.
+    /// How long until it is time to look again although nothing was heard.
     pub(super) fn look_again(self) -> Option<Duration> {
         match self {
-            Self::NoThread => Some(LEAVE_TO_OTHERS),
+            Self::NoThread => Some(LOOK_AT_OTHERS),
             Self::NoRoom => None,
             Self::Refused => Some(LOOK_AGAIN),
         }
@@ -85,6 +98,7 @@ impl Door {
             framing: LengthFraming { order: config.prefix, max_message },
             allow_uids: config.allow_uids.clone(),
             shut: Some(Shut::Refused),
+            shut_since: Instant::now(),
             complained: false,
         }
     }
@@ -100,6 +114,13 @@ impl Door {
         Ok(())
     }
 
+    /// For how long it has been shut, if somebody waits before it. Who waits need not have waited for as long.
+    pub(super) fn has_let_wait(&self) -> Option<Duration> {
+        let mut listener = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        let somebody_waits = poll(&mut listener, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
+        somebody_waits.then(|| self.shut_since.elapsed())
+    }
+
     /// Why it is shut; None while it is open.
     pub(super) fn shut(&self) -> Option<Shut> {
         self.shut
@@ -112,6 +133,7 @@ impl Door {
     fn shut_for(&mut self, why: Shut, epoll: &Epoll, took_any: bool) -> Visit {
         let _ = epoll.delete(&self.listener);
         self.shut = Some(why);
+        self.shut_since = Instant::now();
         Visit::Shut { why, took_any }
     }
 
@@ -125,7 +147,7 @@ impl Door {
         if self.shut.is_some() {
             return Visit::Done;
         }
-        if standing.leave_to_others {
+        if standing.leave_to_others.is_some() {
             return self.shut_for(Shut::NoThread, epoll, false);
         }
         let mut room = standing.room;

@@ -419,7 +419,7 @@ impl Shared {
 
     /// A call occupies its thread no longer.
     fn call_ended(&self) {
-        self.gate.ended();
+        self.gate.ended(clock::monotonic_ns());
         if self.wants_thread.load(Ordering::SeqCst) {
             self.wake_poller();
         }

@@ -254,6 +254,15 @@ impl Service {
 
     /// Pids of the living worker processes, by slot.
     pub fn worker_pids(&self) -> Vec<i32> {
+        let until = Instant::now() + PATIENCE;
+        for line in self.seen.borrow().iter().filter(|line| line["message"] == "worker ready") {
+            // It may be ready before the process between it and the template has ended, whose child it is until then.
+            let pid =
+                line["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("the log names the pid");
+            while parent_of(pid).is_some_and(|parent| parent != self.pid()) && Instant::now() < until {
+                std::thread::yield_now();
+            }
+        }
         children_named(self.pid(), "tine-worker")
     }
 }
@@ -311,6 +320,12 @@ pub fn children_named(pid: i32, name: &str) -> Vec<i32> {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name)
     };
     children_of(pid).into_iter().filter(named).collect()
+}
+
+/// The parent of `pid`; None when there is no such process.
+pub fn parent_of(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// CPU time a process has used, in clock ticks.

@@ -163,7 +163,7 @@ impl Hand {
             Ok(()) => state.calls.push(call),
             // The gate admits no more than fit.
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.shared.gate.ended();
+                self.shared.call_ended();
                 let retry_after = self.shared.gate.retry_after();
                 self.refuse(state, Refused { retry_after }, request.id());
             }
