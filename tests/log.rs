@@ -227,7 +227,7 @@ fn a_text_log_is_for_people_and_has_no_escape_codes_where_no_terminal_is() {
     wire.request("crash", &json!({ "how": "exit", "code": 3 }));
     let died = service.read_until("worker died");
     assert!(!died.contains('\u{1b}'), "{died:?}");
-    for part in ["ERROR", "slot=0", &format!("pid={pid}"), "cause=exit 3", "running=\"crash for "] {
+    for part in ["ERROR", "slot=0", &format!("pid={pid}"), "cause=\"exit 3\"", "running=\"crash for "] {
         assert!(died.contains(part), "expected {part} in {died}");
     }
     let uptime = died.split("uptime=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("an uptime");

@@ -319,3 +319,22 @@ fn draining_begins_when_pre_stop_is_over() {
     assert!(took >= Duration::from_millis(200) && took < AT_ONCE, "{took:?}");
     assert!(idle.is_closed());
 }
+
+#[test]
+fn what_a_clients_kernel_held_back_until_the_answer_is_answered_too() {
+    let mut service = Service::start("processes = 1\nthreads = 1");
+    let mut wire = service.connect();
+    // Nagle's algorithm: small writes wait in the client's kernel until what was sent before is acknowledged.
+    wire.stream.set_nodelay(false).expect("the option exists");
+    wire.request("sleep", &json!({ "ms": 100 }));
+    for n in 0..40 {
+        wire.request("echo", &json!(n));
+    }
+    service.signal(Signal::SIGTERM);
+    assert_eq!(wire.receive()["out"], "sleep");
+    for n in 0..40 {
+        assert_eq!(wire.receive()["result"], n);
+    }
+    assert!(wire.is_closed());
+    assert_eq!(service.await_end().code(), Some(0));
+}

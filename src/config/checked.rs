@@ -247,7 +247,7 @@ fn limits(mut section: Section<'_, '_>) -> Limits {
         max_message: section.read("max_message", default.max_message, size(MAX_MESSAGE)),
         max_connections: section.read("max_connections", default.max_connections, count_usize(1..=MILLION)),
         queue: section.read("queue", default.queue, count_usize(1..=MILLION)),
-        queue_wait: section.read("queue_wait", default.queue_wait, duration(INSTANT..=DAY)),
+        queue_wait: section.read("queue_wait", default.queue_wait, duration(SHORTEST..=DAY)),
         in_flight_per_connection: section.read(
             "in_flight_per_connection",
             default.in_flight_per_connection,

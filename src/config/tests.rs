@@ -73,7 +73,7 @@ allow_uids = [0, 1000]
 max_message = "64KiB"
 max_connections = 5
 queue = 6
-queue_wait = "0s"
+queue_wait = "1ms"
 in_flight_per_connection = 7
 output = "8KiB"
 buffers = "1MiB"
@@ -129,7 +129,7 @@ fn every_key_is_read_into_its_field() {
             max_message: 64 << 10,
             max_connections: 5,
             queue: 6,
-            queue_wait: Duration::ZERO,
+            queue_wait: Duration::from_millis(1),
             in_flight_per_connection: 7,
             output: 8 << 10,
             buffers: 1 << 20,
@@ -169,7 +169,7 @@ processes                        3 × 1000 threads, 3000 calls at once
 limits.max_message               64KiB
 limits.max_connections           5 in the whole service
 limits.queue                     6 calls in each worker
-limits.queue_wait                0s
+limits.queue_wait                1ms
 limits.in_flight_per_connection  7 calls
 limits.output                    8KiB for each connection
 limits.buffers                   1MiB in each worker

@@ -60,11 +60,18 @@ impl Worker {
         let uptime = format_args!("{:.1?}", self.started.elapsed()).to_string();
         let running = running_calls(snapshot, methods);
         if self.end_expected && running.is_empty() {
-            tracing::info!(slot = self.slot, pid, uptime, cause = %ended, "worker ended");
+            tracing::info!(slot = self.slot, pid, uptime, cause = ended.to_string(), "worker ended");
         } else if self.end_expected {
-            tracing::warn!(slot = self.slot, pid, uptime, cause = %ended, running, "worker ended with calls running");
+            tracing::warn!(
+                slot = self.slot,
+                pid,
+                uptime,
+                cause = ended.to_string(),
+                running,
+                "worker ended with calls running"
+            );
         } else {
-            tracing::error!(slot = self.slot, pid, uptime, cause = %ended, running, "worker died");
+            tracing::error!(slot = self.slot, pid, uptime, cause = ended.to_string(), running, "worker died");
         }
     }
 }

@@ -69,7 +69,7 @@ fn bind_one(wanted: &config::Listener) -> Result<Bound, String> {
     let explain = |error: &io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => {
             format!(
-                "{} is in use by another program; stop it, or listen elsewhere (--listen)",
+                "{} is in use, by another program or by another listener of this service; stop that, or listen elsewhere",
                 wanted.address
             )
         }

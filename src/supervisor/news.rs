@@ -78,7 +78,7 @@ impl Supervisor {
         match self.workers.with_pid(pid) {
             Some(worker) => self.worker_ended(worker, ended),
             // A grandchild that came to us as its subreaper, or a process that died unborn.
-            None => tracing::debug!(%pid, cause = %ended, "reaped a child of nobody"),
+            None => tracing::debug!(%pid, cause = ended.to_string(), "reaped a child of nobody"),
         }
     }
 
@@ -115,9 +115,9 @@ impl Supervisor {
             }
             let uptime = format!("{:.1?}", template.started.elapsed());
             if template.end_expected {
-                tracing::debug!(pid = %template.pid, uptime, cause = %ended, "template ended");
+                tracing::debug!(pid = %template.pid, uptime, cause = ended.to_string(), "template ended");
             } else {
-                tracing::error!(pid = %template.pid, uptime, cause = %ended, "template died");
+                tracing::error!(pid = %template.pid, uptime, cause = ended.to_string(), "template died");
             }
         }
         self.happened(Event::TemplateEnded);

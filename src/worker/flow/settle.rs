@@ -14,6 +14,9 @@ use crate::worker::{Due, token_of};
 /// How soon a lingering connection is looked at again when the worker drains.
 const LOOK_AT_DRAIN: Duration = Duration::from_millis(10);
 
+/// Bytes read in one go at the end of a connection.
+const LAST_INPUT: usize = 16 * 1024;
+
 impl Hand {
     /// Brings everything that follows from a connection's state in line with it: what can be sent is sent, what
     /// is over is ended, epoll and the deadlines know what to look for. Every change ends here.
@@ -31,13 +34,35 @@ impl Hand {
             if state.paused == Some(Pause::Starved) && state.held() < LITTLE {
                 state.paused = None;
             }
-            let over = state.input_ended && (state.input.is_empty() || state.message_since.is_some());
-            if state.is_quiet() && (over || state.phase == Phase::Finishing) {
+            self.take_last_input(state);
+            if state.phase == Phase::Closed {
+                return;
+            }
+            if is_over(state) || (state.is_quiet() && state.phase == Phase::Finishing) {
                 return self.end(state);
             }
         }
         self.watch(state);
         self.account(state);
+    }
+
+    /// In a worker that drains, what has come since it began to: a client whose kernel held back what it had written
+    /// until the answer before it was on its way (Nagle's algorithm) wrote it before anybody stopped. A client that
+    /// waits for each answer has nothing there yet and is ended.
+    fn take_last_input(&mut self, state: &mut Locked<'_>) {
+        let mut last = [0; LAST_INPUT];
+        while self.shared.draining.load(Ordering::SeqCst) && state.phase == Phase::Open && is_over(state) {
+            match state.connection.socket.receive(&mut last) {
+                Ok(count) if count > 0 => {
+                    state.input.append(last.get(..count).unwrap_or_default());
+                    self.begin_waiting(state);
+                    if self.send(state).is_err() {
+                        return self.close(state);
+                    }
+                }
+                Ok(_) | Err(_) => return,
+            }
+        }
     }
 
     /// Sends what the socket takes. Input that waited for room in the output is begun here, as nothing else would
@@ -121,4 +146,10 @@ impl Hand {
             shared.wake_poller();
         }
     }
+}
+
+/// True when all that was asked is answered and sent, and nothing more can be begun from what has arrived.
+fn is_over(state: &Locked<'_>) -> bool {
+    let nothing_left = state.input.is_empty() || state.message_since.is_some();
+    state.phase == Phase::Open && state.input_ended && nothing_left && state.is_quiet()
 }
