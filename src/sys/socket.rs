@@ -162,6 +162,15 @@ impl Socket {
     }
 }
 
+#[cfg(test)]
+impl Socket {
+    /// A connection and its client's end.
+    pub(crate) fn pair() -> (Self, std::os::unix::net::UnixStream) {
+        let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+        (Self(here.into()), there)
+    }
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

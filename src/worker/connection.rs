@@ -119,22 +119,7 @@ pub(super) struct InFlight {
 
 impl Connection {
     pub(super) fn new(key: Key, socket: Socket, peer: Peer, framing: LengthFraming, now: Instant) -> Self {
-        let state = State {
-            phase: Phase::Open,
-            recognised: false,
-            input: Input::default(),
-            input_ended: false,
-            message_since: None,
-            paused: None,
-            calls: Vec::new(),
-            output: Output::default(),
-            armed: Interest { input: true, output: false },
-            timer: None,
-            accounted: 0,
-            last_progress: now,
-            next_number: 0,
-        };
-        Self { key, socket, peer, framing, gone: AtomicBool::new(false), state: Mutex::new(state) }
+        Self { key, socket, peer, framing, gone: AtomicBool::new(false), state: Mutex::new(State::new(now)) }
     }
 
     pub(super) fn lock(self: &Arc<Self>) -> Locked<'_> {
@@ -194,6 +179,24 @@ impl Locked<'_> {
 }
 
 impl State {
+    fn new(now: Instant) -> Self {
+        Self {
+            phase: Phase::Open,
+            recognised: false,
+            input: Input::default(),
+            input_ended: false,
+            message_since: None,
+            paused: None,
+            calls: Vec::new(),
+            output: Output::default(),
+            armed: Interest { input: true, output: false },
+            timer: None,
+            accounted: 0,
+            last_progress: now,
+            next_number: 0,
+        }
+    }
+
     /// True when another message may be looked at.
     pub(super) fn may_begin(&self, bounds: &Bounds) -> bool {
         self.phase == Phase::Open
@@ -353,3 +356,6 @@ impl Interest {
         flags
     }
 }
+
+#[cfg(test)]
+mod tests;

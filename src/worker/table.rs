@@ -57,3 +57,78 @@ impl Table {
         self.places.iter().filter_map(|place| place.connection.as_ref().map(Arc::clone)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::rpc::Peer;
+    use crate::sys::socket::Socket;
+    use crate::wire::ByteOrder;
+    use crate::wire::length::LengthFraming;
+
+    fn insert(table: &mut Table) -> Key {
+        let framing = LengthFraming { order: ByteOrder::Little, max_message: 64 };
+        let (socket, _) = Socket::pair();
+        let peer = Peer::Unix { uid: 0, pid: 0 };
+        table.insert(|key| Connection::new(key, socket, peer, framing, Instant::now())).key
+    }
+
+    #[test]
+    fn a_place_is_used_again_under_another_key() {
+        let mut table = Table::default();
+        let (first, second) = (insert(&mut table), insert(&mut table));
+        assert!(table.remove(first));
+        let third = insert(&mut table);
+        assert_eq!(third.index, first.index);
+        assert_ne!(third, first);
+        assert_eq!(table.places.len(), 2);
+        for key in [second, third] {
+            assert_eq!(table.get(key).map(|connection| connection.key), Some(key));
+        }
+    }
+
+    #[test]
+    fn the_key_of_a_connection_that_has_left_finds_and_removes_nothing() {
+        let mut table = Table::default();
+        let stale = insert(&mut table);
+        assert!(table.remove(stale));
+        assert!(!table.remove(stale), "twice");
+        assert!(table.get(stale).is_none());
+        let lives = insert(&mut table);
+        assert!(!table.remove(stale));
+        assert!(table.get(stale).is_none());
+        assert!(table.get(lives).is_some());
+        assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn a_key_that_never_was_finds_nothing() {
+        let mut table = Table::default();
+        insert(&mut table);
+        let never = Key { index: 7, generation: 0 };
+        assert!(table.get(never).is_none());
+        assert!(!table.remove(never));
+    }
+
+    #[test]
+    fn it_knows_how_many_and_which_it_holds() {
+        let mut table = Table::default();
+        let keys = [(); 4].map(|()| insert(&mut table));
+        table.remove(keys[1]);
+        table.remove(keys[3]);
+        assert_eq!(table.len(), 2);
+        let held: Vec<Key> = table.all().iter().map(|connection| connection.key).collect();
+        assert_eq!(held, [keys[0], keys[2]]);
+    }
+
+    #[test]
+    fn generations_come_round_without_a_panic() {
+        let mut table = Table::default();
+        insert(&mut table);
+        table.places[0].generation = u32::MAX;
+        assert!(table.remove(Key { index: 0, generation: u32::MAX }));
+        assert_eq!(insert(&mut table), Key { index: 0, generation: 0 });
+    }
+}

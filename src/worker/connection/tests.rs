@@ -1,0 +1,305 @@
+//! What follows from a connection's state: what may begin, what epoll is asked for, when time matters.
+
+use std::io::Read;
+
+use super::*;
+use crate::wire::ByteOrder;
+
+const IDLE: Duration = Duration::from_secs(600);
+const MESSAGE: Duration = Duration::from_secs(30);
+const QUEUE_WAIT: Duration = Duration::from_secs(1);
+const REQUEST: Duration = Duration::from_secs(10);
+
+const BOUNDS: Bounds =
+    Bounds { in_flight: 3, output: 100, message: MESSAGE, idle: IDLE, queue_wait: QUEUE_WAIT };
+
+const NOTHING: Interest = Interest { input: false, output: false };
+const INPUT: Interest = Interest { input: true, output: false };
+const OUTPUT: Interest = Interest { input: false, output: true };
+
+/// A fresh connection's state, and when it began.
+fn fresh() -> (State, Instant) {
+    let now = Instant::now();
+    (State::new(now), now)
+}
+
+/// A call that has just been queued.
+fn call(state: &mut State, now: Instant, ordered: bool) -> u64 {
+    let number = state.next_call_number();
+    state.calls.push(InFlight {
+        number,
+        allowed: REQUEST,
+        deadline: now + REQUEST,
+        queued_since: Some(now),
+        ordered,
+        id: None,
+        bytes: 10,
+    });
+    number
+}
+
+#[test]
+fn calls_begin_side_by_side_up_to_in_flight() {
+    let (mut state, now) = fresh();
+    for _ in 0..3 {
+        assert!(state.may_begin(&BOUNDS));
+        call(&mut state, now, false);
+    }
+    assert!(!state.may_begin(&BOUNDS));
+    state.take_call(2).unwrap();
+    assert!(state.may_begin(&BOUNDS));
+}
+
+#[test]
+fn nothing_begins_beside_a_call_without_an_id() {
+    let (mut state, now) = fresh();
+    call(&mut state, now, false);
+    let ordered = call(&mut state, now, true);
+    assert!(!state.may_begin(&BOUNDS));
+    state.take_call(ordered).unwrap();
+    assert!(state.may_begin(&BOUNDS));
+}
+
+#[test]
+fn nothing_begins_while_the_output_is_full() {
+    let (mut state, _) = fresh();
+    state.output.append(&[0; 99]);
+    assert!(state.may_begin(&BOUNDS));
+    state.output.append(&[0]);
+    assert!(!state.may_begin(&BOUNDS));
+    state.output.sent(1);
+    assert!(state.may_begin(&BOUNDS));
+}
+
+#[test]
+fn nothing_begins_once_it_is_to_end() {
+    let (mut state, now) = fresh();
+    for phase in [Phase::Finishing, Phase::Lingering { until: now }, Phase::Closed] {
+        state.phase = phase;
+        assert!(!state.may_begin(&BOUNDS), "{phase:?}");
+    }
+}
+
+#[test]
+fn a_call_is_taken_off_once_and_numbers_are_never_used_again() {
+    let (mut state, now) = fresh();
+    let first = call(&mut state, now, false);
+    assert!(state.take_call(first).is_some());
+    assert!(state.take_call(first).is_none());
+    assert_ne!(call(&mut state, now, false), first);
+    assert!(!state.is_quiet());
+}
+
+#[test]
+fn epoll_is_asked_for_what_can_be_used() {
+    /// Name, what is changed in a fresh state, what is asked for.
+    type Case = (&'static str, fn(&mut State), Interest);
+    let cases: [Case; 9] = [
+        ("a fresh one listens", |_| {}, INPUT),
+        ("a parked one does not", |state| state.paused = Some(Pause::Parked), NOTHING),
+        ("nor a starved one", |state| state.paused = Some(Pause::Starved), NOTHING),
+        ("nor one whose peer has said all", |state| state.input_ended = true, NOTHING),
+        (
+            "what waits is sent as soon as there is room, and input still comes",
+            |state| state.output.append(b"answer"),
+            Interest { input: true, output: true },
+        ),
+        (
+            "what waits is sent to the half-closed",
+            |state| {
+                state.input_ended = true;
+                state.output.append(b"answer");
+            },
+            OUTPUT,
+        ),
+        (
+            "one that finishes only sends",
+            |state| {
+                state.phase = Phase::Finishing;
+                state.output.append(b"answer");
+            },
+            OUTPUT,
+        ),
+        (
+            "one that lingers only throws input away, whatever it was before",
+            |state| {
+                state.phase = Phase::Lingering { until: Instant::now() };
+                state.input_ended = true;
+                state.paused = Some(Pause::Parked);
+                state.output.append(b"answer");
+            },
+            INPUT,
+        ),
+        ("a closed one is of no interest", |state| state.phase = Phase::Closed, NOTHING),
+    ];
+    for (name, change, interest) in cases {
+        let (mut state, _) = fresh();
+        change(&mut state);
+        assert_eq!(state.interest(), interest, "{name}");
+    }
+}
+
+#[test]
+fn with_nothing_wanted_a_hang_up_is_reported_once() {
+    assert_eq!(NOTHING.flags(), EpollFlags::EPOLLONESHOT);
+    assert_eq!(INPUT.flags(), EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP);
+    assert_eq!(OUTPUT.flags(), EpollFlags::EPOLLOUT);
+}
+
+#[test]
+fn a_connection_without_calls_is_idle_since_it_last_moved() {
+    let (mut state, now) = fresh();
+    assert_eq!(state.due(&BOUNDS), Some(now + IDLE));
+    let later = now + Duration::from_secs(5);
+    state.progressed(later);
+    assert_eq!(state.due(&BOUNDS), Some(later + IDLE));
+    call(&mut state, now, false);
+    assert_eq!(state.idle_due(&BOUNDS), None, "a call runs");
+}
+
+#[test]
+fn a_queued_call_is_due_when_it_has_waited_and_a_running_one_at_its_deadline() {
+    let (mut state, now) = fresh();
+    call(&mut state, now, false);
+    assert_eq!(state.due(&BOUNDS), Some(now + QUEUE_WAIT));
+    state.calls[0].queued_since = None;
+    assert_eq!(state.due(&BOUNDS), Some(now + REQUEST));
+    let soon = now + Duration::from_millis(1);
+    state.calls[0].queued_since = Some(now);
+    state.calls[0].deadline = soon;
+    assert_eq!(state.due(&BOUNDS), Some(soon), "the deadline comes before the end of its wait");
+}
+
+#[test]
+fn the_earliest_moment_counts() {
+    let (mut state, now) = fresh();
+    call(&mut state, now + Duration::from_secs(3), false);
+    call(&mut state, now, false);
+    assert_eq!(state.due(&BOUNDS), Some(now + QUEUE_WAIT));
+    state.message_since = Some(now);
+    let bounds = Bounds { message: Duration::from_millis(1), ..BOUNDS };
+    assert_eq!(state.due(&bounds), Some(now + bounds.message));
+}
+
+#[test]
+fn a_message_is_slow_only_while_it_is_read() {
+    let (mut state, now) = fresh();
+    state.message_since = Some(now);
+    assert_eq!(state.message_due(&BOUNDS), Some(now + MESSAGE));
+    let ordered = call(&mut state, now, true);
+    assert_eq!(state.message_due(&BOUNDS), None, "it has to wait for the call before it");
+    state.take_call(ordered);
+    state.input_ended = true;
+    assert_eq!(state.message_due(&BOUNDS), None, "the rest will never come");
+}
+
+#[test]
+fn lingering_ends_at_its_time_and_a_closed_connection_has_none() {
+    let (mut state, now) = fresh();
+    call(&mut state, now, false);
+    state.phase = Phase::Lingering { until: now + LINGER };
+    assert_eq!(state.due(&BOUNDS), Some(now + LINGER));
+    state.phase = Phase::Closed;
+    assert_eq!(state.due(&BOUNDS), None);
+}
+
+#[test]
+fn input_keeps_what_was_not_consumed_and_no_memory_once_it_is_empty() {
+    let mut input = Input::default();
+    input.append(b"one two");
+    input.consume(4);
+    assert_eq!(input.waiting(), b"two");
+    input.append(b" three");
+    assert_eq!(input.waiting(), b"two three");
+    input.consume(9);
+    assert!(input.is_empty());
+    assert_eq!(input.bytes.capacity(), 0);
+    input.consume(1);
+    assert!(input.is_empty(), "more than there was is all there was");
+}
+
+#[test]
+fn output_keeps_its_order_and_no_memory_once_it_is_sent() {
+    let (mut output, mut taken, mut given) = (Output::default(), Vec::new(), Vec::new());
+    for round in 0..100_u8 {
+        let answer = vec![round; 7];
+        output.append(&answer);
+        assert!(output.bytes.len() <= 2 * output.len(), "what was sent must not pile up");
+        given.extend(answer);
+        let count = usize::from(round % 12).min(output.len());
+        taken.extend_from_slice(&output.waiting()[..count]);
+        output.sent(count);
+        assert_eq!(output.len(), given.len() - taken.len());
+    }
+    taken.extend_from_slice(output.waiting());
+    output.sent(output.len());
+    assert_eq!(taken, given);
+    assert!(output.is_empty());
+    assert_eq!(output.bytes.capacity(), 0);
+}
+
+#[test]
+fn what_it_holds_is_buffers_and_queued_messages() {
+    let (mut state, now) = fresh();
+    assert_eq!(state.held(), 0);
+    call(&mut state, now, false);
+    assert_eq!(state.held(), 10);
+    state.input.append(&[0; 1_000]);
+    state.output.append(&[0; 500]);
+    assert!(state.held() >= 1_510, "{}", state.held());
+    state.input.consume(1_000);
+    state.output.sent(500);
+    state.take_call(1);
+    assert_eq!(state.held(), 0);
+}
+
+fn connection(socket: Socket) -> Arc<Connection> {
+    let key = Key { index: 0, generation: 0 };
+    let framing = LengthFraming { order: ByteOrder::Little, max_message: 64 };
+    Arc::new(Connection::new(key, socket, Peer::Unix { uid: 0, pid: 0 }, framing, Instant::now()))
+}
+
+#[test]
+fn a_client_that_does_not_read_keeps_its_answers_waiting() {
+    let (socket, mut client) = Socket::pair();
+    let connection = connection(socket);
+    let mut state = connection.lock();
+    let answer = vec![7; 4 << 20];
+    state.output.append(&answer);
+    state.flush().unwrap();
+    assert!(!state.output.is_empty(), "the test needs more than the socket takes");
+    let mut read = vec![0; 64 << 10];
+    let mut total = 0;
+    while total < answer.len() {
+        total += client.read(&mut read).unwrap();
+        state.flush().unwrap();
+    }
+    assert!(state.is_quiet());
+    assert_eq!(state.held(), 0);
+}
+
+#[test]
+fn to_a_client_that_is_gone_nothing_is_sent() {
+    let (socket, client) = Socket::pair();
+    let connection = connection(socket);
+    drop(client);
+    let mut state = connection.lock();
+    state.output.append(b"answer");
+    assert!(state.flush().is_err());
+}
+
+#[test]
+fn lingering_tells_the_client_that_nothing_follows_and_forgets_its_input() {
+    let (socket, mut client) = Socket::pair();
+    let connection = connection(socket);
+    let (mut state, now) = (connection.lock(), Instant::now());
+    state.output.append(b"answer");
+    state.input.append(b"more");
+    state.flush().unwrap();
+    state.linger(now);
+    assert_eq!(state.phase, Phase::Lingering { until: now + LINGER });
+    assert_eq!(state.held(), 0);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "answer");
+}
