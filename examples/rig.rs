@@ -8,6 +8,7 @@
 #![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
 
 use std::hint::black_box;
+use std::io::Write;
 use std::process::{self, ExitCode};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,7 +55,8 @@ fn misbehave(variable: &str) -> Result<(), BoxError> {
         Ok("fail") => Err(format!("{variable} asked for it").into()),
         Ok("exit") => process::exit(7),
         Ok("hang") => {
-            eprintln!("{variable} hangs");
+            // In one piece, or lines of other processes could get in between.
+            std::io::stderr().write_all(format!("{variable} hangs {}\n", process::id()).as_bytes())?;
             loop {
                 thread::park();
             }

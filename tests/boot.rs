@@ -161,6 +161,7 @@ struct OrdinaryUsersService {
 
 impl OrdinaryUsersService {
     fn start(config: &str) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         if !geteuid().is_root() {
             eprintln!("NOT TESTED: only root can start a service for a user of its own");
             return None;
@@ -172,7 +173,6 @@ impl OrdinaryUsersService {
         let folder = Folder::new();
         let mut program = copy_for_everyone(&rig(), folder.path());
         // Nobody's uid: all its processes are this service's.
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         let uid = 70_000 + std::process::id() % 1_000_000 * 10 + NEXT.fetch_add(1, Ordering::Relaxed);
         program.uid(uid);
         Some(Self { service: Service::start_with(program, config), uid, _program: folder })

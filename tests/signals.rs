@@ -151,8 +151,9 @@ fn ttou_takes_the_last_slots_worker_away_once_its_call_is_answered() {
     assert!(leaving.is_closed());
     let ended = service.await_text(mark, "worker ended");
     assert_eq!((ended["slot"].as_u64(), ended["cause"].as_str()), (Some(1), Some("exit 0")), "{ended}");
-    assert_eq!(worker_pid(&mut staying), service.workers()[&0]);
-    assert_eq!(service.worker_pids(), [service.workers()[&0]]);
+    let stays = service.adopted_workers()[&0];
+    assert_eq!(worker_pid(&mut staying), stays);
+    assert_eq!(service.worker_pids(), [stays]);
 }
 
 #[test]

@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use support::proc::{
     Process, after_setup, is_a_duration, open_descriptors, parent_of, pid_in, status, worker_pid, zombies_of,
 };
-use support::{Service, children_named, code, rig, send_signal};
+use support::{Service, children_named, children_of, code, rig, send_signal};
 
 #[test]
 fn each_slot_has_a_worker_that_is_the_supervisors_own_child() {
     let service = Service::start("processes = 3\nthreads = 2");
-    let workers = service.workers();
+    let workers = service.adopted_workers();
     assert_eq!(workers.keys().copied().collect::<Vec<_>>(), [0, 1, 2]);
     for pid in workers.values() {
         assert_eq!(parent_of(*pid), Some(service.pid()), "worker {pid}");
@@ -57,7 +57,7 @@ fn processes_0_is_one_worker_for_each_cpu_that_may_be_used() {
         Service::start("processes = 0\nthreads = 1")
     });
     let service = service.join().expect("it starts");
-    assert_eq!(service.workers().len(), 1);
+    assert_eq!(service.adopted_workers().len(), 1);
     assert_eq!(service.worker_pids().len(), 1);
 }
 
@@ -89,6 +89,7 @@ fn a_crash_costs_one_worker(params: &Value, cause: &str) {
     assert_eq!(unharmed.receive()["out"], "sleep");
     assert_eq!(worker_pid(&mut unharmed), other);
     assert_eq!(worker_pid(&mut service.connect_to(0)), next);
+    assert_eq!(service.adopted_workers()[&0], next);
     assert_eq!(parent_of(next), Some(service.pid()), "the supervisor lives on");
 }
 
@@ -173,7 +174,8 @@ fn fifty_crashes_in_a_row_restart_at_once_and_leave_no_zombie_and_no_descriptor(
     }
     assert!(zombies_of(service.pid()).is_empty());
     assert_eq!(open_descriptors(service.pid()), descriptors);
-    assert_eq!(service.worker_pids(), [service.workers()[&0]]);
+    let last = service.adopted_workers()[&0];
+    assert_eq!(service.worker_pids(), [last]);
 }
 
 #[test]
@@ -238,4 +240,36 @@ fn a_parent_that_ignores_the_ends_of_children_changes_nothing() {
     assert_eq!(died["cause"], "SIGKILL", "{died}");
     service.await_text(mark, "worker ready");
     assert_eq!(service.stop(), Some(0));
+}
+
+#[test]
+fn as_pid_1_of_a_container_it_reaps_what_is_left_to_it_and_obeys_term() {
+    let unshare = ["unshare", "--pid", "--fork", "--kill-child"];
+    if !Command::new(unshare[0]).args(&unshare[1..]).arg("true").status().is_ok_and(|status| status.success())
+    {
+        return eprintln!(
+            "NOT TESTED: this user can't make a PID namespace, or there is no unshare (util-linux)"
+        );
+    }
+    let mut program = Command::new(unshare[0]);
+    program.args(&unshare[1..]).arg(rig().get_program());
+    let mut service = Service::start_with(program, "processes = 2\nthreads = 1");
+    let mut wire = service.connect();
+    let mark = service.mark();
+    let orphan = wire.call("orphan", json!({ "ms": 20 }))["result"].as_i64();
+    service.await_since(mark, "the orphan's end", |line| {
+        line["message"] == "reaped a child of nobody" && Some(i64::from(pid_in(line))) == orphan
+    });
+    let slot = wire.call("tine.worker", json!(null))["result"]["slot"].as_u64().expect("a slot");
+    wire.request("crash", &json!({ "how": "segv" }));
+    service.await_refill(mark, slot);
+    let supervisor = children_of(service.pid())[0];
+    assert_eq!(
+        status(supervisor, "NSpid")
+            .and_then(|pids| pids.split_whitespace().last().map(str::to_owned))
+            .as_deref(),
+        Some("1")
+    );
+    send_signal(supervisor, Signal::SIGTERM);
+    assert_eq!(service.await_end().code(), Some(0));
 }

@@ -92,7 +92,9 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packe
         match recvmsg::<()>(fd.as_raw_fd(), &mut slices, Some(&mut control), flags) {
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return Ok(Packet::Nothing),
-            Err(Errno::ECONNRESET) => return Ok(Packet::Closed),
+            // Told once, when the other end was closed with messages unread, and before what it sent, which still
+            // waits here behind the error.
+            Err(Errno::ECONNRESET) => {}
             other => break other?,
         }
     };
@@ -153,6 +155,17 @@ mod tests {
         let mut buffer = [0; 64];
         assert!(matches!(receive(there.as_fd(), &mut buffer).unwrap(), Packet::Message { length: 10, .. }));
         assert!(matches!(receive(there.as_fd(), &mut buffer).unwrap(), Packet::Closed));
+    }
+
+    #[test]
+    fn what_the_other_end_sent_arrives_although_it_left_without_reading() {
+        let (here, there) = pair().unwrap();
+        send(here.as_fd(), b"never read", &[]).unwrap();
+        send(there.as_fd(), b"last words", &[]).unwrap();
+        drop(there);
+        let mut buffer = [0; 64];
+        assert!(matches!(receive(here.as_fd(), &mut buffer).unwrap(), Packet::Message { length: 10, .. }));
+        assert!(matches!(receive(here.as_fd(), &mut buffer).unwrap(), Packet::Closed));
     }
 
     #[test]

@@ -25,9 +25,17 @@ const SUPERVISOR: [Signal; 9] = [
     Signal::SIGTTOU,
 ];
 
-/// What a terminal, or a `pkill` by name, sends to the whole family though it means the supervisor.
-const FOR_THE_SUPERVISOR: [Signal; 6] =
-    [Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTTIN, Signal::SIGTTOU];
+/// What a terminal, a service manager or a `pkill` by name sends to the whole family though it means the supervisor.
+/// A worker then gives SIGTERM a meaning of its own, see [`wake_on_term`].
+const FOR_THE_SUPERVISOR: [Signal; 7] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
 
 /// The supervisor's signals as a descriptor.
 #[derive(Debug)]

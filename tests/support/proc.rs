@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
-use super::{PATIENCE, Service, Wire, children_of, message};
+use super::{PATIENCE, Service, Wire, await_gone, children_of, message};
 
 /// A process of a service, held by descriptor: its number can't come to mean another one. Killed when dropped.
 pub struct Process {
@@ -114,6 +114,18 @@ impl Service {
         let seen = self.seen.borrow();
         let ready = seen.iter().filter(|line| message(line) == "worker ready");
         ready.map(|line| (line["slot"].as_u64().expect("a slot"), pid_in(line))).collect()
+    }
+
+    /// As `workers`, each of them the supervisor's own child by now. A worker can be ready a moment before the
+    /// process between it and the template has ended.
+    pub fn adopted_workers(&self) -> BTreeMap<u64, i32> {
+        let workers = self.workers();
+        for pid in workers.values() {
+            while let Some(parent) = parent_of(*pid).filter(|parent| *parent != self.pid()) {
+                assert!(await_gone(parent, PATIENCE), "worker {pid} stays a child of {parent}");
+            }
+        }
+        workers
     }
 
     /// The template that was started last, as far as the log has been read.
