@@ -200,6 +200,11 @@ fn beginning(text: &str, most: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{PipeReader, Read};
+    use std::os::fd::OwnedFd;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
     use super::*;
 
     #[test]
@@ -228,5 +233,54 @@ mod tests {
         let line = serde_json::json!({ "numbers": vec![1; 5_000] }).to_string();
         let short = shortened(line.as_bytes(), LogFormat::Json);
         assert!(short.len() <= LONGEST_LINE && short.ends_with("… (cut)\n".as_bytes()));
+    }
+
+    /// Lines to a pipe, its other end, and how many bytes it takes.
+    fn lines_to_pipe(format: LogFormat) -> (Lines, PipeReader, usize) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let capacity = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+        let capacity = usize::try_from(capacity).unwrap();
+        let destination = Destination::Own(File::from(OwnedFd::from(writer)));
+        (Lines { destination, format }, reader, capacity)
+    }
+
+    fn log(lines: &Lines, line: &str) {
+        assert_eq!(LineWriter(lines).write(line.as_bytes()).unwrap(), line.len(), "written or not");
+    }
+
+    /// Both formats in one test: what is dropped is counted for the whole process.
+    #[test]
+    fn what_a_full_pipe_does_not_take_is_counted_and_told_once_there_is_room() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let (lines, mut reader, capacity) = lines_to_pipe(format);
+            let before = dropped_lines();
+            let long = format!("{}\n", "x".repeat(1_023));
+            for _ in 0..capacity / long.len() + 3 {
+                log(&lines, &long);
+            }
+            assert_eq!(dropped_lines() - before, 3, "all but what filled the pipe");
+            reader.read_exact(&mut vec![0; capacity]).unwrap();
+            log(&lines, "there is room\n");
+            log(&lines, "and still is\n");
+            drop(lines);
+            let mut read = String::new();
+            reader.read_to_string(&mut read).unwrap();
+            let read: Vec<&str> = read.lines().collect();
+            assert!(read[0].contains("3 log lines were dropped"), "{read:?}");
+            assert_eq!(format == LogFormat::Json, read[0].starts_with('{'), "{read:?}");
+            assert_eq!(read[1..], ["there is room", "and still is"]);
+            assert_eq!(dropped_lines() - before, 3);
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_arrives_whole_though_cut() {
+        let (lines, mut reader, _) = lines_to_pipe(LogFormat::Text);
+        log(&lines, &format!("{}\n", "ä".repeat(10_000)));
+        drop(lines);
+        let mut read = String::new();
+        reader.read_to_string(&mut read).unwrap();
+        assert!(read.len() <= LONGEST_LINE && read.ends_with("… (cut)\n"), "{} bytes", read.len());
     }
 }

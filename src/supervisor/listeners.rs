@@ -20,11 +20,11 @@ pub(crate) struct Listeners {
 
 #[derive(Debug)]
 struct Bound {
+    /// Removed with it, and before the listener is closed: until then the kernel gives its inode to no other file.
+    _file: Option<SocketFile>,
     listener: Listener,
     /// As a client would write it, with the port the kernel chose where the configuration says 0.
     address: String,
-    /// Removed with it.
-    _file: Option<SocketFile>,
 }
 
 /// A socket file that is ours: its path and the inode we made, so that a file that took its place is left alone.
@@ -147,4 +147,134 @@ fn set_owner_and_mode(path: &Path, wanted: &config::Listener) -> io::Result<()> 
 fn inode(path: &Path) -> io::Result<(u64, u64)> {
     let found = fs::symlink_metadata(path)?;
     Ok((found.dev(), found.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::wire::ByteOrder;
+
+    /// A folder that goes with its owner.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Self {
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            let name =
+                format!("tine-listeners-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let path = std::env::temp_dir().join(name);
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn socket(&self) -> PathBuf {
+            self.0.join("socket")
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn wanted(address: config::Address) -> config::Listener {
+        config::Listener {
+            address,
+            backlog: 16,
+            prefix: ByteOrder::Little,
+            mode: None,
+            owner: None,
+            allow_uids: None,
+        }
+    }
+
+    fn bind(path: &Path) -> Result<Listeners, String> {
+        Listeners::bind(&[wanted(config::Address::Unix(path.into()))])
+    }
+
+    #[test]
+    fn a_stale_socket_file_is_replaced() {
+        let folder = Folder::new();
+        drop(UnixListener::bind(folder.socket()).unwrap());
+        let listeners = bind(&folder.socket()).unwrap();
+        assert!(UnixStream::connect(folder.socket()).is_ok());
+        assert_eq!(
+            listeners.addresses().collect::<Vec<_>>(),
+            [format!("unix:{}", folder.socket().display())]
+        );
+    }
+
+    #[test]
+    fn a_socket_that_somebody_serves_is_left_alone() {
+        let folder = Folder::new();
+        let _live = UnixListener::bind(folder.socket()).unwrap();
+        let error = bind(&folder.socket()).unwrap_err();
+        assert!(error.contains("is in use by another program"), "{error}");
+        assert!(UnixStream::connect(folder.socket()).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = Folder::new();
+        fs::write(folder.socket(), "data").unwrap();
+        let error = bind(&folder.socket()).unwrap_err();
+        assert!(error.contains("expected a socket or nothing there, found another file"), "{error}");
+        assert_eq!(fs::read_to_string(folder.socket()).unwrap(), "data");
+    }
+
+    #[test]
+    fn a_link_is_not_followed() {
+        let folder = Folder::new();
+        let elsewhere = folder.0.join("elsewhere");
+        drop(UnixListener::bind(&elsewhere).unwrap());
+        std::os::unix::fs::symlink(&elsewhere, folder.socket()).unwrap();
+        assert!(bind(&folder.socket()).is_err());
+        assert!(elsewhere.exists());
+    }
+
+    #[test]
+    fn the_socket_file_goes_with_its_listener() {
+        let folder = Folder::new();
+        drop(bind(&folder.socket()).unwrap());
+        assert!(!folder.socket().exists());
+    }
+
+    #[test]
+    fn a_file_that_took_the_place_of_ours_is_not_removed() {
+        let folder = Folder::new();
+        let listeners = bind(&folder.socket()).unwrap();
+        fs::remove_file(folder.socket()).unwrap();
+        let _theirs = UnixListener::bind(folder.socket()).unwrap();
+        drop(listeners);
+        assert!(UnixStream::connect(folder.socket()).is_ok());
+    }
+
+    #[test]
+    fn what_was_bound_is_released_when_a_later_address_fails() {
+        let folder = Folder::new();
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let wanted = [wanted(config::Address::Unix(folder.socket())), wanted(config::Address::Tcp(address))];
+        let error = Listeners::bind(&wanted).unwrap_err();
+        assert!(error.starts_with(&format!("{address} is in use by another program")), "{error}");
+        assert!(!folder.socket().exists());
+    }
+
+    #[test]
+    fn duplicates_are_the_listeners_in_their_order() {
+        let folder = Folder::new();
+        let anywhere = config::Address::Tcp("127.0.0.1:0".parse().unwrap());
+        let wanted = [wanted(config::Address::Unix(folder.socket())), wanted(anywhere)];
+        let listeners = Listeners::bind(&wanted).unwrap();
+        let mut duplicates = listeners.duplicates().unwrap().into_iter().map(Listener::inherited);
+        assert!(matches!(duplicates.next(), Some(Ok(Listener::Unix(_)))));
+        let tcp = duplicates.next().unwrap().unwrap();
+        let address = tcp.local_tcp_address().unwrap().to_string();
+        assert_eq!(listeners.addresses().last(), Some(&*address));
+        assert!(!address.ends_with(":0"), "{address}");
+    }
 }

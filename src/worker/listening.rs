@@ -214,3 +214,190 @@ impl Door {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpStream;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use nix::sys::epoll::{EpollCreateFlags, EpollTimeout};
+
+    use super::*;
+    use crate::wire::ByteOrder;
+
+    const TOKEN: u64 = 7;
+    const FREE: Standing = Standing { leave_to_others: false, room: 100 };
+    const BUSY: Standing = Standing { leave_to_others: true, room: 100 };
+
+    /// A worker's door, and what came in by it. Clients of a Unix socket wait as soon as they have connected.
+    struct Scene {
+        epoll: Epoll,
+        door: Door,
+        address: SocketAddr,
+        accepted: Vec<(Socket, PeerAddress)>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            Self::for_users(None)
+        }
+
+        fn for_users(allow_uids: Option<Vec<u32>>) -> Self {
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            let name = format!("tine door {} {}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let address = SocketAddr::from_abstract_name(name).unwrap();
+            let listener = UnixListener::bind_addr(&address).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            Self { address, ..Self::at(Listener::Unix(listener), allow_uids) }
+        }
+
+        fn at(listener: Listener, allow_uids: Option<Vec<u32>>) -> Self {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+            let config = config::Listener {
+                address: config::Address::Unix("/unused".into()),
+                backlog: 16,
+                prefix: ByteOrder::Little,
+                mode: None,
+                owner: None,
+                allow_uids,
+            };
+            let mut door = Door::new(listener, &config, TOKEN, 64);
+            door.open(&epoll).unwrap();
+            let address = SocketAddr::from_abstract_name("unused").unwrap();
+            Self { epoll, door, address, accepted: Vec::new() }
+        }
+
+        fn clients(&self, count: usize) -> Vec<UnixStream> {
+            (0..count).map(|_| UnixStream::connect_addr(&self.address).unwrap()).collect()
+        }
+
+        fn visit(&mut self, standing: Standing) -> Visit {
+            self.door.visit(&self.epoll, standing, |socket, peer, _| self.accepted.push((socket, peer)))
+        }
+
+        /// Whether the worker would be woken for somebody at the door.
+        fn is_called(&self) -> bool {
+            let mut events = [EpollEvent::empty()];
+            let reported = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap();
+            reported == 1 && events[0].data() == TOKEN
+        }
+    }
+
+    #[test]
+    fn a_free_worker_takes_all_that_wait_and_keeps_the_door_open() {
+        let mut scene = Scene::new();
+        assert!(!scene.is_called());
+        let _clients = scene.clients(3);
+        assert!(scene.is_called());
+        assert_eq!(scene.visit(FREE), Visit::Done);
+        assert_eq!(scene.accepted.len(), 3);
+        assert_eq!(scene.door.shut(), None);
+        assert!(!scene.is_called());
+    }
+
+    #[test]
+    fn more_than_a_batch_is_reported_again() {
+        let mut scene = Scene::new();
+        let _clients = scene.clients(BATCH + 1);
+        assert_eq!(scene.visit(FREE), Visit::Done);
+        assert_eq!(scene.accepted.len(), BATCH);
+        assert!(scene.is_called());
+        scene.visit(FREE);
+        assert_eq!(scene.accepted.len(), BATCH + 1);
+    }
+
+    #[test]
+    fn a_busy_worker_leaves_who_waits_to_others_and_takes_them_when_it_looks_again() {
+        let mut scene = Scene::new();
+        let _clients = scene.clients(2);
+        assert_eq!(scene.visit(BUSY), Visit::Shut { why: Shut::NoThread, took_any: false });
+        assert!(scene.accepted.is_empty());
+        assert!(!scene.is_called(), "it must not be woken in place of another");
+        assert!(Shut::NoThread.look_again().is_some(), "nobody else may have a free thread");
+        scene.door.open(&scene.epoll).unwrap();
+        assert!(scene.is_called());
+        assert_eq!(scene.visit(FREE), Visit::Done);
+        assert_eq!(scene.accepted.len(), 2);
+    }
+
+    #[test]
+    fn a_worker_takes_what_it_has_room_for_and_no_more() {
+        let mut scene = Scene::new();
+        let _clients = scene.clients(3);
+        let full = Visit::Shut { why: Shut::NoRoom, took_any: true };
+        assert_eq!(scene.visit(Standing { room: 2, ..FREE }), full);
+        assert_eq!(scene.accepted.len(), 2);
+        assert!(!scene.is_called());
+        scene.door.open(&scene.epoll).unwrap();
+        let nothing = Visit::Shut { why: Shut::NoRoom, took_any: false };
+        assert_eq!(scene.visit(Standing { room: 0, ..FREE }), nothing, "others must hear of it");
+        scene.door.open(&scene.epoll).unwrap();
+        assert_eq!(scene.visit(FREE), Visit::Done);
+        assert_eq!(scene.accepted.len(), 3);
+    }
+
+    #[test]
+    fn a_call_that_came_before_the_door_was_shut_is_ignored() {
+        let mut scene = Scene::new();
+        let _clients = scene.clients(1);
+        scene.visit(BUSY);
+        assert_eq!(scene.visit(FREE), Visit::Done);
+        assert!(scene.accepted.is_empty());
+        assert_eq!(scene.door.shut(), Some(Shut::NoThread));
+    }
+
+    #[test]
+    fn opening_an_open_door_changes_nothing() {
+        let mut scene = Scene::new();
+        scene.door.open(&scene.epoll).unwrap();
+        let _clients = scene.clients(1);
+        assert!(scene.is_called());
+    }
+
+    #[test]
+    fn users_that_are_not_allowed_are_turned_away_and_the_others_served() {
+        let me = nix::unistd::getuid().as_raw();
+        let mut mine = Scene::for_users(Some(vec![me, me + 1]));
+        let _clients = mine.clients(1);
+        mine.visit(FREE);
+        let pid = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(mine.accepted[0].1, PeerAddress::Unix { uid: me, pid });
+
+        let mut others = Scene::for_users(Some(vec![me + 1]));
+        let mut clients = others.clients(2);
+        assert_eq!(others.visit(FREE), Visit::Done);
+        assert!(others.accepted.is_empty());
+        for client in &mut clients {
+            assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "closed");
+        }
+    }
+
+    #[test]
+    fn closing_takes_who_waits_even_at_a_shut_door_and_nobody_after() {
+        for standing in [None, Some(BUSY)] {
+            let mut scene = Scene::new();
+            let _clients = scene.clients(BATCH + 1);
+            if let Some(standing) = standing {
+                scene.visit(standing);
+            }
+            let mut accepted = 0;
+            scene.door.close(&scene.epoll, |_, _, _| accepted += 1);
+            assert_eq!(accepted, BATCH + 1);
+            assert!(UnixStream::connect_addr(&scene.address).is_err());
+        }
+    }
+
+    #[test]
+    fn a_tcp_client_comes_in_with_its_address() {
+        let listener = Listener::bind_tcp("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+        let address = listener.local_tcp_address().unwrap();
+        let mut scene = Scene::at(listener, None);
+        let client = TcpStream::connect(address).unwrap();
+        scene.epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE).unwrap();
+        scene.visit(FREE);
+        assert_eq!(scene.accepted[0].1, PeerAddress::Tcp(client.local_addr().unwrap()));
+    }
+}
