@@ -241,6 +241,7 @@ impl Worker {
             self.count_dropped_log_lines();
         }
         self.arena.set_state(State::Ended);
+        self.bound_by_the_kernel();
         self.hand.shared.service.worker_stop(&self.hand.shared.info);
         0
     }
@@ -284,7 +285,11 @@ impl Worker {
         if let Some(end) = Instant::now().checked_add(self.drain) {
             self.hand.shared.remind(end, Due::DrainEnd);
         }
-        // For a stop hook that never returns.
+        self.bound_by_the_kernel();
+    }
+
+    /// For a stop hook that never returns: its thread can't see that the supervisor is gone, be it already or only then.
+    fn bound_by_the_kernel(&self) {
         if let Err(error) = process::kill_this_after(self.drain.saturating_add(LAST_WORDS)) {
             tracing::warn!(slot = self.slot(), %error, "there is no timer to end this process");
         }
