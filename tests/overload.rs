@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::net::SocketAddr;
+
 use serde_json::{Value, json};
 use support::measure::threads;
 use support::{Service, Wire, code};
@@ -135,4 +137,32 @@ fn calls_that_arrive_together_are_not_refused_while_threads_are_free() {
     for _ in 0..4 {
         assert_eq!(wire.receive()["out"], "sleep");
     }
+}
+
+/// The full worker, woken at its other listener, passes this on to one that is busy, and neither was ever told again.
+#[test]
+fn a_connection_that_no_worker_can_take_at_once_is_taken_by_one_with_room() {
+    let config = "listen = [\"127.0.0.1:0\", \"127.0.0.1:0\"]\nprocesses = 2\nthreads = 1\n[limits]\nmax_connections = 4";
+    let service = Service::start(config);
+    let addresses: Vec<SocketAddr> =
+        service.addresses().into_iter().map(|address| address.parse().expect("an address")).collect();
+    let connect = || {
+        let mut wire = Wire::connect(addresses[0]);
+        let slot = wire.call("tine.worker", Value::Null)["result"]["slot"].as_u64();
+        (slot.expect("a slot"), wire)
+    };
+    // Until one of the two is full and the other has room.
+    let mut wires: Vec<(u64, Wire)> = vec![connect(), connect()];
+    if wires[0].0 != wires[1].0 {
+        wires.push(connect());
+    }
+    let full = wires.last().expect("some").0;
+    if wires.iter().all(|(slot, _)| *slot == full) {
+        wires.push(connect());
+    }
+    let (_, busy) = wires.iter_mut().find(|(slot, _)| *slot != full).expect("a wire to the other worker");
+    busy.send(r#"{"in":"hang","id":1}"#);
+    busy.send(r#"{"in":"unknown","id":2}"#);
+    assert_eq!(busy.receive()["id"], 2);
+    assert_refused(&Wire::connect(addresses[1]).call("ping", json!(1)));
 }

@@ -40,7 +40,7 @@ pub(super) fn open_all(
 impl Worker {
     /// Somebody may wait at listener `number`.
     pub(super) fn visit(&mut self, number: usize) {
-        self.visit_as(number, self.standing());
+        self.visit_and_tell(number, self.standing());
     }
 
     /// It is time to look again at listener `number`. A worker without a free thread has looked all the while whether
@@ -63,27 +63,30 @@ impl Worker {
             }
             (Some(_), Some(_)) => {
                 shared.watch_door(number, door.open(&shared.epoll));
-                self.visit_as(number, Standing { leave_to_others: None, ..standing });
+                self.visit_and_tell(number, Standing { leave_to_others: None, ..standing });
             }
             (None, _) | (_, None) => shared.watch_door(number, door.open(&shared.epoll)),
         }
     }
 
-    fn visit_as(&mut self, number: usize, standing: Standing) {
+    /// Visits, and rings for the others where nothing could be taken.
+    fn visit_and_tell(&mut self, number: usize, standing: Standing) {
+        if let Some(Visit::Shut { took_any: false, .. }) = self.visit_as(number, standing) {
+            self.tell_others();
+        }
+    }
+
+    fn visit_as(&mut self, number: usize, standing: Standing) -> Option<Visit> {
         let shared = Arc::clone(&self.hand.shared);
-        let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
-            return;
-        };
+        let door = self.doors.get_mut(number).and_then(Option::as_mut)?;
         let visit = door.visit(&shared.epoll, standing, |socket, peer, framing| {
             self.hand.accepted(socket, peer, framing);
         });
-        if let Visit::Shut { why, took_any } = visit {
+        if let Visit::Shut { why, .. } = visit {
             shared.look_again_at(number, why);
-            if !took_any {
-                self.tell_others();
-            }
             self.open_doors();
         }
+        Some(visit)
     }
 
     fn tell_others(&self) {
@@ -93,12 +96,12 @@ impl Worker {
         }
     }
 
-    /// Another worker was woken for a connection that it can't take.
+    /// Another worker was woken for a connection that it can't take. One that can't either shuts its door for a while,
+    /// and looks again: the one that rang may have no room for long, and the kernel says nothing twice. It does not
+    /// ring in its turn, or every worker would wake every other one.
     pub(super) fn rung(&mut self) {
         for number in 0..self.doors.len() {
-            if self.standing().is_welcoming() {
-                self.visit(number);
-            }
+            self.visit_as(number, self.standing());
         }
     }
 

@@ -62,11 +62,6 @@ impl Standing {
     pub(super) fn leave_after(for_so_long: Duration) -> Duration {
         for_so_long.clamp(*LEAVE_TO_OTHERS.start(), *LEAVE_TO_OTHERS.end())
     }
-
-    /// True when a connection would be taken.
-    pub(super) fn is_welcoming(self) -> bool {
-        self.leave_to_others.is_none() && self.room > 0
-    }
 }
 
 /// What a visit to the door ends with.
