@@ -260,7 +260,7 @@ mod tests {
         let address = taken.local_addr().unwrap();
         let wanted = [wanted(config::Address::Unix(folder.socket())), wanted(config::Address::Tcp(address))];
         let error = Listeners::bind(&wanted).unwrap_err();
-        assert!(error.starts_with(&format!("{address} is in use by another program")), "{error}");
+        assert!(error.starts_with(&format!("{address} is in use, by another program")), "{error}");
         assert!(!folder.socket().exists());
     }
 

@@ -95,6 +95,17 @@ impl Buffers {
         !self.are_full()
     }
 
+    /// A call has left its connection, which no longer accounts for its message; a thread or the queue still holds it.
+    pub(super) fn hold_on(&self, bytes: usize) {
+        self.held.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// Such a message is gone. True when others can be fed.
+    pub(super) fn let_go(&self, bytes: usize) -> bool {
+        self.held.fetch_sub(bytes, Ordering::SeqCst);
+        self.anyone_waits.load(Ordering::SeqCst) && !self.are_full()
+    }
+
     /// The connections to read from again, if there is room or nobody is favoured.
     pub(super) fn feed(&self) -> Vec<Key> {
         if !self.anyone_waits.load(Ordering::SeqCst) {
@@ -160,6 +171,17 @@ mod tests {
         let buffers = full();
         assert_eq!(buffers.ration(FIRST, MUCH, MUCH), Ration::Nothing);
         assert_eq!(buffers.ration(SECOND, MUCH, 0), Ration::All);
+    }
+
+    #[test]
+    fn the_message_of_a_call_that_was_given_up_counts_until_its_thread_lets_go_of_it() {
+        let buffers = full();
+        assert_eq!(buffers.ration(FIRST, MUCH, MUCH), Ration::Nothing);
+        buffers.hold_on(MUCH);
+        assert!(!buffers.account(SECOND, MUCH, 0));
+        assert!(buffers.are_full());
+        assert!(buffers.let_go(MUCH));
+        assert_eq!(buffers.feed(), [FIRST]);
     }
 
     #[test]

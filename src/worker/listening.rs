@@ -224,8 +224,8 @@ mod tests {
     use crate::wire::ByteOrder;
 
     const TOKEN: u64 = 7;
-    const FREE: Standing = Standing { leave_to_others: false, room: 100 };
-    const BUSY: Standing = Standing { leave_to_others: true, room: 100 };
+    const FREE: Standing = Standing { leave_to_others: None, room: 100 };
+    const BUSY: Standing = Standing { leave_to_others: Some(Duration::from_millis(20)), room: 100 };
 
     /// A worker's door, and what came in by it. Clients of a Unix socket wait as soon as they have connected.
     struct Scene {

@@ -28,7 +28,7 @@ pub(in crate::worker) struct Job {
     pub(super) allowed: Duration,
     params: Option<Span>,
     id: Option<Span>,
-    message: Box<[u8]>,
+    pub(super) message: Box<[u8]>,
 }
 
 impl Job {

@@ -187,6 +187,7 @@ impl Hand {
                 continue;
             };
             let call = state.calls.remove(index);
+            self.shared.buffers.hold_on(call.bytes);
             let id = call.id.as_deref().and_then(|id| std::str::from_utf8(id).ok());
             self.answer_error(state, &error, id.and_then(|id| RawJson::parse(id).ok()));
         }

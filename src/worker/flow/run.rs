@@ -51,13 +51,25 @@ impl Hand {
             self.go_on(&mut state);
         }
         drop(state);
+        if !wanted {
+            self.let_go(job);
+        }
         self.keep_answer_small();
+    }
+
+    /// A call that was given up while it waited or ran is over, and its message with it.
+    fn let_go(&self, job: &Job) {
+        if self.shared.buffers.let_go(job.message.len()) {
+            self.shared.wake_poller();
+        }
     }
 
     /// True when the call is still wanted and now belongs to this thread.
     fn start(&mut self, job: &Job) -> bool {
         let mut state = job.connection.lock();
         let Some(call) = state.calls.iter_mut().find(|call| call.number == job.number) else {
+            drop(state);
+            self.let_go(job);
             return false;
         };
         if Instant::now() < job.deadline {

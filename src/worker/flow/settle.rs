@@ -136,7 +136,8 @@ impl Hand {
         // A handler that outlives its call's deadline still holds the socket; its peer must not wait for that.
         connection.socket.shut_down();
         state.phase = Phase::Closed;
-        state.calls = Vec::new();
+        let given_up: usize = state.calls.drain(..).map(|call| call.bytes).sum();
+        self.shared.buffers.hold_on(given_up);
         state.input = Input::default();
         state.output = Output::default();
         self.account(state);
