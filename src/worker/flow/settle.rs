@@ -16,6 +16,8 @@ const LOOK_AT_DRAIN: Duration = Duration::from_millis(10);
 
 /// Bytes read in one go at the end of a connection.
 const LAST_INPUT: usize = 16 * 1024;
+/// How often that is done at most in one go: a client that floods must not keep the poller.
+const LAST_LOOKS: usize = 64;
 
 impl Hand {
     /// Brings everything that follows from a connection's state in line with it: what can be sent is sent, what
@@ -51,7 +53,10 @@ impl Hand {
     /// waits for each answer has nothing there yet and is ended.
     fn take_last_input(&mut self, state: &mut Locked<'_>) {
         let mut last = [0; LAST_INPUT];
-        while self.shared.draining.load(Ordering::SeqCst) && state.phase == Phase::Open && is_over(state) {
+        for _ in 0..LAST_LOOKS {
+            if !self.shared.draining.load(Ordering::SeqCst) || !is_over(state) {
+                return;
+            }
             match state.connection.socket.receive(&mut last) {
                 Ok(count) if count > 0 => {
                     state.input.append(last.get(..count).unwrap_or_default());
