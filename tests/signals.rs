@@ -324,8 +324,10 @@ fn draining_begins_when_pre_stop_is_over() {
 fn what_a_clients_kernel_held_back_until_the_answer_is_answered_too() {
     let mut service = Service::start("processes = 1\nthreads = 1");
     let mut wire = service.connect();
-    // Nagle's algorithm: small writes wait in the client's kernel until what was sent before is acknowledged.
+    // Nagle's algorithm: small writes wait in the client's kernel until what was sent before is acknowledged, which a
+    // connection that goes to and fro does with the answer, or late.
     wire.stream.set_nodelay(false).expect("the option exists");
+    assert_eq!(wire.call("echo", json!("to and fro"))["result"], "to and fro");
     wire.request("sleep", &json!({ "ms": 100 }));
     for n in 0..40 {
         wire.request("echo", &json!(n));
