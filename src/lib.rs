@@ -41,6 +41,7 @@ mod arena;
 mod cli;
 mod client;
 mod config;
+mod fail_points;
 mod fork_processes;
 mod line;
 mod log;
