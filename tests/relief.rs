@@ -22,23 +22,36 @@ fn slow(ms: u64) -> String {
 
 /// Blocks the poller in a call that waits so long, on a connection of its own.
 fn block_poller(service: &Service, ms: u64) -> Wire {
+    block_poller_with(service, &slow_calls(ms, 1), 0)
+}
+
+/// Calls that wait so long. All have the same id.
+fn slow_calls(ms: u64, count: usize) -> Vec<u8> {
+    framed(&format!(r#"{{{},"id":"blocks"}}"#, slow(ms))).repeat(count)
+}
+
+/// Blocks the poller with these calls, of which so many bytes are with it before the others are sent.
+fn block_poller_with(service: &Service, calls: &[u8], ahead: usize) -> Wire {
+    let (ahead, rest) = calls.split_at(ahead);
     let mut other = service.connect();
     for _ in 0..ATTEMPTS {
         for _ in 0..40 {
             other.send(&format!("{{{QUICK}}}"));
             other.receive();
         }
-        let poller = poller(&mut other);
         let mut wire = service.connect();
-        let call = format!(r#"{{{},"id":"blocks"}}"#, slow(ms));
-        wire.send_bytes(&[framed(&call), framed(r#"{"in":"tine.worker","id":"behind"}"#)].concat());
+        wire.send_bytes(ahead);
+        // In one round it is let in, in the next it is read from.
+        let [_, poller] = [(); 2].map(|()| poller(&mut other));
+        wire.send_bytes(&[rest, &framed(r#"{"in":"tine.worker","id":"behind"}"#)].concat());
         // Whoever runs the one, the other is answered beside it, and by the poller.
         let first = wire.receive();
         if first["id"] == "behind" && first["result"]["thread"] != poller {
             return wire;
         }
         // A pool thread ran it, or this machine was so slow that it is over.
-        wire.receive();
+        wire.finish_sending();
+        while wire.receive_text().is_some() {}
     }
     panic!("the poller never ran `flaky` in {ATTEMPTS} attempts");
 }

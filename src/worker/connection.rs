@@ -286,6 +286,8 @@ impl State {
         };
         let message = Chunk::copy_of(chunk.get(call.message).unwrap_or_default());
         self.input = Input::from(chunk.skip(rest));
+        // The call's own message has arrived whole. What is behind it, if anything, is looked at anew.
+        self.message_since = None;
         self.calls.push(InFlight {
             number,
             allowed: call.allowed,

@@ -329,6 +329,17 @@ fn what_a_blocked_poller_had_in_hand_is_taken_over_once() {
     assert_eq!(&*call.message, b"{\"id\":7}");
 }
 
+/// Its message came in pieces, so the time since the first was kept.
+#[test]
+fn a_call_that_is_taken_over_leaves_no_message_that_arrives_slowly() {
+    let (mut state, now) = fresh();
+    state.message_since = Some(now);
+    let number = inline(&mut state, now);
+    state.take_over(number);
+    state.take_call(number);
+    assert_eq!(state.message_due(&BOUNDS), None);
+}
+
 #[test]
 fn a_call_that_nobody_has_parsed_has_the_id_that_stands_in_it() {
     let message = Chunk::copy_of(br#"{"in": "x", "params": [1, 2], "id": "a"}"#);
