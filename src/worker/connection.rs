@@ -457,9 +457,9 @@ impl Output {
         }
     }
 
-    /// Gives the memory back once nothing waits.
+    /// Gives the memory back once nothing waits. Where there is none, `spare` keeps what it has.
     fn give_back(&mut self, spare: &mut Vec<u8>) {
-        if self.is_empty() {
+        if self.is_empty() && self.bytes.capacity() > 0 {
             let bytes = std::mem::take(self).bytes;
             if bytes.capacity() <= SPARE {
                 *spare = bytes;
