@@ -116,6 +116,20 @@ fn the_answer_of_a_handler_that_is_late_is_thrown_away() {
     }
 }
 
+/// Nobody knows its limit before a thread has parsed it, which is no reason to give it another one.
+#[test]
+fn the_time_of_a_large_call_counts_from_its_arrival_though_it_is_parsed_late() {
+    let service = Service::start("processes = 1\nthreads = 1\n[limits]\nqueue_wait = \"20s\"");
+    let mut wire = service.connect();
+    wire.send(r#"{"in":"sleep","params":{"ms":300},"id":1}"#);
+    let large = json!({ "in": "echo", "params": "x".repeat(20_000), "timeout_ms": 100, "id": 2 });
+    wire.send(&large.to_string());
+    assert_eq!(wire.receive()["id"], 1);
+    let answer = wire.receive();
+    exceeded(&answer, 100);
+    assert_eq!(answer["id"], 2);
+}
+
 #[test]
 fn a_call_out_of_time_leaves_other_calls_of_its_connection_alone() {
     let service = Service::start("processes = 1\nthreads = 3");

@@ -35,6 +35,8 @@ pub(in crate::worker) struct Job {
     /// Which of the connection's calls it is.
     pub(super) number: u64,
     pub(super) message: Chunk,
+    /// Its time counts from here.
+    pub(super) arrived: Instant,
     /// None where the message is left to the pool thread to parse.
     pub(super) call: Option<Parsed>,
 }
@@ -215,7 +217,7 @@ impl Hand {
             id,
         };
         let connection = Arc::clone(state.connection);
-        let job = Job { connection, number: in_flight.number, message: copy, call };
+        let job = Job { connection, number: in_flight.number, message: copy, arrived: self.now, call };
         match self.shared.queue.try_send(Task::Run(job)) {
             Ok(()) => state.calls.push(in_flight),
             // The gate admits no more than fit.

@@ -189,9 +189,8 @@ impl Hand {
 
     /// Parses a message that the poller has left to this thread.
     fn parse<'a>(&mut self, job: &'a Job) -> Result<Parsed, Rejected<'a>> {
-        let arrived = self.now;
         let request = native::parse(&job.message)?;
-        let parsed = self.shared.understand(&request, arrived);
+        let parsed = self.shared.understand(&request, job.arrived);
         self.look_at_the_clock();
         parsed.map_err(|error| Rejected { error, id: request.id() })
     }
