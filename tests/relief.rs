@@ -8,7 +8,7 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::measure::threads;
+use support::measure::{threads, threads_named};
 use support::{Service, Wire, code, framed, rig};
 
 /// How often a poller is made to block before the test gives up: a busy machine can make a quick method look slow.
@@ -104,6 +104,28 @@ fn answers_without_ids_keep_their_order_around_a_call_that_blocks_the_poller() {
             assert_eq!(wire.receive()["result"], n == 50, "round {round}, {n}");
             assert_eq!(wire.receive()["result"], n, "round {round}");
         }
+    }
+}
+
+#[test]
+fn a_connection_whose_call_came_in_pieces_and_was_taken_over_is_not_one_that_sends_slowly() {
+    let service = Service::start("processes = 1\nthreads = 2\n[timeouts]\nmessage = \"200ms\"");
+    let mut blocked = block_poller_with(&service, &slow_calls(50, 1), 9);
+    assert_eq!(blocked.receive()["id"], "blocks");
+    assert_eq!(service.call("sleep", json!({ "ms": 400 }))["out"], "sleep");
+    assert_eq!(blocked.call("ping", json!("still there"))["result"], "still there");
+}
+
+/// As when a server behind the handlers hangs. Who is poller then must not be relieved as often as there are threads.
+#[test]
+fn a_method_that_has_blocked_blocks_no_second_poller() {
+    let service = Service::start("processes = 1\nthreads = 6");
+    let [pid] = service.worker_pids()[..] else { panic!("one worker") };
+    let mut wire = block_poller_with(&service, &slow_calls(400, 6), 0);
+    let pollers = threads_named(pid, "poller");
+    assert!(pollers <= 2, "the one that has blocked and the one that is, not {pollers}");
+    for _ in 0..6 {
+        assert_eq!(wire.receive()["id"], "blocks");
     }
 }
 

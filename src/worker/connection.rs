@@ -13,7 +13,7 @@ use nix::sys::epoll::EpollFlags;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::chunk::Chunk;
-use crate::rpc::{Peer, RawJson, Span, native};
+use crate::rpc::{MethodIndex, Peer, RawJson, Span, native};
 use crate::sys::socket::Socket;
 use crate::wire::length::LengthFraming;
 
@@ -158,6 +158,7 @@ pub(super) struct InHand {
 #[derive(Debug)]
 pub(super) struct InlineCall {
     pub(super) number: u64,
+    pub(super) method: MethodIndex,
     pub(super) allowed: Duration,
     pub(super) deadline: Instant,
     /// Where in the chunk its message is.
@@ -267,18 +268,18 @@ impl State {
     }
 
     fn runs_inline(&self) -> bool {
-        self.in_hand.as_ref().is_some_and(|in_hand| in_hand.call.is_some())
+        self.inline_call().is_some()
     }
 
-    /// The number of the call that the poller runs, if it is at one of this connection.
-    pub(super) fn inline_call(&self) -> Option<u64> {
-        Some(self.in_hand.as_ref()?.call.as_ref()?.number)
+    /// The call that the poller runs, if it is at one of this connection.
+    pub(super) fn inline_call(&self) -> Option<&InlineCall> {
+        self.in_hand.as_ref()?.call.as_ref()
     }
 
     /// Brings call `number`, which the poller ran when it was relieved, among those that any thread runs, and what
     /// the poller had not begun back to the input. Nothing, where that has been done.
     pub(super) fn take_over(&mut self, number: u64) {
-        if self.inline_call() != Some(number) {
+        if self.inline_call().is_none_or(|call| call.number != number) {
             return;
         }
         let Some(InHand { chunk, rest, call: Some(call) }) = self.in_hand.take() else {
@@ -359,8 +360,7 @@ impl State {
 
     /// Bytes that its calls hold.
     pub(super) fn held_by_calls(&self) -> usize {
-        let inline = self.in_hand.as_ref().and_then(|in_hand| in_hand.call.as_ref());
-        let inline = inline.map_or(0, |call| call.message.len());
+        let inline = self.inline_call().map_or(0, |call| call.message.len());
         inline + self.calls.iter().map(|call| call.message.len()).sum::<usize>()
     }
 }

@@ -52,6 +52,13 @@ impl Paces {
         }
     }
 
+    /// A run has taken too long, and has not ended.
+    pub(super) fn has_blocked(&self, method: MethodIndex) {
+        if let Some(pace) = self.paces.get(method.0) {
+            pace.streak.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// A run took this long.
     pub(super) fn ran(&self, method: MethodIndex, took: Duration) {
         let Some(pace) = self.paces.get(method.0) else { return };
@@ -94,6 +101,18 @@ mod tests {
             assert_eq!(paces.speed(METHOD), Speed::Quick);
             paces.ran(METHOD, QUICK + Duration::from_nanos(1));
         }
+    }
+
+    #[test]
+    fn a_method_that_blocks_is_slow_before_that_run_has_ended() {
+        let paces = paces();
+        for _ in 0..STREAK {
+            paces.ran(METHOD, QUICK);
+        }
+        paces.has_blocked(METHOD);
+        assert_eq!(paces.speed(METHOD), Speed::Slow);
+        paces.has_blocked(BUILT_IN);
+        assert_eq!(paces.speed(BUILT_IN), Speed::NeverBlocks);
     }
 
     #[test]

@@ -30,6 +30,13 @@ pub fn threads(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives").count()
 }
 
+/// Threads of the process that are called this.
+pub fn threads_named(pid: i32, name: &str) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|found| found.trim_end() == name).count()
+}
+
 /// The soft and the hard limit on open descriptors of a process.
 pub fn descriptor_limits(pid: i32) -> (u64, u64) {
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("the process lives");

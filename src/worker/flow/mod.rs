@@ -250,7 +250,10 @@ impl Hand {
     pub(super) fn take_over(&mut self, key: Key) {
         if let Some(connection) = self.shared.find(key) {
             let mut state = connection.lock();
-            if let Some(number) = state.inline_call() {
+            if let Some(call) = state.inline_call() {
+                let (number, method) = (call.number, call.method);
+                // Before what is behind it begins: more calls of it would block one poller after the other.
+                self.shared.paces.has_blocked(method);
                 state.take_over(number);
             }
             self.go_on(&mut state);

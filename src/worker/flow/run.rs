@@ -76,6 +76,7 @@ impl Hand {
         let rest = message.end;
         let inline = InlineCall {
             number,
+            method: call.method,
             allowed: call.allowed,
             deadline: call.deadline,
             message: message.clone(),
