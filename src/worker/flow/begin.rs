@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::TrySendError;
 
 use super::Hand;
-use super::run::Inline;
 use crate::rpc::native::{self, Rejected, Request};
 use crate::rpc::{Error, MethodIndex, RawJson, Span};
 use crate::wire::Step;
@@ -64,10 +63,11 @@ enum Begun {
 }
 
 /// What comes after a message.
-enum Next {
+pub(super) enum Next {
     Message,
     /// This very message is for the poller.
     LeaveToPoller,
+    /// This thread is not the poller any more; the connection has been moved on.
     Relieved,
 }
 
@@ -184,19 +184,19 @@ impl Hand {
                 return Next::Message;
             }
         };
-        match self.shared.paces.speed(call.method) {
-            Speed::Quick if !self.shared.role.is_watched() => {}
-            Speed::Quick | Speed::NeverBlocks if self.term.is_none() => return Next::LeaveToPoller,
-            Speed::Quick | Speed::NeverBlocks => {
-                return match self.run_inline(state, chunk, place, &call) {
-                    Inline::Done => Next::Message,
-                    Inline::Relieved => Next::Relieved,
-                };
-            }
-            Speed::Slow => {}
+        let is_for_poller = match self.shared.paces.speed(call.method) {
+            Speed::Slow => false,
+            Speed::Quick => self.shared.role.is_watched(),
+            Speed::NeverBlocks => true,
+        };
+        if !is_for_poller {
+            self.enqueue(state, message, Some(call));
+            return Next::Message;
         }
-        self.enqueue(state, message, Some(call));
-        Next::Message
+        match self.term.take() {
+            Some(term) => self.run_inline(state, chunk, place, &call, term),
+            None => Next::LeaveToPoller,
+        }
     }
 
     fn enqueue(&mut self, state: &mut Locked<'_>, message: &[u8], call: Option<Parsed>) {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Hand;
-use super::begin::{Job, Parsed, write_error};
+use super::begin::{Job, Next, Parsed, write_error};
 use crate::arena::Outcome;
 use crate::fail_points;
 use crate::rpc::native::{self, Rejected};
@@ -17,14 +17,8 @@ use crate::sys::clock;
 use crate::wire::length::LengthFraming;
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{CallId, Connection, InHand, InlineCall, Locked, Phase};
+use crate::worker::role::Term;
 use crate::worker::token_of;
-
-/// How a call ended that the poller ran.
-pub(super) enum Inline {
-    Done,
-    /// This thread is not the poller any more; the connection has been moved on.
-    Relieved,
-}
 
 /// A handler's run, when it is over.
 struct Ran {
@@ -67,11 +61,9 @@ impl Hand {
         chunk: &Chunk,
         message: Range<usize>,
         call: &Parsed,
-    ) -> Inline {
+        mut term: Term,
+    ) -> Next {
         let shared = Arc::clone(&self.shared);
-        let Some(mut term) = self.term.take() else {
-            return Inline::Relieved;
-        };
         let number = state.next_call_number();
         let rest = message.end;
         let inline = InlineCall {
@@ -108,7 +100,7 @@ impl Hand {
             if !is_open {
                 self.let_go(message);
             }
-            return Inline::Done;
+            return Next::Message;
         }
         shared.gate.ran(ran.took);
         shared.call_ended();
@@ -120,7 +112,7 @@ impl Hand {
         } else {
             self.let_go(message);
         }
-        Inline::Relieved
+        Next::Relieved
     }
 
     /// Counts a run, and puts its answer out where one is wanted.
