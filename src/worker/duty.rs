@@ -5,6 +5,7 @@
 //! when it comes back.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use nix::sys::epoll::EpollFlags;
 use parking_lot::Mutex;
@@ -16,6 +17,10 @@ use super::role::Term;
 use super::{BELL, Due, FIRST_DOOR, LINE, TERM, WAKE, key_of};
 use crate::fail_points;
 use crate::sys::process;
+
+/// Deadlines are looked at this often in a round that lasts: with many connections that all have much to say, a round
+/// may take as long as all their turns.
+const LATE: Duration = Duration::from_millis(1);
 
 /// What a thread of the pool is asked to do.
 #[derive(Debug)]
@@ -88,20 +93,7 @@ impl Hand {
     fn poll(&mut self, desk: &Mutex<Desk>, term: Term) {
         self.term = Some(term);
         let mut poller = Poller::new(self.shared.epoll.clone(), self.shared.deadlines.clone());
-        loop {
-            loop {
-                let todo = desk.lock().next(self);
-                let Some(todo) = todo else { break };
-                self.look_at_the_clock();
-                self.attend(desk, todo);
-                if self.term.is_none() {
-                    return;
-                }
-            }
-            self.fire_deadlines(desk);
-            if self.term.is_none() {
-                return;
-            }
+        while self.play_round(desk).is_some() {
             desk.lock().end_round(self);
             match poller.wait() {
                 Ok(events) => desk.lock().put(events),
@@ -111,6 +103,24 @@ impl Hand {
                 }
             }
         }
+    }
+
+    /// Does all there is to do. None when this thread is not the poller any more.
+    fn play_round(&mut self, desk: &Mutex<Desk>) -> Option<()> {
+        let mut fired = self.look_at_the_clock();
+        loop {
+            let todo = desk.lock().next(self);
+            let Some(todo) = todo else { break };
+            let now = self.look_at_the_clock();
+            self.attend(desk, todo);
+            self.term.as_ref()?;
+            // With nothing in hand: this thread may be relieved here too.
+            if now - fired > LATE {
+                self.fire_deadlines(desk)?;
+                fired = now;
+            }
+        }
+        self.fire_deadlines(desk)
     }
 
     fn attend(&mut self, desk: &Mutex<Desk>, todo: Todo) {
@@ -147,7 +157,8 @@ impl Hand {
         }
     }
 
-    fn fire_deadlines(&mut self, desk: &Mutex<Desk>) {
+    /// None when this thread is not the poller any more.
+    fn fire_deadlines(&mut self, desk: &Mutex<Desk>) -> Option<()> {
         let mut now = self.look_at_the_clock();
         while let Some((at, due)) = self.shared.deadlines.next_due(now) {
             match due {
@@ -159,11 +170,10 @@ impl Hand {
                     process::exit_now(1);
                 }
             }
-            if self.term.is_none() {
-                return;
-            }
+            self.term.as_ref()?;
             now = self.look_at_the_clock();
         }
+        Some(())
     }
 
     /// The kernel's name of this thread. The main thread's is the process's, and stays.
