@@ -203,8 +203,8 @@ impl Server {
         self
     }
 
-    /// Runs `hook` in each worker that ends in good order, after its last call. A worker that crashes or is killed runs
-    /// no hooks.
+    /// Runs `hook` in each worker that ends in good order, after its last call, on any of its threads. A worker that
+    /// crashes or is killed runs no hooks.
     pub fn on_worker_stop<F>(mut self, hook: F) -> Server
     where
         F: Fn(&WorkerInfo) + Send + Sync + 'static,

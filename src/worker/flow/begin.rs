@@ -25,7 +25,7 @@ use crate::worker::pace::Speed;
 const LARGE: usize = 16 * 1024;
 
 /// How long one connection's calls are run inline before others get their turn.
-const TURN: Duration = Duration::from_micros(200);
+pub(super) const TURN: Duration = Duration::from_micros(200);
 
 /// A call on its way to a pool thread.
 #[derive(Debug)]
@@ -107,9 +107,16 @@ impl Hand {
             state.input = Input::from(chunk.skip(begun.consumed()));
             begun.note(state, self.now);
             if matches!(begun, Begun::Turn { .. }) {
-                state.paused = Some(Pause::Turn);
-                self.shared.turn_for(state.connection.key);
+                self.leave_to_poller(state);
             }
+        }
+    }
+
+    /// Nothing more is read or begun until the poller comes round.
+    pub(super) fn leave_to_poller(&mut self, state: &mut Locked<'_>) {
+        if state.paused != Some(Pause::Turn) {
+            state.paused = Some(Pause::Turn);
+            self.shared.turn_for(state.connection.key);
         }
     }
 

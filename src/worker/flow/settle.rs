@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sys::epoll::EpollEvent;
 
 use super::Hand;
+use super::begin::TURN;
 use crate::worker::buffers::LITTLE;
 use crate::worker::connection::{Input, Locked, Output, Pause, Phase};
 use crate::worker::{Due, token_of};
@@ -69,11 +70,20 @@ impl Hand {
     /// Sends what the socket takes. Input that waited for room in the output is begun here, as nothing else would
     /// come back to it when all is sent in one go: epoll has reported it already.
     fn send(&mut self, state: &mut Locked<'_>) -> io::Result<()> {
+        let began = self.now;
         loop {
             let before = state.output.len();
             state.flush(self.now, &mut self.spare)?;
             let has_sent = state.output.len() < before;
-            if !has_sent || state.input.is_empty() || !state.may_begin(&self.shared.bounds) {
+            // What is known to be incomplete has been looked at.
+            let waits = !state.input.is_empty() && state.message_since.is_none();
+            if !has_sent || !waits || !state.may_begin(&self.shared.bounds) {
+                return Ok(());
+            }
+            // To send took time too, which is not the next call's; and a client that takes large answers as fast as they
+            // are made must not keep the poller.
+            if self.look_at_the_clock() - began > TURN {
+                self.leave_to_poller(state);
                 return Ok(());
             }
             self.begin_waiting(state);
