@@ -35,7 +35,8 @@
 //! wants, `log` where it is all told; `sys` is the operating system and has all `unsafe` code.
 //!
 //! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, line, config, log} →
-//! wire → sys. `client`, `fork_processes` and `fail_points` stand beside. A test reads the `use` lines against this.
+//! wire → sys. `client`, whose `load` measures servers, `fork_processes` and `fail_points` stand beside. A test reads the
+//! `use` lines against this.
 
 mod arena;
 mod cli;
@@ -53,7 +54,7 @@ mod template;
 mod wire;
 mod worker;
 
-pub use client::{Client, ClientError, RemoteError};
+pub use client::{Client, ClientError, RemoteError, load};
 pub use fork_processes::{
     DEFAULT_GRACE, DEFAULT_MAX_RESTARTS, ForkError, ForkProcesses, fork_processes, task_id,
 };
