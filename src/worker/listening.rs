@@ -187,6 +187,8 @@ impl Door {
     fn give_way(&mut self, epoll: &Epoll) -> Visit {
         let _ = epoll.delete(&self.listener);
         self.shut = Some(Shut::Refused);
+        // Another that was woken by the next one of a burst may wait for this very core.
+        std::thread::yield_now();
         match self.open(epoll) {
             Ok(()) => Visit::Done,
             Err(error) => {
