@@ -4,6 +4,7 @@ mod args;
 mod call;
 mod check;
 mod serve;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -63,6 +64,7 @@ impl Server {
             (None, Command::Serve(args)) => serve::run(&args.config, &service),
             (None, Command::Check(args)) => check::run(&args.config, &service),
             (None, Command::Call(args)) => return call::run(&args),
+            (None, Command::Tune(args)) => tune::run(&args),
         };
         exit_code(code)
     }
