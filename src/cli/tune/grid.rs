@@ -75,7 +75,8 @@ impl Grid {
     /// The settings halfway between one of the coarse grid and its neighbours, smallest first.
     pub(super) fn around(&self, setting: Setting) -> Vec<Setting> {
         let Setting { processes, threads } = setting;
-        let mut around: Vec<Setting> = halfway(threads).map(|threads| Setting { processes, threads }).collect();
+        let mut around: Vec<Setting> =
+            halfway(threads).map(|threads| Setting { processes, threads }).collect();
         around.extend(halfway(processes).map(|processes| Setting { processes, threads }));
         around.retain(|&other| other != setting && self.is_useful(other));
         around.sort_unstable();
@@ -154,15 +155,26 @@ mod tests {
     fn the_number_of_cpus_and_of_connections_are_steps_too() {
         let settings = Grid { cpus: 3, connections: 20 }.waves().concat();
         for setting in [(3, 1), (6, 1), (1, 20), (2, 20), (3, 4)] {
-            assert!(settings.contains(&Setting::new(setting.0, setting.1)), "{setting:?}: {}", shown(&settings));
+            assert!(
+                settings.contains(&Setting::new(setting.0, setting.1)),
+                "{setting:?}: {}",
+                shown(&settings)
+            );
         }
     }
 
     #[test]
     fn no_grid_is_empty_and_none_is_larger_than_one_can_wait_for() {
-        for (cpus, connections, at_most) in
-            [(1, 1, 2), (2, 1, 2), (1, 64, 14), (2, 64, 20), (8, 64, 40), (64, 64, 50), (512, 64, 50), (64, 10_000, 120)]
-        {
+        for (cpus, connections, at_most) in [
+            (1, 1, 2),
+            (2, 1, 2),
+            (1, 64, 14),
+            (2, 64, 20),
+            (8, 64, 40),
+            (64, 64, 50),
+            (512, 64, 50),
+            (64, 10_000, 120),
+        ] {
             let waves = Grid { cpus, connections }.waves();
             let settings = waves.concat();
             assert_eq!(waves[0][0], Setting::new(1, 1));

@@ -36,8 +36,9 @@ pub(super) fn judge(cells: &Cells) -> Option<Verdict> {
     let best = cells.best()?;
     let fair = best.rate() * FAIR_SHARE;
     let mut here = best;
-    while let Some(smaller) =
-        cells.good().find(|cell| cell.setting < here.setting && cell.rate() >= fair && within_noise(cell, here))
+    while let Some(smaller) = cells
+        .good()
+        .find(|cell| cell.setting < here.setting && cell.rate() >= fair && within_noise(cell, here))
     {
         here = smaller;
     }
@@ -57,18 +58,19 @@ pub(super) fn judge(cells: &Cells) -> Option<Verdict> {
 
 /// Whether `cell` may be as fast as `other`, as far as the rounds can tell.
 fn within_noise(cell: &Cell, other: &Cell) -> bool {
-    cell.rate() >= other.rate() * (1.0 - noise(cell, other))
+    other.rate() - cell.rate() <= noise(cell, other)
 }
 
-/// The share of the rate by which two cells must differ to be told apart.
+/// By how many calls a second two cells must differ to be told apart.
 fn noise(one: &Cell, other: &Cell) -> f64 {
-    (2.0 * one.error().hypot(other.error())).max(NOISE_FLOOR)
+    let error = |cell: &Cell| cell.error() * cell.rate();
+    (2.0 * error(one).hypot(error(other))).max(NOISE_FLOOR * one.rate().max(other.rate()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::cells::samples::{cells, round};
     use super::super::cells::Round;
+    use super::super::cells::samples::{cells, round};
     use super::*;
 
     type Measured<'a> = &'a [((usize, usize), &'a [u32])];
@@ -133,6 +135,12 @@ mod tests {
         let verdict = verdict(&[((1, 1), &[70, 80, 110]), ((1, 2), &[99, 100, 101])]);
         assert_eq!(verdict.recommended, Setting::new(1, 2));
         assert_eq!(verdict.doubt, Some(Setting::new(1, 1)));
+    }
+
+    #[test]
+    fn what_is_far_below_is_no_doubt_however_much_its_rounds_differ() {
+        let verdict = verdict(&[((2, 1), &[10, 30]), ((1, 4), &[99, 100, 101])]);
+        assert_eq!(verdict.doubt, None);
     }
 
     #[test]

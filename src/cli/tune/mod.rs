@@ -91,8 +91,13 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
         humantime::format_duration(whole_seconds(longest))
     ));
 
-    let sweep =
-        Sweep { launcher: &launcher, exchange: &exchange, connections: grid.connections, timing, stop: &stop };
+    let sweep = Sweep {
+        launcher: &launcher,
+        exchange: &exchange,
+        connections: grid.connections,
+        timing,
+        stop: &stop,
+    };
     let (mut cells, mut first_error) = (Cells::default(), None);
     let bar = progress_bar(at_most.rounds);
     let swept = sweep.run(&mut plan, &mut cells, &mut first_error, &bar);
@@ -104,8 +109,14 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
     };
 
     let verdict = judge(&cells);
-    let findings =
-        Findings { title: &title, grid, alone: trial.alone, cells: &cells, verdict: verdict.as_ref(), is_cut_short };
+    let findings = Findings {
+        title: &title,
+        grid,
+        alone: trial.alone,
+        cells: &cells,
+        verdict: verdict.as_ref(),
+        is_cut_short,
+    };
     print(&findings.text());
     if let Some(folder) = &args.out {
         findings.write_to(folder).map_err(Failure::Failed)?;
@@ -130,7 +141,8 @@ fn whole_seconds(time: Duration) -> Duration {
 }
 
 fn nothing_good(first_error: Option<String>) -> String {
-    let found = first_error.map_or_else(|| "none in time".to_owned(), |error| format!("first of all {error}"));
+    let found =
+        first_error.map_or_else(|| "none in time".to_owned(), |error| format!("first of all {error}"));
     format!(
         "expected a setting in which every call is answered right, found none ({found}); \
          ask for fewer --connections, or look at `limits` in the configuration"

@@ -54,7 +54,10 @@ pub(super) struct Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// `incumbent` was the best before this wave, and is measured along with it; `barren` waves have passed.
-    Survey { incumbent: Option<Setting>, barren: usize },
+    Survey {
+        incumbent: Option<Setting>,
+        barren: usize,
+    },
     Around,
     Contest,
     Over,
@@ -75,7 +78,10 @@ impl Plan {
         // The best so far is measured along with each wave, and the best and the recommended one with what is around.
         let survey = (settings + waves.len()) * SURVEY_PASSES;
         let around = (MOST_AROUND + 2) * SURVEY_PASSES;
-        AtMost { settings: settings + MOST_AROUND, rounds: survey + around + MOST_CONTENDERS * LONGEST_CONTEST }
+        AtMost {
+            settings: settings + MOST_AROUND,
+            rounds: survey + around + MOST_CONTENDERS * LONGEST_CONTEST,
+        }
     }
 
     /// The longest that the plan may take, when a round of a setting takes what `round` says. A handler that nothing
@@ -85,7 +91,8 @@ impl Plan {
         let settings = self.grid.waves().concat();
         let survey: Duration = settings.iter().map(|&setting| round(setting)).sum();
         let repeated = self.at_most().rounds - SURVEY_PASSES * settings.len();
-        survey * u32::try_from(SURVEY_PASSES).unwrap_or(u32::MAX) + smallest.saturating_mul(u32::try_from(repeated).unwrap_or(u32::MAX))
+        survey * u32::try_from(SURVEY_PASSES).unwrap_or(u32::MAX)
+            + smallest.saturating_mul(u32::try_from(repeated).unwrap_or(u32::MAX))
     }
 
     /// The next pass; `None` when it is over. `cells` has what the passes before brought.
@@ -122,7 +129,12 @@ impl Plan {
         self.began = self.pass;
     }
 
-    fn after_wave(&mut self, cells: &Cells, incumbent: Option<Setting>, barren: usize) -> (Stage, Vec<Setting>) {
+    fn after_wave(
+        &mut self,
+        cells: &Cells,
+        incumbent: Option<Setting>,
+        barren: usize,
+    ) -> (Stage, Vec<Setting>) {
         let barren = if self.is_better_than(incumbent, cells) { 0 } else { barren + 1 };
         let best = cells.best().map(|cell| cell.setting);
         if barren < BARREN_WAVES
@@ -139,13 +151,15 @@ impl Plan {
     /// While nothing has answered every call right (small settings may refuse some), larger settings are hoped for.
     fn is_better_than(&self, incumbent: Option<Setting>, cells: &Cells) -> bool {
         let passes = self.began..self.pass;
-        let Some(incumbent) = incumbent.and_then(|setting| cells.get(setting)).filter(|cell| cell.is_good()) else {
+        let Some(incumbent) = incumbent.and_then(|setting| cells.get(setting)).filter(|cell| cell.is_good())
+        else {
             return true;
         };
         let Some(bar) = incumbent.rate_in(passes.clone()) else { return true };
         let mut wave = self.settings.iter().filter_map(|&setting| cells.get(setting));
         wave.any(|cell| {
-            cell.is_good() && cell.rate_in(passes.clone()).is_some_and(|rate| rate > bar * (1.0 + NOISE_FLOOR))
+            cell.is_good()
+                && cell.rate_in(passes.clone()).is_some_and(|rate| rate > bar * (1.0 + NOISE_FLOOR))
         })
     }
 
@@ -183,8 +197,8 @@ fn contenders(cells: &Cells) -> Vec<Setting> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::cells::samples::round;
     use super::super::cells::Round;
+    use super::super::cells::samples::round;
     use super::*;
 
     const GRID: Grid = Grid { cpus: 2, connections: 64 };
@@ -227,7 +241,13 @@ mod tests {
             ("waits, then spins", |s| 10_000 * s.in_all().min(22) as u32, (1, 24)),
             (
                 "processes and threads only together",
-                |s| if s.processes >= 2 && s.threads >= 4 { 200_000 } else { 20_000 * s.in_all().min(4) as u32 },
+                |s| {
+                    if s.processes >= 2 && s.threads >= 4 {
+                        200_000
+                    } else {
+                        20_000 * s.in_all().min(4) as u32
+                    }
+                },
                 (2, 4),
             ),
         ];
@@ -238,7 +258,10 @@ mod tests {
                 assert_eq!(recommended, Setting::new(expected.0, expected.1), "{what}, noise {noise}");
                 assert!(percent >= 95, "{what}: {percent} %");
                 let most = Plan::new(GRID).at_most();
-                assert!(rounds <= most.rounds && cells.iter().count() <= most.settings, "{what}: {rounds} rounds");
+                assert!(
+                    rounds <= most.rounds && cells.iter().count() <= most.settings,
+                    "{what}: {rounds} rounds"
+                );
             }
         }
     }

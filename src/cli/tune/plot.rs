@@ -108,7 +108,9 @@ fn draw(
 
     let left = TextStyle::from(("sans-serif", 16).into_font()).color(&INK);
     let centre = |size: i32| {
-        TextStyle::from(("sans-serif", size).into_font()).color(&INK).pos(Pos::new(HPos::Center, VPos::Center))
+        TextStyle::from(("sans-serif", size).into_font())
+            .color(&INK)
+            .pos(Pos::new(HPos::Center, VPos::Center))
     };
     area.draw_text(&format!("{}: {title}", figure.heading()), &left, (16, 16))?;
     let middle = LEFT + columns * CELL.0 / 2;
@@ -133,9 +135,14 @@ fn draw(
                     let (fill, ink) = if cell.is_good() { colours(goodness) } else { (EMPTY, INK) };
                     square(&area, corner, 2, fill.filled())?;
                     let style = centre(13).color(&ink);
-                    area.draw_text(&figure.label(cell), &style, (corner.0 + CELL.0 / 2, corner.1 + CELL.1 / 2))?;
+                    area.draw_text(
+                        &figure.label(cell),
+                        &style,
+                        (corner.0 + CELL.0 / 2, corner.1 + CELL.1 / 2),
+                    )?;
                     if !cell.is_good() {
-                        let ends = [(corner.0 + 4, corner.1 + CELL.1 - 4), (corner.0 + CELL.0 - 4, corner.1 + 4)];
+                        let ends =
+                            [(corner.0 + 4, corner.1 + CELL.1 - 4), (corner.0 + CELL.0 - 4, corner.1 + 4)];
                         area.draw(&PathElement::new(ends, INK.stroke_width(1)))?;
                     }
                 }
@@ -173,16 +180,19 @@ fn colours(goodness: f64) -> (RGBColor, RGBColor) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cells::samples::{cells, round};
     use super::super::cells::Round;
+    use super::super::cells::samples::{cells, round};
     use super::*;
 
     #[test]
     fn a_map_has_every_cell_its_figure_and_a_frame() {
         let mut cells = cells(&[((1, 1), &[100]), ((1, 2), &[190]), ((2, 1), &[1_850])]);
         cells.add(Setting::new(4, 1), Round { errors: 1, ..round(0, 55) });
-        let svg = heat_map(Figure::Throughput, "sleep <5 & more>", &cells, Some(Setting::new(1, 2))).expect("drawn");
-        for text in ["<svg", "</svg>", "calls a second", "1,850", "190", "55.0", "#D65412", "threads in each process"] {
+        let svg = heat_map(Figure::Throughput, "sleep <5 & more>", &cells, Some(Setting::new(1, 2)))
+            .expect("drawn");
+        for text in
+            ["<svg", "</svg>", "calls a second", "1,850", "190", "55.0", "#D65412", "threads in each process"]
+        {
             assert!(svg.contains(text), "{text} is not in\n{svg}");
         }
         assert!(svg.contains("&lt;5 &amp; more&gt;"), "text is escaped:\n{svg}");

@@ -59,7 +59,10 @@ pub(super) fn reason(alone: Alone, verdict: &Verdict, cells: &Cells, grid: Grid)
 fn nature(alone: Alone) -> String {
     let waiting = alone.waiting();
     if alone.time <= QUICK {
-        format!("calls take {} µs there and back, quick enough for the poller to answer them itself", alone.time.as_micros())
+        format!(
+            "calls take {} µs there and back, quick enough for the poller to answer them itself",
+            alone.time.as_micros()
+        )
     } else if waiting >= MOSTLY {
         format!("handlers wait {} of their time", percent(waiting))
     } else if waiting <= 1.0 - MOSTLY {
@@ -107,8 +110,8 @@ fn percent(share: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cells::samples::{cells, round};
     use super::super::cells::Round;
+    use super::super::cells::samples::{cells, round};
     use super::super::grid::Setting;
     use super::*;
 
@@ -165,7 +168,8 @@ mod tests {
         let all_served = reason(alone(10_000, 100), &recommended(1, 64), &measured, grid);
         assert!(all_served.contains("every one of the 64 connections has a thread then"), "{all_served}");
         for pass in 3..9 {
-            measured.add(Setting::new(1, 64), Round { server_cpus: 1.5, load_cpus: 0.4, ..round(pass, 6000) });
+            measured
+                .add(Setting::new(1, 64), Round { server_cpus: 1.5, load_cpus: 0.4, ..round(pass, 6000) });
         }
         let busy = reason(alone(10_000, 100), &recommended(1, 64), &measured, grid);
         assert!(busy.contains("the CPUs are busy then (server 1.5, load generator 0.4, of 2)"), "{busy}");
@@ -178,7 +182,9 @@ mod tests {
             doubt: Some(Setting::new(1, 1)),
             ..recommended(1, 2)
         };
-        let told = told(alone(1000, 990), &verdict);
+        let measured = cells(&[((1, 2), &[1900; 3])]);
+        let grid = Grid { cpus: 2, connections: 64 };
+        let told = reason(alone(1000, 990), &verdict, &measured, grid);
         assert!(told.contains("2 × 1 is as fast, and a crash costs fewer calls there."), "{told}");
         assert!(told.contains("tell it from 1 × 1:"), "{told}");
     }

@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn the_recommendation_has_figures_a_reason_and_lines_to_paste() {
-        let text = told(false, Findings::text);
+        let text = told(false, |findings| findings.text());
         let expected = "
 recommended: 1 × 2 (processes × threads), 190 calls/s, p99 20.0 ms
 handlers burn CPU 98 % of their time: more threads help up to 2, one for each CPU, more processes don't.
@@ -140,7 +140,7 @@ processes = 1
 threads = 2
 ";
         assert!(text.ends_with(expected), "{text}");
-        assert!(told(true, Findings::text).contains("best guess so far: 1 × 2"));
+        assert!(told(true, |findings| findings.text()).contains("best guess so far: 1 × 2"));
     }
 
     #[test]

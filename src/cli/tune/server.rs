@@ -64,7 +64,10 @@ impl Launcher {
     pub(super) fn new(program: PathBuf, config: Option<PathBuf>) -> Result<Self, String> {
         let folder = Folder::new().map_err(|error| {
             let temporary = std::env::temp_dir();
-            format!("expected to make a folder in {}, found: {error}; set TMPDIR to another", temporary.display())
+            format!(
+                "expected to make a folder in {}, found: {error}; set TMPDIR to another",
+                temporary.display()
+            )
         })?;
         Ok(Self { program, config, folder })
     }
@@ -134,7 +137,8 @@ impl Launcher {
             return StartError::BadConfig(format!("{program} serve does not start:\n{log}"));
         }
         let found = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let words = format!("expected {program} serve to get ready with {setting}, found that it ended ({found})");
+        let words =
+            format!("expected {program} serve to get ready with {setting}, found that it ended ({found})");
         StartError::Failed(self.with_log(&words))
     }
 }

@@ -217,8 +217,9 @@ impl Sweep<'_> {
             return Err(Failure::Stopped);
         }
         self.check_alive(&server, setting)?;
-        let report = report
-            .map_err(|error| Failure::Failed(self.launcher.with_log(&format!("the load for {setting}: {error}"))))?;
+        let report = report.map_err(|error| {
+            Failure::Failed(self.launcher.with_log(&format!("the load for {setting}: {error}")))
+        })?;
         server.end().map_err(|error| Failure::Failed(format!("the server can't be waited for: {error}")))?;
         let round = Round {
             pass,
@@ -276,7 +277,9 @@ mod tests {
         let alone = Alone { time: Duration::from_millis(10), cpu: Duration::ZERO };
         let trial = Trial { alone, overhead: Duration::from_millis(30) };
         let timing = Timing::new(alone.time, None);
-        for (setting, ms) in [((1, 1), 400 + 100 + 650 + 30), ((1, 64), 400 + 100 + 20 + 30), ((4, 1), 400 + 100 + 170 + 30)] {
+        for (setting, ms) in
+            [((1, 1), 400 + 100 + 650 + 30), ((1, 64), 400 + 100 + 20 + 30), ((4, 1), 400 + 100 + 170 + 30)]
+        {
             let setting = Setting::new(setting.0, setting.1);
             assert_eq!(timing.round_at_most(&trial, setting, 64), Duration::from_millis(ms), "{setting}");
         }

@@ -25,7 +25,8 @@ fn line(cell: &Cell) -> String {
     let (p99, cpu) = (time(cell.p99()), time(cell.cpu_per_call()));
     let rate = rate(cell.rate());
     let rounds = cell.rounds.len();
-    let mut line = format!(" {processes:>9} × {threads:<7} {rate:>10} {spread:>7} {p99:>10} {cpu:>10} {rounds:>7}");
+    let mut line =
+        format!(" {processes:>9} × {threads:<7} {rate:>10} {spread:>7} {p99:>10} {cpu:>10} {rounds:>7}");
     if !cell.is_good() {
         let _ = write!(line, "  {}", failures(cell));
     }
@@ -75,8 +76,8 @@ pub(super) fn time(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cells::samples::{cells, round};
     use super::super::cells::Round;
+    use super::super::cells::samples::{cells, round};
     use super::*;
 
     #[test]
@@ -94,12 +95,19 @@ mod tests {
 
     #[test]
     fn figures_are_short() {
-        for (figure, text) in
-            [(0.0, "0.0"), (6.04, "6.0"), (99.96, "100.0"), (100.4, "100"), (1000.0, "1,000"), (1_234_567.0, "1,234,567")]
-        {
+        for (figure, text) in [
+            (0.0, "0.0"),
+            (6.04, "6.0"),
+            (99.96, "100.0"),
+            (100.4, "100"),
+            (1000.0, "1,000"),
+            (1_234_567.0, "1,234,567"),
+        ] {
             assert_eq!(rate(figure), text);
         }
-        for (us, text) in [(9, "9.0 µs"), (150, "150 µs"), (10_400, "10.4 ms"), (640_000, "640 ms"), (2_500_000, "2.5 s")] {
+        for (us, text) in
+            [(9, "9.0 µs"), (150, "150 µs"), (10_400, "10.4 ms"), (640_000, "640 ms"), (2_500_000, "2.5 s")]
+        {
             assert_eq!(time(Duration::from_micros(us)), text);
         }
     }
