@@ -1,6 +1,7 @@
 //! The server that tests and benches use: methods that are quick, slow, hungry or deadly on request.
 //!
-//! Each takes an object: `sleep {"ms": 50}`, `mix {"ms": 5, "us": 500}` (sleeps, then spins). Beside them are the built-in `ping`, `echo`, `tine.methods`, `tine.worker`.
+//! Each takes an object: `sleep {"ms": 50}`, `spin {"us": 1000}`, `mix {"ms": 5, "us": 500}`. Beside them are the built-in
+//! `ping`, `echo`, `tine.methods`, `tine.worker`.
 //!
 //! Environment variables make it fail before it serves, or after: `RIG_PRELOAD`, `RIG_WORKER_START` and
 //! `RIG_WORKER_STOP` are each `fail`, `exit`, `hang` or `thread` (leaves a thread behind).

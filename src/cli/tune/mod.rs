@@ -44,6 +44,9 @@ const MEASURED: i32 = 0;
 const FAILED: i32 = 1;
 const BAD_COMMAND_LINE: i32 = 2;
 
+/// Characters of the params in headings.
+const TITLE_PARAMS: usize = 60;
+
 /// Measures, prints and writes; the result is the exit code.
 pub(super) fn run(args: &TuneArgs) -> i32 {
     let (code, words) = match tune(args) {
@@ -127,9 +130,14 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
     }
 }
 
+/// The method, the beginning of its params, and the load, on one line.
 fn title(args: &TuneArgs) -> String {
-    let params = args.params.as_deref().map_or_else(String::new, |params| format!(" {params}"));
-    format!("{}{params}, {}", args.method, counted(args.connections, "connection"))
+    let params = args.params.as_deref().unwrap_or_default();
+    let params = params.split_whitespace().collect::<Vec<_>>().join(" ");
+    let short: String = params.chars().take(TITLE_PARAMS).collect();
+    let cut = if short.len() < params.len() { "…" } else { "" };
+    let call = format!("{} {short}{cut}", args.method);
+    format!("{}, {}", call.trim_end(), counted(args.connections, "connection"))
 }
 
 fn counted(count: usize, what: &str) -> String {
@@ -149,7 +157,7 @@ fn nothing_good(first_error: Option<String>) -> String {
     )
 }
 
-/// The flag that Ctrl-C sets; what runs then ends by itself and is told.
+/// The flag that Ctrl-C (or TERM, or HUP) sets; what runs then ends by itself and is told.
 fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
@@ -172,4 +180,28 @@ fn progress_bar(rounds: usize) -> ProgressBar {
 fn print(text: &str) {
     let mut out = io::stdout();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_title_is_one_short_line() {
+        let title = |params: Option<&str>| {
+            title(&TuneArgs {
+                config: None,
+                program: None,
+                method: "sleep".to_owned(),
+                params: params.map(str::to_owned),
+                connections: 1,
+                time: None,
+                out: None,
+            })
+        };
+        assert_eq!(title(None), "sleep, 1 connection");
+        assert_eq!(title(Some("{\n  \"ms\": 5\n}")), "sleep { \"ms\": 5 }, 1 connection");
+        let long = title(Some(&format!("\"{}\"", "x".repeat(500))));
+        assert!(long.ends_with("x…, 1 connection") && long.chars().count() < 90, "{long}");
+    }
 }

@@ -147,10 +147,17 @@ fn draw(
                     }
                 }
             }
-            if recommended == Some(setting) {
-                square(&area, corner, 1, FRAME.stroke_width(3))?;
-            }
         }
+    }
+    // After all cells, or a neighbour would cover its edge.
+    if let Some(setting) = recommended
+        && let (Ok(column), Some(row)) = (
+            threads.binary_search(&setting.threads),
+            processes.iter().rev().position(|&count| count == setting.processes),
+        )
+    {
+        let corner = (LEFT + i32::try_from(column)? * CELL.0, TOP + i32::try_from(row)? * CELL.1);
+        square(&area, corner, 1, FRAME.stroke_width(3))?;
     }
     area.present()?;
     Ok(())

@@ -14,6 +14,8 @@ use super::plot::{Figure, heat_map};
 use super::reason::{Alone, reason};
 use super::table::{self, table};
 
+const COMMENT_WIDTH: usize = 100;
+
 /// Everything there is to say.
 #[derive(Debug)]
 pub(super) struct Findings<'a> {
@@ -77,12 +79,8 @@ impl Findings<'_> {
 
     fn commented_lines(&self, verdict: &Verdict) -> String {
         let cut_short = if self.is_cut_short { " (cut short)" } else { "" };
-        let title = self.title;
-        format!(
-            "# Measured{cut_short} with {title}.\n# {}\n{}",
-            capitalised(&self.reason(verdict)),
-            lines_to_paste(verdict.recommended)
-        )
+        let words = format!("Measured{cut_short} with {}: {}", self.title, self.reason(verdict));
+        format!("{}{}", comment(&words), lines_to_paste(verdict.recommended))
     }
 }
 
@@ -103,9 +101,19 @@ fn lines_to_paste(setting: Setting) -> String {
     format!("processes = {}\nthreads = {}\n", setting.processes, setting.threads)
 }
 
-fn capitalised(sentence: &str) -> String {
-    let mut letters = sentence.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+/// As lines of a TOML comment, of which none is too long to read.
+fn comment(words: &str) -> String {
+    let mut lines = vec!["#".to_owned()];
+    for word in words.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + word.chars().count() < COMMENT_WIDTH => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("# {word}")),
+        }
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
 #[cfg(test)]
@@ -146,7 +154,8 @@ threads = 2
     #[test]
     fn the_lines_in_the_file_are_a_config() {
         let lines = told(false, |findings| findings.commented_lines(findings.verdict.expect("a verdict")));
-        assert!(lines.starts_with("# Measured with spin, 64 connections.\n# Handlers burn CPU"), "{lines}");
+        assert!(lines.starts_with("# Measured with spin, 64 connections: handlers burn CPU"), "{lines}");
+        assert!(lines.lines().all(|line| line.chars().count() <= COMMENT_WIDTH), "{lines}");
         let config: toml::Table = lines.parse().expect("TOML");
         assert_eq!(config["threads"].as_integer(), Some(2));
         assert_eq!(config["processes"].as_integer(), Some(1));

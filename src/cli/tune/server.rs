@@ -39,7 +39,7 @@ const BAD_CONFIG: i32 = 2;
 /// Why there is no server.
 #[derive(Debug)]
 pub(super) enum StartError {
-    /// Its configuration or command line is wrong; it says so itself.
+    /// There is no such program, or its configuration or command line is wrong; it says so itself.
     BadConfig(String),
     /// It can't be executed, ended, or did not get ready in time.
     Failed(String),
@@ -79,8 +79,8 @@ impl Launcher {
     /// The server did not get there, or `stop` was set; nothing of it is left then.
     pub(super) fn start(&self, setting: Setting, stop: &AtomicBool) -> Result<Server, StartError> {
         let mut server = self.spawn(setting).map_err(|error| {
-            StartError::Failed(format!(
-                "expected a program that can be executed, found {} ({error})",
+            StartError::BadConfig(format!(
+                "--program: expected a program that can be executed, found {} ({error})",
                 self.program.display()
             ))
         })?;

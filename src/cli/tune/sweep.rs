@@ -108,7 +108,11 @@ pub(super) fn try_out(
     let alone = loop {
         match outcome.recv_timeout(LOOK) {
             Ok(Ok(alone)) => break alone,
-            Ok(Err(error)) => return Err(refused(launcher, method, error)),
+            Ok(Err(error)) => {
+                // Before the log is read, which may have more to say about it.
+                let _ = server.end();
+                return Err(refused(launcher, method, error));
+            }
             Err(RecvTimeoutError::Timeout) if stop.load(Ordering::SeqCst) => return Err(Failure::Stopped),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
