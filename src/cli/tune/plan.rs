@@ -205,12 +205,13 @@ mod tests {
 
     /// Plays a whole plan on a machine where a setting has the rate that `rate` says, in percent more or less by
     /// pass and setting.
-    fn play(grid: Grid, noise: u32, rate: impl Fn(Setting) -> u32) -> (Cells, usize) {
+    fn play(grid: Grid, noise: usize, rate: impl Fn(Setting) -> usize) -> (Cells, usize) {
         let (mut plan, mut cells, mut rounds) = (Plan::new(grid), Cells::default(), 0);
         while let Some(pass) = plan.next(&cells) {
             for setting in pass.settings {
-                let dice = (setting.in_all() * 31 + setting.processes * 17 + pass.number * 7) as u32 % 11;
-                let rate = rate(setting) / 1000 * (1000 + noise * dice);
+                let dice = (setting.in_all() * 31 + setting.processes * 17 + pass.number * 7) % 11;
+                let rate = rate(setting) * (1000 + noise * dice) / 1000;
+                let rate = u32::try_from(rate).expect("a small rate");
                 cells.add(setting, if rate == 0 { failed(pass.number) } else { round(pass.number, rate) });
                 rounds += 1;
             }
@@ -223,7 +224,7 @@ mod tests {
     }
 
     /// The best of the coarse grid and the recommended one, in percent of it.
-    fn share(grid: Grid, cells: &Cells, rate: impl Fn(Setting) -> u32) -> (Setting, u32) {
+    fn share(grid: Grid, cells: &Cells, rate: impl Fn(Setting) -> usize) -> (Setting, usize) {
         let best = grid.waves().concat().into_iter().map(&rate).max().expect("a grid");
         let recommended = judge(cells).expect("a verdict").recommended;
         (recommended, rate(recommended) * 100 / best)
@@ -231,22 +232,18 @@ mod tests {
 
     #[test]
     fn what_is_recommended_has_its_share_of_the_full_grid() {
-        type Rate = fn(Setting) -> u32;
+        type Rate = fn(Setting) -> usize;
         let handlers: [(&str, Rate, (usize, usize)); 7] = [
-            ("sleeps: a thread for each connection", |s| 100_000 * s.in_all().min(64) as u32, (1, 64)),
-            ("spins: a thread for each CPU", |s| 100_000 * s.in_all().min(2) as u32, (1, 2)),
+            ("sleeps: a thread for each connection", |s| 100_000 * s.in_all().min(64), (1, 64)),
+            ("spins: a thread for each CPU", |s| 100_000 * s.in_all().min(2), (1, 2)),
             ("quick: no help", |_| 100_000, (1, 1)),
-            ("a lock in each process: processes alone help", |s| 100_000 * s.processes.min(2) as u32, (2, 1)),
-            ("one lock in the machine", |s| 100_000 / s.in_all().isqrt() as u32, (1, 1)),
-            ("waits, then spins", |s| 10_000 * s.in_all().min(22) as u32, (1, 24)),
+            ("a lock in each process: processes alone help", |s| 100_000 * s.processes.min(2), (2, 1)),
+            ("one lock in the machine", |s| 100_000 / s.in_all().isqrt(), (1, 1)),
+            ("waits, then spins", |s| 10_000 * s.in_all().min(22), (1, 24)),
             (
                 "processes and threads only together",
                 |s| {
-                    if s.processes >= 2 && s.threads >= 4 {
-                        200_000
-                    } else {
-                        20_000 * s.in_all().min(4) as u32
-                    }
+                    if s.processes >= 2 && s.threads >= 4 { 200_000 } else { 20_000 * s.in_all().min(4) }
                 },
                 (2, 4),
             ),
@@ -306,7 +303,7 @@ mod tests {
     #[test]
     fn a_contest_is_among_few_and_goes_on_while_there_is_doubt() {
         let count = |noise| {
-            let (cells, _) = play(GRID, noise, |s| 1000 * s.in_all().min(8) as u32);
+            let (cells, _) = play(GRID, noise, |s| 1000 * s.in_all().min(8));
             cells.get(Setting::new(1, 8)).map_or(0, |cell| cell.rounds.len())
         };
         // In its wave, in the two after it, around it, and in the contest.

@@ -137,9 +137,13 @@ mod tests {
         })
     }
 
+    fn as_text(findings: &Findings<'_>) -> String {
+        findings.text()
+    }
+
     #[test]
     fn the_recommendation_has_figures_a_reason_and_lines_to_paste() {
-        let text = told(false, |findings| findings.text());
+        let text = told(false, as_text);
         let expected = "
 recommended: 1 × 2 (processes × threads), 190 calls/s, p99 20.0 ms
 handlers burn CPU 98 % of their time: more threads help up to 2, one for each CPU, more processes don't.
@@ -148,7 +152,7 @@ processes = 1
 threads = 2
 ";
         assert!(text.ends_with(expected), "{text}");
-        assert!(told(true, |findings| findings.text()).contains("best guess so far: 1 × 2"));
+        assert!(told(true, as_text).contains("best guess so far: 1 × 2"));
     }
 
     #[test]
