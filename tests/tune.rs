@@ -161,26 +161,29 @@ impl Tuning {
         let folder = Folder::new();
         let mut command = tune(&folder, &["--method", "sleep", "--params", r#"{"ms":1}"#, "--time", "50ms"]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-        let pid = i32::try_from(child.id()).expect("a pid fits");
+        let mut tuning = Self { child, folder, server: 0, workers: Vec::new() };
         let begun = Instant::now();
         let mut seen: Vec<i32> = Vec::new();
-        loop {
+        while seen.len() < servers || tuning.workers.is_empty() {
             assert!(begun.elapsed() < PATIENCE, "no server number {servers}, only {seen:?}");
-            if let Some(&server) = children_of(pid).first() {
+            if let Some(&server) = children_of(tuning.pid()).first() {
                 if !seen.contains(&server) {
                     seen.push(server);
                 }
-                let workers = children_named(server, "tine-worker");
-                if seen.len() >= servers && !workers.is_empty() {
-                    return Self { child, folder, server, workers };
-                }
+                tuning.server = server;
+                tuning.workers = children_named(server, "tine-worker");
             }
             std::thread::yield_now();
         }
+        tuning
+    }
+
+    fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("a pid fits")
     }
 
     fn signal(&self, signal: Signal) {
-        send_signal(i32::try_from(self.child.id()).expect("a pid fits"), signal);
+        send_signal(self.pid(), signal);
     }
 
     /// The exit code and what was printed, once `tune` has ended.
@@ -196,6 +199,14 @@ impl Tuning {
         for pid in self.workers.iter().chain([&self.server]) {
             assert!(await_gone(*pid, PATIENCE), "process {pid} is still there");
         }
+    }
+}
+
+impl Drop for Tuning {
+    fn drop(&mut self) {
+        // Only a failed test gets here with something left to end; the server goes with it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

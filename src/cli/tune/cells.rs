@@ -38,6 +38,8 @@ pub(super) struct Round {
     pub(super) server_cpus: f64,
     /// CPU time of the load generator for each second of the round.
     pub(super) load_cpus: f64,
+    /// CPU time of all other programs for each second of the round.
+    pub(super) other_cpus: f64,
 }
 
 impl Round {
@@ -138,6 +140,11 @@ impl Cells {
         self.iter().filter(|cell| cell.is_good())
     }
 
+    /// What other programs used in the middle one of all rounds: CPU time for each second.
+    pub(super) fn other_cpus(&self) -> f64 {
+        median(self.iter().flat_map(|cell| cell.rounds.iter().map(|round| round.other_cpus)))
+    }
+
     /// The good cell with the highest rate.
     pub(super) fn best(&self) -> Option<&Cell> {
         self.good().max_by(|a, b| a.rate().total_cmp(&b.rate()))
@@ -176,6 +183,7 @@ pub(super) mod samples {
             p99: Duration::from_millis(20),
             server_cpus: 0.5,
             load_cpus: 0.25,
+            other_cpus: 0.0,
         }
     }
 

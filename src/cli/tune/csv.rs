@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::cells::Cells;
 
-const HEAD: &str = "pass,processes,threads,calls,errors,wrong,unanswered,closed,seconds,calls_per_second,p50_ms,p99_ms,server_cpus,load_cpus";
+const HEAD: &str = "pass,processes,threads,calls,errors,wrong,unanswered,closed,seconds,calls_per_second,p50_ms,p99_ms,server_cpus,load_cpus,other_cpus";
 
 /// A line of names, then one for each round, in the order of passes and within a pass of size.
 pub(super) fn csv(cells: &Cells) -> String {
@@ -16,7 +16,7 @@ pub(super) fn csv(cells: &Cells) -> String {
         // Writing to a `String` can't fail. Numbers need no quotes.
         let _ = writeln!(
             text,
-            "{},{},{},{},{},{},{},{},{:.3},{:.1},{:.4},{:.4},{:.3},{:.3}",
+            "{},{},{},{},{},{},{},{},{:.3},{:.1},{:.4},{:.4},{:.3},{:.3},{:.3}",
             round.pass,
             setting.processes,
             setting.threads,
@@ -31,6 +31,7 @@ pub(super) fn csv(cells: &Cells) -> String {
             round.p99.as_secs_f64() * 1e3,
             round.server_cpus,
             round.load_cpus,
+            round.other_cpus,
         );
     }
     text
@@ -46,9 +47,9 @@ mod tests {
         let text = csv(&cells(&[((1, 1), &[100, 102]), ((2, 1), &[190])]));
         let expected = format!(
             "{HEAD}
-0,1,1,100,0,0,0,0,1.000,100.0,10.0000,20.0000,0.500,0.250
-0,2,1,190,0,0,0,0,1.000,190.0,10.0000,20.0000,0.500,0.250
-1,1,1,102,0,0,0,0,1.000,102.0,10.0000,20.0000,0.500,0.250
+0,1,1,100,0,0,0,0,1.000,100.0,10.0000,20.0000,0.500,0.250,0.000
+0,2,1,190,0,0,0,0,1.000,190.0,10.0000,20.0000,0.500,0.250,0.000
+1,1,1,102,0,0,0,0,1.000,102.0,10.0000,20.0000,0.500,0.250,0.000
 "
         );
         assert_eq!(text, expected);

@@ -5,7 +5,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-/// Threads up to which a worker is tried, also where fewer connections would keep them all busy.
+/// What the configuration allows.
 const MOST_PROCESSES: usize = 1024;
 const MOST_THREADS: usize = 4096;
 

@@ -24,7 +24,7 @@ pub(super) struct Verdict {
     pub(super) recommended: Setting,
     /// The setting with the highest rate, which may be the same.
     pub(super) best: Setting,
-    /// Settings with as many threads in all in more processes, that are as fast within noise.
+    /// Settings with as many threads in all in more processes, whose rate is no lower than the least noise explains.
     pub(super) as_fast: Vec<Setting>,
     /// A smaller setting that the rounds can't tell from the recommended one, though its rate is below the
     /// fair share: more rounds, or a quieter machine, would tell.
@@ -45,7 +45,7 @@ pub(super) fn judge(cells: &Cells) -> Option<Verdict> {
     let peers = cells.good().filter(|cell| {
         cell.setting.in_all() == here.setting.in_all()
             && cell.setting.processes > here.setting.processes
-            && within_noise(cell, here)
+            && cell.rate() >= here.rate() * (1.0 - NOISE_FLOOR)
     });
     let doubt = cells.good().find(|cell| cell.setting < here.setting && within_noise(cell, here));
     Some(Verdict {

@@ -12,6 +12,7 @@ mod cells;
 mod csv;
 mod grid;
 mod judge;
+mod machine;
 mod plan;
 mod plot;
 mod reason;

@@ -16,6 +16,10 @@ const QUICK: Duration = Duration::from_micros(100);
 const MOSTLY: f64 = 0.8;
 /// The CPUs count as busy from this share on; a machine has other things to do too.
 const BUSY: f64 = 0.85;
+/// Rounds of one setting that differ by more than this are worth a word.
+const ROUGH: f64 = 0.1;
+/// Other programs are in the way from this share of the CPUs on.
+const IN_THE_WAY: f64 = 0.15;
 
 /// What a call does when it is the only one.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,10 +52,9 @@ pub(super) fn reason(alone: Alone, verdict: &Verdict, cells: &Cells, grid: Grid)
     if let Some(other) = verdict.as_fast.first() {
         text.push_str(&format!(" {other} is as fast, and a crash costs fewer calls there."));
     }
-    if let Some(smaller) = verdict.doubt {
-        text.push_str(&format!(
-            " The rounds differ too much to tell it from {smaller}: measure again when the machine is quieter, or longer (--time)."
-        ));
+    if let Some(caution) = caution(verdict, cell, cells, grid) {
+        text.push(' ');
+        text.push_str(&caution);
     }
     text
 }
@@ -88,9 +91,7 @@ fn what_helps(verdict: &Verdict, grid: Grid) -> String {
 /// What keeps larger settings from being faster, where the figures show it.
 fn limit(alone: Alone, cell: &Cell, grid: Grid) -> Option<String> {
     let (server, load) = (cell.server_cpus(), cell.load_cpus());
-    #[expect(clippy::cast_precision_loss, reason = "CPUs")]
-    let cpus = grid.cpus as f64;
-    if server + load >= BUSY * cpus {
+    if server + load >= BUSY * as_f64(grid.cpus) {
         return Some(format!(
             "the CPUs are busy then (server {server:.1}, load generator {load:.1}, of {})",
             grid.cpus
@@ -100,6 +101,27 @@ fn limit(alone: Alone, cell: &Cell, grid: Grid) -> Option<String> {
         let connections = grid.connections;
         format!("every one of the {connections} connections has a thread then, so expect more callers to need more (--connections)")
     })
+}
+
+/// How far not to trust it.
+fn caution(verdict: &Verdict, cell: &Cell, cells: &Cells, grid: Grid) -> Option<String> {
+    let differ = match verdict.doubt {
+        Some(smaller) => format!("The rounds differ too much to tell it from {smaller}"),
+        None if cell.spread() > ROUGH => format!("Its rounds differ by {}", percent(cell.spread())),
+        None => return None,
+    };
+    let others = cells.other_cpus();
+    Some(if others > IN_THE_WAY * as_f64(grid.cpus) {
+        format!(
+            "{differ}, and other programs used {others:.1} CPUs meanwhile: measure again when the machine is quieter."
+        )
+    } else {
+        format!("{differ}: measure again, and longer (--time).")
+    })
+}
+
+fn as_f64(cpus: usize) -> f64 {
+    f64::from(u32::try_from(cpus).unwrap_or(u32::MAX))
 }
 
 /// A share in percent; never 100 % of what is a little less.
@@ -187,6 +209,14 @@ mod tests {
         let told = reason(alone(1000, 990), &verdict, &measured, grid);
         assert!(told.contains("2 × 1 is as fast, and a crash costs fewer calls there."), "{told}");
         assert!(told.contains("tell it from 1 × 1:"), "{told}");
+        let mut disturbed = cells(&[((1, 2), &[1900, 1200, 1600])]);
+        let told = reason(alone(1000, 990), &recommended(1, 2), &disturbed, grid);
+        assert!(told.ends_with("Its rounds differ by 28 %: measure again, and longer (--time)."), "{told}");
+        for (pass, rate) in (3..).zip([1000, 1900, 1300, 1800]) {
+            disturbed.add(Setting::new(1, 2), Round { other_cpus: 0.8, ..round(pass, rate) });
+        }
+        let told = reason(alone(1000, 990), &recommended(1, 2), &disturbed, grid);
+        assert!(told.contains("other programs used 0.8 CPUs meanwhile"), "{told}");
     }
 
     #[test]

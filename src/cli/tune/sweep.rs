@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use super::cells::{Cells, Round};
 use super::grid::Setting;
+use super::machine;
 use super::plan::Plan;
 use super::reason::Alone;
 use super::server::{Launcher, Processes, Server, StartError};
@@ -214,9 +215,14 @@ impl Sweep<'_> {
             duration: self.timing.time,
             ..Load::default()
         };
-        let (cpu_before, begun) = (server.processes().cpu_time(), Instant::now());
+        let (cpu_before, busy_before, begun) =
+            (server.processes().cpu_time(), machine::busy_time(), Instant::now());
         let report = load.run(self.exchange, self.stop, &mut |_| {});
-        let (cpu, time) = (server.processes().cpu_time().saturating_sub(cpu_before), begun.elapsed());
+        let (cpu, busy, time) = (
+            server.processes().cpu_time().saturating_sub(cpu_before),
+            machine::busy_time().saturating_sub(busy_before),
+            begun.elapsed(),
+        );
         if self.stop.load(Ordering::SeqCst) {
             return Err(Failure::Stopped);
         }
@@ -225,6 +231,7 @@ impl Sweep<'_> {
             Failure::Failed(self.launcher.with_log(&format!("the load for {setting}: {error}")))
         })?;
         server.end().map_err(|error| Failure::Failed(format!("the server can't be waited for: {error}")))?;
+        let (server_cpus, load_cpus) = (share(cpu, time), report.load_share());
         let round = Round {
             pass,
             rate: report.rate(),
@@ -236,8 +243,9 @@ impl Sweep<'_> {
             elapsed: report.elapsed,
             p50: report.percentile(50.0),
             p99: report.percentile(99.0),
-            server_cpus: share(cpu, time),
-            load_cpus: report.load_share(),
+            server_cpus,
+            load_cpus,
+            other_cpus: (share(busy, time) - server_cpus - load_cpus).max(0.0),
         };
         Ok((round, report.first_error.or(report.first_wrong)))
     }
