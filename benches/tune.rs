@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench tune` runs `rig tune` for each handler, then measures every setting of the grid itself, in passes
 //! that run to and fro, and prints both. It ends with 1 if a recommended setting has less than 0.95 of the best cell, or a
-//! smaller one is within noise of it. That takes about ten minutes. Names (`sleep`, `spin`, `mix`) as arguments choose
+//! smaller one is within noise of it. That takes about ten minutes, more while other programs use the CPUs. Names (`sleep`, `spin`, `mix`) as arguments choose
 //! handlers. Without the `--bench` that cargo adds, as in `cargo test --all-targets`, short rounds show that it works.
 
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -35,6 +35,8 @@ struct Effort {
     time: Duration,
     /// Arguments of `tune`.
     tune: &'static [&'static str],
+    /// How long to wait for a quiet machine before a round.
+    patience: Duration,
     /// Whether a wrong answer of `tune` counts; short rounds say little.
     counts: bool,
 }
@@ -44,6 +46,7 @@ const FULL: Effort = Effort {
     warm_up: Duration::from_millis(100),
     time: Duration::from_millis(400),
     tune: &[],
+    patience: Duration::from_secs(3),
     counts: true,
 };
 const SHORT: Effort = Effort {
@@ -51,8 +54,13 @@ const SHORT: Effort = Effort {
     warm_up: Duration::from_millis(5),
     time: Duration::from_millis(10),
     tune: &["--time", "10ms"],
+    patience: Duration::ZERO,
     counts: false,
 };
+
+/// Between two looks at how busy the machine is, and what must be idle of it then.
+const LOOK: Duration = Duration::from_millis(100);
+const QUIET_SHARE: f64 = 0.8;
 
 /// Processes and threads.
 type Setting = (usize, usize);
@@ -193,6 +201,7 @@ impl Place {
         params: &str,
         effort: &Effort,
     ) -> Result<f64, Box<dyn Error>> {
+        await_quiet(effort.patience)?;
         let server = Server::start(self, setting)?;
         let load = Load {
             to: server.address.clone(),
@@ -211,6 +220,34 @@ impl Drop for Place {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Waits until other programs leave the CPUs alone, but no longer than `patience`.
+fn await_quiet(patience: Duration) -> Anything {
+    let begun = Instant::now();
+    let mut before = idle_ticks()?;
+    while begun.elapsed() < patience {
+        std::thread::sleep(LOOK);
+        let now = idle_ticks()?;
+        if now - before
+            >= QUIET_SHARE * LOOK.as_secs_f64() * 100.0 * as_f64(std::thread::available_parallelism()?.get())
+        {
+            break;
+        }
+        before = now;
+    }
+    Ok(())
+}
+
+/// Hundredths of a second in which the CPUs had nothing to do.
+fn idle_ticks() -> Result<f64, Box<dyn Error>> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let line = text.lines().next().ok_or("a line for all CPUs")?;
+    Ok(line.split_whitespace().nth(4).ok_or("the idle time")?.parse()?)
+}
+
+fn as_f64(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 /// A server with all its workers ready, killed when it is dropped.

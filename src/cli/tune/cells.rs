@@ -14,6 +14,9 @@ const DEVIATION: f64 = 1.4826;
 /// M. G. Kendall and A. Stuart, "The Advanced Theory of Statistics", volume 1, section 10.10.
 const MEDIAN_ERROR: f64 = 1.2533;
 
+/// Rounds that nobody disturbed, from which on those that somebody did are left out.
+pub(super) const ENOUGH: usize = 2;
+
 /// One setting under load for a moment, by a server that was started for it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Round {
@@ -40,6 +43,8 @@ pub(super) struct Round {
     pub(super) load_cpus: f64,
     /// CPU time of all other programs for each second of the round.
     pub(super) other_cpus: f64,
+    /// Other programs were in the way; see [`Cell::counted`].
+    pub(super) is_disturbed: bool,
 }
 
 impl Round {
@@ -62,26 +67,43 @@ pub(super) struct Cell {
 }
 
 impl Cell {
+    /// The rounds that count: those that nobody disturbed, or all where these are fewer than [`ENOUGH`]. Under others'
+    /// load a setting with more threads gets a larger part of the CPUs, and seems better than it is.
+    pub(super) fn counted(&self) -> impl Iterator<Item = &Round> + Clone {
+        let take_all = self.quiet() < ENOUGH;
+        self.rounds.iter().filter(move |round| take_all || !round.is_disturbed)
+    }
+
+    /// How many rounds nobody disturbed.
+    pub(super) fn quiet(&self) -> usize {
+        self.rounds.iter().filter(|round| !round.is_disturbed).count()
+    }
+
+    /// As [`quiet`](Self::quiet), in these passes.
+    pub(super) fn quiet_in(&self, passes: std::ops::Range<usize>) -> usize {
+        self.rounds.iter().filter(|round| !round.is_disturbed && passes.contains(&round.pass)).count()
+    }
+
     /// The median of the rounds' rates, in right answers a second.
     pub(super) fn rate(&self) -> f64 {
-        median(self.rounds.iter().map(|round| round.rate))
+        median(self.counted().map(|round| round.rate))
     }
 
     /// The rate of the best round: what the setting may be worth, if the others were disturbed.
     pub(super) fn best_rate(&self) -> f64 {
-        self.rounds.iter().map(|round| round.rate).fold(0.0, f64::max)
+        self.counted().map(|round| round.rate).fold(0.0, f64::max)
     }
 
     pub(super) fn p99(&self) -> Duration {
-        Duration::from_secs_f64(median(self.rounds.iter().map(|round| round.p99.as_secs_f64())))
+        Duration::from_secs_f64(median(self.counted().map(|round| round.p99.as_secs_f64())))
     }
 
     pub(super) fn server_cpus(&self) -> f64 {
-        median(self.rounds.iter().map(|round| round.server_cpus))
+        median(self.counted().map(|round| round.server_cpus))
     }
 
     pub(super) fn load_cpus(&self) -> f64 {
-        median(self.rounds.iter().map(|round| round.load_cpus))
+        median(self.counted().map(|round| round.load_cpus))
     }
 
     /// Server CPU time for each call.
@@ -98,22 +120,23 @@ impl Cell {
     /// change least, as a share of the rate.
     pub(super) fn spread(&self) -> f64 {
         let rate = self.rate();
-        let deviation = median(self.rounds.iter().map(|round| (round.rate - rate).abs()));
+        let deviation = median(self.counted().map(|round| (round.rate - rate).abs()));
         if rate > 0.0 { DEVIATION * deviation / rate } else { 0.0 }
     }
 
     /// The standard error of the rate, as a share of it.
     pub(super) fn error(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a few rounds")]
-        let rounds = self.rounds.len().max(1) as f64;
+        let rounds = self.counted().count().max(1) as f64;
         MEDIAN_ERROR * self.spread() / rounds.sqrt()
     }
 
-    /// The mean rate in these passes; `None` if the cell has no round in them. (Of two rounds a median is the mean.)
+    /// The median rate in these passes, of what nobody disturbed if there is any; `None` without a round in them.
     pub(super) fn rate_in(&self, passes: std::ops::Range<usize>) -> Option<f64> {
         let rounds = self.rounds.iter().filter(|round| passes.contains(&round.pass));
-        let rates: Vec<f64> = rounds.map(|round| round.rate).collect();
-        (!rates.is_empty()).then(|| median(rates.into_iter()))
+        let take_all = rounds.clone().all(|round| round.is_disturbed);
+        let rates = rounds.filter(|round| take_all || !round.is_disturbed).map(|round| round.rate);
+        (rates.clone().count() > 0).then(|| median(rates))
     }
 }
 
@@ -184,6 +207,7 @@ pub(super) mod samples {
             server_cpus: 0.5,
             load_cpus: 0.25,
             other_cpus: 0.0,
+            is_disturbed: false,
         }
     }
 
@@ -229,6 +253,19 @@ mod tests {
     fn one_round_has_no_spread_and_none_has_no_rate() {
         assert!(cell(&[7]).spread().abs() < 1e-9);
         assert!(median(std::iter::empty()).abs() < 1e-9);
+    }
+
+    #[test]
+    fn disturbed_rounds_are_left_out_where_enough_others_are_there() {
+        let mut cell = cell(&[100, 102]);
+        let disturbed = |rate| Round { is_disturbed: true, ..round(5, rate) };
+        cell.rounds.extend([disturbed(50), disturbed(50), disturbed(50)]);
+        assert!((cell.rate() - 101.0).abs() < 1e-9, "{}", cell.rate());
+        assert_eq!((cell.counted().count(), cell.quiet()), (2, 2));
+        assert_eq!(cell.rate_in(1..6), Some(102.0));
+        assert_eq!(cell.rate_in(5..6), Some(50.0));
+        cell.rounds.remove(0);
+        assert!((cell.rate() - 50.0).abs() < 1e-9, "{}", cell.rate());
     }
 
     #[test]

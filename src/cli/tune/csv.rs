@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::cells::Cells;
 
-const HEAD: &str = "pass,processes,threads,calls,errors,wrong,unanswered,closed,seconds,calls_per_second,p50_ms,p99_ms,server_cpus,load_cpus,other_cpus";
+const HEAD: &str = "pass,processes,threads,calls,errors,wrong,unanswered,closed,seconds,calls_per_second,p50_ms,p99_ms,server_cpus,load_cpus,other_cpus,disturbed";
 
 /// A line of names, then one for each round, in the order of passes and within a pass of size.
 pub(super) fn csv(cells: &Cells) -> String {
@@ -16,7 +16,7 @@ pub(super) fn csv(cells: &Cells) -> String {
         // Writing to a `String` can't fail. Numbers need no quotes.
         let _ = writeln!(
             text,
-            "{},{},{},{},{},{},{},{},{:.3},{:.1},{:.4},{:.4},{:.3},{:.3},{:.3}",
+            "{},{},{},{},{},{},{},{},{:.3},{:.1},{:.4},{:.4},{:.3},{:.3},{:.3},{}",
             round.pass,
             setting.processes,
             setting.threads,
@@ -32,6 +32,7 @@ pub(super) fn csv(cells: &Cells) -> String {
             round.server_cpus,
             round.load_cpus,
             round.other_cpus,
+            u8::from(round.is_disturbed),
         );
     }
     text
@@ -47,9 +48,9 @@ mod tests {
         let text = csv(&cells(&[((1, 1), &[100, 102]), ((2, 1), &[190])]));
         let expected = format!(
             "{HEAD}
-0,1,1,100,0,0,0,0,1.000,100.0,10.0000,20.0000,0.500,0.250,0.000
-0,2,1,190,0,0,0,0,1.000,190.0,10.0000,20.0000,0.500,0.250,0.000
-1,1,1,102,0,0,0,0,1.000,102.0,10.0000,20.0000,0.500,0.250,0.000
+0,1,1,100,0,0,0,0,1.000,100.0,10.0000,20.0000,0.500,0.250,0.000,0
+0,2,1,190,0,0,0,0,1.000,190.0,10.0000,20.0000,0.500,0.250,0.000,0
+1,1,1,102,0,0,0,0,1.000,102.0,10.0000,20.0000,0.500,0.250,0.000,0
 "
         );
         assert_eq!(text, expected);

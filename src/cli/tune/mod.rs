@@ -89,7 +89,7 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let longest = plan.longest(|setting| timing.round_at_most(&trial, setting, grid.connections));
     let title = title(args);
     print(&format!(
-        "{title}; on {}\nat most {} settings, {}\n\n",
+        "{title}; on {}\nat most {} settings, {}; half of that while nothing else uses the machine\n\n",
         counted(grid.cpus, "CPU"),
         at_most.settings,
         humantime::format_duration(whole_seconds(longest))
@@ -99,6 +99,7 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
         launcher: &launcher,
         exchange: &exchange,
         connections: grid.connections,
+        cpus: grid.cpus,
         timing,
         stop: &stop,
     };

@@ -6,17 +6,19 @@
 
 use std::time::Duration;
 
-use super::cells::Cells;
+use super::cells::{Cells, ENOUGH};
 use super::grid::{Grid, Setting};
 use super::judge::{NOISE_FLOOR, judge};
 
-/// Passes over each wave, and around the best.
-const SURVEY_PASSES: usize = 2;
+/// Passes over each wave, and around the best; more over what was disturbed.
+const SURVEY_PASSES: usize = ENOUGH;
+const LONGEST_SURVEY: usize = 4;
 /// Waves without anything clearly better, after which larger settings are not tried: one may be bad luck.
 const BARREN_WAVES: usize = 2;
-/// Further passes over those who may still win: as many in any case, and while the verdict is in doubt.
+/// Further passes over those who may still win: as many in any case, and while rounds are disturbed or the verdict is
+/// in doubt.
 const CONTEST_PASSES: usize = 5;
-const LONGEST_CONTEST: usize = 9;
+const LONGEST_CONTEST: usize = 12;
 /// Who may still win: a setting whose best round has this share of the highest rate.
 const CONTENDERS_SHARE: f64 = 0.92;
 const MOST_CONTENDERS: usize = 8;
@@ -76,8 +78,8 @@ impl Plan {
         let waves = self.grid.waves();
         let settings: usize = waves.iter().map(Vec::len).sum();
         // The best so far is measured along with each wave, and the best and the recommended one with what is around.
-        let survey = (settings + waves.len()) * SURVEY_PASSES;
-        let around = (MOST_AROUND + 2) * SURVEY_PASSES;
+        let survey = (settings + waves.len()) * LONGEST_SURVEY;
+        let around = (MOST_AROUND + 2) * LONGEST_SURVEY;
         AtMost {
             settings: settings + MOST_AROUND,
             rounds: survey + around + MOST_CONTENDERS * LONGEST_CONTEST,
@@ -90,32 +92,50 @@ impl Plan {
         let smallest = round(Setting::new(1, 1));
         let settings = self.grid.waves().concat();
         let survey: Duration = settings.iter().map(|&setting| round(setting)).sum();
-        let repeated = self.at_most().rounds - SURVEY_PASSES * settings.len();
-        survey * u32::try_from(SURVEY_PASSES).unwrap_or(u32::MAX)
+        let repeated = self.at_most().rounds - LONGEST_SURVEY * settings.len();
+        survey * u32::try_from(LONGEST_SURVEY).unwrap_or(u32::MAX)
             + smallest.saturating_mul(u32::try_from(repeated).unwrap_or(u32::MAX))
     }
 
     /// The next pass; `None` when it is over. `cells` has what the passes before brought.
     pub(super) fn next(&mut self, cells: &Cells) -> Option<Pass> {
-        let done = self.pass - self.began;
-        let goes_on = match self.stage {
-            Stage::Survey { .. } | Stage::Around => done < SURVEY_PASSES,
-            Stage::Contest => {
-                let doubt = || judge(cells).is_some_and(|verdict| verdict.doubt.is_some());
-                done < CONTEST_PASSES || (done < LONGEST_CONTEST && doubt())
-            }
-            Stage::Over => false,
-        };
-        if !goes_on {
+        if !self.goes_on(cells) {
             self.advance(cells);
         }
         let number = self.pass;
         let mut settings = self.settings.clone();
+        if number - self.began >= SURVEY_PASSES && matches!(self.stage, Stage::Survey { .. } | Stage::Around)
+        {
+            settings.retain(|&setting| self.lacks(setting, SURVEY_PASSES, cells));
+        }
         if number % 2 == 1 {
             settings.reverse();
         }
         self.pass += 1;
         (!settings.is_empty()).then_some(Pass { number, settings })
+    }
+
+    /// Whether the stage, or its wave, needs another pass.
+    fn goes_on(&self, cells: &Cells) -> bool {
+        let done = self.pass - self.began;
+        let anyone_lacks =
+            |rounds: usize| self.settings.iter().any(|&setting| self.lacks(setting, rounds, cells));
+        match self.stage {
+            Stage::Survey { .. } | Stage::Around => {
+                done < SURVEY_PASSES || (done < LONGEST_SURVEY && anyone_lacks(SURVEY_PASSES))
+            }
+            Stage::Contest => {
+                let doubt = || judge(cells).is_some_and(|verdict| verdict.doubt.is_some());
+                done < CONTEST_PASSES || (done < LONGEST_CONTEST && (anyone_lacks(CONTEST_PASSES) || doubt()))
+            }
+            Stage::Over => false,
+        }
+    }
+
+    /// Whether fewer rounds of this stage than that went undisturbed.
+    fn lacks(&self, setting: Setting, rounds: usize, cells: &Cells) -> bool {
+        let quiet = cells.get(setting).map_or(0, |cell| cell.quiet_in(self.began..self.pass));
+        quiet < rounds
     }
 
     fn advance(&mut self, cells: &Cells) {
@@ -298,6 +318,36 @@ mod tests {
         assert_eq!(forth.len(), 3, "with the best before it: {forth:?}");
         back.reverse();
         assert_eq!(forth, back);
+    }
+
+    #[test]
+    fn what_was_disturbed_is_measured_again_but_not_for_ever() {
+        let disturbed = |pass: usize, rate| Round { is_disturbed: true, ..round(pass, rate) };
+        let (mut plan, mut cells, mut rounds) = (Plan::new(GRID), Cells::default(), 0);
+        while let Some(pass) = plan.next(&cells) {
+            for setting in pass.settings {
+                cells.add(setting, disturbed(pass.number, 1000));
+                rounds += 1;
+            }
+        }
+        let first = cells.get(Setting::new(1, 1)).map_or(0, |cell| cell.rounds.len());
+        assert!(first >= LONGEST_SURVEY + LONGEST_CONTEST, "{first}");
+        assert!(rounds <= Plan::new(GRID).at_most().rounds, "{rounds}");
+
+        // Only who lacks a quiet round gets another.
+        let (mut plan, mut cells) = (Plan::new(GRID), Cells::default());
+        for _ in 0..2 {
+            let pass = plan.next(&cells).expect("the first wave");
+            cells.add(Setting::new(1, 1), round(pass.number, 1000));
+        }
+        for _ in 0..2 {
+            for setting in plan.next(&cells).expect("the second wave").settings {
+                let made = if setting == Setting::new(1, 2) { disturbed(3, 900) } else { round(3, 1000) };
+                cells.add(setting, made.clone());
+            }
+        }
+        let again = plan.next(&cells).expect("the second wave goes on").settings;
+        assert_eq!(again, [Setting::new(1, 2)]);
     }
 
     #[test]

@@ -111,13 +111,18 @@ fn caution(verdict: &Verdict, cell: &Cell, cells: &Cells, grid: Grid) -> Option<
         None => return None,
     };
     let others = cells.other_cpus();
-    Some(if others > IN_THE_WAY * as_f64(grid.cpus) {
+    Some(if is_in_the_way(others, grid.cpus) {
         format!(
             "{differ}, and other programs used {others:.1} CPUs meanwhile: measure again when the machine is quieter."
         )
     } else {
         format!("{differ}: measure again, and longer (--time).")
     })
+}
+
+/// Whether CPUs that other programs use are too many to measure beside them.
+pub(super) fn is_in_the_way(other_cpus: f64, cpus: usize) -> bool {
+    other_cpus > IN_THE_WAY * as_f64(cpus)
 }
 
 fn as_f64(cpus: usize) -> f64 {

@@ -15,7 +15,7 @@ use super::cells::{Cells, Round};
 use super::grid::Setting;
 use super::machine;
 use super::plan::Plan;
-use super::reason::Alone;
+use super::reason::{Alone, is_in_the_way};
 use super::server::{Launcher, Processes, Server, StartError};
 use super::table;
 use crate::client::load::{Load, Native};
@@ -174,6 +174,7 @@ pub(super) struct Sweep<'a> {
     pub(super) launcher: &'a Launcher,
     pub(super) exchange: &'a Native,
     pub(super) connections: usize,
+    pub(super) cpus: usize,
     pub(super) timing: Timing,
     pub(super) stop: &'a AtomicBool,
 }
@@ -232,6 +233,7 @@ impl Sweep<'_> {
         })?;
         server.end().map_err(|error| Failure::Failed(format!("the server can't be waited for: {error}")))?;
         let (server_cpus, load_cpus) = (share(cpu, time), report.load_share());
+        let other_cpus = (share(busy, time) - server_cpus - load_cpus).max(0.0);
         let round = Round {
             pass,
             rate: report.rate(),
@@ -245,7 +247,8 @@ impl Sweep<'_> {
             p99: report.percentile(99.0),
             server_cpus,
             load_cpus,
-            other_cpus: (share(busy, time) - server_cpus - load_cpus).max(0.0),
+            other_cpus,
+            is_disturbed: is_in_the_way(other_cpus, self.cpus),
         };
         Ok((round, report.first_error.or(report.first_wrong)))
     }

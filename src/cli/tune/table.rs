@@ -24,7 +24,10 @@ fn line(cell: &Cell) -> String {
     let spread = format!("±{:.1} %", cell.spread() * 100.0);
     let (p99, cpu) = (time(cell.p99()), time(cell.cpu_per_call()));
     let rate = rate(cell.rate());
-    let rounds = cell.rounds.len();
+    let rounds = match (cell.counted().count(), cell.rounds.len()) {
+        (counted, all) if counted == all => all.to_string(),
+        (counted, all) => format!("{counted} of {all}"),
+    };
     let mut line =
         format!(" {processes:>9} × {threads:<7} {rate:>10} {spread:>7} {p99:>10} {cpu:>10} {rounds:>7}");
     if !cell.is_good() {
@@ -83,10 +86,11 @@ mod tests {
     #[test]
     fn each_setting_has_a_line_and_the_recommended_one_is_marked() {
         let mut cells = cells(&[((1, 1), &[99, 100, 101]), ((2, 16), &[12_345; 3])]);
+        cells.add(Setting::new(1, 1), Round { is_disturbed: true, ..round(3, 7) });
         cells.add(Setting::new(4, 1), Round { errors: 3, closed: 2, ..round(0, 50) });
         let text = table(&cells, Some(Setting::new(2, 16)));
         let expected = "   processes × threads    calls/s  spread        p99   CPU/call  rounds
-           1 × 1              100  ±1.5 %    20.0 ms     5.0 ms       3
+           1 × 1              100  ±1.5 %    20.0 ms     5.0 ms  3 of 4
            4 × 1             50.0  ±0.0 %    20.0 ms    10.0 ms       1  3 errors, 2 connections closed
 →          2 × 16          12,345  ±0.0 %    20.0 ms    40.5 µs       3
 ";
