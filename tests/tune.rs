@@ -95,11 +95,11 @@ fn a_method_that_fails_exits_1() {
 fn the_files_have_every_round_and_agree_with_the_table() {
     let folder = Folder::new();
     let arguments =
-        ["--method", "spin", "--params", r#"{"us": 200}"#, "--connections", "2", "--time", "10ms"];
+        ["--method", "spin", "--params", r#"{"us": 200}"#, "--connections", "1", "--time", "10ms"];
     let ran = run(tune(&folder, &arguments).args(["--out", "new/tuned"]), "");
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
     assert_eq!(files(folder.path()), ["new"], "socket and log are gone");
-    assert!(ran.stdout.starts_with("spin {\"us\": 200}, 2 connections; on "), "{}", ran.stdout);
+    assert!(ran.stdout.starts_with("spin {\"us\": 200}, 1 connection; on "), "{}", ran.stdout);
     assert!(ran.stdout.contains("\nat most "), "{}", ran.stdout);
     let out = folder.path().join("new/tuned");
     let read =
