@@ -35,7 +35,7 @@
 //! wants, `log` where it is all told; `sys` is the operating system and has all `unsafe` code.
 //!
 //! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, line, config, log} →
-//! wire → sys. `client` and `fork_processes` stand beside. A test reads the `use` lines against this.
+//! wire → sys. `client`, whose `load` measures servers, and `fork_processes` stand beside. A test reads the `use` lines against this.
 
 mod arena;
 mod cli;

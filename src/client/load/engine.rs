@@ -3,6 +3,8 @@
 //! `Load::run` makes it. What bytes mean is the exchange's, what counts is the tally's, what is due the schedule's; here is
 //! decided who is read, who sends, and when it is over.
 
+mod connecting;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,11 +15,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::connection::{Connection, End, Scratch, State};
+use super::connection::{Connection, Scratch, State};
 use super::schedule::Schedule;
-use super::socket::Socket;
 use super::tally::{Tally, later};
-use super::{Exchange, Load, LoadError, Progress, Report};
+use super::{Exchange, Load, LoadError, Phase, Progress, Report};
 use crate::config::Address;
 use crate::sys::clock::monotonic_ns;
 
@@ -29,15 +30,6 @@ const BATCH: usize = 256;
 /// How often what has no event of its own is looked at: `stop`, connections to be made again.
 const TICK: Duration = Duration::from_millis(10);
 const PROGRESS: Duration = Duration::from_millis(100);
-
-/// Before a connection that has ended is made again, and before one that could not be made is tried again.
-const PAUSE_AFTER_END: Duration = Duration::from_millis(10);
-const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
-
-/// A server that just starts may refuse for that long.
-const REFUSED_FOR: Duration = Duration::from_millis(400);
-/// All connections have to be made within this time.
-const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// After the end: for how long calls that were due are still sent, and answers are waited for.
 const SENDING_GRACE: Duration = Duration::from_secs(1);
@@ -65,6 +57,8 @@ pub(super) struct Engine<'a, E> {
     is_sending: bool,
     scratch: Scratch,
     tally: Tally,
+    /// How long answers are waited for after the end.
+    pub(super) grace: Duration,
     /// Why a connection could not be made, the last time.
     failure: Option<io::Error>,
 }
@@ -94,6 +88,7 @@ impl<'a, E: Exchange> Engine<'a, E> {
             is_sending: false,
             scratch: Scratch::new(),
             tally: Tally::new(),
+            grace: GRACE,
             failure: None,
         })
     }
@@ -113,62 +108,36 @@ impl<'a, E: Exchange> Engine<'a, E> {
         let mut events = [EpollEvent::empty(); BATCH];
         let mut next_tick = begin;
         let mut next_progress = begin;
-        let mut cpu_before = thread_cpu();
-        let mut cpu_used = None;
-        let mut is_measuring = false;
+        let mut phase = Phase::WarmUp;
+        let mut cpu = CpuTime::default();
         loop {
             let now = monotonic_ns();
             if stop.load(Ordering::Relaxed) {
-                return Ok(self
-                    .tally
-                    .finish(now, cpu_used.unwrap_or_else(|| thread_cpu().saturating_sub(cpu_before))));
+                cpu.end();
+                return Ok(self.tally.finish(now, cpu.used()));
             }
-            if !is_measuring && now >= from {
-                is_measuring = true;
-                cpu_before = thread_cpu();
+            let progress = self.tally.progress(begin, now, self.open);
+            if progress.phase != phase {
+                phase = progress.phase;
+                next_progress = now;
+                if phase == Phase::Measuring { cpu.begin() } else { cpu.end() }
             }
-            if now >= end && cpu_used.is_none() {
-                cpu_used = Some(thread_cpu().saturating_sub(cpu_before));
+            if now >= next_progress {
+                on_progress(&progress);
+                next_progress = later(now, PROGRESS);
             }
             self.send_due(now);
             if now >= end && self.is_over(now) {
                 self.give_up_the_rest();
-                return Ok(self.tally.finish(now, cpu_used.unwrap_or_default()));
+                return Ok(self.tally.finish(now, cpu.used()));
             }
             if now >= next_tick {
-                self.reopen(now)?;
+                self.reopen(now);
                 next_tick = later(now, TICK);
-            }
-            if now >= next_progress {
-                on_progress(&self.tally.progress(begin, now, self.open));
-                next_progress = later(now, PROGRESS);
             }
             self.set_timer(now, next_tick)?;
             self.turn(&mut events, EpollTimeout::NONE)?;
         }
-    }
-
-    /// Opens all connections before the first call, so that the load is the one asked for from its beginning.
-    fn connect_all(&mut self, stop: &AtomicBool) -> Result<(), LoadError> {
-        let mut events = [EpollEvent::empty(); BATCH];
-        let begin = monotonic_ns();
-        while self.open < self.connections.len() && !stop.load(Ordering::Relaxed) {
-            let now = monotonic_ns();
-            self.reopen(now)?;
-            let is_over = now >= later(begin, CONNECTED_WITHIN);
-            let is_refused = self.open == 0 && now >= later(begin, REFUSED_FOR) && self.failure.is_some();
-            let is_hopeless = self.failure.as_ref().is_some_and(|failure| !passes_by_itself(failure));
-            if is_over || is_refused || is_hopeless {
-                let source = self.failure.take().unwrap_or_else(|| io::ErrorKind::TimedOut.into());
-                return Err(if self.open == 0 {
-                    LoadError::NoServer { to: self.target.to_string(), source }
-                } else {
-                    LoadError::Connections { made: self.open, wanted: self.connections.len(), source }
-                });
-            }
-            self.turn(&mut events, EpollTimeout::try_from(TICK).unwrap_or(EpollTimeout::ZERO))?;
-        }
-        Ok(())
     }
 
     /// The first calls.
@@ -176,7 +145,8 @@ impl<'a, E: Exchange> Engine<'a, E> {
         self.is_sending = true;
         self.schedule = self.load.rate.map(|rate| Schedule::new(now, rate));
         for index in 0..self.connections.len() {
-            self.welcome(index, now);
+            // Each at its own moment: to send to thousands takes a while.
+            self.welcome(index, monotonic_ns());
         }
     }
 
@@ -299,10 +269,8 @@ impl<'a, E: Exchange> Engine<'a, E> {
     /// Wakes the next wait when something is to be done that no socket tells.
     fn set_timer(&mut self, now: u64, next_tick: u64) -> Result<(), LoadError> {
         let end = self.tally.end();
-        let mut moment = next_tick;
-        if now < end {
-            moment = moment.min(end);
-        }
+        let changes = [self.tally.from(), end].into_iter().filter(|moment| now < *moment);
+        let mut moment = changes.fold(next_tick, u64::min);
         if let Some(schedule) = &self.schedule
             && !self.line.is_empty()
             && schedule.next_due() < end
@@ -323,7 +291,7 @@ impl<'a, E: Exchange> Engine<'a, E> {
         let end = self.tally.end();
         let may_send = now < later(end, SENDING_GRACE)
             && self.schedule.as_ref().is_some_and(|schedule| schedule.next_due() < end);
-        now >= later(end, GRACE) || (self.in_flight == 0 && !may_send)
+        now >= later(end, self.grace) || (self.in_flight == 0 && !may_send)
     }
 
     fn give_up_the_rest(&mut self) {
@@ -336,91 +304,28 @@ impl<'a, E: Exchange> Engine<'a, E> {
             self.tally.unanswered(schedule.left_between(from, self.tally.end()));
         }
     }
-
-    /// Opens the connections whose pause is over.
-    fn reopen(&mut self, now: u64) -> Result<(), LoadError> {
-        if self.away == 0 {
-            return Ok(());
-        }
-        for index in 0..self.connections.len() {
-            let Some(connection) = self.connections.get_mut(index) else { break };
-            if !matches!(connection.state, State::Away { until } if until <= now) {
-                continue;
-            }
-            let opened = Socket::open(&self.target).and_then(|socket| {
-                // By edges, and writable from the beginning: no call to change it is ever needed.
-                let flags =
-                    EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-                self.epoll.add(&socket, EpollEvent::new(flags, index as u64))?;
-                Ok(socket)
-            });
-            match opened {
-                Ok(socket) => {
-                    connection.renew(self.exchange);
-                    connection.socket = Some(socket);
-                    connection.state = State::Connecting;
-                    self.away -= 1;
-                }
-                Err(error) if is_out_of_descriptors(&error) => {
-                    let most = crate::sys::limits::descriptors();
-                    return Err(LoadError::Descriptors { connections: self.connections.len(), most });
-                }
-                Err(error) => {
-                    connection.state = State::Away { until: later(now, PAUSE_AFTER_FAILURE) };
-                    self.failure = Some(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The socket has something to say about connecting.
-    fn connected(&mut self, index: usize) {
-        let now = monotonic_ns();
-        let Some(connection) = self.connections.get_mut(index) else { return };
-        let outcome = connection.socket.as_ref().map_or(Ok(()), Socket::connected);
-        match outcome {
-            Ok(()) => {
-                connection.state = State::Open;
-                self.open += 1;
-                self.welcome(index, now);
-            }
-            Err(error) => {
-                self.failure = Some(error);
-                connection.socket = None;
-                connection.state = State::Away { until: later(now, PAUSE_AFTER_FAILURE) };
-                self.away += 1;
-            }
-        }
-    }
-
-    /// A connection ends, and with it the calls it had in flight.
-    fn part(&mut self, index: usize, now: u64, end: &End) {
-        let Some(connection) = self.connections.get_mut(index) else { return };
-        if matches!(end, End::Closed) {
-            self.tally.closed(now);
-        }
-        self.in_flight -= connection.flight.len();
-        self.tally.unanswered(connection.flight.abandon(self.tally.from()));
-        // Closing takes it out of epoll: nobody else holds the descriptor.
-        connection.socket = None;
-        connection.state = State::Away { until: later(now, PAUSE_AFTER_END) };
-        self.open -= 1;
-        self.away += 1;
-    }
 }
 
-/// Whether trying again can help.
-fn passes_by_itself(error: &io::Error) -> bool {
-    use io::ErrorKind as Kind;
-    matches!(
-        error.kind(),
-        Kind::ConnectionRefused | Kind::NotFound | Kind::WouldBlock | Kind::TimedOut | Kind::ConnectionReset
-    )
+/// CPU time of this thread over a time.
+#[derive(Debug, Default)]
+struct CpuTime {
+    begin: Option<Duration>,
+    end: Option<Duration>,
 }
 
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
+impl CpuTime {
+    fn begin(&mut self) {
+        self.begin = Some(thread_cpu());
+    }
+
+    /// The first end counts.
+    fn end(&mut self) {
+        self.end.get_or_insert_with(thread_cpu);
+    }
+
+    fn used(&self) -> Duration {
+        self.begin.zip(self.end).map_or(Duration::ZERO, |(begin, end)| end.saturating_sub(begin))
+    }
 }
 
 fn thread_cpu() -> Duration {
