@@ -61,7 +61,7 @@ mod tests {
     /// A program that ends when its input does, with another process of its own that does not.
     fn child() -> std::process::Child {
         let mut command = Command::new("sh");
-        command.args(["-c", "sleep 600 & echo started; read line"]);
+        command.args(["-c", "sleep 600 & echo started; read line; exit 0"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         bind_to_this_thread(&mut command, Signal::SIGKILL);
         command.spawn().expect("a shell")
