@@ -42,11 +42,11 @@ struct Effort {
 }
 
 const FULL: Effort = Effort {
-    passes: 7,
+    passes: 5,
     warm_up: Duration::from_millis(100),
     time: Duration::from_millis(400),
     tune: &[],
-    patience: Duration::from_secs(3),
+    patience: Duration::from_millis(600),
     counts: true,
 };
 const SHORT: Effort = Effort {

@@ -36,7 +36,12 @@ impl Findings<'_> {
         if let Some(verdict) = self.verdict
             && let Some(cell) = self.cells.get(verdict.recommended)
         {
-            let words = if self.is_cut_short { "best guess so far" } else { "recommended" };
+            // What can't be told from something smaller is not called recommended.
+            let words = match verdict.doubt {
+                _ if self.is_cut_short => "best guess so far",
+                Some(_) => "best guess",
+                None => "recommended",
+            };
             let (rate, p99) = (table::rate(cell.rate()), table::time(cell.p99()));
             text.push_str(&format!(
                 "\n{words}: {} (processes × threads), {rate} calls/s, p99 {p99}\n{}\n\n{}",
@@ -153,6 +158,22 @@ threads = 2
 ";
         assert!(text.ends_with(expected), "{text}");
         assert!(told(true, as_text).contains("best guess so far: 1 × 2"));
+    }
+
+    #[test]
+    fn what_is_in_doubt_is_a_guess() {
+        let cells = cells(&[((1, 1), &[70, 80, 110]), ((1, 2), &[99, 100, 101])]);
+        let verdict = judge(&cells);
+        let text = Findings {
+            title: "spin",
+            grid: Grid { cpus: 2, connections: 64 },
+            alone: Alone { time: Duration::from_millis(10), cpu: Duration::ZERO },
+            cells: &cells,
+            verdict: verdict.as_ref(),
+            is_cut_short: false,
+        }
+        .text();
+        assert!(text.contains("\nbest guess: 1 × 2 ") && text.contains("tell it from 1 × 1"), "{text}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ const QUIT_LIMIT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(1);
 /// How much of the end of the log is shown when a start fails.
 const TAIL_LINES: usize = 15;
-/// What the kernel puts a worker's name to, see `worker::run`.
+/// The name that a worker gives its process.
 const WORKER_NAME: &str = "tine-worker";
 /// What `serve` exits with when the command line or the configuration is wrong.
 const BAD_CONFIG: i32 = 2;
