@@ -3,8 +3,9 @@
 //! The rule. Take the cell with the highest rate. From there step to the smallest setting that is within noise of
 //! where one stands, again and again, but only to settings with at least [`FAIR_SHARE`] of the highest rate. Where no
 //! step is left is the recommendation. So nothing smaller is within noise of it, and yet it has 0.95 of the best;
-//! where the two can't both be had, because a row of settings is each within noise of the next, 0.95 of the best
-//! is kept, and the smaller setting is named as a doubt: more rounds or a quieter machine would tell. Cells in which a single call failed take no part.
+//! where the two can't both be had, because rounds differ too much or a row of settings is each within noise of the
+//! next, 0.95 of the best is kept, and the smaller setting is named as a doubt: then it is a guess, and more rounds or a
+//! quieter machine would tell. Cells in which a single call failed take no part.
 //!
 //! Noise between two cells is twice the standard error of the difference of their medians (for many rounds about
 //! the 95 % interval of a normal distribution), and never less than [`NOISE_FLOOR`]: rounds of one second do not see

@@ -22,8 +22,10 @@ const LONGEST_CONTEST: usize = 12;
 /// Who may still win: a setting whose best round has this share of the highest rate.
 const CONTENDERS_SHARE: f64 = 0.92;
 const MOST_CONTENDERS: usize = 8;
-/// Settings halfway to the neighbours, of the best and of the recommended one.
-const MOST_AROUND: usize = 8;
+/// Around whom it is looked closer: the best, the recommended one, and the smallest that may still win. Each has at
+/// most four settings halfway to its neighbours.
+const CENTRES: usize = 3;
+const MOST_AROUND: usize = 4 * CENTRES;
 
 /// One time through some settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,9 +79,9 @@ impl Plan {
     pub(super) fn at_most(&self) -> AtMost {
         let waves = self.grid.waves();
         let settings: usize = waves.iter().map(Vec::len).sum();
-        // The best so far is measured along with each wave, and the best and the recommended one with what is around.
+        // The best so far is measured along with each wave, and the centres with what is around them.
         let survey = (settings + waves.len()) * LONGEST_SURVEY;
-        let around = (MOST_AROUND + 2) * LONGEST_SURVEY;
+        let around = (MOST_AROUND + CENTRES) * LONGEST_SURVEY;
         AtMost {
             settings: settings + MOST_AROUND,
             rounds: survey + around + MOST_CONTENDERS * LONGEST_CONTEST,
@@ -183,10 +185,11 @@ impl Plan {
         })
     }
 
-    /// What is new around the best and the recommended setting, and these two beside it.
+    /// What is new around the centres, and these beside it.
     fn around(&self, cells: &Cells) -> Vec<Setting> {
         let Some(verdict) = judge(cells) else { return Vec::new() };
-        let centres = [verdict.recommended, verdict.best];
+        let smallest = contenders(cells).first().copied().unwrap_or(verdict.recommended);
+        let centres = [verdict.recommended, verdict.best, smallest];
         let mut around: Vec<Setting> =
             centres.into_iter().flat_map(|centre| self.grid.around(centre)).collect();
         around.retain(|&setting| cells.get(setting).is_none());
