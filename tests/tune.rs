@@ -164,7 +164,10 @@ impl Tuning {
     /// Waits until `servers` have been started and the last of them has a worker.
     fn start(servers: usize) -> Self {
         let folder = Folder::new();
-        let mut command = tune(&folder, &["--method", "sleep", "--params", r#"{"ms":1}"#, "--time", "50ms"]);
+        // Few connections: on a busy machine a single thread refuses some of many callers, and nothing would be good then.
+        let load = ["--params", r#"{"ms":1}"#, "--time", "50ms", "--connections", "4"];
+        let mut command = tune(&folder, &["--method", "sleep"]);
+        command.args(load);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let mut tuning = Self { child, folder, server: 0, workers: Vec::new() };
         let begun = Instant::now();
@@ -197,6 +200,8 @@ impl Tuning {
         let mut text = String::new();
         let mut out = self.child.stdout.take().expect("a pipe");
         out.read_to_string(&mut text).expect("UTF-8");
+        let mut errors = self.child.stderr.take().expect("a pipe");
+        errors.read_to_string(&mut text).expect("UTF-8");
         (ended.code(), text)
     }
 
