@@ -67,6 +67,23 @@ Examples:
   bench --method echo --params '{\"a\": [1, 2]}' --pipeline 16
   bench --method sleep --params '{\"ms\": 5}' --rate 2000 --duration 1m --json";
 
+const TUNE_EXIT: &str = "\
+Starts the server again and again on a socket file of its own, and ends it. Load and server share the CPUs.
+The recommended setting is the smallest (threads in all, then processes) that no larger one beats by more than noise.
+Files in --out: tune.csv (every round), throughput.svg and p99.svg (heat maps), tune.toml (the lines to paste).
+Ctrl-C ends it and prints what there is.
+
+Exit codes:
+  0  measured; after Ctrl-C what there was
+  1  the server or the method fails, or nothing was measured
+  2  bad command line or config, no such method, or params it does not take
+
+Examples:
+  tune --method convert --params '{\"file\": \"a.pdf\"}' --out tuned
+  tune --program ./orders --config orders.toml --method list";
+
+const ROUND_TIME: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(3600));
+
 /// One command line, understood.
 #[derive(Debug, Parser)]
 #[command(about = "An RPC server: processes and threads for handlers that block, burn CPU, leak or crash")]
@@ -89,6 +106,9 @@ pub(crate) enum Command {
     /// Put a server under load and measure how fast it answers
     #[command(after_help = BENCH_HELP)]
     Bench(BenchArgs),
+    /// Measure which processes × threads fit a method
+    #[command(after_help = TUNE_EXIT)]
+    Tune(TuneArgs),
 }
 
 #[derive(Debug, Args)]
@@ -169,6 +189,31 @@ pub(crate) struct BenchArgs {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct TuneArgs {
+    /// Config file that the server is started with [default: config.toml in the working directory, if there is one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The program whose `serve` is measured [default: this program]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) program: Option<PathBuf>,
+    /// The method to call
+    #[arg(long, value_name = "M", default_value = "ping")]
+    pub(crate) method: String,
+    /// Its params as JSON; without them the calls have none
+    #[arg(long, value_name = "JSON", allow_negative_numbers = true)]
+    pub(crate) params: Option<String>,
+    /// Connections that call at the same time, one call after the other: as many callers as you expect
+    #[arg(long, value_name = "N", default_value = "64", value_parser = connections)]
+    pub(crate) connections: usize,
+    /// How long a setting is measured in each of its rounds [default: 400ms, longer for slow methods]
+    #[arg(long, value_name = "D", value_parser = round_time)]
+    pub(crate) time: Option<Duration>,
+    /// Folder for the data, heat maps and config lines; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
 impl Cli {
     /// Reads `args`, whose first is the program's path: its file name is what help and errors call the program.
     /// The error may be help or a version that was asked for; it prints itself and knows its exit code.
@@ -201,6 +246,22 @@ fn some_time(text: &str, what: &str) -> Result<Duration, String> {
 fn time(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number with its unit, such as 500ms, 30s or 1m"))
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number from 1 on".to_owned()),
+        Ok(count) => Ok(count),
+    }
+}
+
+/// Below some milliseconds the clock's steps would be measured, above an hour nobody waits.
+fn round_time(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if (ROUND_TIME.0..=ROUND_TIME.1).contains(&time) => Ok(time),
+        Ok(_) => Err("expected 10ms to 1h".to_owned()),
+        Err(error) => Err(format!("{error}; write a number with its unit, such as 400ms or 2s")),
+    }
 }
 
 #[cfg(test)]
@@ -284,6 +345,11 @@ mod tests {
             &["tine", "bench", "--rate", "fast"],
             &["tine", "bench", "--pid", "0x1"],
             &["tine", "bench", "ping"],
+            &["tine", "tune", "--connections", "0"],
+            &["tine", "tune", "--connections", "many"],
+            &["tine", "tune", "--time", "1ms"],
+            &["tine", "tune", "--time", "30"],
+            &["tine", "tune", "ping"],
         ] {
             assert_eq!(parse(bad).expect_err("a refusal").exit_code(), 2, "{bad:?}");
         }

@@ -6,6 +6,7 @@ mod call;
 mod check;
 mod params;
 mod serve;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -66,6 +67,7 @@ impl Server {
             (None, Command::Check(args)) => check::run(&args.config, &service),
             (None, Command::Call(args)) => return call::run(&args),
             (None, Command::Bench(args)) => return bench::run(&args),
+            (None, Command::Tune(args)) => tune::run(&args),
         };
         exit_code(code)
     }
