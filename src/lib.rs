@@ -35,13 +35,15 @@
 //! wants, `log` where it is all told; `sys` is the operating system and has all `unsafe` code.
 //!
 //! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, line, config, log} →
-//! wire → sys. `client` and `fork_processes` stand beside. A test reads the `use` lines against this.
+//! wire → sys. `client`, `fork_processes` and `internals` (for this project's own benches) stand beside. A test reads the `use` lines against this.
 
 mod arena;
 mod cli;
 mod client;
 mod config;
 mod fork_processes;
+#[doc(hidden)]
+pub mod internals;
 mod line;
 mod log;
 mod rpc;

@@ -1,0 +1,96 @@
+//! What watching over the poller costs, and what the load generator could do if a server were faster.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tine::BoxError;
+use tine::load::Exchange;
+
+use super::Bench;
+use super::ping::{echo, one_process, ping};
+use super::report::{Figure, Unit, Wanted};
+use super::support::children::Own;
+use super::support::cores::Place;
+use super::support::drive::{self, Run, Shape, spread};
+use super::support::numbers::{float, grouped};
+use super::support::process::Thread;
+
+const PIPELINED: Shape = Shape { connections: 64, pipeline: 16 };
+/// The name of the thread in a worker.
+const WATCH: &str = "watch";
+/// The watch parks only once there have been no calls for a moment.
+const SETTLED: Duration = Duration::from_millis(300);
+
+pub fn watch(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+    let service = one_process(bench)?;
+    let worker = *service.workers().first().ok_or("the service has a worker")?;
+    let ping = ping()?;
+    let mut shares = Vec::new();
+    let mut switches = Vec::new();
+    let mut rates = Vec::new();
+    for _ in 0..bench.lengths.runs {
+        let Some(watch) = Thread::named(worker, WATCH)? else {
+            println!("  the worker has no thread named `{WATCH}`: nothing to measure in this version");
+            return Ok(Vec::new());
+        };
+        let (started, before) = (Instant::now(), watch.cpu_time()?);
+        let run = drive::run(service.address(), service.workers(), Shape::single(64), bench.lengths, &ping)?;
+        shares.push((watch.cpu_time()? - before).as_secs_f64() / started.elapsed().as_secs_f64());
+        rates.push(run.rate);
+        thread::sleep(SETTLED);
+        let before = watch.voluntary_switches()?;
+        thread::sleep(bench.lengths.measured);
+        switches.push(float(watch.voluntary_switches()? - before));
+    }
+    Ok(vec![
+        Figure {
+            what: "CPU time of the watch, as a share of a core, under ping on 64 connections".to_owned(),
+            wanted: Wanted::AtMost(0.01),
+            spread: spread(&shares, |share| *share)?,
+            unit: Unit::Percent,
+            behind: format!("{} calls/s", grouped(spread(&rates, |rate| *rate)?.median)),
+        },
+        Figure {
+            what: format!("wake-ups of the watch in {:?} without calls", bench.lengths.measured),
+            wanted: Wanted::AtMost(0.0),
+            spread: spread(&switches, |switches| *switches)?,
+            unit: Unit::Count,
+            behind: "voluntary context switches".to_owned(),
+        },
+    ])
+}
+
+pub fn load_headroom(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+    let peer = Own::Echo.start(&bench.cores, Place::Server)?;
+    headroom(bench, &peer.address, &[peer.process.pid()], &echo(), Wanted::AtLeast(1.5))
+}
+
+pub fn load_headroom_tine(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+    let service = one_process(bench)?;
+    headroom(bench, service.address(), service.workers(), &ping()?, Wanted::ForTheRecord)
+}
+
+/// What the load could do with its whole core, against what it did: it is idle for the rest.
+fn headroom<E: Exchange>(
+    bench: &Bench,
+    to: &str,
+    pids: &[i32],
+    exchange: &E,
+    wanted: Wanted,
+) -> Result<Vec<Figure>, BoxError> {
+    let runs = (0..bench.lengths.runs)
+        .map(|_| drive::run(to, pids, PIPELINED, bench.lengths, exchange))
+        .collect::<Result<Vec<Run>, BoxError>>()?;
+    Ok(vec![Figure {
+        what: "capacity of the load (rate ÷ share of its core) ÷ rate".to_owned(),
+        wanted,
+        spread: spread(&runs, |run| 1.0 / run.load_share)?,
+        unit: Unit::Ratio,
+        behind: format!(
+            "{} calls/s; share of its core that the load used {:.2}, the server {:.2}",
+            grouped(spread(&runs, |run| run.rate)?.median),
+            spread(&runs, |run| run.load_share)?.median,
+            spread(&runs, |run| run.server_share)?.median,
+        ),
+    }])
+}

@@ -1,0 +1,113 @@
+//! One figure and how it is told: a line when it was taken, a row of the Markdown table at the end.
+
+use std::fmt::{self, Write};
+
+use super::support::numbers::Spread;
+
+/// What a figure should be.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted {
+    AtLeast(f64),
+    AtMost(f64),
+    /// It is only told.
+    ForTheRecord,
+}
+
+/// How its numbers are written.
+#[derive(Debug, Clone, Copy)]
+pub enum Unit {
+    /// One rate by another, or a time by another.
+    Ratio,
+    Milliseconds,
+    Bytes,
+    /// Of one core, given as a ratio.
+    Percent,
+    Count,
+}
+
+/// One figure over all runs.
+#[derive(Debug, Clone)]
+pub struct Figure {
+    pub what: String,
+    pub wanted: Wanted,
+    pub spread: Spread,
+    pub unit: Unit,
+    /// The absolute numbers behind it.
+    pub behind: String,
+}
+
+impl Figure {
+    /// Judged by the median; None where nothing is wanted.
+    fn is_reached(&self) -> Option<bool> {
+        match self.wanted {
+            Wanted::AtLeast(least) => Some(self.spread.median >= least),
+            Wanted::AtMost(most) => Some(self.spread.median <= most),
+            Wanted::ForTheRecord => None,
+        }
+    }
+
+    fn verdict(&self) -> &'static str {
+        match self.is_reached() {
+            Some(true) => "yes",
+            Some(false) => "**no**",
+            None => "–",
+        }
+    }
+
+    fn wanted(&self) -> String {
+        match self.wanted {
+            Wanted::AtLeast(least) => format!("≥ {}", self.unit.show(least)),
+            Wanted::AtMost(most) => format!("≤ {}", self.unit.show(most)),
+            Wanted::ForTheRecord => "–".to_owned(),
+        }
+    }
+}
+
+impl Unit {
+    fn show(self, value: f64) -> String {
+        match self {
+            Self::Ratio => format!("{value:.3}"),
+            Self::Milliseconds => format!("{value:.2} ms"),
+            Self::Bytes => format!("{value:.0} B"),
+            Self::Percent => format!("{:.2} %", value * 100.0),
+            Self::Count => format!("{value:.0}"),
+        }
+    }
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Spread { least, median, most } = self.spread;
+        let [least, median, most] = [least, median, most].map(|value| self.unit.show(value));
+        let verdict = match self.is_reached() {
+            Some(true) => ": reached",
+            Some(false) => ": NOT reached",
+            None => "",
+        };
+        let (what, wanted, behind) = (&self.what, self.wanted(), &self.behind);
+        write!(f, "  {what}: {median} ({least} to {most}), wanted {wanted}{verdict}\n    {behind}")
+    }
+}
+
+/// All figures as a table.
+pub fn markdown(figures: &[(&str, Figure)]) -> String {
+    let mut table = "| row | what | wanted | median | least to most | reached | behind it |\n|---|---|---|---|---|---|---|\n"
+        .to_owned();
+    for (row, figure) in figures {
+        let Spread { least, median, most } = figure.spread;
+        let show = |value| figure.unit.show(value);
+        // Writing to a text can't fail.
+        let _ = writeln!(
+            table,
+            "| `{row}` | {} | {} | {} | {} to {} | {} | {} |",
+            figure.what,
+            figure.wanted(),
+            show(median),
+            show(least),
+            show(most),
+            figure.verdict(),
+            figure.behind
+        );
+    }
+    table
+}

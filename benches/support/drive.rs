@@ -1,0 +1,138 @@
+//! Loads against a server, and what came of them: rate, latency, and the CPU time of both sides.
+//!
+//! A run in which anything was answered wrong is an error: its rate would be that of something else.
+
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use tine::BoxError;
+use tine::load::{Exchange, Load, Report};
+
+use super::numbers::Spread;
+use super::process;
+
+/// How long runs are and how many there are.
+#[derive(Debug, Clone, Copy)]
+pub struct Lengths {
+    /// Runs of each side of a comparison.
+    pub runs: usize,
+    pub warm_up: Duration,
+    pub measured: Duration,
+}
+
+impl Lengths {
+    /// Long enough for a figure, or so short that it only shows that it works.
+    pub fn new(is_for_the_record: bool) -> Self {
+        if is_for_the_record {
+            Self { runs: 5, warm_up: Duration::from_millis(300), measured: Duration::from_secs(2) }
+        } else {
+            Self { runs: 1, warm_up: Duration::from_millis(20), measured: Duration::from_millis(60) }
+        }
+    }
+}
+
+/// How many connections, and how many calls each has on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    pub connections: usize,
+    pub pipeline: usize,
+}
+
+impl Shape {
+    /// One call at a time.
+    pub const fn single(connections: usize) -> Self {
+        Self { connections, pipeline: 1 }
+    }
+}
+
+/// What one run measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Run {
+    /// Calls a second.
+    pub rate: f64,
+    pub p50: Duration,
+    pub p99: Duration,
+    pub p999: Duration,
+    /// The share of a core that the server's processes used.
+    pub server_share: f64,
+    /// The share of a core that the load used.
+    pub load_share: f64,
+}
+
+impl Run {
+    /// Seconds of CPU time that a call cost the server.
+    pub fn cpu_per_call(&self) -> f64 {
+        self.server_share / self.rate
+    }
+}
+
+/// Runs one load against the server at `to`, whose processes are `pids`, on the calling thread.
+pub fn run<E: Exchange>(
+    to: &str,
+    pids: &[i32],
+    shape: Shape,
+    lengths: Lengths,
+    exchange: &E,
+) -> Result<Run, BoxError> {
+    let (started, before) = (Instant::now(), cpu_time(pids)?);
+    let report = report(to, shape, lengths, exchange)?;
+    // Over the warm-up too: it is the same load.
+    let server_share = (cpu_time(pids)? - before).as_secs_f64() / started.elapsed().as_secs_f64();
+    Ok(Run {
+        rate: report.rate(),
+        p50: report.percentile(50.0),
+        p99: report.percentile(99.0),
+        p999: report.percentile(99.9),
+        server_share,
+        load_share: report.load_share(),
+    })
+}
+
+fn report<E: Exchange>(
+    to: &str,
+    shape: Shape,
+    lengths: Lengths,
+    exchange: &E,
+) -> Result<Report, BoxError> {
+    let load = Load {
+        to: to.to_owned(),
+        connections: shape.connections,
+        pipeline: shape.pipeline,
+        rate: None,
+        warm_up: lengths.warm_up,
+        duration: lengths.measured,
+    };
+    let report = load.run(exchange, &AtomicBool::new(false), &mut |_progress| {})?;
+    if report.calls == 0 || !report.is_clean() {
+        return Err(format!(
+            "expected right answers alone from {to}, found {} right, {} errors, {} wrong, {} unanswered, {} connections \
+             closed; {}",
+            report.calls,
+            report.errors,
+            report.wrong,
+            report.unanswered,
+            report.closed,
+            report.first_wrong.or(report.first_error).unwrap_or_default()
+        )
+        .into());
+    }
+    Ok(report)
+}
+
+fn cpu_time(pids: &[i32]) -> Result<Duration, BoxError> {
+    pids.iter().map(|pid| process::cpu_time(*pid)).sum()
+}
+
+/// Two sides of a comparison, run by turns: A B A B. What changes on the machine meanwhile changes both.
+pub fn by_turns<A, B>(
+    runs: usize,
+    mut a: impl FnMut() -> Result<A, BoxError>,
+    mut b: impl FnMut() -> Result<B, BoxError>,
+) -> Result<Vec<(A, B)>, BoxError> {
+    (0..runs).map(|_| Ok((a()?, b()?))).collect()
+}
+
+/// A figure of each pair.
+pub fn spread<P>(pairs: &[P], figure: impl Fn(&P) -> f64) -> Result<Spread, BoxError> {
+    Spread::of(pairs.iter().map(figure)).ok_or_else(|| "at least one run is made".into())
+}
