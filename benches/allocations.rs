@@ -36,9 +36,9 @@ static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
 struct Counting;
 
+#[allow(unsafe_code)] // the trait is unsafe to implement; nothing else in the benches is
 // SAFETY: every call goes on to `System` with what it was given, so its promises are System's; counting is an atomic
 // addition, which neither allocates nor unwinds.
-#[allow(unsafe_code)] // the trait is unsafe to implement; nothing else in the benches is
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);

@@ -21,7 +21,12 @@ const IDEAL: f64 = 6_400.0;
 const SPINNING: Shape = Shape::single(16);
 
 /// `ping` beside another load, at the same time, both on the load's core.
-fn ping_beside(bench: &Bench, service: &Service, shape: Shape, other: (Shape, &Native)) -> Result<(Run, Run), BoxError> {
+fn ping_beside(
+    bench: &Bench,
+    service: &Service,
+    shape: Shape,
+    other: (Shape, &Native),
+) -> Result<(Run, Run), BoxError> {
     let ping = ping()?;
     let run = |shape, exchange: &Native| {
         drive::run(service.address(), service.workers(), shape, bench.lengths, exchange)
@@ -34,7 +39,7 @@ fn ping_beside(bench: &Bench, service: &Service, shape: Shape, other: (Shape, &N
     })
 }
 
-pub fn sleepers(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+pub(crate) fn sleepers(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let service = Service::start(&bench.rig, 1, "threads = 8", &bench.cores, Place::Server)?;
     let (ping, sleep) = (ping()?, Native::new("sleep", Some(r#"{"ms":50}"#))?);
     let shape = Shape::single(60);
@@ -65,14 +70,16 @@ pub fn sleepers(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
         Figure {
             what: "p99 of ping, beside sleepers ÷ alone".to_owned(),
             wanted: Wanted::AtMost(2.0),
-            spread: spread(&pairs, |(alone, (pinged, _))| pinged.p99.as_secs_f64() / alone.p99.as_secs_f64())?,
+            spread: spread(&pairs, |(alone, (pinged, _))| {
+                pinged.p99.as_secs_f64() / alone.p99.as_secs_f64()
+            })?,
             unit: Unit::Ratio,
             behind: p99s,
         },
     ])
 }
 
-pub fn sleep_pool(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+pub(crate) fn sleep_pool(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let service = Service::start(&bench.rig, 2, "threads = 48", &bench.cores, Place::Anywhere)?;
     let sleep = Native::new("sleep", Some(r#"{"ms":10}"#))?;
     let runs = (0..bench.lengths.runs)
@@ -93,7 +100,7 @@ pub fn sleep_pool(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     }])
 }
 
-pub fn flaky(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+pub(crate) fn flaky(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let service = Service::start(&bench.rig, 1, "threads = 8", &bench.cores, Place::Server)?;
     let flaky = Native::new("flaky", Some(r#"{"every":1000,"ms":20}"#))?;
     let half = Shape::single(32);
@@ -117,8 +124,9 @@ pub fn flaky(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     }])
 }
 
-pub fn spin_scaling(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
-    let start = |processes| Service::start(&bench.rig, processes, "threads = 1", &bench.cores, Place::Anywhere);
+pub(crate) fn spin_scaling(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+    let start =
+        |processes| Service::start(&bench.rig, processes, "threads = 1", &bench.cores, Place::Anywhere);
     let (one, two) = (start(1)?, start(2)?);
     let spin = Native::new("spin", Some(r#"{"us":1000}"#))?;
     let run = |service: &Service| {

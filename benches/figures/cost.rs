@@ -21,7 +21,7 @@ const WATCH: &str = "watch";
 /// The watch parks only once there have been no calls for a moment.
 const SETTLED: Duration = Duration::from_millis(300);
 
-pub fn watch(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+pub(crate) fn watch(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let service = one_process(bench)?;
     let worker = *service.workers().first().ok_or("the service has a worker")?;
     let ping = ping()?;
@@ -35,7 +35,7 @@ pub fn watch(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
         };
         let (started, before) = (Instant::now(), watch.cpu_time()?);
         let run = drive::run(service.address(), service.workers(), Shape::single(64), bench.lengths, &ping)?;
-        shares.push((watch.cpu_time()? - before).as_secs_f64() / started.elapsed().as_secs_f64());
+        shares.push(watch.cpu_time()?.saturating_sub(before).as_secs_f64() / started.elapsed().as_secs_f64());
         rates.push(run.rate);
         thread::sleep(SETTLED);
         let before = watch.voluntary_switches()?;
@@ -60,12 +60,12 @@ pub fn watch(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     ])
 }
 
-pub fn load_headroom(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+pub(crate) fn load_headroom(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let peer = Own::Echo.start(&bench.cores, Place::Server)?;
     headroom(bench, &peer.address, &[peer.process.pid()], &echo(), Wanted::AtLeast(1.5))
 }
 
-pub fn load_headroom_tine(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+pub(crate) fn load_headroom_tine(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let service = one_process(bench)?;
     headroom(bench, service.address(), service.workers(), &ping()?, Wanted::ForTheRecord)
 }

@@ -22,12 +22,14 @@ const FEW: usize = 200;
 const OWN: usize = 300;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub fn ten_thousand(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+pub(crate) fn ten_thousand(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let wanted = if bench.is_for_the_record { SILENT } else { FEW };
     let allowed = raise_descriptor_limit()?.saturating_sub(OWN);
     let count = wanted.min(allowed);
     if count < wanted {
-        println!("  the hard descriptor limit allows {count} silent connections instead of {wanted} (ulimit -Hn)");
+        println!(
+            "  the hard descriptor limit allows {count} silent connections instead of {wanted} (ulimit -Hn)"
+        );
     }
     // Two services on one core, so that the runs with and without can be made by turns.
     let config = "[limits]\nmax_connections = 12000";
@@ -76,7 +78,8 @@ struct Silent {
 impl Silent {
     fn connect(service: &Service, count: usize) -> Result<Self, BoxError> {
         let worker = *service.workers().first().ok_or("the service has a worker")?;
-        let (open, memory) = (descriptors(worker)?, private_memory(worker)?);
+        let open = settled_descriptors(worker)?;
+        let memory = private_memory(worker)?;
         let mut streams = Vec::with_capacity(count);
         for _ in 0..count {
             streams.push(TcpStream::connect(service.address())?);
@@ -85,11 +88,24 @@ impl Silent {
         let until = Instant::now() + PATIENCE;
         while descriptors(worker)? < open + count {
             if Instant::now() > until {
-                let found = descriptors(worker)? - open;
+                let found = descriptors(worker)?.saturating_sub(open);
                 return Err(format!("expected the worker to take {count} connections, found {found}").into());
             }
             thread::sleep(Duration::from_millis(20));
         }
         Ok(Self { _streams: streams, memory: private_memory(worker)?.saturating_sub(memory) })
     }
+}
+
+/// Descriptors of a worker once it has closed what the run before had opened.
+fn settled_descriptors(worker: i32) -> Result<usize, BoxError> {
+    const LOOKS: usize = 10;
+    let (mut last, mut same) = (descriptors(worker)?, 0);
+    while same < LOOKS {
+        thread::sleep(Duration::from_millis(20));
+        let now = descriptors(worker)?;
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    Ok(last)
 }

@@ -28,12 +28,12 @@ use support::service;
 use tine::BoxError;
 
 /// What every row is measured with.
-pub struct Bench {
-    pub cores: Cores,
-    pub lengths: Lengths,
-    pub is_for_the_record: bool,
-    pub tine: PathBuf,
-    pub rig: PathBuf,
+pub(crate) struct Bench {
+    pub(crate) cores: Cores,
+    pub(crate) lengths: Lengths,
+    pub(crate) is_for_the_record: bool,
+    pub(crate) tine: PathBuf,
+    pub(crate) rig: PathBuf,
 }
 
 struct Row {
@@ -124,7 +124,9 @@ fn main() -> Result<ExitCode, BoxError> {
     children::serve_if_child()?;
     let wanted = support::own_arguments();
     if wanted.iter().any(|name| name == "--list") {
-        ROWS.iter().for_each(|row| println!("{:<20} {}", row.name, row.what));
+        for row in ROWS {
+            println!("{:<20} {}", row.name, row.what);
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(unknown) = wanted.iter().find(|name| ROWS.iter().all(|row| row.name != **name)) {
@@ -139,14 +141,25 @@ fn main() -> Result<ExitCode, BoxError> {
     let lengths = Lengths::new(is_for_the_record);
     let bench = Bench { cores, lengths, is_for_the_record, tine: service::tine(), rig };
 
-    let mut figures: Vec<(&str, Figure)> = Vec::new();
+    let (mut figures, mut has_failed) = (Vec::new(), false);
     for row in ROWS.iter().filter(|row| wanted.is_empty() || wanted.iter().any(|name| name == row.name)) {
         println!("{}: {}", row.name, row.what);
-        for figure in (row.measure)(&bench)? {
-            println!("{figure}");
-            figures.push((row.name, figure));
+        match (row.measure)(&bench) {
+            Ok(taken) => {
+                for figure in taken {
+                    println!("{}", figure.told(is_for_the_record));
+                    figures.push((row.name, figure));
+                }
+            }
+            // The others are worth having all the same.
+            Err(error) => {
+                eprintln!("  {}: {error}", row.name);
+                has_failed = true;
+            }
         }
     }
-    println!("\n{}", markdown(&figures));
-    Ok(ExitCode::SUCCESS)
+    if is_for_the_record {
+        println!("\n{}", markdown(&figures));
+    }
+    Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -1,12 +1,12 @@
 //! One figure and how it is told: a line when it was taken, a row of the Markdown table at the end.
 
-use std::fmt::{self, Write};
+use std::fmt::Write;
 
 use super::support::numbers::Spread;
 
 /// What a figure should be.
 #[derive(Debug, Clone, Copy)]
-pub enum Wanted {
+pub(crate) enum Wanted {
     AtLeast(f64),
     AtMost(f64),
     /// It is only told.
@@ -15,7 +15,7 @@ pub enum Wanted {
 
 /// How its numbers are written.
 #[derive(Debug, Clone, Copy)]
-pub enum Unit {
+pub(crate) enum Unit {
     /// One rate by another, or a time by another.
     Ratio,
     Milliseconds,
@@ -27,13 +27,13 @@ pub enum Unit {
 
 /// One figure over all runs.
 #[derive(Debug, Clone)]
-pub struct Figure {
-    pub what: String,
-    pub wanted: Wanted,
-    pub spread: Spread,
-    pub unit: Unit,
+pub(crate) struct Figure {
+    pub(crate) what: String,
+    pub(crate) wanted: Wanted,
+    pub(crate) spread: Spread,
+    pub(crate) unit: Unit,
     /// The absolute numbers behind it.
-    pub behind: String,
+    pub(crate) behind: String,
 }
 
 impl Figure {
@@ -75,22 +75,24 @@ impl Unit {
     }
 }
 
-impl fmt::Display for Figure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Figure {
+    /// For whoever watches; a short round is nothing to judge by.
+    pub(crate) fn told(&self, is_for_the_record: bool) -> String {
         let Spread { least, median, most } = self.spread;
         let [least, median, most] = [least, median, most].map(|value| self.unit.show(value));
         let verdict = match self.is_reached() {
+            _ if !is_for_the_record => " (a short round, no figure)",
             Some(true) => ": reached",
             Some(false) => ": NOT reached",
             None => "",
         };
         let (what, wanted, behind) = (&self.what, self.wanted(), &self.behind);
-        write!(f, "  {what}: {median} ({least} to {most}), wanted {wanted}{verdict}\n    {behind}")
+        format!("  {what}: {median} ({least} to {most}), wanted {wanted}{verdict}\n    {behind}")
     }
 }
 
 /// All figures as a table.
-pub fn markdown(figures: &[(&str, Figure)]) -> String {
+pub(crate) fn markdown(figures: &[(&str, Figure)]) -> String {
     let mut table = "| row | what | wanted | median | least to most | reached | behind it |\n|---|---|---|---|---|---|---|\n"
         .to_owned();
     for (row, figure) in figures {

@@ -17,15 +17,15 @@ use super::support::{PING_PARAMS, ping_frame, process};
 type Start = Box<dyn Fn(&Cores) -> Result<Option<Running>, BoxError>>;
 
 /// A server that takes part.
-pub struct Contender {
-    pub name: &'static str,
-    pub what: &'static str,
+pub(crate) struct Contender {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
     /// None if this machine doesn't have it.
-    pub start: Start,
+    pub(crate) start: Start,
 }
 
 /// A server that runs, until it is dropped.
-pub struct Running {
+pub(crate) struct Running {
     address: String,
     /// The processes that serve.
     pids: Vec<i32>,
@@ -50,12 +50,10 @@ impl Running {
     }
 
     /// Gives it its load.
-    pub fn drive(&self, shape: Shape, lengths: Lengths) -> Result<Run, BoxError> {
+    pub(crate) fn drive(&self, shape: Shape, lengths: Lengths) -> Result<Run, BoxError> {
         let (to, pids) = (&self.address, &self.pids);
         match self.speaks {
-            Speaks::Native => {
-                drive::run(to, pids, shape, lengths, &Native::new("ping", Some(PING_PARAMS))?)
-            }
+            Speaks::Native => drive::run(to, pids, shape, lengths, &Native::new("ping", Some(PING_PARAMS))?),
             Speaks::Echo => drive::run(to, pids, shape, lengths, &Fixed::new(ping_frame(), ping_frame())),
             Speaks::Redis => {
                 let ping = Fixed::new(b"*1\r\n$4\r\nPING\r\n".to_vec(), b"+PONG\r\n".to_vec());
@@ -68,7 +66,7 @@ impl Running {
 }
 
 /// Everybody, in the order of the tables. The first is the limit, which the others are compared with.
-pub fn contenders(rust_peers: Option<PathBuf>) -> Vec<Contender> {
+pub(crate) fn contenders(rust_peers: Option<PathBuf>) -> Vec<Contender> {
     let mut all = vec![
         contender("echo loop", "one epoll thread, bytes go back as they came: the limit", |cores| {
             Ok(Some(Running::new(Own::Echo.start(cores, Place::Server)?, Speaks::Echo)))
@@ -86,12 +84,16 @@ pub fn contenders(rust_peers: Option<PathBuf>) -> Vec<Contender> {
             let peer = Own::ThreadPerConnection.start(cores, Place::Server)?;
             Ok(Some(Running::new(peer, Speaks::Native)))
         }),
-        contender("Python pre-fork", "plain Python, one worker, a thread for each connection, JSON", |cores| {
-            let Some(peer) = peers::prefork(1, cores, Place::Server)? else { return Ok(None) };
-            // The workers serve, and their parent waits.
-            let pids = process::children(peer.process.pid())?;
-            Ok(Some(Running { pids, ..Running::new(peer, Speaks::Native) }))
-        }),
+        contender(
+            "Python pre-fork",
+            "plain Python, one worker, a thread for each connection, JSON",
+            |cores| {
+                let Some(peer) = peers::prefork(1, cores, Place::Server)? else { return Ok(None) };
+                // The workers serve, and their parent waits.
+                let pids = process::children(peer.process.pid())?;
+                Ok(Some(Running { pids, ..Running::new(peer, Speaks::Native) }))
+            },
+        ),
         contender("Redis", "`PING`; no JSON", |cores| {
             Ok(peers::redis(cores, Place::Server)?.map(|peer| Running::new(peer, Speaks::Redis)))
         }),

@@ -11,14 +11,14 @@ const LONGEST_HEAD: usize = 16 * 1024;
 /// HTTP/1.1 requests that are all alike, on connections that stay open. Of an answer the status, the length and the
 /// body are checked; other headers may say what they like (nginx puts the time in).
 #[derive(Debug, Clone)]
-pub struct Http {
+pub(crate) struct Http {
     request: Arc<[u8]>,
     body: Arc<[u8]>,
 }
 
 impl Http {
     /// `GET /`, answered with this body.
-    pub fn get(body: &str) -> Self {
+    pub(crate) fn get(body: &str) -> Self {
         let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
         Self { request: Arc::from(&request[..]), body: Arc::from(body.as_bytes()) }
     }
@@ -31,7 +31,11 @@ impl Exchange for Http {
 
     fn answer(&mut self, bytes: &[u8]) -> Answer {
         let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
-            return if bytes.len() > LONGEST_HEAD { wrong("the end of a head", bytes) } else { Answer::NeedMore };
+            return if bytes.len() > LONGEST_HEAD {
+                wrong("the end of a head", bytes)
+            } else {
+                Answer::NeedMore
+            };
         };
         let head = &bytes[..end];
         if !head.starts_with(b"HTTP/1.1 200 ") {
@@ -62,7 +66,7 @@ fn content_length(head: &[u8]) -> Option<usize> {
 /// Calls of `ping(params: String)` in the JSON transport of tarpc 0.38: a big-endian length, then a message with an id
 /// that is this connection's own. Answers may come in any order.
 #[derive(Debug, Clone)]
-pub struct Tarpc {
+pub(crate) struct Tarpc {
     /// A request up to its id, and from there on.
     head: Arc<[u8]>,
     tail: Arc<[u8]>,
@@ -76,7 +80,7 @@ impl Tarpc {
     const ANSWER_HEAD: &[u8] = br#"{"request_id":"#;
 
     /// With a deadline of nearly 10 seconds and a trace id, as its own client sends.
-    pub fn ping(params: &str) -> Self {
+    pub(crate) fn ping(params: &str) -> Self {
         let trace = "[201,87,14,163,92,250,6,118,45,33,190,71,228,9,154,60]";
         let context = format!(
             r#"{{"deadline":{{"secs":9,"nanos":999998437}},"trace_context":{{"trace_id":{trace},"span_id":11672590843917440321,"sampling_decision":"Unsampled"}}}}"#

@@ -27,7 +27,7 @@ use support::{children, peers};
 use tine::BoxError;
 
 /// What every server is asked to do.
-pub const SHAPES: [Shape; 5] = [
+pub(crate) const SHAPES: [Shape; 5] = [
     Shape::single(1),
     Shape::single(16),
     Shape::single(64),
@@ -38,7 +38,7 @@ pub const SHAPES: [Shape; 5] = [
 const ROUNDS: usize = 5;
 
 /// How the shape is called in tables and plots.
-pub fn name_of(shape: Shape) -> String {
+pub(crate) fn name_of(shape: Shape) -> String {
     match shape {
         Shape { connections: 1, pipeline: 1 } => "1 connection".to_owned(),
         Shape { connections, pipeline: 1 } => format!("{connections} connections"),
@@ -47,20 +47,20 @@ pub fn name_of(shape: Shape) -> String {
 }
 
 /// All that one server did: a list of runs for each shape, one of each round.
-pub struct Measured {
-    pub name: &'static str,
-    pub what: &'static str,
+pub(crate) struct Measured {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
     runs: [Vec<Run>; SHAPES.len()],
 }
 
 impl Measured {
     /// A figure of the runs of one shape.
-    pub fn spread(&self, shape: usize, figure: impl Fn(&Run) -> f64) -> Option<Spread> {
+    pub(crate) fn spread(&self, shape: usize, figure: impl Fn(&Run) -> f64) -> Option<Spread> {
         Spread::of(self.runs.get(shape)?.iter().map(figure))
     }
 
     /// The rate as a share of another server's in the same rounds.
-    pub fn against(&self, other: &Self, shape: usize) -> Option<Spread> {
+    pub(crate) fn against(&self, other: &Self, shape: usize) -> Option<Spread> {
         let pairs = self.runs.get(shape)?.iter().zip(other.runs.get(shape)?);
         Spread::of(pairs.map(|(mine, others)| mine.rate / others.rate))
     }
@@ -76,7 +76,8 @@ fn main() -> Result<ExitCode, BoxError> {
     let cores = Cores::find()?;
     let rust_peers = peers::rust_peers(!arguments.is_empty())?;
     cores.pin(Place::Load)?;
-    let (rounds, lengths) = if support::is_for_the_record() {
+    let is_for_the_record = support::is_for_the_record();
+    let (rounds, lengths) = if is_for_the_record {
         (ROUNDS, Lengths { runs: 1, warm_up: Duration::from_millis(250), measured: Duration::from_secs(1) })
     } else {
         (1, Lengths::new(false))
@@ -85,7 +86,7 @@ fn main() -> Result<ExitCode, BoxError> {
 
     let tables = tables::markdown(&measured);
     println!("\n{tables}");
-    let folder = folder()?;
+    let folder = folder(is_for_the_record)?;
     fs::write(folder.join("side_by_side.md"), &tables)?;
     plots::rates(&measured, &folder.join("rates.svg"))?;
     plots::latencies(&measured, &folder.join("latencies.svg"))?;
@@ -113,7 +114,8 @@ fn measure(
                 continue;
             };
             for (runs, shape) in measured.runs.iter_mut().zip(SHAPES) {
-                let run = server.drive(shape, lengths).map_err(|error| format!("{}: {error}", measured.name))?;
+                let run =
+                    server.drive(shape, lengths).map_err(|error| format!("{}: {error}", measured.name))?;
                 runs.push(run);
             }
             println!("round {round} of {rounds}: {}", measured.name);
@@ -125,9 +127,10 @@ fn measure(
     Ok(measured.into_iter().map(|(_, measured)| measured).collect())
 }
 
-/// Where the results are written.
-fn folder() -> Result<PathBuf, BoxError> {
-    let folder = support::target_folder()?.join("side_by_side");
+/// Where the results are written. A short round must not replace what somebody has measured.
+fn folder(is_for_the_record: bool) -> Result<PathBuf, BoxError> {
+    let name = if is_for_the_record { "side_by_side" } else { "side_by_side_short" };
+    let folder = support::target_folder()?.join(name);
     fs::create_dir_all(&folder)?;
     Ok(folder)
 }

@@ -25,13 +25,13 @@ const OURS: RGBColor = RGBColor(196, 78, 40);
 const OTHERS: RGBColor = RGBColor(120, 144, 168);
 
 /// Calls a second.
-pub fn rates(measured: &[Measured], path: &Path) -> Result<(), BoxError> {
+pub(crate) fn rates(measured: &[Measured], path: &Path) -> Result<(), BoxError> {
     let value = |server: &Measured, shape| Some(server.spread(shape, |run| run.rate)?.median);
     draw(measured, path, "calls a second", value, |rate| format!("{}/s", grouped(rate)))
 }
 
 /// The 99th percentile of latency.
-pub fn latencies(measured: &[Measured], path: &Path) -> Result<(), BoxError> {
+pub(crate) fn latencies(measured: &[Measured], path: &Path) -> Result<(), BoxError> {
     let value = |server: &Measured, shape| Some(server.spread(shape, |run| run.p99.as_secs_f64())?.median);
     draw(measured, path, "99th percentile of latency", value, time)
 }

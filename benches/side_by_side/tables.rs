@@ -7,14 +7,25 @@ use super::support::numbers::{grouped, time};
 use super::{Measured, SHAPES, name_of};
 
 /// All tables. The first of `measured` is what the others are compared with.
-pub fn markdown(measured: &[Measured]) -> String {
+pub(crate) fn markdown(measured: &[Measured]) -> String {
     let Some(limit) = measured.first() else { return String::new() };
     let mut text = String::new();
-    section(&mut text, "Calls a second, and the rate as a share of the echo loop's", measured, |server, shape| {
-        let rate = server.spread(shape, |run| run.rate)?;
-        let ratio = server.against(limit, shape)?;
-        Some(format!("{} ({:.2}; {:.2} to {:.2})", grouped(rate.median), ratio.median, ratio.least, ratio.most))
-    });
+    section(
+        &mut text,
+        "Calls a second, and the rate as a share of the echo loop's",
+        measured,
+        |server, shape| {
+            let rate = server.spread(shape, |run| run.rate)?;
+            let ratio = server.against(limit, shape)?;
+            Some(format!(
+                "{} ({:.2}; {:.2} to {:.2})",
+                grouped(rate.median),
+                ratio.median,
+                ratio.least,
+                ratio.most
+            ))
+        },
+    );
     section(&mut text, "CPU time of the server for each call", measured, |server, shape| {
         Some(time(server.spread(shape, Run::cpu_per_call)?.median))
     });
@@ -42,7 +53,12 @@ fn section(
     cell: impl Fn(&Measured, usize) -> Option<String>,
 ) {
     let shapes: Vec<String> = SHAPES.into_iter().map(name_of).collect();
-    let _ = writeln!(text, "{title}:\n\n| server | {} |\n|---|{}", shapes.join(" | "), "---|".repeat(shapes.len()));
+    let _ = writeln!(
+        text,
+        "{title}:\n\n| server | {} |\n|---|{}",
+        shapes.join(" | "),
+        "---|".repeat(shapes.len())
+    );
     for server in measured {
         let cells: Vec<String> =
             (0..SHAPES.len()).map(|shape| cell(server, shape).unwrap_or_default()).collect();

@@ -59,7 +59,16 @@ pub struct Run {
     pub load_share: f64,
 }
 
+/// Below this share of both cores, with calls enough to do, something else had a part of them.
+const UNDISTURBED: f64 = 0.9;
+
 impl Run {
+    /// True when neither the server nor the load had a core for itself: other programs ran there. To be asked only of
+    /// loads that leave one of the two no rest, which takes more than a connection or two.
+    pub fn is_disturbed(&self) -> bool {
+        self.server_share < UNDISTURBED && self.load_share < UNDISTURBED
+    }
+
     /// Seconds of CPU time that a call cost the server.
     pub fn cpu_per_call(&self) -> f64 {
         self.server_share / self.rate
@@ -77,7 +86,7 @@ pub fn run<E: Exchange>(
     let (started, before) = (Instant::now(), cpu_time(pids)?);
     let report = report(to, shape, lengths, exchange)?;
     // Over the warm-up too: it is the same load.
-    let server_share = (cpu_time(pids)? - before).as_secs_f64() / started.elapsed().as_secs_f64();
+    let server_share = cpu_time(pids)?.saturating_sub(before).as_secs_f64() / started.elapsed().as_secs_f64();
     Ok(Run {
         rate: report.rate(),
         p50: report.percentile(50.0),
@@ -88,12 +97,7 @@ pub fn run<E: Exchange>(
     })
 }
 
-fn report<E: Exchange>(
-    to: &str,
-    shape: Shape,
-    lengths: Lengths,
-    exchange: &E,
-) -> Result<Report, BoxError> {
+fn report<E: Exchange>(to: &str, shape: Shape, lengths: Lengths, exchange: &E) -> Result<Report, BoxError> {
     let load = Load {
         to: to.to_owned(),
         connections: shape.connections,

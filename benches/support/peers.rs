@@ -84,7 +84,15 @@ pub fn nginx(cores: &Cores, place: Place) -> Result<Option<(Peer, Folder)>, BoxE
     let path = folder.path().join("nginx.conf");
     fs::write(&path, config)?;
     let mut command = Command::new("nginx");
-    command.arg("-e").arg("stderr").arg("-p").arg(folder.path()).arg("-c").arg(&path).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .arg("-e")
+        .arg("stderr")
+        .arg("-p")
+        .arg(folder.path())
+        .arg("-c")
+        .arg(&path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     let Some(mut process) = start(&mut command, "apt: nginx-light", cores, place)? else { return Ok(None) };
     let log = process.child.stderr.take().ok_or("standard error is a pipe")?;
     // It listens before it says so.

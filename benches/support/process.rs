@@ -128,7 +128,7 @@ impl Thread {
         Ok(None)
     }
 
-    /// CPU time it has used: nanoseconds, the first number in `schedstat` (proc_pid_schedstat, Linux ≥ 2.6.23), which
+    /// CPU time it has used: nanoseconds, the first number in `schedstat` (`sched-stats` in the kernel's documentation, Linux ≥ 2.6.23), which
     /// `stat` rounds to hundredths of a second.
     pub fn cpu_time(&self) -> Result<Duration, BoxError> {
         let text = fs::read_to_string(format!("{}/schedstat", self.folder))?;
