@@ -46,7 +46,7 @@ fn ten_thousand_silent_connections_cost_one_thread_nothing_but_a_little_memory()
         assert_eq!(probe.call("ping", json!(1))["result"], 1);
     }
 
-    assert_eq!(threads(pid), 2, "the poller and the one thread");
+    assert_eq!(threads(pid), 3, "the poller, the watch and the one thread");
     let each = (private_memory(pid) - memory_before) / count;
     let _ = writeln!(std::io::stderr(), "{count} silent connections: {each} bytes of private memory each");
     assert!(each < 2048, "{each} bytes for each silent connection");

@@ -49,7 +49,7 @@ fn a_connection_costs_no_thread() {
         assert_eq!(wire.call("ping", json!(n))["result"], n);
     }
     assert_eq!(threads(pid), before, "200 connections are open");
-    assert_eq!(before, 1 + 3, "the poller and the pool");
+    assert_eq!(before, 1 + 1 + 3, "the poller, the watch and the pool");
 }
 
 #[test]
@@ -57,8 +57,8 @@ fn new_connections_go_to_a_worker_with_a_free_thread() {
     let service = Service::start("processes = 2\nthreads = 1");
     let stuck = occupy(&service, "hang");
     for n in 0..50 {
-        // A call that is given to the stuck worker waits for `queue_wait` and is refused.
-        assert_eq!(service.call("ping", json!(n))["result"], n);
+        // A slow call that is given to the stuck worker waits for `queue_wait` and is refused.
+        assert_eq!(service.call("sleep", json!({ "ms": 1 }))["out"], "sleep", "call {n}");
     }
     assert!(stuck.has_nothing());
 }
@@ -67,12 +67,12 @@ fn new_connections_go_to_a_worker_with_a_free_thread() {
 fn a_full_queue_refuses_at_once_and_the_same_connection_may_try_again() {
     let service = Service::start("processes = 1\nthreads = 1\n[limits]\nqueue = 1\nqueue_wait = \"20s\"");
     let mut runs = occupy(&service, "sleep");
-    let mut waits = occupy(&service, "ping");
+    let mut waits = occupy(&service, "sleep");
     let mut refused = service.connect();
     assert_refused(&refused.call("flaky", json!({ "every": 2, "ms": 0 })));
     assert!(runs.has_nothing(), "refused while the other call runs, not after it");
     assert_eq!(runs.receive()["out"], "sleep");
-    assert_eq!(waits.receive()["out"], "pong");
+    assert_eq!(waits.receive()["out"], "sleep");
     // Every second call answers true: had the refused one been run, this would be the second.
     assert_eq!(refused.call("flaky", json!({ "every": 2, "ms": 0 }))["result"], false);
     assert_eq!(refused.call("flaky", json!({ "every": 2, "ms": 0 }))["result"], true);
@@ -97,7 +97,7 @@ fn calls_queued_behind_a_thread_that_never_comes_back_are_all_told() {
     let _stuck = occupy(&service, "hang");
     let mut wires: Vec<_> = (0..20).map(|_| service.connect()).collect();
     for wire in &mut wires {
-        wire.request("ping", &Value::Null);
+        wire.request("sleep", &json!({ "ms": 0 }));
     }
     for wire in &mut wires {
         assert_refused(&wire.receive());
@@ -111,9 +111,9 @@ fn a_call_that_would_wait_too_long_is_refused_without_waiting() {
     assert_eq!(service.call("sleep", json!({ "ms": 400 }))["out"], "sleep");
     let mut runs = service.connect();
     runs.send(r#"{"in":"sleep","params":{"ms":400},"id":1}"#);
-    runs.send(r#"{"in":"ping","id":2}"#);
-    runs.send(r#"{"in":"ping","id":3}"#);
-    // One of the pings may wait (nobody is before it); the other would wait for a whole run, and hears so first.
+    runs.send(r#"{"in":"sleep","params":{"ms":0},"id":2}"#);
+    runs.send(r#"{"in":"sleep","params":{"ms":0},"id":3}"#);
+    // One of the short ones may wait (nobody is before it); the other would wait for a whole run, and hears so first.
     let first = runs.receive();
     assert_eq!(first["id"], 3);
     assert_refused(&first);
@@ -164,5 +164,5 @@ fn a_connection_that_no_worker_can_take_at_once_is_taken_by_one_with_room() {
     busy.send(r#"{"in":"hang","id":1}"#);
     busy.send(r#"{"in":"unknown","id":2}"#);
     assert_eq!(busy.receive()["id"], 2);
-    assert_refused(&Wire::connect(addresses[1]).call("ping", json!(1)));
+    assert_refused(&Wire::connect(addresses[1]).call("sleep", json!({ "ms": 0 })));
 }

@@ -26,5 +26,5 @@ pub use service::BoxError;
 
 pub(crate) use context::{CallParts, States};
 pub(crate) use json::Span;
-pub(crate) use registry::{Handler, Method, MethodIndex, Mistakes, RegistryBuilder};
+pub(crate) use registry::{Handler, Method, MethodIndex, Mistakes, Registry, RegistryBuilder};
 pub(crate) use service::{Hooks, Service};

@@ -63,6 +63,14 @@ pub(crate) fn parse(message: &[u8]) -> Result<Request<'_>, Rejected<'_>> {
     members.into_request(text)
 }
 
+/// The id that the answer to a message carries, whatever that answer is.
+pub(crate) fn id_of(message: &[u8]) -> Option<RawJson<'_>> {
+    match parse(message) {
+        Ok(request) => request.id(),
+        Err(rejected) => rejected.id,
+    }
+}
+
 /// Appends the answer of a call to `out`: the result that the method gives, or its error.
 ///
 /// The error is returned too, to be counted and logged. If the handler panics this unwinds and leaves part of an

@@ -113,6 +113,11 @@ impl Registry {
     pub(crate) fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.methods.iter().map(Method::name)
     }
+
+    /// For each method, in the order of their numbers, whether it is a built-in one.
+    pub(crate) fn are_built_in(&self) -> impl ExactSizeIterator<Item = bool> {
+        self.names().map(builtin::is_builtin)
+    }
 }
 
 /// Collects methods; what is wrong with them is said once, about all of them.

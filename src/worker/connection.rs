@@ -4,7 +4,7 @@
 //! poller, the pool or other connections.
 
 use std::io;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,12 +12,16 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::EpollFlags;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::rpc::Peer;
+use super::chunk::Chunk;
+use crate::rpc::{Peer, RawJson, Span, native};
 use crate::sys::socket::Socket;
 use crate::wire::length::LengthFraming;
 
 /// How long input is still read and thrown away after our FIN, so that the last answer is not lost to a reset.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// Memory that a thread keeps for the next answers, at most: one large answer must not keep its memory for ever.
+pub(super) const SPARE: usize = 16 * 1024;
 
 /// Where a connection stands in its worker's table. Epoll reports this and never a descriptor, whose number may
 /// belong to another connection by the time the report is read.
@@ -70,6 +74,8 @@ pub(super) enum Pause {
     Parked,
     /// The worker's buffers are full.
     Starved,
+    /// It waits until the poller comes round to it.
+    Turn,
 }
 
 /// What epoll was last asked to report.
@@ -86,6 +92,8 @@ pub(super) struct State {
     /// The first bytes were those of our framing.
     pub(super) recognised: bool,
     pub(super) input: Input,
+    /// While the poller runs a call inline.
+    pub(super) in_hand: Option<InHand>,
     /// The peer has sent FIN, or we no longer read: what is in `input` is all that will be.
     pub(super) input_ended: bool,
     /// When the first byte of the incomplete message at the end of `input` came.
@@ -109,12 +117,52 @@ pub(super) struct InFlight {
     pub(super) number: u64,
     pub(super) allowed: Duration,
     pub(super) deadline: Instant,
-    /// None once a pool thread runs it.
+    /// None once a thread runs it.
     pub(super) queued_since: Option<Instant>,
-    /// It has no id: nothing may begin beside it, so that answers keep their order.
+    /// Nothing may begin beside it: it has no id, so that answers keep their order, or nobody knows yet whether it has.
     pub(super) ordered: bool,
-    pub(super) id: Option<Box<[u8]>>,
-    pub(super) bytes: usize,
+    pub(super) message: Chunk,
+    pub(super) id: CallId,
+}
+
+/// Where a call's id is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum CallId {
+    Known(Option<Span>),
+    /// Its message has not been parsed.
+    NotParsed,
+}
+
+impl CallId {
+    /// The id that the answer carries. To find it in a message that nobody has parsed takes as long as to parse that.
+    pub(super) fn in_message(self, message: &[u8]) -> Option<RawJson<'_>> {
+        match self {
+            Self::Known(span) => span.map(|span| span.in_message(message)),
+            Self::NotParsed => native::id_of(message),
+        }
+    }
+}
+
+/// What the poller has taken from a connection while it runs one call of it with the lock released. Its input is empty
+/// meanwhile. Whoever relieves the poller [takes it over](State::take_over).
+#[derive(Debug)]
+pub(super) struct InHand {
+    pub(super) chunk: Chunk,
+    /// Where in the chunk begins what has not begun.
+    pub(super) rest: usize,
+    /// None while the lock is held.
+    pub(super) call: Option<InlineCall>,
+}
+
+/// A call that the poller runs itself.
+#[derive(Debug)]
+pub(super) struct InlineCall {
+    pub(super) number: u64,
+    pub(super) allowed: Duration,
+    pub(super) deadline: Instant,
+    /// Where in the chunk its message is.
+    pub(super) message: Range<usize>,
+    pub(super) id: Option<Span>,
 }
 
 impl Connection {
@@ -151,22 +199,28 @@ impl DerefMut for Locked<'_> {
 }
 
 impl Locked<'_> {
+    /// Lets others have the connection while `work` is done.
+    pub(super) fn unlocked<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        MutexGuard::unlocked(&mut self.state, work)
+    }
+
     /// Sends what waits, as far as the socket takes it.
     ///
     /// # Errors
     ///
     /// The connection is broken.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn flush(&mut self, now: Instant, spare: &mut Vec<u8>) -> io::Result<()> {
         while !self.output.is_empty() {
             match self.connection.socket.send(self.state.output.waiting()) {
                 Ok(sent) => {
                     self.state.output.sent(sent);
-                    self.state.last_progress = Instant::now();
+                    self.state.last_progress = now;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
         }
+        self.output.give_back(spare);
         Ok(())
     }
 
@@ -184,6 +238,7 @@ impl State {
             phase: Phase::Open,
             recognised: false,
             input: Input::default(),
+            in_hand: None,
             input_ended: false,
             message_since: None,
             paused: None,
@@ -200,6 +255,7 @@ impl State {
     /// True when another message may be looked at.
     pub(super) fn may_begin(&self, bounds: &Bounds) -> bool {
         self.phase == Phase::Open
+            && !self.runs_inline()
             && self.calls.len() < bounds.in_flight
             && self.output.len() < bounds.output
             && !self.calls.iter().any(|call| call.ordered)
@@ -207,7 +263,38 @@ impl State {
 
     /// True when all that was asked is answered and sent.
     pub(super) fn is_quiet(&self) -> bool {
-        self.calls.is_empty() && self.output.is_empty()
+        self.calls.is_empty() && self.output.is_empty() && !self.runs_inline()
+    }
+
+    fn runs_inline(&self) -> bool {
+        self.in_hand.as_ref().is_some_and(|in_hand| in_hand.call.is_some())
+    }
+
+    /// The number of the call that the poller runs, if it is at one of this connection.
+    pub(super) fn inline_call(&self) -> Option<u64> {
+        Some(self.in_hand.as_ref()?.call.as_ref()?.number)
+    }
+
+    /// Brings call `number`, which the poller ran when it was relieved, among those that any thread runs, and what
+    /// the poller had not begun back to the input. Nothing, where that has been done.
+    pub(super) fn take_over(&mut self, number: u64) {
+        if self.inline_call() != Some(number) {
+            return;
+        }
+        let Some(InHand { chunk, rest, call: Some(call) }) = self.in_hand.take() else {
+            return;
+        };
+        let message = Chunk::copy_of(chunk.get(call.message).unwrap_or_default());
+        self.input = Input::from(chunk.skip(rest));
+        self.calls.push(InFlight {
+            number,
+            allowed: call.allowed,
+            deadline: call.deadline,
+            queued_since: None,
+            ordered: call.id.is_none(),
+            message,
+            id: CallId::Known(call.id),
+        });
     }
 
     pub(super) fn next_call_number(&mut self) -> u64 {
@@ -265,12 +352,22 @@ impl State {
 
     /// Bytes it holds.
     pub(super) fn held(&self) -> usize {
-        let calls: usize = self.calls.iter().map(|call| call.bytes).sum();
-        self.input.bytes.capacity() + self.output.bytes.capacity() + calls
+        self.input.bytes.capacity() + self.output.bytes.capacity() + self.held_by_calls()
+    }
+
+    /// Bytes that its calls hold.
+    pub(super) fn held_by_calls(&self) -> usize {
+        let inline = self.in_hand.as_ref().and_then(|in_hand| in_hand.call.as_ref());
+        let inline = inline.map_or(0, |call| call.message.len());
+        inline + self.calls.iter().map(|call| call.message.len()).sum::<usize>()
     }
 }
 
 impl InFlight {
+    pub(super) fn id(&self) -> Option<RawJson<'_>> {
+        self.id.in_message(&self.message)
+    }
+
     fn due(&self, bounds: &Bounds) -> Instant {
         self.queued_since.map_or(self.deadline, |since| self.deadline.min(since + bounds.queue_wait))
     }
@@ -300,12 +397,21 @@ impl Input {
         self.bytes.extend_from_slice(arrived);
     }
 
-    /// Forgets the first `count` bytes. An empty input holds no memory: most connections are idle.
-    pub(super) fn consume(&mut self, count: usize) {
-        self.start += count;
-        if self.start >= self.bytes.len() {
-            *self = Self::default();
+    /// All of it, to begin calls from; the input is empty then.
+    pub(super) fn take(&mut self) -> Chunk {
+        let Self { bytes, start } = std::mem::take(self);
+        Chunk::new(bytes).skip(start)
+    }
+}
+
+impl From<Chunk> for Input {
+    /// What was not begun of a chunk. An empty input holds no memory: most connections are idle.
+    fn from(rest: Chunk) -> Self {
+        if rest.is_empty() {
+            return Self::default();
         }
+        let (bytes, start) = rest.into_bytes();
+        Self { bytes, start }
     }
 }
 
@@ -325,7 +431,11 @@ impl Output {
         self.bytes.len() - self.start
     }
 
-    pub(super) fn append(&mut self, bytes: &[u8]) {
+    /// Adds an answer. One that finds nothing waiting borrows the memory of `spare`.
+    pub(super) fn append(&mut self, bytes: &[u8], spare: &mut Vec<u8>) {
+        if self.bytes.capacity() == 0 {
+            std::mem::swap(&mut self.bytes, spare);
+        }
         if self.start > self.bytes.len() / 2 {
             self.bytes.drain(..self.start);
             self.start = 0;
@@ -340,7 +450,18 @@ impl Output {
     fn sent(&mut self, count: usize) {
         self.start += count;
         if self.start >= self.bytes.len() {
-            *self = Self::default();
+            self.start = 0;
+            self.bytes.clear();
+        }
+    }
+
+    /// Gives the memory back once nothing waits.
+    fn give_back(&mut self, spare: &mut Vec<u8>) {
+        if self.is_empty() {
+            let bytes = std::mem::take(self).bytes;
+            if bytes.capacity() <= SPARE {
+                *spare = bytes;
+            }
         }
     }
 }

@@ -55,6 +55,11 @@ impl Gate {
         decision
     }
 
+    /// A thread runs a call that nobody has asked about: to be ended like one that was admitted.
+    pub(super) fn began_unasked(&self) {
+        self.unfinished.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// About a call with `waiting` others before it.
     fn may_wait(&self, waiting: usize, allowed: Duration) -> Result<(), Refused> {
         let wait = self.expected_wait(waiting);

@@ -12,8 +12,10 @@ use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
+use super::desk::Desk;
+use super::flow::Hand;
 use super::listening::{Door, LOOK_AGAIN, Shut, Standing, Visit};
-use super::{BELL, Due, FIRST_DOOR, Shared, Worker};
+use super::{BELL, Due, FIRST_DOOR, Shared};
 use crate::config::Config;
 use crate::sys::clock;
 use crate::sys::socket::Listener;
@@ -37,17 +39,17 @@ pub(super) fn open_all(
         .collect()
 }
 
-impl Worker {
+impl Desk {
     /// Somebody may wait at listener `number`.
-    pub(super) fn visit(&mut self, number: usize) {
-        self.visit_and_tell(number, self.standing());
+    pub(super) fn visit(&mut self, number: usize, hand: &mut Hand) {
+        self.visit_and_tell(number, self.standing(&hand.shared), hand);
     }
 
     /// It is time to look again at listener `number`. A worker without a free thread has looked all the while whether
     /// others take what waits; where they have not, it does.
-    pub(super) fn look_again(&mut self, number: usize) {
-        let shared = Arc::clone(&self.hand.shared);
-        let standing = self.standing();
+    pub(super) fn look_again(&mut self, number: usize, hand: &mut Hand) {
+        let shared = Arc::clone(&hand.shared);
+        let standing = self.standing(&shared);
         let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
             return;
         };
@@ -63,28 +65,28 @@ impl Worker {
             }
             (Some(_), Some(_)) => {
                 shared.watch_door(number, door.open(&shared.epoll));
-                self.visit_and_tell(number, Standing { leave_to_others: None, ..standing });
+                self.visit_and_tell(number, Standing { leave_to_others: None, ..standing }, hand);
             }
             (None, _) | (_, None) => shared.watch_door(number, door.open(&shared.epoll)),
         }
     }
 
     /// Visits, and rings for the others where nothing could be taken.
-    fn visit_and_tell(&mut self, number: usize, standing: Standing) {
-        if let Some(Visit::Shut { took_any: false, .. }) = self.visit_as(number, standing) {
+    fn visit_and_tell(&mut self, number: usize, standing: Standing, hand: &mut Hand) {
+        if let Some(Visit::Shut { took_any: false, .. }) = self.visit_as(number, standing, hand) {
             self.tell_others();
         }
     }
 
-    fn visit_as(&mut self, number: usize, standing: Standing) -> Option<Visit> {
-        let shared = Arc::clone(&self.hand.shared);
+    fn visit_as(&mut self, number: usize, standing: Standing, hand: &mut Hand) -> Option<Visit> {
+        let shared = Arc::clone(&hand.shared);
         let door = self.doors.get_mut(number).and_then(Option::as_mut)?;
         let visit = door.visit(&shared.epoll, standing, |socket, peer, framing| {
-            self.hand.accepted(socket, peer, framing);
+            hand.accepted(socket, peer, framing);
         });
         if let Visit::Shut { why, .. } = visit {
             shared.look_again_at(number, why);
-            self.open_doors();
+            self.open_doors(&shared);
         }
         Some(visit)
     }
@@ -99,14 +101,13 @@ impl Worker {
     /// Another worker was woken for a connection that it can't take. One that can't either shuts its door for a while,
     /// and looks again: the one that rang may have no room for long, and the kernel says nothing twice. It does not
     /// ring in its turn, or every worker would wake every other one.
-    pub(super) fn rung(&mut self) {
+    pub(super) fn rung(&mut self, hand: &mut Hand) {
         for number in 0..self.doors.len() {
-            self.visit_as(number, self.standing());
+            self.visit_as(number, self.standing(&hand.shared), hand);
         }
     }
 
-    fn standing(&self) -> Standing {
-        let shared = &self.hand.shared;
+    fn standing(&self, shared: &Shared) -> Standing {
         let busy_for = shared.gate.busy_for(clock::monotonic_ns()).filter(|_| self.has_siblings);
         Standing {
             leave_to_others: busy_for.map(Standing::leave_after),
@@ -115,12 +116,11 @@ impl Worker {
     }
 
     /// Opens what was shut for a reason that is gone, and sees to it that the poller hears when the others' is.
-    pub(super) fn open_doors(&mut self) {
-        let shared = Arc::clone(&self.hand.shared);
+    pub(super) fn open_doors(&mut self, shared: &Shared) {
         // Asked for before looking: what changes after the look is then heard of.
         shared.wants_thread.store(true, Ordering::SeqCst);
         shared.wants_room.store(true, Ordering::SeqCst);
-        let standing = self.standing();
+        let standing = self.standing(shared);
         let (mut wants_thread, mut wants_room) = (false, false);
         for (number, door) in self.doors.iter_mut().enumerate() {
             let Some(door) = door else { continue };

@@ -1,4 +1,4 @@
-//! The pool: the threads that run handlers. What a job is and how it is run is not known here.
+//! The pool: the threads that run handlers which are not quick. What a job is and how it is run is not known here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -48,7 +48,8 @@ where
     Ok(())
 }
 
-fn serve<J>(queue: &Receiver<J>, mut run: Box<dyn FnMut(J)>) {
+/// Takes jobs from `queue` until that is closed.
+pub(super) fn serve<J>(queue: &Receiver<J>, mut run: impl FnMut(J)) {
     while let Ok(job) = queue.recv() {
         run(job);
     }

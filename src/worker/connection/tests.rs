@@ -32,8 +32,8 @@ fn call(state: &mut State, now: Instant, ordered: bool) -> u64 {
         deadline: now + REQUEST,
         queued_since: Some(now),
         ordered,
-        id: None,
-        bytes: 10,
+        message: Chunk::copy_of(&[0; 10]),
+        id: CallId::Known(None),
     });
     number
 }
@@ -63,9 +63,9 @@ fn nothing_begins_beside_a_call_without_an_id() {
 #[test]
 fn nothing_begins_while_the_output_is_full() {
     let (mut state, _) = fresh();
-    state.output.append(&[0; 99]);
+    state.output.append(&[0; 99], &mut Vec::new());
     assert!(state.may_begin(&BOUNDS));
-    state.output.append(&[0]);
+    state.output.append(&[0], &mut Vec::new());
     assert!(!state.may_begin(&BOUNDS));
     state.output.sent(1);
     assert!(state.may_begin(&BOUNDS));
@@ -101,14 +101,14 @@ fn epoll_is_asked_for_what_can_be_used() {
         ("nor one whose peer has said all", |state| state.input_ended = true, NOTHING),
         (
             "what waits is sent as soon as there is room, and input still comes",
-            |state| state.output.append(b"answer"),
+            |state| state.output.append(b"answer", &mut Vec::new()),
             Interest { input: true, output: true },
         ),
         (
             "what waits is sent to the half-closed",
             |state| {
                 state.input_ended = true;
-                state.output.append(b"answer");
+                state.output.append(b"answer", &mut Vec::new());
             },
             OUTPUT,
         ),
@@ -116,7 +116,7 @@ fn epoll_is_asked_for_what_can_be_used() {
             "one that finishes only sends",
             |state| {
                 state.phase = Phase::Finishing;
-                state.output.append(b"answer");
+                state.output.append(b"answer", &mut Vec::new());
             },
             OUTPUT,
         ),
@@ -126,7 +126,7 @@ fn epoll_is_asked_for_what_can_be_used() {
                 state.phase = Phase::Lingering { until: Instant::now() };
                 state.input_ended = true;
                 state.paused = Some(Pause::Parked);
-                state.output.append(b"answer");
+                state.output.append(b"answer", &mut Vec::new());
             },
             INPUT,
         ),
@@ -204,53 +204,139 @@ fn lingering_ends_at_its_time_and_a_closed_connection_has_none() {
 }
 
 #[test]
-fn input_keeps_what_was_not_consumed_and_no_memory_once_it_is_empty() {
+fn input_keeps_what_was_not_begun_and_no_memory_once_it_is_empty() {
     let mut input = Input::default();
     input.append(b"one two");
-    input.consume(4);
-    assert_eq!(input.waiting(), b"two");
+    let chunk = input.take();
+    assert!(input.is_empty());
+    assert_eq!(&*chunk, b"one two");
+    input = Input::from(chunk.clone().skip(4));
+    assert_eq!(&*chunk, b"one two", "others may hold it still");
     input.append(b" three");
-    assert_eq!(input.waiting(), b"two three");
-    input.consume(9);
+    assert_eq!(&*input.take(), b"two three");
+    input = Input::from(chunk.clone().skip(7));
     assert!(input.is_empty());
     assert_eq!(input.bytes.capacity(), 0);
-    input.consume(1);
-    assert!(input.is_empty(), "more than there was is all there was");
+    assert!(chunk.skip(8).is_empty(), "more than there was is all there was");
 }
 
 #[test]
-fn output_keeps_its_order_and_no_memory_once_it_is_sent() {
+fn input_that_nobody_else_holds_stays_where_it_is() {
+    let mut input = Input::default();
+    input.append(&[7; 1000]);
+    let at = input.bytes.as_ptr();
+    input = Input::from(input.take());
+    assert_eq!(input.bytes.as_ptr(), at);
+    input = Input::from(input.take().skip(10));
+    assert_eq!(input.bytes.as_ptr(), at);
+    input.append(b"8");
+    assert_eq!(&*input.take(), [&[7; 990][..], b"8"].concat());
+}
+
+#[test]
+fn output_keeps_its_order_and_gives_its_memory_back_once_it_is_sent() {
     let (mut output, mut taken, mut given) = (Output::default(), Vec::new(), Vec::new());
+    let mut spare = Vec::with_capacity(77);
     for round in 0..100_u8 {
         let answer = vec![round; 7];
-        output.append(&answer);
+        output.append(&answer, &mut spare);
         assert!(output.bytes.len() <= 2 * output.len(), "what was sent must not pile up");
         given.extend(answer);
         let count = usize::from(round % 12).min(output.len());
         taken.extend_from_slice(&output.waiting()[..count]);
         output.sent(count);
         assert_eq!(output.len(), given.len() - taken.len());
+        output.give_back(&mut spare);
+        assert_eq!(output.is_empty(), output.bytes.capacity() == 0);
     }
     taken.extend_from_slice(output.waiting());
     output.sent(output.len());
     assert_eq!(taken, given);
-    assert!(output.is_empty());
+    output.give_back(&mut spare);
     assert_eq!(output.bytes.capacity(), 0);
+    assert!(spare.capacity() >= 77 && spare.is_empty());
+}
+
+#[test]
+fn one_large_answer_does_not_keep_its_memory() {
+    let (mut output, mut spare) = (Output::default(), Vec::new());
+    output.append(&[0; SPARE + 1], &mut spare);
+    output.sent(SPARE + 1);
+    output.give_back(&mut spare);
+    assert_eq!(spare.capacity(), 0);
 }
 
 #[test]
 fn what_it_holds_is_buffers_and_queued_messages() {
     let (mut state, now) = fresh();
+    let mut spare = Vec::new();
     assert_eq!(state.held(), 0);
     call(&mut state, now, false);
     assert_eq!(state.held(), 10);
     state.input.append(&[0; 1_000]);
-    state.output.append(&[0; 500]);
+    state.output.append(&[0; 500], &mut spare);
     assert!(state.held() >= 1_510, "{}", state.held());
-    state.input.consume(1_000);
+    state.input.take();
     state.output.sent(500);
+    state.output.give_back(&mut spare);
     state.take_call(1);
     assert_eq!(state.held(), 0);
+}
+
+/// The poller runs a call of the connection, which has arrived with another behind it.
+fn inline(state: &mut State, now: Instant) -> u64 {
+    let number = state.next_call_number();
+    state.in_hand = Some(InHand {
+        chunk: Chunk::copy_of(b"{\"id\":7} {}"),
+        rest: 8,
+        call: Some(InlineCall {
+            number,
+            allowed: REQUEST,
+            deadline: now + REQUEST,
+            message: 0..8,
+            id: native::parse(b"{\"id\":7,\"in\":\"x\"}").unwrap().id,
+        }),
+    });
+    number
+}
+
+#[test]
+fn while_the_poller_runs_a_call_nothing_begins_or_ends() {
+    let (mut state, now) = fresh();
+    inline(&mut state, now);
+    assert!(!state.may_begin(&BOUNDS));
+    assert!(!state.is_quiet());
+    assert_eq!(state.held(), 8);
+}
+
+#[test]
+fn what_a_blocked_poller_had_in_hand_is_taken_over_once() {
+    let (mut state, now) = fresh();
+    let number = inline(&mut state, now);
+    state.take_over(number + 1);
+    assert_eq!(state.inline_call(), Some(number), "that was another one");
+    for _ in 0..2 {
+        state.take_over(number);
+        assert_eq!(state.inline_call(), None);
+        assert_eq!(&*state.input.take(), b" {}");
+        state.input.append(b" {}");
+        assert_eq!(state.calls.len(), 1);
+    }
+    assert!(state.may_begin(&BOUNDS), "it has an id, so others may run beside it");
+    assert_eq!(state.due(&BOUNDS), Some(now + REQUEST), "its deadline holds");
+    let call = state.take_call(number).unwrap();
+    assert_eq!(call.id().unwrap().get(), "7");
+    assert_eq!(&*call.message, b"{\"id\":7}");
+}
+
+#[test]
+fn a_call_that_nobody_has_parsed_has_the_id_that_stands_in_it() {
+    let message = Chunk::copy_of(br#"{"in": "x", "params": [1, 2], "id": "a"}"#);
+    let (mut state, now) = fresh();
+    call(&mut state, now, true);
+    let mut call = state.take_call(1).unwrap();
+    (call.message, call.id) = (message, CallId::NotParsed);
+    assert_eq!(call.id().unwrap().get(), "\"a\"");
 }
 
 fn connection(socket: Socket) -> Arc<Connection> {
@@ -265,14 +351,14 @@ fn a_client_that_does_not_read_keeps_its_answers_waiting() {
     let connection = connection(socket);
     let mut state = connection.lock();
     let answer = vec![7; 4 << 20];
-    state.output.append(&answer);
-    state.flush().unwrap();
+    state.output.append(&answer, &mut Vec::new());
+    state.flush(Instant::now(), &mut Vec::new()).unwrap();
     assert!(!state.output.is_empty(), "the test needs more than the socket takes");
     let mut read = vec![0; 64 << 10];
     let mut total = 0;
     while total < answer.len() {
         total += client.read(&mut read).unwrap();
-        state.flush().unwrap();
+        state.flush(Instant::now(), &mut Vec::new()).unwrap();
     }
     assert!(state.is_quiet());
     assert_eq!(state.held(), 0);
@@ -284,8 +370,8 @@ fn to_a_client_that_is_gone_nothing_is_sent() {
     let connection = connection(socket);
     drop(client);
     let mut state = connection.lock();
-    state.output.append(b"answer");
-    assert!(state.flush().is_err());
+    state.output.append(b"answer", &mut Vec::new());
+    assert!(state.flush(Instant::now(), &mut Vec::new()).is_err());
 }
 
 #[test]
@@ -293,9 +379,9 @@ fn lingering_tells_the_client_that_nothing_follows_and_forgets_its_input() {
     let (socket, mut client) = Socket::pair();
     let connection = connection(socket);
     let (mut state, now) = (connection.lock(), Instant::now());
-    state.output.append(b"answer");
+    state.output.append(b"answer", &mut Vec::new());
     state.input.append(b"more");
-    state.flush().unwrap();
+    state.flush(Instant::now(), &mut Vec::new()).unwrap();
     state.linger(now);
     assert_eq!(state.phase, Phase::Lingering { until: now + LINGER });
     assert_eq!(state.held(), 0);

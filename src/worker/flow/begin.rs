@@ -1,67 +1,82 @@
 //! From bytes to calls: messages are taken off a connection's input and put in the queue, or answered where they
 //! stand.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::TrySendError;
 
 use super::Hand;
-use crate::rpc::native::{self, Rejected};
+use super::run::Inline;
+use crate::rpc::native::{self, Rejected, Request};
 use crate::rpc::{Error, MethodIndex, RawJson, Span};
 use crate::wire::Step;
 use crate::wire::detect::{self, Recognised};
 use crate::wire::length::LengthFraming;
 use crate::worker::Shared;
 use crate::worker::buffers::LITTLE;
-use crate::worker::connection::{Connection, InFlight, Locked, Phase};
+use crate::worker::chunk::Chunk;
+use crate::worker::connection::{CallId, Connection, InFlight, Input, Locked, Pause, Phase, SPARE};
 use crate::worker::dispatch::Refused;
+use crate::worker::duty::Task;
+use crate::worker::pace::Speed;
 
-/// A call on its way to a pool thread. It owns its message, in which params and id are places.
+/// A message longer than this is parsed by a pool thread: it would keep the poller for longer than a quick call may.
+const LARGE: usize = 16 * 1024;
+
+/// How long one connection's calls are run inline before others get their turn.
+const TURN: Duration = Duration::from_micros(200);
+
+/// A call on its way to a pool thread.
 #[derive(Debug)]
 pub(in crate::worker) struct Job {
     pub(super) connection: Arc<Connection>,
     /// Which of the connection's calls it is.
     pub(super) number: u64,
+    pub(super) message: Chunk,
+    /// None where the message is left to the pool thread to parse.
+    pub(super) call: Option<Parsed>,
+}
+
+/// What a message asks for. Params and id are places in it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parsed {
     pub(super) method: MethodIndex,
     pub(super) deadline: Instant,
     pub(super) allowed: Duration,
-    params: Option<Span>,
-    id: Option<Span>,
-    pub(super) message: Box<[u8]>,
+    pub(super) params: Option<Span>,
+    pub(super) id: Option<Span>,
 }
 
-impl Job {
-    pub(super) fn params(&self) -> Option<RawJson<'_>> {
-        self.params.map(|span| span.in_message(&self.message))
-    }
-
-    pub(super) fn id(&self) -> Option<RawJson<'_>> {
-        self.id.map(|span| span.in_message(&self.message))
-    }
-}
-
-/// Why input stopped being taken as messages.
+/// Why input stopped being taken as messages. `consumed` bytes of it were.
 enum Begun {
-    /// This many bytes were; the rest is incomplete.
+    /// The rest is incomplete.
     Incomplete { consumed: usize },
-    /// This many bytes were; calls must finish before more may begin.
+    /// Calls must finish before more may begin.
     Blocked { consumed: usize },
+    /// The poller goes on with it when it comes round.
+    Turn { consumed: usize },
+    /// This thread was relieved as poller, and the rest is with the connection.
+    Relieved,
+}
+
+/// What comes after a message.
+enum Next {
+    Message,
+    /// This very message is for the poller.
+    LeaveToPoller,
+    Relieved,
 }
 
 impl Hand {
     /// Begins what it can of newly arrived bytes and keeps the rest.
-    pub(super) fn arrived(&mut self, state: &mut Locked<'_>, bytes: &[u8]) {
+    pub(super) fn arrived(&mut self, state: &mut Locked<'_>, chunk: Chunk) {
         if !state.input.is_empty() {
-            state.input.append(bytes);
+            state.input.append(&chunk);
             return self.begin_waiting(state);
         }
-        let begun = self.begin_messages(state, bytes);
-        let rest = bytes.get(begun.consumed()..).unwrap_or_default();
-        if state.phase == Phase::Open {
-            state.input.append(rest);
-            begun.note(state);
-        }
+        self.begin(state, chunk);
     }
 
     /// Moves a connection on after something about it changed.
@@ -74,20 +89,34 @@ impl Hand {
 
     /// Begins what it can of the input that waits.
     pub(super) fn begin_waiting(&mut self, state: &mut Locked<'_>) {
-        let mut input = std::mem::take(&mut state.input);
-        let begun = self.begin_messages(state, input.waiting());
-        if state.phase == Phase::Open {
-            input.consume(begun.consumed());
-            state.input = input;
-            begun.note(state);
+        if state.paused != Some(Pause::Turn) {
+            let chunk = state.input.take();
+            self.begin(state, chunk);
         }
     }
 
-    fn begin_messages(&mut self, state: &mut Locked<'_>, bytes: &[u8]) -> Begun {
+    fn begin(&mut self, state: &mut Locked<'_>, chunk: Chunk) {
+        let begun = self.begin_messages(state, &chunk);
+        if matches!(begun, Begun::Relieved) {
+            return;
+        }
+        state.in_hand = None;
+        if state.phase == Phase::Open {
+            state.input = Input::from(chunk.skip(begun.consumed()));
+            begun.note(state, self.now);
+            if matches!(begun, Begun::Turn { .. }) {
+                state.paused = Some(Pause::Turn);
+                self.shared.turn_for(state.connection.key);
+            }
+        }
+    }
+
+    fn begin_messages(&mut self, state: &mut Locked<'_>, chunk: &Chunk) -> Begun {
         let framing = state.connection.framing;
+        let began = self.now;
         let mut consumed = 0;
         loop {
-            let rest = bytes.get(consumed..).unwrap_or_default();
+            let rest = chunk.get(consumed..).unwrap_or_default();
             if rest.is_empty() {
                 return Begun::Incomplete { consumed };
             }
@@ -96,6 +125,9 @@ impl Hand {
             if adds_to_full || !state.may_begin(&self.shared.bounds) {
                 return Begun::Blocked { consumed };
             }
+            if self.now - began > TURN {
+                return Begun::Turn { consumed };
+            }
             if !state.recognised {
                 match detect::recognise(rest, framing.order) {
                     Recognised::NeedMore { .. } => return Begun::Incomplete { consumed },
@@ -103,7 +135,7 @@ impl Hand {
                     Recognised::Unknown { looks_like } => {
                         let peer = &state.connection.peer;
                         tracing::warn!(%peer, "expected a length-prefixed message, found {looks_like}; closed");
-                        state.linger(Instant::now());
+                        state.linger(self.now);
                         return Begun::Blocked { consumed };
                     }
                 }
@@ -111,8 +143,12 @@ impl Hand {
             match framing.decode(rest) {
                 Step::NeedMore { .. } => return Begun::Incomplete { consumed },
                 Step::Message { body, consumed: length } => {
-                    consumed += length;
-                    self.begin_message(state, rest.get(body).unwrap_or_default());
+                    let message = consumed + body.start..consumed + body.end;
+                    match self.begin_message(state, chunk, message) {
+                        Next::Message => consumed += length,
+                        Next::LeaveToPoller => return Begun::Turn { consumed },
+                        Next::Relieved => return Begun::Relieved,
+                    }
                 }
                 Step::Wrong(error) => {
                     let skipped = error.consumed();
@@ -126,52 +162,74 @@ impl Hand {
         }
     }
 
-    fn begin_message(&mut self, state: &mut Locked<'_>, message: &[u8]) {
+    fn begin_message(&mut self, state: &mut Locked<'_>, chunk: &Chunk, place: Range<usize>) -> Next {
+        let message = chunk.get(place.clone()).unwrap_or_default();
+        if message.len() > LARGE {
+            self.enqueue(state, message, None);
+            return Next::Message;
+        }
         let request = match native::parse(message) {
             Ok(request) => request,
-            Err(Rejected { error, id }) => return self.answer_error(state, &error, id),
+            Err(Rejected { error, id }) => {
+                self.answer_error(state, &error, id);
+                return Next::Message;
+            }
         };
-        let method = match self.shared.service.registry().resolve(&request.method) {
-            Ok((method, _)) => method,
-            Err(error) => return self.answer_error(state, &error, request.id()),
+        let call = match self.shared.understand(&request, self.now) {
+            Ok(call) => call,
+            Err(error) => {
+                self.answer_error(state, &error, request.id());
+                return Next::Message;
+            }
         };
-        let now = Instant::now();
-        let allowed = self.shared.allowed(method, request.timeout_ms);
-        if let Err(refused) = self.shared.gate.admit(allowed) {
-            return self.refuse(state, refused, request.id());
+        match self.shared.paces.speed(call.method) {
+            Speed::Quick if !self.shared.role.is_watched() => {}
+            Speed::Quick | Speed::NeverBlocks if self.term.is_none() => return Next::LeaveToPoller,
+            Speed::Quick | Speed::NeverBlocks => {
+                return match self.run_inline(state, chunk, place, &call) {
+                    Inline::Done => Next::Message,
+                    Inline::Relieved => Next::Relieved,
+                };
+            }
+            Speed::Slow => {}
         }
-        let call = InFlight {
+        self.enqueue(state, message, Some(call));
+        Next::Message
+    }
+
+    fn enqueue(&mut self, state: &mut Locked<'_>, message: &[u8], call: Option<Parsed>) {
+        // Until its message is parsed a call may take what any may.
+        let allowed = call.map_or(self.shared.request_timeout, |call| call.allowed);
+        let id = call.map_or(CallId::NotParsed, |call| CallId::Known(call.id));
+        if let Err(refused) = self.shared.gate.admit(allowed) {
+            return self.refuse(state, refused, message, id);
+        }
+        let copy = Chunk::copy_of(message);
+        let in_flight = InFlight {
             number: state.next_call_number(),
             allowed,
-            deadline: now + allowed,
-            queued_since: Some(now),
-            ordered: request.id.is_none(),
-            id: request.id().map(|id| id.get().as_bytes().into()),
-            bytes: message.len(),
+            deadline: self.now + allowed,
+            queued_since: Some(self.now),
+            ordered: matches!(id, CallId::NotParsed | CallId::Known(None)),
+            message: copy.clone(),
+            id,
         };
-        let job = Job {
-            connection: Arc::clone(state.connection),
-            number: call.number,
-            method,
-            deadline: call.deadline,
-            allowed,
-            params: request.params,
-            id: request.id,
-            message: message.into(),
-        };
-        match self.shared.queue.try_send(job) {
-            Ok(()) => state.calls.push(call),
+        let connection = Arc::clone(state.connection);
+        let job = Job { connection, number: in_flight.number, message: copy, call };
+        match self.shared.queue.try_send(Task::Run(job)) {
+            Ok(()) => state.calls.push(in_flight),
             // The gate admits no more than fit.
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.shared.call_ended();
                 let retry_after = self.shared.gate.retry_after();
-                self.refuse(state, Refused { retry_after }, request.id());
+                self.refuse(state, Refused { retry_after }, message, id);
             }
         }
     }
 
-    fn refuse(&mut self, state: &mut Locked<'_>, refused: Refused, id: Option<RawJson<'_>>) {
+    fn refuse(&mut self, state: &mut Locked<'_>, refused: Refused, message: &[u8], id: CallId) {
         self.row.refused();
+        let id = id.in_message(message);
         self.answer_error(state, &Error::overloaded(refused.retry_after), id);
     }
 
@@ -179,25 +237,33 @@ impl Hand {
     pub(super) fn answer_error(&mut self, state: &mut Locked<'_>, error: &Error, id: Option<RawJson<'_>>) {
         self.answer.clear();
         write_error(&mut self.answer, state.connection.framing, error, id);
-        state.output.append(&self.answer);
-        self.keep_answer_small();
+        self.put_out(state);
+    }
+
+    /// Adds `self.answer` to what is to be sent.
+    pub(super) fn put_out(&mut self, state: &mut Locked<'_>) {
+        state.output.append(&self.answer, &mut self.spare);
+        if self.answer.capacity() > SPARE {
+            self.answer = Vec::new();
+        }
     }
 }
 
 impl Begun {
     fn consumed(&self) -> usize {
         match self {
-            Self::Incomplete { consumed } | Self::Blocked { consumed } => *consumed,
+            Self::Incomplete { consumed } | Self::Blocked { consumed } | Self::Turn { consumed } => *consumed,
+            Self::Relieved => 0,
         }
     }
 
     /// Keeps the time since which an incomplete message has been arriving.
-    fn note(&self, state: &mut Locked<'_>) {
+    fn note(&self, state: &mut Locked<'_>, now: Instant) {
         state.message_since = match self {
             Self::Incomplete { .. } if state.input.is_empty() => None,
-            Self::Incomplete { consumed: 0 } => state.message_since.or_else(|| Some(Instant::now())),
-            Self::Incomplete { .. } => Some(Instant::now()),
-            Self::Blocked { .. } => None,
+            Self::Incomplete { consumed: 0 } => state.message_since.or(Some(now)),
+            Self::Incomplete { .. } => Some(now),
+            Self::Blocked { .. } | Self::Turn { .. } | Self::Relieved => None,
         };
     }
 }
@@ -215,9 +281,11 @@ pub(super) fn write_error(out: &mut Vec<u8>, framing: LengthFraming, error: &Err
 }
 
 impl Shared {
-    /// What a call of `method` may take, with what its caller allows.
-    fn allowed(&self, method: MethodIndex, timeout_ms: Option<u64>) -> Duration {
+    /// What a request asks for that arrived at `since`, or the answer that there is no such method.
+    pub(super) fn understand(&self, request: &Request<'_>, since: Instant) -> Result<Parsed, Error> {
+        let (method, _) = self.service.registry().resolve(&request.method)?;
         let configured = self.timeouts.get(method.0).copied().unwrap_or(self.request_timeout);
-        timeout_ms.map_or(configured, |ms| configured.min(Duration::from_millis(ms)))
+        let allowed = request.timeout_ms.map_or(configured, |ms| configured.min(Duration::from_millis(ms)));
+        Ok(Parsed { method, deadline: since + allowed, allowed, params: request.params, id: request.id })
     }
 }

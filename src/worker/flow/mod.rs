@@ -16,10 +16,12 @@ use std::time::Instant;
 use nix::sys::epoll::EpollEvent;
 
 use super::buffers::{LITTLE, Ration};
+use super::chunk::Scratch;
 use super::connection::{Connection, Interest, Key, Locked, Pause, Phase};
+use super::role::Term;
 use super::{Shared, token_of};
 use crate::arena::Row;
-use crate::rpc::{Error, Peer, RawJson};
+use crate::rpc::{Error, Peer};
 use crate::sys::socket::{PeerAddress, Socket};
 use crate::wire::length::LengthFraming;
 
@@ -32,15 +34,42 @@ const MOST_AT_DRAIN: usize = 16 << 20;
 pub(super) struct Hand {
     pub(super) shared: Arc<Shared>,
     pub(super) row: Row,
-    /// 0 is the poller, 1 and up are the pool's.
+    /// Its number in the worker, from 0.
     thread: usize,
+    /// Some while this thread is the poller.
+    pub(super) term: Option<Term>,
+    /// The moment at which what is done now began; read anew after whatever takes time.
+    now: Instant,
+    /// What was read last, for the poller.
+    scratch: Scratch,
     /// The answer being written; kept for its memory.
     answer: Vec<u8>,
+    /// Memory for answers that wait to be sent.
+    spare: Vec<u8>,
 }
 
 impl Hand {
     pub(super) fn new(shared: Arc<Shared>, row: Row, thread: usize) -> Self {
-        Self { shared, row, thread, answer: Vec::new() }
+        Self {
+            shared,
+            row,
+            thread,
+            term: None,
+            now: Instant::now(),
+            scratch: Scratch::default(),
+            answer: Vec::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_main_thread(&self) -> bool {
+        self.thread == 0
+    }
+
+    /// Something new begins, now.
+    pub(super) fn look_at_the_clock(&mut self) -> Instant {
+        self.now = Instant::now();
+        self.now
     }
 
     /// Takes in a connection that was just accepted.
@@ -49,7 +78,8 @@ impl Hand {
             PeerAddress::Tcp(address) => Peer::Tcp(address),
             PeerAddress::Unix { uid, pid } => Peer::Unix { uid, pid },
         };
-        let make = |key| Connection::new(key, socket, peer, framing, Instant::now());
+        let now = self.now;
+        let make = |key| Connection::new(key, socket, peer, framing, now);
         let connection = self.shared.table.lock().insert(make);
         self.row.connection_opened();
         let flags = connection.lock().armed.flags();
@@ -65,12 +95,12 @@ impl Hand {
     }
 
     /// The socket has something to read, or its peer is gone.
-    pub(super) fn readable(&mut self, connection: &Arc<Connection>, scratch: &mut [u8]) {
+    pub(super) fn readable(&mut self, connection: &Arc<Connection>) {
         let mut state = connection.lock();
         match state.phase {
             Phase::Closed | Phase::Finishing => {}
-            Phase::Lingering { .. } => self.discard(&mut state, scratch),
-            Phase::Open => self.read(&mut state, scratch),
+            Phase::Lingering { .. } => self.discard(&mut state),
+            Phase::Open => self.read(&mut state),
         }
     }
 
@@ -80,7 +110,7 @@ impl Hand {
         if state.phase == Phase::Closed {
             return;
         }
-        if state.flush().is_err() {
+        if state.flush(self.now, &mut self.spare).is_err() {
             self.close(&mut state);
         } else {
             self.go_on(&mut state);
@@ -97,8 +127,9 @@ impl Hand {
         }
     }
 
-    fn read(&mut self, state: &mut Locked<'_>, scratch: &mut [u8]) {
-        if state.input_ended {
+    fn read(&mut self, state: &mut Locked<'_>) {
+        // Epoll may have seen it before it was told not to look.
+        if state.input_ended || state.paused == Some(Pause::Turn) {
             return;
         }
         if !state.may_begin(&self.shared.bounds) {
@@ -106,22 +137,23 @@ impl Hand {
             return self.settle(state);
         }
         let (held, unsent) = (state.held(), state.output.len());
+        let room = self.scratch.room();
         let most = match self.shared.buffers.ration(state.connection.key, held, unsent) {
-            Ration::All => scratch.len(),
+            Ration::All => room.len(),
             Ration::Little => LITTLE,
             Ration::Nothing => {
                 state.paused = Some(Pause::Starved);
                 return self.settle(state);
             }
         };
-        match state.connection.socket.receive(scratch.get_mut(..most).unwrap_or_default()) {
+        match state.connection.socket.receive(room.get_mut(..most).unwrap_or_default()) {
             Ok(0) => {
                 state.input_ended = true;
                 self.go_on(state);
             }
             Ok(count) => {
-                state.progressed(Instant::now());
-                self.arrived(state, scratch.get(..count).unwrap_or_default());
+                state.progressed(self.now);
+                self.arrived(state, self.scratch.filled(count));
                 self.settle(state);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -129,8 +161,8 @@ impl Hand {
         }
     }
 
-    fn discard(&mut self, state: &mut Locked<'_>, scratch: &mut [u8]) {
-        match state.connection.socket.receive(scratch) {
+    fn discard(&mut self, state: &mut Locked<'_>) {
+        match state.connection.socket.receive(self.scratch.room()) {
             Ok(0) => self.close(state),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -148,7 +180,7 @@ impl Hand {
             return;
         }
         state.timer = None;
-        let now = Instant::now();
+        let now = self.now;
         if let Phase::Lingering { until } = state.phase {
             // A worker that ends does not wait for clients that have everything and keep their side open.
             let all_arrived = self.shared.draining.load(Ordering::SeqCst) && connection.socket.is_settled();
@@ -187,9 +219,8 @@ impl Hand {
                 continue;
             };
             let call = state.calls.remove(index);
-            self.shared.buffers.hold_on(call.bytes);
-            let id = call.id.as_deref().and_then(|id| std::str::from_utf8(id).ok());
-            self.answer_error(state, &error, id.and_then(|id| RawJson::parse(id).ok()));
+            self.shared.buffers.hold_on(call.message.len());
+            self.answer_error(state, &error, call.id());
         }
     }
 
@@ -204,15 +235,38 @@ impl Hand {
         }
     }
 
+    /// Goes on with a connection whose turn has come.
+    pub(super) fn take_turn(&mut self, key: Key) {
+        if let Some(connection) = self.shared.find(key) {
+            let mut state = connection.lock();
+            if state.paused == Some(Pause::Turn) {
+                state.paused = None;
+            }
+            self.go_on(&mut state);
+        }
+    }
+
+    /// Goes on with the connection at whose call the poller before this one has blocked.
+    pub(super) fn take_over(&mut self, key: Key) {
+        if let Some(connection) = self.shared.find(key) {
+            let mut state = connection.lock();
+            if let Some(number) = state.inline_call() {
+                state.take_over(number);
+            }
+            self.go_on(&mut state);
+        }
+    }
+
     /// The worker drains: takes what has arrived so far and no more.
-    pub(super) fn drain(&mut self, connection: &Arc<Connection>, scratch: &mut [u8]) {
+    pub(super) fn drain(&mut self, connection: &Arc<Connection>) {
         let mut state = connection.lock();
         if state.phase == Phase::Open && !state.input_ended {
+            let room = self.scratch.room();
             let mut taken = 0;
             while taken < MOST_AT_DRAIN {
-                match state.connection.socket.receive(scratch) {
+                match state.connection.socket.receive(room) {
                     Ok(count) if count > 0 => {
-                        state.input.append(scratch.get(..count).unwrap_or_default());
+                        state.input.append(room.get(..count).unwrap_or_default());
                         taken += count;
                     }
                     Ok(_) | Err(_) => break,

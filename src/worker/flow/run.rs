@@ -1,113 +1,237 @@
-//! From a call in the queue to its answer: what a pool thread does.
+//! From a call to its answer: what pool threads do with calls from the queue, and the poller with quick ones.
 
 use std::error::Error as _;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::Hand;
-use super::begin::{Job, write_error};
+use super::begin::{Job, Parsed, write_error};
 use crate::arena::Outcome;
-use crate::rpc::{Call, CallParts, Error, native};
+use crate::rpc::native::{self, Rejected};
+use crate::rpc::{Call, CallParts, Error};
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
-use crate::worker::connection::Phase;
+use crate::worker::chunk::Chunk;
+use crate::worker::connection::{CallId, Connection, InHand, InlineCall, Locked, Phase};
+use crate::worker::token_of;
+
+/// How a call ended that the poller ran.
+pub(super) enum Inline {
+    Done,
+    /// This thread is not the poller any more; the connection has been moved on.
+    Relieved,
+}
+
+/// A handler's run, when it is over.
+struct Ran {
+    outcome: Outcome,
+    took: Duration,
+}
 
 impl Hand {
     /// Runs a call that waited in the queue, on a pool thread.
     pub(in crate::worker) fn run(&mut self, job: &Job) {
-        let shared = Arc::clone(&self.shared);
-        if !self.start(job) {
-            shared.call_ended();
+        self.look_at_the_clock();
+        let Some(call) = self.start(job) else {
+            self.shared.call_ended();
             return;
-        }
-        let begun = Instant::now();
-        self.row.begin(job.method.0, clock::monotonic_ns());
-        let outcome = self.invoke(job);
-        let took = begun.elapsed();
-        shared.gate.ran(took);
+        };
+        let ran = self.invoke(&job.connection, &job.message, &call);
+        self.shared.gate.ran(ran.took);
         // Before its answer is sent: whoever reads that finds the thread free.
-        shared.call_ended();
-        if !shared.slow.is_zero() && took >= shared.slow {
-            let (slot, method, peer) =
-                (shared.info.slot(), shared.method_name(job.method), &job.connection.peer);
-            tracing::warn!(slot, method, ?took, %peer, "slow call");
-        }
+        self.shared.call_ended();
         let mut state = job.connection.lock();
         // Where the call is no longer on the list its caller was told that the time was up, or is gone.
         let wanted = state.phase != Phase::Closed && state.take_call(job.number).is_some();
-        // A handler that sees its deadline pass may return at once, before the poller has told its caller; and what it
-        // returns then is whatever it likes.
-        let in_time = Instant::now() < job.deadline;
-        let outcome = if wanted && in_time { outcome } else { Outcome::Late };
-        self.row.finish(job.method.0, outcome, clock::whole_ns(took));
+        self.conclude(&mut state, &job.message, &call, &ran, wanted);
         if wanted {
-            if in_time {
-                state.output.append(&self.answer);
-            } else {
-                self.row.deadline_exceeded();
-                self.answer_error(&mut state, &Error::deadline(job.allowed), job.id());
-            }
             self.go_on(&mut state);
         }
         drop(state);
         if !wanted {
-            self.let_go(job);
+            self.let_go(&job.message);
         }
-        self.keep_answer_small();
+    }
+
+    /// Runs a call where it was found, as poller, and puts its answer out.
+    ///
+    /// The connection's lock is released meanwhile. If the handler blocks, the watch becomes the poller: it takes over
+    /// the connection with what has not begun of it, and this thread is one of the pool from then on.
+    pub(super) fn run_inline(
+        &mut self,
+        state: &mut Locked<'_>,
+        chunk: &Chunk,
+        message: Range<usize>,
+        call: &Parsed,
+    ) -> Inline {
+        let shared = Arc::clone(&self.shared);
+        let Some(mut term) = self.term.take() else {
+            return Inline::Relieved;
+        };
+        let number = state.next_call_number();
+        let rest = message.end;
+        let inline = InlineCall {
+            number,
+            allowed: call.allowed,
+            deadline: call.deadline,
+            message: message.clone(),
+            id: call.id,
+        };
+        match &mut state.in_hand {
+            Some(in_hand) => (in_hand.rest, in_hand.call) = (rest, Some(inline)),
+            none => *none = Some(InHand { chunk: chunk.clone(), rest, call: Some(inline) }),
+        }
+        let connection = state.connection;
+        let message = chunk.get(message).unwrap_or_default();
+        shared.inline_at.store(token_of(connection.key), Ordering::Relaxed);
+        shared.role.enter(&mut term);
+        let ran = state.unlocked(|| self.invoke(connection, message, call));
+        let is_poller = shared.role.leave(&term);
+        let is_open = state.phase != Phase::Closed;
+        if is_poller {
+            self.term = Some(term);
+            if let Some(in_hand) = &mut state.in_hand {
+                in_hand.call = None;
+            }
+            self.conclude(state, message, call, &ran, is_open);
+            if !is_open {
+                self.let_go(message);
+            }
+            return Inline::Done;
+        }
+        shared.gate.ran(ran.took);
+        shared.call_ended();
+        state.take_over(number);
+        let wanted = is_open && state.take_call(number).is_some();
+        self.conclude(state, message, call, &ran, wanted);
+        if wanted {
+            self.go_on(state);
+        } else {
+            self.let_go(message);
+        }
+        Inline::Relieved
+    }
+
+    /// Counts a run, and puts its answer out where one is wanted.
+    fn conclude(&mut self, state: &mut Locked<'_>, message: &[u8], call: &Parsed, ran: &Ran, wanted: bool) {
+        // A handler that sees its deadline pass may return at once, before the poller has told its caller; and what it
+        // returns then is whatever it likes.
+        let in_time = self.now < call.deadline;
+        let outcome = if wanted && in_time { ran.outcome } else { Outcome::Late };
+        self.row.finish(call.method.0, outcome, clock::whole_ns(ran.took));
+        if wanted && in_time {
+            self.put_out(state);
+        } else if wanted {
+            self.give_up(state, message, call);
+        }
+        self.shared.paces.ran(call.method, ran.took);
+    }
+
+    /// Answers a call whose time is up.
+    fn give_up(&mut self, state: &mut Locked<'_>, message: &[u8], call: &Parsed) {
+        self.row.deadline_exceeded();
+        let id = call.id.map(|span| span.in_message(message));
+        self.answer_error(state, &Error::deadline(call.allowed), id);
     }
 
     /// A call that was given up while it waited or ran is over, and its message with it.
-    fn let_go(&self, job: &Job) {
-        if self.shared.buffers.let_go(job.message.len()) {
+    fn let_go(&self, message: &[u8]) {
+        if self.shared.buffers.let_go(message.len()) {
             self.shared.wake_poller();
         }
     }
 
-    /// True when the call is still wanted and now belongs to this thread.
-    fn start(&mut self, job: &Job) -> bool {
-        let mut state = job.connection.lock();
-        let Some(call) = state.calls.iter_mut().find(|call| call.number == job.number) else {
-            drop(state);
-            self.let_go(job);
-            return false;
+    /// The call, if it is still wanted; it belongs to this thread then.
+    fn start(&mut self, job: &Job) -> Option<Parsed> {
+        let call = match job.call {
+            Some(call) => Ok(call),
+            None => self.parse(job),
         };
-        if Instant::now() < job.deadline {
-            call.queued_since = None;
-            return true;
+        let mut state = job.connection.lock();
+        let Some(in_flight) = state.calls.iter_mut().find(|call| call.number == job.number) else {
+            drop(state);
+            self.let_go(&job.message);
+            return None;
+        };
+        match call {
+            Ok(call) if self.now < call.deadline => {
+                in_flight.queued_since = None;
+                if job.call.is_none() {
+                    (in_flight.deadline, in_flight.allowed) = (call.deadline, call.allowed);
+                    in_flight.ordered = call.id.is_none();
+                    in_flight.id = CallId::Known(call.id);
+                    self.go_on(&mut state);
+                }
+                return Some(call);
+            }
+            Ok(call) => {
+                state.take_call(job.number);
+                self.give_up(&mut state, &job.message, &call);
+            }
+            Err(Rejected { error, id }) => {
+                state.take_call(job.number);
+                self.answer_error(&mut state, &error, id);
+            }
         }
-        state.take_call(job.number);
-        self.row.deadline_exceeded();
-        self.answer_error(&mut state, &Error::deadline(job.allowed), job.id());
         self.go_on(&mut state);
-        false
+        None
+    }
+
+    /// Parses a message that the poller has left to this thread.
+    fn parse<'a>(&mut self, job: &'a Job) -> Result<Parsed, Rejected<'a>> {
+        let arrived = self.now;
+        let request = native::parse(&job.message)?;
+        let parsed = self.shared.understand(&request, arrived);
+        self.look_at_the_clock();
+        parsed.map_err(|error| Rejected { error, id: request.id() })
     }
 
     /// Runs the handler and leaves its framed answer in `self.answer`.
-    fn invoke(&mut self, job: &Job) -> Outcome {
+    fn invoke(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
+        let begun = self.now;
+        self.row.begin(call.method.0, self.shared.nanoseconds(begun));
+        let outcome = self.answer(connection, message, call);
+        let took = self.look_at_the_clock() - begun;
         let shared = &self.shared;
-        let framing = job.connection.framing;
+        if !shared.slow.is_zero() && took >= shared.slow {
+            let (slot, method, peer) =
+                (shared.info.slot(), shared.method_name(call.method), &connection.peer);
+            tracing::warn!(slot, method, ?took, %peer, "slow call");
+        }
+        Ran { outcome, took }
+    }
+
+    fn answer(&mut self, connection: &Connection, message: &[u8], parsed: &Parsed) -> Outcome {
+        let shared = &self.shared;
+        let framing = connection.framing;
+        let (id, params) = (
+            parsed.id.map(|span| span.in_message(message)),
+            parsed.params.map(|span| span.in_message(message)),
+        );
         self.answer.clear();
-        let Some(method) = shared.service.registry().get(job.method) else {
+        let Some(method) = shared.service.registry().get(parsed.method) else {
             // The number came from this very registry.
-            write_error(&mut self.answer, framing, &Error::method_not_found("?"), job.id());
+            write_error(&mut self.answer, framing, &Error::method_not_found("?"), id);
             return Outcome::Error;
         };
         let call = Call::new(CallParts {
             method: method.name(),
-            id: job.id(),
-            peer: &job.connection.peer,
+            id,
+            peer: &connection.peer,
             worker: &shared.info,
             states: &shared.states,
-            gone: &job.connection.gone,
-            deadline: job.deadline,
+            gone: &connection.gone,
+            deadline: parsed.deadline,
             thread: self.thread,
         });
         let mark = LengthFraming::begin_message(&mut self.answer);
         let answer = &mut self.answer;
         // A handler that panics may leave its own state half-changed; that is its state's to survive, as with any
         // lock that std poisons. What it was writing is thrown away here.
-        let run = catch_unwind(AssertUnwindSafe(|| native::answer(answer, method, &call, job.params())));
+        let run = catch_unwind(AssertUnwindSafe(|| native::answer(answer, method, &call, params)));
         let (outcome, instead) = match run {
             Ok(Ok(())) => match framing.end_message(&mut self.answer, mark) {
                 Ok(()) => return Outcome::Ok,
@@ -127,15 +251,7 @@ impl Hand {
             Err(_) => (Outcome::Panicked, Error::panicked(method.name())),
         };
         self.answer.clear();
-        write_error(&mut self.answer, framing, &instead, job.id());
+        write_error(&mut self.answer, framing, &instead, id);
         outcome
-    }
-
-    /// One large answer must not keep its memory for ever on each thread.
-    pub(super) fn keep_answer_small(&mut self) {
-        const KEPT: usize = 64 * 1024;
-        if self.answer.capacity() > KEPT {
-            self.answer = Vec::new();
-        }
     }
 }

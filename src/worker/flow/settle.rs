@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::epoll::EpollEvent;
 
@@ -75,7 +75,7 @@ impl Hand {
     fn send(&mut self, state: &mut Locked<'_>) -> io::Result<()> {
         loop {
             let before = state.output.len();
-            state.flush()?;
+            state.flush(self.now, &mut self.spare)?;
             let has_sent = state.output.len() < before;
             if !has_sent || state.input.is_empty() || !state.may_begin(&self.shared.bounds) {
                 return Ok(());
@@ -98,7 +98,7 @@ impl Hand {
             return;
         };
         if matches!(state.phase, Phase::Lingering { .. }) && shared.draining.load(Ordering::SeqCst) {
-            due = due.min(Instant::now() + LOOK_AT_DRAIN);
+            due = due.min(self.now + LOOK_AT_DRAIN);
         }
         if state.timer.is_none_or(|timer| due < timer) {
             let before = state.timer.replace(due);
@@ -121,7 +121,7 @@ impl Hand {
         if state.phase == Phase::Open && state.is_quiet() && state.connection.socket.is_settled() {
             return self.close(state);
         }
-        state.linger(Instant::now());
+        state.linger(self.now);
         self.watch(state);
         self.account(state);
     }
@@ -141,8 +141,9 @@ impl Hand {
         // A handler that outlives its call's deadline still holds the socket; its peer must not wait for that.
         connection.socket.shut_down();
         state.phase = Phase::Closed;
-        let given_up: usize = state.calls.drain(..).map(|call| call.bytes).sum();
-        self.shared.buffers.hold_on(given_up);
+        self.shared.buffers.hold_on(state.held_by_calls());
+        state.calls.clear();
+        state.in_hand = None;
         state.input = Input::default();
         state.output = Output::default();
         self.account(state);

@@ -1,0 +1,157 @@
+//! What the poller looks after beside connections: what it has yet to do, the line, the doors, the worker's end.
+//!
+//! Whoever is poller locks it, and nobody else does. It is never locked while a handler may run, so a poller that
+//! blocks leaves it free, with all that it had not come to.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::eventfd::EventFd;
+
+use super::connection::{Connection, Key};
+use super::flow::Hand;
+use super::listening::Door;
+use super::{Due, Shared};
+use crate::arena::{ArenaWriter, State};
+use crate::line::{FromWorker, Line, Received, ToWorker};
+use crate::log;
+use crate::sys::process;
+
+/// What a worker without a supervisor gets beyond the time to drain, to say that it ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// One thing for the poller to do.
+#[derive(Debug)]
+pub(super) enum Todo {
+    Event(u64, EpollFlags),
+    /// The poller before has blocked at a call of this connection.
+    TakeOver(Key),
+    /// Calls of this connection wait until the poller comes round to them.
+    Turn(Key),
+    /// There is room again for this connection's input.
+    Feed(Key),
+    Drain(Arc<Connection>),
+}
+
+/// The poller's side of the worker.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) line: Line,
+    pub(super) arena: ArenaWriter,
+    pub(super) doors: Vec<Option<Door>>,
+    /// Rung by a worker that was woken for a connection it can't take; every worker hears it. The kernel wakes one
+    /// worker for each connection, and that one was it.
+    pub(super) bell: OwnedFd,
+    /// Connections this worker may hold.
+    pub(super) most_connections: usize,
+    /// Other workers may have a free thread when this one has none.
+    pub(super) has_siblings: bool,
+    pub(super) drain: Duration,
+    pub(super) term: EventFd,
+    pub(super) todo: VecDeque<Todo>,
+    pub(super) log_lines_dropped: u64,
+}
+
+impl Desk {
+    pub(super) fn next(&mut self) -> Option<Todo> {
+        self.todo.pop_front()
+    }
+
+    pub(super) fn put_first(&mut self, todo: Todo) {
+        self.todo.push_front(todo);
+    }
+
+    pub(super) fn put(&mut self, events: &[EpollEvent]) {
+        self.todo.extend(events.iter().map(|event| Todo::Event(event.data(), event.events())));
+    }
+
+    /// All that was to do is done: the last call may have been answered.
+    pub(super) fn end_round(&mut self, hand: &mut Hand) {
+        let shared = &hand.shared;
+        if shared.draining.load(Ordering::SeqCst) && shared.table.lock().len() == 0 {
+            self.end(shared);
+        }
+        let dropped = log::dropped_lines();
+        if dropped != self.log_lines_dropped {
+            hand.row.log_dropped(dropped.wrapping_sub(self.log_lines_dropped));
+            self.log_lines_dropped = dropped;
+        }
+    }
+
+    fn end(&mut self, shared: &Shared) -> ! {
+        self.arena.set_state(State::Ended);
+        self.bound_by_the_kernel(shared);
+        shared.service.worker_stop(&shared.info);
+        process::exit_now(0)
+    }
+
+    pub(super) fn read_line(&mut self, hand: &mut Hand) {
+        loop {
+            match self.line.receive() {
+                Ok(Received::Nothing) => break,
+                Ok(Received::Message(ToWorker::Drain, _)) => self.begin_draining(hand),
+                Ok(Received::Closed) => {
+                    let shared = &hand.shared;
+                    let _ = shared.epoll.delete(&self.line);
+                    tracing::warn!(
+                        slot = shared.info.slot(),
+                        "the supervisor is gone; finishing what has begun"
+                    );
+                    self.begin_draining(hand);
+                    self.bound_draining(&hand.shared);
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(slot = hand.shared.info.slot(), %error, "a message is not understood");
+                }
+            }
+        }
+    }
+
+    /// Without a supervisor nobody else ends this process when the time to drain is up.
+    fn bound_draining(&self, shared: &Shared) {
+        if let Some(end) = Instant::now().checked_add(self.drain) {
+            shared.remind(end, Due::DrainEnd);
+        }
+        self.bound_by_the_kernel(shared);
+    }
+
+    /// For a stop hook that never returns: its thread can't see that the supervisor is gone, be it already or only then.
+    fn bound_by_the_kernel(&self, shared: &Shared) {
+        if let Err(error) = process::kill_this_after(self.drain.saturating_add(LAST_WORDS)) {
+            tracing::warn!(slot = shared.info.slot(), %error, "there is no timer to end this process");
+        }
+    }
+
+    /// SIGTERM to this process alone: it drains, and the supervisor replaces it.
+    pub(super) fn leave(&mut self, hand: &mut Hand) {
+        let _ = self.term.read();
+        // Where the supervisor is gone its line says so too.
+        let _ = self.line.send(&FromWorker::Leaving, Vec::new());
+        self.begin_draining(hand);
+    }
+
+    fn begin_draining(&mut self, hand: &mut Hand) {
+        if hand.shared.draining.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.arena.set_state(State::Draining);
+        let epoll = Arc::clone(&hand.shared.epoll);
+        for door in self.doors.iter_mut().filter_map(Option::take) {
+            door.close(&epoll, |socket, peer, framing| hand.accepted(socket, peer, framing));
+        }
+        self.todo.extend(hand.shared.all_connections().into_iter().map(Todo::Drain));
+    }
+
+    pub(super) fn woken(&mut self, hand: &mut Hand) {
+        let shared = &hand.shared;
+        let _ = shared.wake.read();
+        self.todo.extend(shared.buffers.feed().into_iter().map(Todo::Feed));
+        self.todo.extend(shared.turns.lock().drain(..).map(Todo::Turn));
+        self.open_doors(shared);
+    }
+}

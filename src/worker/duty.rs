@@ -1,0 +1,171 @@
+//! What each thread of a worker does.
+//!
+//! All of them can do everything. One begins as poller, one as watch, the others are the pool. When the poller blocks
+//! in a handler the watch becomes poller, some thread of the pool the watch, and the one that blocked one of the pool
+//! when it comes back.
+
+use std::sync::atomic::Ordering;
+
+use nix::sys::epoll::EpollFlags;
+use parking_lot::Mutex;
+
+use super::desk::{Desk, Todo};
+use super::flow::{Hand, Job};
+use super::poller::Poller;
+use super::role::Term;
+use super::{BELL, Due, FIRST_DOOR, LINE, TERM, WAKE, key_of};
+use crate::sys::process;
+
+/// What a thread of the pool is asked to do.
+#[derive(Debug)]
+pub(super) enum Task {
+    Run(Job),
+    /// Somebody should be the watch: threads look whether there is one after each task, this wakes one that has none.
+    Watch,
+}
+
+/// What a thread does before it is one of the pool.
+#[derive(Debug)]
+pub(super) enum Duty {
+    Poll(Term),
+    Watch,
+}
+
+impl Hand {
+    /// One task of the pool.
+    pub(super) fn work(&mut self, desk: &Mutex<Desk>, task: &Task) {
+        if let Task::Run(job) = task {
+            self.run(job);
+        }
+        if self.shared.role.fills_vacancy() {
+            self.on_duty(desk, Duty::Watch);
+        }
+    }
+
+    /// Is poller or watch until it is one of the pool.
+    pub(super) fn on_duty(&mut self, desk: &Mutex<Desk>, mut duty: Duty) {
+        loop {
+            duty = match duty {
+                Duty::Watch => {
+                    self.is_called(c"watch");
+                    let term = self.shared.role.watch();
+                    self.relieve(desk);
+                    Duty::Poll(term)
+                }
+                Duty::Poll(term) => {
+                    self.is_called(c"poller");
+                    self.poll(desk, term);
+                    if !self.shared.role.fills_vacancy() {
+                        self.is_called(c"pool");
+                        return;
+                    }
+                    Duty::Watch
+                }
+            };
+        }
+    }
+
+    /// The first that a new poller does: whatever the one before had before it is on the desk, but for the connection
+    /// at whose call it has blocked.
+    fn relieve(&mut self, desk: &Mutex<Desk>) {
+        let shared = &self.shared;
+        let blocked = key_of(shared.inline_at.load(Ordering::Relaxed));
+        // It counts as one of the pool from now on, with a call that is running.
+        shared.gate.began_unasked();
+        shared.find_watch();
+        tracing::debug!(
+            slot = shared.info.slot(),
+            "the poller has blocked in a handler; another thread goes on"
+        );
+        desk.lock().put_first(Todo::TakeOver(blocked));
+    }
+
+    /// Polls until it has been relieved, or the worker ends.
+    fn poll(&mut self, desk: &Mutex<Desk>, term: Term) {
+        self.term = Some(term);
+        let mut poller = Poller::new(self.shared.epoll.clone(), self.shared.deadlines.clone());
+        loop {
+            loop {
+                let todo = desk.lock().next();
+                let Some(todo) = todo else { break };
+                self.look_at_the_clock();
+                self.attend(desk, todo);
+                if self.term.is_none() {
+                    return;
+                }
+            }
+            self.fire_deadlines(desk);
+            if self.term.is_none() {
+                return;
+            }
+            desk.lock().end_round(self);
+            match poller.wait() {
+                Ok(events) => desk.lock().put(events),
+                Err(error) => {
+                    tracing::error!(slot = self.shared.info.slot(), %error, "epoll failed");
+                    process::exit_now(1);
+                }
+            }
+        }
+    }
+
+    fn attend(&mut self, desk: &Mutex<Desk>, todo: Todo) {
+        match todo {
+            Todo::Event(LINE, _) => desk.lock().read_line(self),
+            Todo::Event(TERM, _) => desk.lock().leave(self),
+            Todo::Event(WAKE, _) => desk.lock().woken(self),
+            Todo::Event(BELL, _) => desk.lock().rung(self),
+            Todo::Event(token, _) if token & u64::from(u32::MAX) > FIRST_DOOR - 65_536 => {
+                desk.lock().visit(usize::try_from(FIRST_DOOR - token).unwrap_or(usize::MAX), self);
+            }
+            Todo::Event(token, flags) => self.connection_event(token, flags),
+            Todo::TakeOver(key) => self.take_over(key),
+            Todo::Turn(key) => self.take_turn(key),
+            Todo::Feed(key) => self.feed(key),
+            Todo::Drain(connection) => self.drain(&connection),
+        }
+    }
+
+    fn connection_event(&mut self, token: u64, flags: EpollFlags) {
+        let Some(connection) = self.shared.find(key_of(token)) else {
+            return;
+        };
+        if flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+            self.hung_up(&connection);
+        }
+        if flags.contains(EpollFlags::EPOLLOUT) {
+            self.writable(&connection);
+        }
+        let input =
+            EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+        if flags.intersects(input) && self.term.is_some() {
+            self.readable(&connection);
+        }
+    }
+
+    fn fire_deadlines(&mut self, desk: &Mutex<Desk>) {
+        let mut now = self.look_at_the_clock();
+        while let Some((at, due)) = self.shared.deadlines.next_due(now) {
+            match due {
+                Due::Connection(key) => self.due(key, at),
+                Due::Door(number) => desk.lock().look_again(number, self),
+                Due::DrainEnd => {
+                    let slot = self.shared.info.slot();
+                    tracing::warn!(slot, "calls still run after timeouts.drain; ended");
+                    process::exit_now(1);
+                }
+            }
+            if self.term.is_none() {
+                return;
+            }
+            now = self.look_at_the_clock();
+        }
+    }
+
+    /// The kernel's name of this thread. The main thread's is the process's, and stays.
+    fn is_called(&self, name: &std::ffi::CStr) {
+        if !self.is_main_thread() {
+            let _ = nix::sys::prctl::set_name(name);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! A worker's beginning: everything is built after the fork, and the supervisor hears that it is ready or why not.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+use nix::sys::eventfd::EventFd;
+use parking_lot::Mutex;
+
+use super::desk::Desk;
+use super::duty::{Duty, Task};
+use super::flow::Hand;
+use super::{LINE, Shared, TERM, WAKE, capacity, doors, pool, rows};
+use crate::arena::{ArenaWriter, Row, State};
+use crate::config::Config;
+use crate::line::{self, FromWorker, Line};
+use crate::log;
+use crate::rpc::{Service, WorkerInfo};
+use crate::sys::clock;
+use crate::sys::limits;
+use crate::sys::process;
+use crate::sys::signals;
+use crate::sys::socket::Listener;
+
+/// What a worker is born with.
+#[derive(Debug)]
+pub(crate) struct Birth {
+    pub(crate) slot: usize,
+    pub(crate) generation: u32,
+    /// Its line, its arena, the bell, then the listeners in the order of the configuration.
+    pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+/// Lives a worker's life, in a process that was just forked and has one thread.
+pub(crate) fn run(service: Service, config: Config, birth: Birth) -> ! {
+    let _ = nix::sys::prctl::set_name(c"tine-worker");
+    let mut descriptors = birth.descriptors.into_iter();
+    let Some(line) = descriptors.next() else {
+        process::exit_now(1);
+    };
+    let mut line = Line::from(line);
+    let info = WorkerInfo::new(birth.slot, std::process::id(), u64::from(birth.generation), Instant::now());
+    let gathered = match Gathered::gather(service, &config, info, &mut line, descriptors) {
+        Ok(gathered) => gathered,
+        Err(reason) => fail(&mut line, reason),
+    };
+    let Gathered { shared, arena, rows, tasks, term, bell, listeners } = gathered;
+    let desk = Arc::new(Mutex::new(Desk::new(line, arena, bell, term, &config)));
+    match open(&shared, &desk, rows, &tasks, listeners, &config) {
+        Ok(mut hand) => {
+            hand.on_duty(&desk, Duty::Poll(shared.role.first_term()));
+            pool::serve(&tasks, |task| hand.work(&desk, &task));
+            process::exit_now(1)
+        }
+        Err(reason) => fail(&mut desk.lock().line, reason),
+    }
+}
+
+fn fail(line: &mut Line, reason: String) -> ! {
+    // Where the supervisor is gone nobody is left to tell.
+    let _ = line.send(&FromWorker::BootFailed { reason }, Vec::new());
+    process::exit_now(1)
+}
+
+fn failed(what: &'static str) -> impl Fn(std::io::Error) -> String {
+    move |error| format!("{what}: {error}")
+}
+
+/// What a worker has before it has threads.
+struct Gathered {
+    shared: Arc<Shared>,
+    arena: ArenaWriter,
+    rows: Vec<Row>,
+    tasks: Receiver<Task>,
+    term: EventFd,
+    bell: OwnedFd,
+    listeners: Vec<Listener>,
+}
+
+impl Gathered {
+    /// The error says what failed.
+    fn gather(
+        service: Service,
+        config: &Config,
+        info: WorkerInfo,
+        line: &mut Line,
+        mut descriptors: impl Iterator<Item = OwnedFd>,
+    ) -> Result<Self, String> {
+        process::reset_signals();
+        signals::ignore_what_is_for_the_supervisor().map_err(failed("signals"))?;
+        // Hooks and states may never return, and then nobody here would see that the supervisor is gone.
+        line.die_with_other_end().map_err(failed("line"))?;
+        let term = signals::wake_on_term().map_err(failed("SIGTERM"))?;
+        let pid = i32::try_from(info.pid()).unwrap_or_default();
+        line.send(&FromWorker::Born { version: line::VERSION, pid }, Vec::new()).map_err(failed("line"))?;
+        crate::sys::allocator::give_back_large_buffers();
+        log::init(&config.log);
+        log_panics(info.slot());
+        let memory = descriptors.next().ok_or("the arena is missing")?;
+        let mut arena = ArenaWriter::open(memory).map_err(|error| format!("arena: {error}"))?;
+        arena.identify(info.pid(), info.generation(), info.slot(), clock::monotonic_ns());
+        let bell = descriptors.next().ok_or("the bell is missing")?;
+        let listeners = descriptors
+            .map(Listener::inherited)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(failed("listener"))?;
+
+        let states = service.make_states(&info)?;
+        service.worker_start(&info)?;
+        // The gate bounds what waits; this is room for that, for what threads are about to take, and for the word that
+        // somebody should be the watch.
+        let (queue, tasks) = crossbeam_channel::bounded(config.limits.queue + rows(config.threads));
+        let shared = Arc::new(Shared::new(service, states, config, info, queue).map_err(failed("epoll"))?);
+        let rows = (0..rows(config.threads)).map(|row| arena.row(row)).collect::<Result<_, _>>();
+        let rows = rows.map_err(|error| format!("arena: {error}"))?;
+        Ok(Self { shared, arena, rows, tasks, term, bell, listeners })
+    }
+}
+
+/// Starts the threads, opens the doors and reports readiness; the main thread's part in the work. The error says what
+/// failed.
+fn open(
+    shared: &Arc<Shared>,
+    desk: &Arc<Mutex<Desk>>,
+    rows: Vec<Row>,
+    tasks: &Receiver<Task>,
+    listeners: Vec<Listener>,
+    config: &Config,
+) -> Result<Hand, String> {
+    let mut rows = rows.into_iter();
+    let mut row = move || rows.next().ok_or("the arena has too few rows");
+    shared.service.thread_start(&shared.info, 0)?;
+    let hand = Hand::new(Arc::clone(shared), row()?, 0);
+    // All but the main thread; one of them becomes the watch.
+    pool::start(super::rows(config.threads) - 1, tasks, |thread| {
+        let (row, shared, desk) = (row()?, Arc::clone(shared), Arc::clone(desk));
+        Ok(move || {
+            shared.service.thread_start(&shared.info, thread)?;
+            let mut hand = Hand::new(shared, row, thread);
+            Ok(Box::new(move |task: Task| hand.work(&desk, &task)) as Box<dyn FnMut(Task)>)
+        })
+    })?;
+    shared.find_watch();
+
+    let mut desk = desk.lock();
+    shared.add(&desk.line, LINE).map_err(failed("line"))?;
+    shared.add(&shared.wake, WAKE).map_err(failed("eventfd"))?;
+    shared.add(&desk.term, TERM).map_err(failed("eventfd"))?;
+    shared.listen_for(&desk.bell).map_err(failed("bell"))?;
+    desk.doors = doors::open_all(&shared.epoll, listeners, config).map_err(failed("listener"))?;
+    desk.arena.set_state(State::Ready);
+    desk.line.live_on().map_err(failed("line"))?;
+    desk.line.send(&FromWorker::Ready, Vec::new()).map_err(failed("line"))?;
+    Ok(hand)
+}
+
+impl Desk {
+    fn new(line: Line, arena: ArenaWriter, bell: OwnedFd, term: EventFd, config: &Config) -> Self {
+        Self {
+            line,
+            arena,
+            doors: Vec::new(),
+            bell,
+            most_connections: capacity::share(config, limits::descriptors()),
+            has_siblings: config.processes > 1,
+            drain: config.timeouts.drain,
+            term,
+            todo: std::collections::VecDeque::new(),
+            log_lines_dropped: 0,
+        }
+    }
+}
+
+/// A handler's panic goes to the log, with its place; the caller only learns that there was one.
+fn log_panics(slot: usize) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map_or_else(|| "an unknown place".to_string(), ToString::to_string);
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let text = text.unwrap_or("a value that is not text");
+        tracing::error!(slot, place, "a handler panicked: {text}");
+    }));
+}
