@@ -35,6 +35,38 @@ Examples:
   call echo - < params.json
   call tine.worker --to unix:/run/tine.sock --timeout 500ms";
 
+const BENCH_HELP: &str = "\
+A closed loop sends the next call of a connection when one is answered. With --rate calls are due at even distances, and
+a latency counts from the moment when its call was due, so a server that stalls can't hide it.
+
+Every answer is checked: the result of `ping` and `echo` to the last byte, of other methods that it has the same name
+as the first. A wrong answer or a closed connection costs that connection, which is made anew.
+
+Ctrl-C ends it and prints what was measured until then; a second one ends it at once.
+
+--json prints one object:
+  to, method, connections, pipeline, rate (null in a closed loop)    what was asked for
+  warm_up_s, measured_s                   seconds before and while calls were counted
+  interrupted                             true after Ctrl-C
+  calls_per_second                        right answers that arrived in the measured time, for each second of it
+  calls, errors, wrong, unanswered        each call that started (--rate: was due) in that time, by how it ended
+  closed                                  connections that the server closed
+  latency_ns                              of `calls`: min, mean, p50, p75, p90, p99, p99.9, p99.99, max
+  load_cpu_share                          of one core, that the load itself used
+  server_cpu_s, server_cpu_us_per_call    with --pid, else null
+  first_error, first_wrong                what came in place of an answer, or null
+
+Exit codes:
+  0  every call was answered right, or Ctrl-C
+  1  some call failed, was answered wrong or not at all, or the server closed a connection
+  2  bad command line
+  3  no server there, or it takes fewer connections
+
+Examples:
+  bench
+  bench --method echo --params '{\"a\": [1, 2]}' --pipeline 16
+  bench --method sleep --params '{\"ms\": 5}' --rate 2000 --duration 1m --json";
+
 /// One command line, understood.
 #[derive(Debug, Parser)]
 #[command(about = "An RPC server: processes and threads for handlers that block, burn CPU, leak or crash")]
@@ -54,6 +86,9 @@ pub(crate) enum Command {
     /// Make one call and print its result as JSON
     #[command(after_help = CALL_EXIT)]
     Call(CallArgs),
+    /// Put a server under load and measure how fast it answers
+    #[command(after_help = BENCH_HELP)]
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, Args)]
@@ -100,6 +135,40 @@ pub(crate) struct CallArgs {
     pub(crate) timeout: Duration,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// The server's address: HOST:PORT (IPv6 in brackets) or unix:PATH
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub(crate) to: String,
+    /// Connections, all open before the first call
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) connections: usize,
+    /// Calls in flight on each connection
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) pipeline: usize,
+    /// Calls a second over all connections, sent when they are due; without it, as many as are answered
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    pub(crate) rate: Option<f64>,
+    /// How long to measure, such as 500ms or 1m 30s
+    #[arg(long, value_name = "D", default_value = "10s", value_parser = measured_time)]
+    pub(crate) duration: Duration,
+    /// Time under load before anything is counted
+    #[arg(long, value_name = "D", default_value = "1s", value_parser = time)]
+    pub(crate) warm_up: Duration,
+    /// The method to call
+    #[arg(long, value_name = "M", default_value = "ping")]
+    pub(crate) method: String,
+    /// The params as JSON, `-` to read them from standard input; without them the calls have none
+    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
+    pub(crate) params: Option<String>,
+    /// Also print the CPU time that this process and all below it used for each call: the server's supervisor, or a worker
+    #[arg(long, value_name = "PID")]
+    pub(crate) pid: Option<u32>,
+    /// Print one JSON object and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 impl Cli {
     /// Reads `args`, whose first is the program's path: its file name is what help and errors call the program.
     /// The error may be help or a version that was asked for; it prints itself and knows its exit code.
@@ -117,11 +186,21 @@ impl Cli {
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(time) if time.is_zero() => Err("a call needs some time, such as 500ms".to_owned()),
-        Ok(time) => Ok(time),
-        Err(error) => Err(format!("{error}; write a number with its unit, such as 500ms, 30s or 1m")),
-    }
+    some_time(text, "a call")
+}
+
+fn measured_time(text: &str) -> Result<Duration, String> {
+    some_time(text, "measuring")
+}
+
+fn some_time(text: &str, what: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    if time.is_zero() { Err(format!("{what} needs some time, such as 500ms")) } else { Ok(time) }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number with its unit, such as 500ms, 30s or 1m"))
 }
 
 #[cfg(test)]
@@ -199,12 +278,26 @@ mod tests {
             &["tine", "call", "ping", "--timeout", "0s"],
             &["tine", "call", "ping", "--timeout", "30"],
             &["tine", "call", "ping", "1", "2"],
+            &["tine", "bench", "--duration", "0s"],
+            &["tine", "bench", "--warm-up", "soon"],
+            &["tine", "bench", "--connections", "-1"],
+            &["tine", "bench", "--rate", "fast"],
+            &["tine", "bench", "--pid", "0x1"],
+            &["tine", "bench", "ping"],
         ] {
             assert_eq!(parse(bad).expect_err("a refusal").exit_code(), 2, "{bad:?}");
         }
         for good in [&["tine", "--help"][..], &["tine", "--version"], &["tine", "serve", "--help"]] {
             assert_eq!(parse(good).expect_err("something to print").exit_code(), 0, "{good:?}");
         }
+    }
+
+    #[test]
+    fn bench_alone_is_what_the_load_is_by_default() {
+        let Ok(Command::Bench(args)) = parse(&["tine", "bench"]) else { panic!("expected bench") };
+        let load = crate::client::load::Load::default();
+        assert_eq!((args.to, args.connections, args.pipeline), (load.to, load.connections, load.pipeline));
+        assert_eq!((args.rate, args.warm_up, args.duration), (load.rate, load.warm_up, load.duration));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::connection::{Connection, End, Scratch, State};
 use super::schedule::Schedule;
 use super::socket::Socket;
 use super::tally::{Tally, later};
-use super::{Exchange, Load, LoadError, Progress, Report};
+use super::{Exchange, Load, LoadError, Phase, Progress, Report};
 use crate::config::Address;
 use crate::sys::clock::monotonic_ns;
 
@@ -113,35 +113,32 @@ impl<'a, E: Exchange> Engine<'a, E> {
         let mut events = [EpollEvent::empty(); BATCH];
         let mut next_tick = begin;
         let mut next_progress = begin;
-        let mut cpu_before = thread_cpu();
-        let mut cpu_used = None;
-        let mut is_measuring = false;
+        let mut phase = Phase::WarmUp;
+        let mut cpu = CpuTime::default();
         loop {
             let now = monotonic_ns();
             if stop.load(Ordering::Relaxed) {
-                return Ok(self
-                    .tally
-                    .finish(now, cpu_used.unwrap_or_else(|| thread_cpu().saturating_sub(cpu_before))));
+                cpu.end();
+                return Ok(self.tally.finish(now, cpu.used()));
             }
-            if !is_measuring && now >= from {
-                is_measuring = true;
-                cpu_before = thread_cpu();
+            let progress = self.tally.progress(begin, now, self.open);
+            if progress.phase != phase {
+                phase = progress.phase;
+                next_progress = now;
+                if phase == Phase::Measuring { cpu.begin() } else { cpu.end() }
             }
-            if now >= end && cpu_used.is_none() {
-                cpu_used = Some(thread_cpu().saturating_sub(cpu_before));
+            if now >= next_progress {
+                on_progress(&progress);
+                next_progress = later(now, PROGRESS);
             }
             self.send_due(now);
             if now >= end && self.is_over(now) {
                 self.give_up_the_rest();
-                return Ok(self.tally.finish(now, cpu_used.unwrap_or_default()));
+                return Ok(self.tally.finish(now, cpu.used()));
             }
             if now >= next_tick {
                 self.reopen(now)?;
                 next_tick = later(now, TICK);
-            }
-            if now >= next_progress {
-                on_progress(&self.tally.progress(begin, now, self.open));
-                next_progress = later(now, PROGRESS);
             }
             self.set_timer(now, next_tick)?;
             self.turn(&mut events, EpollTimeout::NONE)?;
@@ -299,10 +296,8 @@ impl<'a, E: Exchange> Engine<'a, E> {
     /// Wakes the next wait when something is to be done that no socket tells.
     fn set_timer(&mut self, now: u64, next_tick: u64) -> Result<(), LoadError> {
         let end = self.tally.end();
-        let mut moment = next_tick;
-        if now < end {
-            moment = moment.min(end);
-        }
+        let changes = [self.tally.from(), end].into_iter().filter(|moment| now < *moment);
+        let mut moment = changes.fold(next_tick, u64::min);
         if let Some(schedule) = &self.schedule
             && !self.line.is_empty()
             && schedule.next_due() < end
@@ -421,6 +416,28 @@ fn passes_by_itself(error: &io::Error) -> bool {
 
 fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
+}
+
+/// CPU time of this thread over a time.
+#[derive(Debug, Default)]
+struct CpuTime {
+    begin: Option<Duration>,
+    end: Option<Duration>,
+}
+
+impl CpuTime {
+    fn begin(&mut self) {
+        self.begin = Some(thread_cpu());
+    }
+
+    /// The first end counts.
+    fn end(&mut self) {
+        self.end.get_or_insert_with(thread_cpu);
+    }
+
+    fn used(&self) -> Duration {
+        self.begin.zip(self.end).map_or(Duration::ZERO, |(begin, end)| end.saturating_sub(begin))
+    }
 }
 
 fn thread_cpu() -> Duration {

@@ -107,7 +107,11 @@ pub(super) fn excerpt(bytes: &[u8]) -> String {
     const SHOWN: usize = 200;
     let shown = bytes.get(..SHOWN).unwrap_or(bytes);
     let dots = if shown.len() < bytes.len() { "…" } else { "" };
-    format!("`{}{dots}`", shown.escape_ascii())
+    let mut text = String::from("`");
+    for letter in String::from_utf8_lossy(shown).chars() {
+        if letter.is_control() { text.extend(letter.escape_default()) } else { text.push(letter) }
+    }
+    text + dots + "`"
 }
 
 #[cfg(test)]
@@ -132,7 +136,7 @@ mod tests {
 
     #[test]
     fn an_excerpt_is_short_and_printable() {
-        assert_eq!(excerpt(b"a\0\n"), r"`a\x00\n`");
+        assert_eq!(excerpt(b"\"a\0\n"), r#"`"a\u{0}\n`"#);
         assert_eq!(excerpt(&[b'x'; 1000]).chars().count(), 203);
     }
 }

@@ -70,7 +70,7 @@ use crate::sys::limits;
 pub use error::LoadError;
 pub use exchange::{Answer, Exchange, Fixed};
 pub use native::Native;
-pub use report::{Progress, Report};
+pub use report::{Phase, Progress, Report};
 
 use engine::Engine;
 
@@ -118,7 +118,7 @@ impl Default for Load {
 impl Load {
     /// Makes the calls, on this thread, and reports.
     ///
-    /// `on_progress` is called about ten times a second. Setting `stop` ends the load within some milliseconds with what
+    /// `on_progress` is called about ten times a second, and when the measured time begins and ends. Setting `stop` ends the load within some milliseconds with what
     /// was measured so far; calls still on their way are then not counted.
     ///
     /// A connection that the server closes, or that brings a wrong answer, is made anew after a pause of 10 ms (50 ms when

@@ -29,6 +29,8 @@ pub struct Report {
     pub unanswered: u64,
     /// Connections that the server closed during the measured time.
     pub closed: u64,
+    /// Right answers that arrived in the measured time, whenever their call had started: what the rate is made of.
+    pub arrived: u64,
     /// The measured time, without warm-up.
     pub elapsed: Duration,
     /// CPU time that the load itself used in the measured time.
@@ -37,8 +39,6 @@ pub struct Report {
     pub first_error: Option<String>,
     /// What was expected and found in the first wrong answer.
     pub first_wrong: Option<String>,
-    /// Right answers that arrived in the measured time, whenever their call started.
-    pub(super) arrived: u64,
     latency: Histogram<u64>,
 }
 
@@ -148,14 +148,25 @@ fn histogram() -> Histogram<u64> {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Progress {
+    /// What the load is about.
+    pub phase: Phase,
     /// Time since the first call, warm-up included.
     pub elapsed: Duration,
-    /// True until the measured time begins.
-    pub is_warming_up: bool,
     /// As in the report so far.
     pub calls: u64,
     /// Errors, wrong answers and calls without an answer so far.
     pub failed: u64,
     /// Connections that are open now.
     pub open: usize,
+}
+
+/// What a load is about. Each change is told at once, so that a caller can measure something else over the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing is counted yet.
+    WarmUp,
+    /// The measured time.
+    Measuring,
+    /// The measured time is over; answers to the last calls are waited for.
+    Finishing,
 }

@@ -2,10 +2,11 @@
 //!
 //! Pure: the engine says what happened and when.
 
-use super::exchange::excerpt;
-use super::report::{Progress, Report};
-use crate::sys::clock::whole_ns;
 use std::time::Duration;
+
+use super::exchange::excerpt;
+use super::report::{Phase, Progress, Report};
+use crate::sys::clock::whole_ns;
 
 /// The measured time, and what was counted in it.
 #[derive(Debug)]
@@ -94,9 +95,14 @@ impl Tally {
 
     pub(super) fn progress(&self, begin: u64, now: u64, open: usize) -> Progress {
         let Report { calls, errors, wrong, unanswered, .. } = self.report;
+        let phase = match now {
+            now if now < self.from => Phase::WarmUp,
+            now if now < self.end => Phase::Measuring,
+            _ => Phase::Finishing,
+        };
         Progress {
+            phase,
             elapsed: Duration::from_nanos(now.saturating_sub(begin)),
-            is_warming_up: now < self.from,
             calls,
             failed: errors + wrong + unanswered,
             open,
