@@ -70,7 +70,8 @@ pub(crate) fn load_headroom_tine(bench: &Bench) -> Result<Vec<Figure>, BoxError>
     headroom(bench, service.address(), service.workers(), &ping()?, Wanted::ForTheRecord)
 }
 
-/// What the load could do with its whole core, against what it did: it is idle for the rest.
+/// What the load could do with a whole core (its rate ÷ its share) against what the server could (the same of its own).
+/// Where the server has no rest this is what the load has left; and it stays true while other programs run.
 fn headroom<E: Exchange>(
     bench: &Bench,
     to: &str,
@@ -82,9 +83,9 @@ fn headroom<E: Exchange>(
         .map(|_| drive::run(to, pids, PIPELINED, bench.lengths, exchange))
         .collect::<Result<Vec<Run>, BoxError>>()?;
     Ok(vec![Figure {
-        what: "capacity of the load (rate ÷ share of its core) ÷ rate".to_owned(),
+        what: "capacity of the load ÷ the server's (each: rate ÷ share of its core)".to_owned(),
         wanted,
-        spread: spread(&runs, |run| 1.0 / run.load_share)?,
+        spread: spread(&runs, |run| run.server_share / run.load_share)?,
         unit: Unit::Ratio,
         behind: format!(
             "{} calls/s; share of its core that the load used {:.2}, the server {:.2}",
