@@ -54,6 +54,7 @@ pub(crate) fn sleepers(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
         grouped(spread(&pairs, |(_, (_, slept))| slept.rate)?.median),
         grouped(spread(&pairs, |(alone, _)| alone.rate)?.median)
     );
+    let others = spread(&pairs, |(alone, (pinged, _))| f64::midpoint(alone.others, pinged.others))?.median;
     let p99s = format!(
         "{} beside them, {} alone",
         time(spread(&pairs, |(_, (pinged, _))| pinged.p99.as_secs_f64())?.median),
@@ -65,6 +66,7 @@ pub(crate) fn sleepers(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
             wanted: Wanted::AtLeast(0.90),
             spread: spread(&pairs, |(alone, (pinged, _))| pinged.rate / alone.rate)?,
             unit: Unit::Ratio,
+            others,
             behind: rates,
         },
         Figure {
@@ -74,6 +76,7 @@ pub(crate) fn sleepers(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
                 pinged.p99.as_secs_f64() / alone.p99.as_secs_f64()
             })?,
             unit: Unit::Ratio,
+            others,
             behind: p99s,
         },
     ])
@@ -90,6 +93,7 @@ pub(crate) fn sleep_pool(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
         wanted: Wanted::AtLeast(0.97),
         spread: spread(&runs, |run| run.rate / IDEAL)?,
         unit: Unit::Ratio,
+        others: spread(&runs, |run| run.others)?.median,
         behind: format!(
             "{} calls/s; p50 {}, p99 {}; CPU of the server per call {}",
             grouped(spread(&runs, |run| run.rate)?.median),
@@ -107,17 +111,18 @@ pub(crate) fn flaky(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let runs = (0..bench.lengths.runs)
         .map(|_| ping_beside(bench, &service, half, (half, &flaky)))
         .collect::<Result<Vec<(Run, Run)>, BoxError>>()?;
-    let ms = |figure: fn(&Run) -> f64| spread(&runs, |(pinged, _)| figure(pinged));
+    let pings = |figure: fn(&Run) -> f64| spread(&runs, |(pinged, _)| figure(pinged));
     Ok(vec![Figure {
         what: "p99 of ping".to_owned(),
         wanted: Wanted::AtMost(3.0),
-        spread: ms(|run| run.p99.as_secs_f64() * 1e3)?,
+        spread: pings(|run| run.p99.as_secs_f64() * 1e3)?,
         unit: Unit::Milliseconds,
+        others: pings(|run| run.others)?.median,
         behind: format!(
             "p50 {}, p99.9 {}; {} pings/s, {} flaky calls/s with a p99 of {}",
-            time(ms(|run| run.p50.as_secs_f64())?.median),
-            time(ms(|run| run.p999.as_secs_f64())?.median),
-            grouped(ms(|run| run.rate)?.median),
+            time(pings(|run| run.p50.as_secs_f64())?.median),
+            time(pings(|run| run.p999.as_secs_f64())?.median),
+            grouped(pings(|run| run.rate)?.median),
             grouped(spread(&runs, |(_, flaky)| flaky.rate)?.median),
             time(spread(&runs, |(_, flaky)| flaky.p99.as_secs_f64())?.median),
         ),
@@ -140,6 +145,7 @@ pub(crate) fn spin_scaling(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
         wanted: Wanted::AtLeast(1.8),
         spread: spread(&pairs, |(one, two)| two.rate / one.rate)?,
         unit: Unit::Ratio,
+        others: spread(&pairs, |(one, two)| f64::midpoint(one.others, two.others))?.median,
         behind: format!(
             "{} and {} calls/s; share of a core that the load used {:.2} and {:.2}",
             grouped(spread(&pairs, |(_, two)| two.rate)?.median),

@@ -27,7 +27,7 @@ pub(crate) fn watch(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let ping = ping()?;
     let mut shares = Vec::new();
     let mut switches = Vec::new();
-    let mut rates = Vec::new();
+    let mut runs = Vec::new();
     for _ in 0..bench.lengths.runs {
         let Some(watch) = Thread::named(worker, WATCH)? else {
             println!("  the worker has no thread named `{WATCH}`: nothing to measure in this version");
@@ -36,7 +36,7 @@ pub(crate) fn watch(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
         let (started, before) = (Instant::now(), watch.cpu_time()?);
         let run = drive::run(service.address(), service.workers(), Shape::single(64), bench.lengths, &ping)?;
         shares.push(watch.cpu_time()?.saturating_sub(before).as_secs_f64() / started.elapsed().as_secs_f64());
-        rates.push(run.rate);
+        runs.push(run);
         thread::sleep(SETTLED);
         let before = watch.voluntary_switches()?;
         thread::sleep(bench.lengths.measured);
@@ -48,13 +48,16 @@ pub(crate) fn watch(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
             wanted: Wanted::AtMost(0.01),
             spread: spread(&shares, |share| *share)?,
             unit: Unit::Percent,
-            behind: format!("{} calls/s", grouped(spread(&rates, |rate| *rate)?.median)),
+            others: spread(&runs, |run| run.others)?.median,
+            behind: format!("{} calls/s", grouped(spread(&runs, |run| run.rate)?.median)),
         },
         Figure {
             what: format!("wake-ups of the watch in {:?} without calls", bench.lengths.measured),
             wanted: Wanted::AtMost(0.0),
             spread: spread(&switches, |switches| *switches)?,
             unit: Unit::Count,
+            // Nobody else wakes it.
+            others: 0.0,
             behind: "voluntary context switches".to_owned(),
         },
     ])
@@ -87,6 +90,7 @@ fn headroom<E: Exchange>(
         wanted,
         spread: spread(&runs, |run| run.server_share / run.load_share)?,
         unit: Unit::Ratio,
+        others: spread(&runs, |run| run.others)?.median,
         behind: format!(
             "{} calls/s; share of its core that the load used {:.2}, the server {:.2}",
             grouped(spread(&runs, |run| run.rate)?.median),

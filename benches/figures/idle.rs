@@ -57,6 +57,8 @@ pub(crate) fn ten_thousand(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
             wanted: Wanted::AtMost(2048.0),
             spread: Spread::single(each),
             unit: Unit::Bytes,
+            // Memory is nobody else's.
+            others: 0.0,
             behind: format!("{count} connections; the kernel's part of a socket is not in it"),
         },
         Figure {
@@ -64,6 +66,7 @@ pub(crate) fn ten_thousand(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
             wanted: Wanted::AtMost(1.2),
             spread: spread(&pairs, |(quiet, crowded)| crowded.p99.as_secs_f64() / quiet.p99.as_secs_f64())?,
             unit: Unit::Ratio,
+            others: spread(&pairs, |(quiet, crowded)| f64::midpoint(quiet.others, crowded.others))?.median,
             behind: p99s,
         },
     ])

@@ -49,7 +49,7 @@ fn compare_with_echo(bench: &Bench, shape: Shape, wanted: Wanted) -> Result<Vec<
         || drive::run(service.address(), service.workers(), shape, bench.lengths, &ping),
         || drive::run(&peer.address, &[peer.process.pid()], shape, bench.lengths, &echo),
     )?;
-    Ok(vec![compared(&pairs, shape, wanted, "echo loop")?])
+    Ok(vec![compared(&pairs, wanted, "echo loop")?])
 }
 
 pub(crate) fn against_redis(bench: &Bench, pipeline: usize, least: f64) -> Result<Vec<Figure>, BoxError> {
@@ -62,30 +62,22 @@ pub(crate) fn against_redis(bench: &Bench, pipeline: usize, least: f64) -> Resul
         || drive::run(service.address(), service.workers(), shape, bench.lengths, &ping),
         || drive::run(&peer.address, &[peer.process.pid()], shape, bench.lengths, &redis_ping),
     )?;
-    Ok(vec![compared(&pairs, shape, Wanted::AtLeast(least), "Redis")?])
+    Ok(vec![compared(&pairs, Wanted::AtLeast(least), "Redis")?])
 }
 
-/// With fewer connections both sides wait for each other, and neither needs a whole core.
-const ENOUGH_TO_DO: usize = 16;
-
-fn compared(pairs: &[(Run, Run)], shape: Shape, wanted: Wanted, peer: &str) -> Result<Figure, BoxError> {
+fn compared(pairs: &[(Run, Run)], wanted: Wanted, peer: &str) -> Result<Figure, BoxError> {
     let (tine, other): (Vec<Run>, Vec<Run>) = pairs.iter().copied().unzip();
     let both = |figure: fn(&Run) -> f64, show: fn(f64) -> String| -> Result<String, BoxError> {
         Ok(format!("{} and {}", show(spread(&tine, figure)?.median), show(spread(&other, figure)?.median)))
-    };
-    let disturbed = tine.iter().chain(&other).filter(|run| run.is_disturbed()).count();
-    let disturbed = if disturbed == 0 || shape.connections < ENOUGH_TO_DO {
-        String::new()
-    } else {
-        format!("; **other programs** had a part of the cores in {disturbed} of {} runs", 2 * pairs.len())
     };
     Ok(Figure {
         what: format!("rate, tine ÷ {peer}"),
         wanted,
         spread: spread(pairs, |(tine, other)| tine.rate / other.rate)?,
         unit: Unit::Ratio,
+        others: spread(&[tine.as_slice(), &other].concat(), |run| run.others)?.median,
         behind: format!(
-            "{} calls/s; CPU of the server per call {}; p99 {}; share of its core that the server used {}, the load {}{disturbed}",
+            "{} calls/s; CPU of the server per call {}; p99 {}; share of its core that the server used {}, the load {}",
             both(|run| run.rate, grouped)?,
             both(Run::cpu_per_call, time)?,
             both(|run| run.p99.as_secs_f64(), time)?,

@@ -25,6 +25,9 @@ pub(crate) enum Unit {
     Count,
 }
 
+/// What other programs may use of a core, as a share, before a figure is in doubt.
+const TOLERATED: f64 = 0.1;
+
 /// One figure over all runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Figure {
@@ -32,6 +35,8 @@ pub(crate) struct Figure {
     pub(crate) wanted: Wanted,
     pub(crate) spread: Spread,
     pub(crate) unit: Unit,
+    /// The share of a core that other programs used meanwhile.
+    pub(crate) others: f64,
     /// The absolute numbers behind it.
     pub(crate) behind: String,
 }
@@ -46,12 +51,21 @@ impl Figure {
         }
     }
 
-    fn verdict(&self) -> &'static str {
-        match self.is_reached() {
+    /// A reason not to believe it.
+    fn doubt(&self) -> String {
+        if self.others < TOLERATED {
+            return String::new();
+        }
+        format!(", but **other programs** used {:.0} % of a core", self.others * 100.0)
+    }
+
+    fn verdict(&self) -> String {
+        let verdict = match self.is_reached() {
             Some(true) => "yes",
             Some(false) => "**no**",
             None => "–",
-        }
+        };
+        format!("{verdict}{}", self.doubt())
     }
 
     fn wanted(&self) -> String {
@@ -87,7 +101,10 @@ impl Figure {
             None => "",
         };
         let (what, wanted, behind) = (&self.what, self.wanted(), &self.behind);
-        format!("  {what}: {median} ({least} to {most}), wanted {wanted}{verdict}\n    {behind}")
+        format!(
+            "  {what}: {median} ({least} to {most}), wanted {wanted}{verdict}{}\n    {behind}",
+            self.doubt()
+        )
     }
 }
 

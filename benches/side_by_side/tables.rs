@@ -37,6 +37,12 @@ pub(crate) fn markdown(measured: &[Measured]) -> String {
     section(&mut text, "Share of its core that the load used", measured, |server, shape| {
         Some(format!("{:.2}", server.spread(shape, |run| run.load_share)?.median))
     });
+    section(
+        &mut text,
+        "Share of a core that other programs used meanwhile; from 0.10 on a figure is in doubt",
+        measured,
+        |server, shape| Some(format!("{:.2}", server.spread(shape, |run| run.others)?.median)),
+    );
     text.push_str("Who they are:\n\n");
     for server in measured {
         // Writing to a text can't fail.

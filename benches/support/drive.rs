@@ -3,13 +3,13 @@
 //! A run in which anything was answered wrong is an error: its rate would be that of something else.
 
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tine::BoxError;
 use tine::load::{Exchange, Load, Report};
 
+use super::machine::{Look, Shares};
 use super::numbers::Spread;
-use super::process;
 
 /// How long runs are and how many there are.
 #[derive(Debug, Clone, Copy)]
@@ -57,18 +57,11 @@ pub struct Run {
     pub server_share: f64,
     /// The share of a core that the load used.
     pub load_share: f64,
+    /// What all else on this machine used, as a share of one core.
+    pub others: f64,
 }
 
-/// Below this share of both cores, with calls enough to do, something else had a part of them.
-const UNDISTURBED: f64 = 0.9;
-
 impl Run {
-    /// True when neither the server nor the load had a core for itself: other programs ran there. To be asked only of
-    /// loads that leave one of the two no rest, which takes more than a connection or two.
-    pub fn is_disturbed(&self) -> bool {
-        self.server_share < UNDISTURBED && self.load_share < UNDISTURBED
-    }
-
     /// Seconds of CPU time that a call cost the server.
     pub fn cpu_per_call(&self) -> f64 {
         self.server_share / self.rate
@@ -83,10 +76,10 @@ pub fn run<E: Exchange>(
     lengths: Lengths,
     exchange: &E,
 ) -> Result<Run, BoxError> {
-    let (started, before) = (Instant::now(), cpu_time(pids)?);
+    let look = Look::now(pids)?;
     let report = report(to, shape, lengths, exchange)?;
     // Over the warm-up too: it is the same load.
-    let server_share = cpu_time(pids)?.saturating_sub(before).as_secs_f64() / started.elapsed().as_secs_f64();
+    let Shares { server: server_share, others } = look.shares()?;
     Ok(Run {
         rate: report.rate(),
         p50: report.percentile(50.0),
@@ -94,6 +87,7 @@ pub fn run<E: Exchange>(
         p999: report.percentile(99.9),
         server_share,
         load_share: report.load_share(),
+        others,
     })
 }
 
@@ -121,10 +115,6 @@ fn report<E: Exchange>(to: &str, shape: Shape, lengths: Lengths, exchange: &E) -
         .into());
     }
     Ok(report)
-}
-
-fn cpu_time(pids: &[i32]) -> Result<Duration, BoxError> {
-    pids.iter().map(|pid| process::cpu_time(*pid)).sum()
 }
 
 /// Two sides of a comparison, run by turns: A B A B. What changes on the machine meanwhile changes both.

@@ -8,6 +8,7 @@
 pub mod children;
 pub mod cores;
 pub mod drive;
+pub mod machine;
 pub mod numbers;
 pub mod peers;
 pub mod process;
