@@ -35,7 +35,8 @@
 //! wants, `log` where it is all told; `sys` is the operating system and has all `unsafe` code.
 //!
 //! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, line, config, log} →
-//! wire → sys. `client`, `fork_processes` and `internals` (for this project's own benches) stand beside. A test reads the `use` lines against this.
+//! wire → sys. `client`, whose `load` measures servers, `fork_processes`, and `internals` for this project's own benches
+//! stand beside. A test reads the `use` lines against this.
 
 mod arena;
 mod cli;

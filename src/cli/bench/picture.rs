@@ -7,7 +7,7 @@ use super::units;
 use crate::client::load::Report;
 
 /// Ranges, and so lines, at most.
-const LINES: u32 = 12;
+const LINES: u32 = 16;
 /// The longest bar in letters.
 const WIDTH: u64 = 40;
 /// Parts of a letter, from an eighth on.
@@ -76,10 +76,10 @@ mod tests {
     #[test]
     fn bounds_grow_evenly_and_hold_every_call() {
         for (low, high, lines) in [
-            (250_000, 10_000_000, 12),
-            (1, 3_600_000_000_000, 12),
+            (250_000, 10_000_000, 16),
+            (1, 3_600_000_000_000, 16),
             (500, 500, 1),
-            (0, 0, 12),
+            (0, 0, 16),
             (100_000, 103_000, 4),
         ] {
             let (low, high) = (Duration::from_nanos(low), Duration::from_nanos(high));

@@ -22,7 +22,7 @@ pub(super) fn page(measured: &Measured<'_>) -> String {
 fn write_page(page: &mut String, measured: &Measured<'_>) -> std::fmt::Result {
     let Measured { args, report, .. } = measured;
     let pace = match args.rate {
-        Some(rate) => format!("{rate} calls a second due"),
+        Some(rate) => format!("{} calls due a second", units::rate(rate)),
         None => "closed loop".to_owned(),
     };
     writeln!(
@@ -60,8 +60,9 @@ fn write_page(page: &mut String, measured: &Measured<'_>) -> std::fmt::Result {
     {
         writeln!(
             page,
-            "\n  {} of the {rate} calls due each second were answered: the others waited",
-            units::rounded(report.rate())
+            "\n  {} of the {} calls due each second were answered: the others waited",
+            units::rounded(report.rate()),
+            units::rate(rate)
         )?;
     }
     write_cpu(page, measured)?;

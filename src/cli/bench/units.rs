@@ -45,6 +45,11 @@ pub(super) fn rounded(number: f64) -> String {
     count(whole)
 }
 
+/// Calls a second, as they were asked for.
+pub(super) fn rate(rate: f64) -> String {
+    if rate.fract() == 0.0 { rounded(rate) } else { rate.to_string() }
+}
+
 /// A share of `whole` in percent; what is little is not nothing.
 pub(super) fn percent(part: u64, whole: u64) -> String {
     #[expect(clippy::cast_precision_loss)] // for a person's eyes

@@ -3,6 +3,8 @@
 //! `Load::run` makes it. What bytes mean is the exchange's, what counts is the tally's, what is due the schedule's; here is
 //! decided who is read, who sends, and when it is over.
 
+mod connecting;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,9 +15,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::connection::{Connection, End, Scratch, State};
+use super::connection::{Connection, Scratch, State};
 use super::schedule::Schedule;
-use super::socket::Socket;
 use super::tally::{Tally, later};
 use super::{Exchange, Load, LoadError, Phase, Progress, Report};
 use crate::config::Address;
@@ -29,15 +30,6 @@ const BATCH: usize = 256;
 /// How often what has no event of its own is looked at: `stop`, connections to be made again.
 const TICK: Duration = Duration::from_millis(10);
 const PROGRESS: Duration = Duration::from_millis(100);
-
-/// Before a connection that has ended is made again, and before one that could not be made is tried again.
-const PAUSE_AFTER_END: Duration = Duration::from_millis(10);
-const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
-
-/// A server that just starts may refuse for that long.
-const REFUSED_FOR: Duration = Duration::from_millis(400);
-/// All connections have to be made within this time.
-const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// After the end: for how long calls that were due are still sent, and answers are waited for.
 const SENDING_GRACE: Duration = Duration::from_secs(1);
@@ -65,6 +57,8 @@ pub(super) struct Engine<'a, E> {
     is_sending: bool,
     scratch: Scratch,
     tally: Tally,
+    /// How long answers are waited for after the end.
+    pub(super) grace: Duration,
     /// Why a connection could not be made, the last time.
     failure: Option<io::Error>,
 }
@@ -94,6 +88,7 @@ impl<'a, E: Exchange> Engine<'a, E> {
             is_sending: false,
             scratch: Scratch::new(),
             tally: Tally::new(),
+            grace: GRACE,
             failure: None,
         })
     }
@@ -143,29 +138,6 @@ impl<'a, E: Exchange> Engine<'a, E> {
             self.set_timer(now, next_tick)?;
             self.turn(&mut events, EpollTimeout::NONE)?;
         }
-    }
-
-    /// Opens all connections before the first call, so that the load is the one asked for from its beginning.
-    fn connect_all(&mut self, stop: &AtomicBool) -> Result<(), LoadError> {
-        let mut events = [EpollEvent::empty(); BATCH];
-        let begin = monotonic_ns();
-        while self.open < self.connections.len() && !stop.load(Ordering::Relaxed) {
-            let now = monotonic_ns();
-            self.reopen(now)?;
-            let is_over = now >= later(begin, CONNECTED_WITHIN);
-            let is_refused = self.open == 0 && now >= later(begin, REFUSED_FOR) && self.failure.is_some();
-            let is_hopeless = self.failure.as_ref().is_some_and(|failure| !passes_by_itself(failure));
-            if is_over || is_refused || is_hopeless {
-                let source = self.failure.take().unwrap_or_else(|| io::ErrorKind::TimedOut.into());
-                return Err(if self.open == 0 {
-                    LoadError::NoServer { to: self.target.to_string(), source }
-                } else {
-                    LoadError::Connections { made: self.open, wanted: self.connections.len(), source }
-                });
-            }
-            self.turn(&mut events, EpollTimeout::try_from(TICK).unwrap_or(EpollTimeout::ZERO))?;
-        }
-        Ok(())
     }
 
     /// The first calls.
@@ -318,7 +290,7 @@ impl<'a, E: Exchange> Engine<'a, E> {
         let end = self.tally.end();
         let may_send = now < later(end, SENDING_GRACE)
             && self.schedule.as_ref().is_some_and(|schedule| schedule.next_due() < end);
-        now >= later(end, GRACE) || (self.in_flight == 0 && !may_send)
+        now >= later(end, self.grace) || (self.in_flight == 0 && !may_send)
     }
 
     fn give_up_the_rest(&mut self) {
@@ -331,91 +303,6 @@ impl<'a, E: Exchange> Engine<'a, E> {
             self.tally.unanswered(schedule.left_between(from, self.tally.end()));
         }
     }
-
-    /// Opens the connections whose pause is over.
-    fn reopen(&mut self, now: u64) -> Result<(), LoadError> {
-        if self.away == 0 {
-            return Ok(());
-        }
-        for index in 0..self.connections.len() {
-            let Some(connection) = self.connections.get_mut(index) else { break };
-            if !matches!(connection.state, State::Away { until } if until <= now) {
-                continue;
-            }
-            let opened = Socket::open(&self.target).and_then(|socket| {
-                // By edges, and writable from the beginning: no call to change it is ever needed.
-                let flags =
-                    EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-                self.epoll.add(&socket, EpollEvent::new(flags, index as u64))?;
-                Ok(socket)
-            });
-            match opened {
-                Ok(socket) => {
-                    connection.renew(self.exchange);
-                    connection.socket = Some(socket);
-                    connection.state = State::Connecting;
-                    self.away -= 1;
-                }
-                Err(error) if is_out_of_descriptors(&error) => {
-                    let most = crate::sys::limits::descriptors();
-                    return Err(LoadError::Descriptors { connections: self.connections.len(), most });
-                }
-                Err(error) => {
-                    connection.state = State::Away { until: later(now, PAUSE_AFTER_FAILURE) };
-                    self.failure = Some(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The socket has something to say about connecting.
-    fn connected(&mut self, index: usize) {
-        let now = monotonic_ns();
-        let Some(connection) = self.connections.get_mut(index) else { return };
-        let outcome = connection.socket.as_ref().map_or(Ok(()), Socket::connected);
-        match outcome {
-            Ok(()) => {
-                connection.state = State::Open;
-                self.open += 1;
-                self.welcome(index, now);
-            }
-            Err(error) => {
-                self.failure = Some(error);
-                connection.socket = None;
-                connection.state = State::Away { until: later(now, PAUSE_AFTER_FAILURE) };
-                self.away += 1;
-            }
-        }
-    }
-
-    /// A connection ends, and with it the calls it had in flight.
-    fn part(&mut self, index: usize, now: u64, end: &End) {
-        let Some(connection) = self.connections.get_mut(index) else { return };
-        if matches!(end, End::Closed) {
-            self.tally.closed(now);
-        }
-        self.in_flight -= connection.flight.len();
-        self.tally.unanswered(connection.flight.abandon(self.tally.from()));
-        // Closing takes it out of epoll: nobody else holds the descriptor.
-        connection.socket = None;
-        connection.state = State::Away { until: later(now, PAUSE_AFTER_END) };
-        self.open -= 1;
-        self.away += 1;
-    }
-}
-
-/// Whether trying again can help.
-fn passes_by_itself(error: &io::Error) -> bool {
-    use io::ErrorKind as Kind;
-    matches!(
-        error.kind(),
-        Kind::ConnectionRefused | Kind::NotFound | Kind::WouldBlock | Kind::TimedOut | Kind::ConnectionReset
-    )
-}
-
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
 }
 
 /// CPU time of this thread over a time.

@@ -38,8 +38,8 @@ const LONGEST_ANSWER: usize = 64 << 20;
 /// ping.request(&mut request);
 /// assert_eq!(&request[4..], br#"{"in":"ping","params":"ireader 0"}"#);
 ///
-/// let answer = b"\x22\0\0\0{\"out\":\"pong\",\"result\":\"ireader 0\"}";
-/// let answer = [&[answer.len() as u8 - 4], &answer[1..]].concat();
+/// let body = br#"{"out":"pong","result":"ireader 0"}"#;
+/// let answer = [&(body.len() as u32).to_le_bytes(), &body[..]].concat();
 /// assert_eq!(ping.answer(&answer), Answer::Right { consumed: answer.len() });
 /// # Ok::<(), tine::load::LoadError>(())
 /// ```

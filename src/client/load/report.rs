@@ -1,5 +1,6 @@
 //! What a load measured: counts, and the latencies of the calls that were answered right.
 
+use std::fmt;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -39,7 +40,18 @@ pub struct Report {
     pub first_error: Option<String>,
     /// What was expected and found in the first wrong answer.
     pub first_wrong: Option<String>,
-    latency: Histogram<u64>,
+    latency: Latencies,
+}
+
+/// A histogram whose thousands of buckets stay out of debug output.
+#[derive(Clone)]
+struct Latencies(Histogram<u64>);
+
+impl fmt::Debug for Latencies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ns = |percent| Duration::from_nanos(self.0.value_at_percentile(percent));
+        write!(f, "{:?} to {:?}, median {:?}", Duration::from_nanos(self.0.min()), ns(100.0), ns(50.0))
+    }
 }
 
 impl Report {
@@ -55,14 +67,14 @@ impl Report {
             first_error: None,
             first_wrong: None,
             arrived: 0,
-            latency: histogram(),
+            latency: Latencies(histogram()),
         }
     }
 
     /// Counts `calls` that were answered right after `latency_ns`.
     pub(super) fn record(&mut self, latency_ns: u64, calls: u64) {
         self.calls += calls;
-        self.latency.saturating_record_n(latency_ns, calls);
+        self.latency.0.saturating_record_n(latency_ns, calls);
     }
 
     /// Right answers a second over the measured time, 0 when there was none. An answer counts when it arrived in that
@@ -79,32 +91,32 @@ impl Report {
     /// The latency that `percent` (0 to 100) of the calls answered right did not exceed, to within 0.1 %; zero when there
     /// were none.
     pub fn percentile(&self, percent: f64) -> Duration {
-        if self.latency.is_empty() {
+        if self.latency.0.is_empty() {
             return Duration::ZERO;
         }
-        Duration::from_nanos(self.latency.value_at_percentile(percent).min(self.latency.max()))
+        Duration::from_nanos(self.latency.0.value_at_percentile(percent).min(self.latency.0.max()))
     }
 
     /// The longest latency, to within 0.1 %.
     pub fn max(&self) -> Duration {
-        Duration::from_nanos(self.latency.max())
+        Duration::from_nanos(self.latency.0.max())
     }
 
     /// The shortest latency, to within 0.1 %; zero when there was none.
     pub fn min(&self) -> Duration {
-        Duration::from_nanos(if self.latency.is_empty() { 0 } else { self.latency.min() })
+        Duration::from_nanos(if self.latency.0.is_empty() { 0 } else { self.latency.0.min() })
     }
 
     /// The mean latency.
     pub fn mean(&self) -> Duration {
-        Duration::from_secs_f64(self.latency.mean() / 1e9)
+        Duration::from_secs_f64(self.latency.0.mean() / 1e9)
     }
 
     /// Calls answered right whose latency was from `low` on and below `high`, at the histogram's precision.
     pub fn calls_between(&self, low: Duration, high: Duration) -> u64 {
-        let low = self.latency.lowest_equivalent(whole_ns(low));
-        let high = self.latency.lowest_equivalent(whole_ns(high));
-        if low >= high { 0 } else { self.latency.count_between(low, high - 1) }
+        let low = self.latency.0.lowest_equivalent(whole_ns(low));
+        let high = self.latency.0.lowest_equivalent(whole_ns(high));
+        if low >= high { 0 } else { self.latency.0.count_between(low, high - 1) }
     }
 
     /// The share of one core that the load used, 0 to 1: near 1 it may have been the load that was measured.
@@ -134,7 +146,7 @@ impl Report {
             self.first_wrong.clone_from(&other.first_wrong);
         }
         // All histograms have one shape, so each value of the other has its place in this one.
-        let added = self.latency.add(&other.latency);
+        let added = self.latency.0.add(&other.latency.0);
         debug_assert!(added.is_ok(), "{added:?}");
     }
 }
