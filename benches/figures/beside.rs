@@ -9,7 +9,7 @@ use super::Bench;
 use super::ping::ping;
 use super::report::{Figure, Unit, Wanted};
 use super::support::cores::Place;
-use super::support::drive::{self, Run, Shape, by_turns, spread};
+use super::support::drive::{self, Run, Shape, by_turns, others, repeat, spread};
 use super::support::numbers::{grouped, time};
 use super::support::service::Service;
 
@@ -44,7 +44,7 @@ pub(crate) fn sleepers(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let (ping, sleep) = (ping()?, Native::new("sleep", Some(r#"{"ms":50}"#))?);
     let shape = Shape::single(60);
     let pairs = by_turns(
-        bench.lengths.runs,
+        bench.lengths,
         || drive::run(service.address(), service.workers(), shape, bench.lengths, &ping),
         || ping_beside(bench, &service, shape, (SLEEPERS, &sleep)),
     )?;
@@ -54,7 +54,7 @@ pub(crate) fn sleepers(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
         grouped(spread(&pairs, |(_, (_, slept))| slept.rate)?.median),
         grouped(spread(&pairs, |(alone, _)| alone.rate)?.median)
     );
-    let others = spread(&pairs, |(alone, (pinged, _))| f64::midpoint(alone.others, pinged.others))?.median;
+    let others = others(&pairs)?;
     let p99s = format!(
         "{} beside them, {} alone",
         time(spread(&pairs, |(_, (pinged, _))| pinged.p99.as_secs_f64())?.median),
@@ -85,15 +85,15 @@ pub(crate) fn sleepers(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
 pub(crate) fn sleep_pool(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let service = Service::start(&bench.rig, 2, "threads = 48", &bench.cores, Place::Anywhere)?;
     let sleep = Native::new("sleep", Some(r#"{"ms":10}"#))?;
-    let runs = (0..bench.lengths.runs)
-        .map(|_| drive::run(service.address(), service.workers(), SLEEP_POOL, bench.lengths, &sleep))
-        .collect::<Result<Vec<Run>, BoxError>>()?;
+    let runs = repeat(bench.lengths, || {
+        drive::run(service.address(), service.workers(), SLEEP_POOL, bench.lengths, &sleep)
+    })?;
     Ok(vec![Figure {
         what: "rate ÷ the ideal 6,400 calls/s".to_owned(),
         wanted: Wanted::AtLeast(0.97),
         spread: spread(&runs, |run| run.rate / IDEAL)?,
         unit: Unit::Ratio,
-        others: spread(&runs, |run| run.others)?.median,
+        others: others(&runs)?,
         behind: format!(
             "{} calls/s; p50 {}, p99 {}; CPU of the server per call {}",
             grouped(spread(&runs, |run| run.rate)?.median),
@@ -108,16 +108,14 @@ pub(crate) fn flaky(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let service = Service::start(&bench.rig, 1, "threads = 8", &bench.cores, Place::Server)?;
     let flaky = Native::new("flaky", Some(r#"{"every":1000,"ms":20}"#))?;
     let half = Shape::single(32);
-    let runs = (0..bench.lengths.runs)
-        .map(|_| ping_beside(bench, &service, half, (half, &flaky)))
-        .collect::<Result<Vec<(Run, Run)>, BoxError>>()?;
+    let runs = repeat(bench.lengths, || ping_beside(bench, &service, half, (half, &flaky)))?;
     let pings = |figure: fn(&Run) -> f64| spread(&runs, |(pinged, _)| figure(pinged));
     Ok(vec![Figure {
         what: "p99 of ping".to_owned(),
         wanted: Wanted::AtMost(3.0),
         spread: pings(|run| run.p99.as_secs_f64() * 1e3)?,
         unit: Unit::Milliseconds,
-        others: pings(|run| run.others)?.median,
+        others: others(&runs)?,
         behind: format!(
             "p50 {}, p99.9 {}; {} pings/s, {} flaky calls/s with a p99 of {}",
             time(pings(|run| run.p50.as_secs_f64())?.median),
@@ -139,13 +137,13 @@ pub(crate) fn spin_scaling(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
             drive::run(service.address(), service.workers(), SPINNING, bench.lengths, &spin)
         })?
     };
-    let pairs = by_turns(bench.lengths.runs, || run(&one), || run(&two))?;
+    let pairs = by_turns(bench.lengths, || run(&one), || run(&two))?;
     Ok(vec![Figure {
         what: "rate, 2 processes ÷ 1".to_owned(),
         wanted: Wanted::AtLeast(1.8),
         spread: spread(&pairs, |(one, two)| two.rate / one.rate)?,
         unit: Unit::Ratio,
-        others: spread(&pairs, |(one, two)| f64::midpoint(one.others, two.others))?.median,
+        others: others(&pairs)?,
         behind: format!(
             "{} and {} calls/s; share of a core that the load used {:.2} and {:.2}",
             grouped(spread(&pairs, |(_, two)| two.rate)?.median),

@@ -11,7 +11,7 @@ use super::ping::{echo, one_process, ping};
 use super::report::{Figure, Unit, Wanted};
 use super::support::children::Own;
 use super::support::cores::Place;
-use super::support::drive::{self, Run, Shape, spread};
+use super::support::drive::{self, Run, Shape, Taken, others, repeat, spread};
 use super::support::numbers::{float, grouped};
 use super::support::process::Thread;
 
@@ -21,40 +21,52 @@ const WATCH: &str = "watch";
 /// The watch parks only once there have been no calls for a moment.
 const SETTLED: Duration = Duration::from_millis(300);
 
+/// The watch in one run.
+struct Watched {
+    run: Run,
+    /// Of one core.
+    share: f64,
+    /// How often it was woken while there were no calls.
+    woken: u64,
+}
+
+impl Taken for Watched {
+    fn others(&self) -> f64 {
+        self.run.others()
+    }
+}
+
 pub(crate) fn watch(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let service = one_process(bench)?;
     let worker = *service.workers().first().ok_or("the service has a worker")?;
     let ping = ping()?;
-    let mut shares = Vec::new();
-    let mut switches = Vec::new();
-    let mut runs = Vec::new();
-    for _ in 0..bench.lengths.runs {
-        let Some(watch) = Thread::named(worker, WATCH)? else {
-            println!("  the worker has no thread named `{WATCH}`: nothing to measure in this version");
-            return Ok(Vec::new());
-        };
+    let Some(watch) = Thread::named(worker, WATCH)? else {
+        println!("  the worker has no thread named `{WATCH}`: nothing to measure in this version");
+        return Ok(Vec::new());
+    };
+    let runs = repeat(bench.lengths, || {
         let (started, before) = (Instant::now(), watch.cpu_time()?);
         let run = drive::run(service.address(), service.workers(), Shape::single(64), bench.lengths, &ping)?;
-        shares.push(watch.cpu_time()?.saturating_sub(before).as_secs_f64() / started.elapsed().as_secs_f64());
-        runs.push(run);
+        let used = watch.cpu_time()?.saturating_sub(before);
+        let share = used.as_secs_f64() / started.elapsed().as_secs_f64();
         thread::sleep(SETTLED);
         let before = watch.voluntary_switches()?;
         thread::sleep(bench.lengths.measured);
-        switches.push(float(watch.voluntary_switches()? - before));
-    }
+        Ok(Watched { run, share, woken: watch.voluntary_switches()?.saturating_sub(before) })
+    })?;
     Ok(vec![
         Figure {
             what: "CPU time of the watch, as a share of a core, under ping on 64 connections".to_owned(),
             wanted: Wanted::AtMost(0.01),
-            spread: spread(&shares, |share| *share)?,
+            spread: spread(&runs, |run| run.share)?,
             unit: Unit::Percent,
-            others: spread(&runs, |run| run.others)?.median,
-            behind: format!("{} calls/s", grouped(spread(&runs, |run| run.rate)?.median)),
+            others: others(&runs)?,
+            behind: format!("{} calls/s", grouped(spread(&runs, |run| run.run.rate)?.median)),
         },
         Figure {
             what: format!("wake-ups of the watch in {:?} without calls", bench.lengths.measured),
             wanted: Wanted::AtMost(0.0),
-            spread: spread(&switches, |switches| *switches)?,
+            spread: spread(&runs, |run| float(run.woken))?,
             unit: Unit::Count,
             // Nobody else wakes it.
             others: 0.0,
@@ -82,15 +94,13 @@ fn headroom<E: Exchange>(
     exchange: &E,
     wanted: Wanted,
 ) -> Result<Vec<Figure>, BoxError> {
-    let runs = (0..bench.lengths.runs)
-        .map(|_| drive::run(to, pids, PIPELINED, bench.lengths, exchange))
-        .collect::<Result<Vec<Run>, BoxError>>()?;
+    let runs = repeat(bench.lengths, || drive::run(to, pids, PIPELINED, bench.lengths, exchange))?;
     Ok(vec![Figure {
         what: "capacity of the load ÷ the server's (each: rate ÷ share of its core)".to_owned(),
         wanted,
         spread: spread(&runs, |run| run.server_share / run.load_share)?,
         unit: Unit::Ratio,
-        others: spread(&runs, |run| run.others)?.median,
+        others: others(&runs)?,
         behind: format!(
             "{} calls/s; share of its core that the load used {:.2}, the server {:.2}",
             grouped(spread(&runs, |run| run.rate)?.median),

@@ -10,7 +10,7 @@ use super::Bench;
 use super::ping::ping;
 use super::report::{Figure, Unit, Wanted};
 use super::support::cores::Place;
-use super::support::drive::{self, Shape, by_turns, spread};
+use super::support::drive::{self, Shape, by_turns, others, spread};
 use super::support::numbers::{Spread, float, time};
 use super::support::process::{descriptors, private_memory, raise_descriptor_limit};
 use super::support::service::Service;
@@ -42,7 +42,7 @@ pub(crate) fn ten_thousand(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     // What the first calls take for good is no connection's.
     run(&crowded)?;
     let silent = Silent::connect(&crowded, count)?;
-    let pairs = by_turns(bench.lengths.runs, || run(&quiet), || run(&crowded))?;
+    let pairs = by_turns(bench.lengths, || run(&quiet), || run(&crowded))?;
     let p99s = format!(
         "{} with {count} silent connections, {} with none",
         time(spread(&pairs, |(_, crowded)| crowded.p99.as_secs_f64())?.median),
@@ -66,7 +66,7 @@ pub(crate) fn ten_thousand(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
             wanted: Wanted::AtMost(1.2),
             spread: spread(&pairs, |(quiet, crowded)| crowded.p99.as_secs_f64() / quiet.p99.as_secs_f64())?,
             unit: Unit::Ratio,
-            others: spread(&pairs, |(quiet, crowded)| f64::midpoint(quiet.others, crowded.others))?.median,
+            others: others(&pairs)?,
             behind: p99s,
         },
     ])

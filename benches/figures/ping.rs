@@ -7,7 +7,7 @@ use super::Bench;
 use super::report::{Figure, Unit, Wanted};
 use super::support::children::Own;
 use super::support::cores::Place;
-use super::support::drive::{self, Run, Shape, by_turns, spread};
+use super::support::drive::{self, Run, Shape, by_turns, others, spread};
 use super::support::numbers::{grouped, time};
 use super::support::service::Service;
 use super::support::{PING_PARAMS, peers, ping_frame};
@@ -45,7 +45,7 @@ fn compare_with_echo(bench: &Bench, shape: Shape, wanted: Wanted) -> Result<Vec<
     let peer = Own::Echo.start(&bench.cores, Place::Server)?;
     let (ping, echo) = (ping()?, echo());
     let pairs = by_turns(
-        bench.lengths.runs,
+        bench.lengths,
         || drive::run(service.address(), service.workers(), shape, bench.lengths, &ping),
         || drive::run(&peer.address, &[peer.process.pid()], shape, bench.lengths, &echo),
     )?;
@@ -58,7 +58,7 @@ pub(crate) fn against_redis(bench: &Bench, pipeline: usize, least: f64) -> Resul
     let shape = Shape { connections: 64, pipeline };
     let (ping, redis_ping) = (ping()?, redis_ping());
     let pairs = by_turns(
-        bench.lengths.runs,
+        bench.lengths,
         || drive::run(service.address(), service.workers(), shape, bench.lengths, &ping),
         || drive::run(&peer.address, &[peer.process.pid()], shape, bench.lengths, &redis_ping),
     )?;
@@ -75,7 +75,7 @@ fn compared(pairs: &[(Run, Run)], wanted: Wanted, peer: &str) -> Result<Figure, 
         wanted,
         spread: spread(pairs, |(tine, other)| tine.rate / other.rate)?,
         unit: Unit::Ratio,
-        others: spread(&[tine.as_slice(), &other].concat(), |run| run.others)?.median,
+        others: others(pairs)?,
         behind: format!(
             "{} calls/s; CPU of the server per call {}; p99 {}; share of its core that the server used {}, the load {}",
             both(|run| run.rate, grouped)?,

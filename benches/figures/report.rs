@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::support::drive::TOLERATED;
 use super::support::numbers::Spread;
 
 /// What a figure should be.
@@ -24,9 +25,6 @@ pub(crate) enum Unit {
     Percent,
     Count,
 }
-
-/// What other programs may use of a core, as a share, before a figure is in doubt.
-const TOLERATED: f64 = 0.1;
 
 /// One figure over all runs.
 #[derive(Debug, Clone)]

@@ -16,6 +16,8 @@ use super::numbers::Spread;
 pub struct Lengths {
     /// Runs of each side of a comparison.
     pub runs: usize,
+    /// How often as many runs may be made, so that enough of them are undisturbed.
+    pub tries: usize,
     pub warm_up: Duration,
     pub measured: Duration,
 }
@@ -24,9 +26,14 @@ impl Lengths {
     /// Long enough for a figure, or so short that it only shows that it works.
     pub fn new(is_for_the_record: bool) -> Self {
         if is_for_the_record {
-            Self { runs: 5, warm_up: Duration::from_millis(300), measured: Duration::from_secs(2) }
+            Self { runs: 5, tries: 3, warm_up: Duration::from_millis(300), measured: Duration::from_secs(2) }
         } else {
-            Self { runs: 1, warm_up: Duration::from_millis(20), measured: Duration::from_millis(60) }
+            Self {
+                runs: 1,
+                tries: 1,
+                warm_up: Duration::from_millis(20),
+                measured: Duration::from_millis(60),
+            }
         }
     }
 }
@@ -117,13 +124,57 @@ fn report<E: Exchange>(to: &str, shape: Shape, lengths: Lengths, exchange: &E) -
     Ok(report)
 }
 
+/// What other programs may use of a core, as a share, before a run counts as disturbed.
+pub const TOLERATED: f64 = 0.1;
+
+/// Something that was measured while others may have used the machine too.
+pub trait Taken {
+    /// What they used, as a share of one core.
+    fn others(&self) -> f64;
+}
+
+impl Taken for Run {
+    fn others(&self) -> f64 {
+        self.others
+    }
+}
+
+impl<A: Taken, B: Taken> Taken for (A, B) {
+    fn others(&self) -> f64 {
+        self.0.others().max(self.1.others())
+    }
+}
+
+/// Takes a measurement as often as wanted. One that others have disturbed is taken again while there are tries left; what
+/// is kept in the end are the least disturbed. What was measured has no say in that.
+pub fn repeat<T: Taken>(
+    lengths: Lengths,
+    mut take: impl FnMut() -> Result<T, BoxError>,
+) -> Result<Vec<T>, BoxError> {
+    let mut taken = Vec::new();
+    let mut undisturbed = 0;
+    while undisturbed < lengths.runs && taken.len() < lengths.runs * lengths.tries {
+        let one = take()?;
+        undisturbed += usize::from(one.others() < TOLERATED);
+        taken.push(one);
+    }
+    taken.sort_by(|a, b| a.others().total_cmp(&b.others()));
+    taken.truncate(lengths.runs);
+    Ok(taken)
+}
+
 /// Two sides of a comparison, run by turns: A B A B. What changes on the machine meanwhile changes both.
-pub fn by_turns<A, B>(
-    runs: usize,
+pub fn by_turns<A: Taken, B: Taken>(
+    lengths: Lengths,
     mut a: impl FnMut() -> Result<A, BoxError>,
     mut b: impl FnMut() -> Result<B, BoxError>,
 ) -> Result<Vec<(A, B)>, BoxError> {
-    (0..runs).map(|_| Ok((a()?, b()?))).collect()
+    repeat(lengths, || Ok((a()?, b()?)))
+}
+
+/// The median of what others used meanwhile.
+pub fn others<T: Taken>(taken: &[T]) -> Result<f64, BoxError> {
+    Ok(spread(taken, Taken::others)?.median)
 }
 
 /// A figure of each pair.
