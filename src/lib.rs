@@ -42,6 +42,7 @@ mod arena;
 mod cli;
 mod client;
 mod config;
+mod fail_points;
 mod fork_processes;
 #[doc(hidden)]
 pub mod internals;

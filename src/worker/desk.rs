@@ -54,10 +54,18 @@ pub(super) struct Desk {
     pub(super) term: EventFd,
     pub(super) todo: VecDeque<Todo>,
     pub(super) log_lines_dropped: u64,
+    /// The number of the thread that is the poller.
+    pub(super) poller: usize,
 }
 
 impl Desk {
-    pub(super) fn next(&mut self) -> Option<Todo> {
+    /// This thread is the poller from now on.
+    pub(super) fn taken_by(&mut self, hand: &Hand) {
+        self.poller = hand.thread();
+    }
+
+    pub(super) fn next(&mut self, hand: &Hand) -> Option<Todo> {
+        debug_assert_eq!(self.poller, hand.thread(), "there is one poller");
         self.todo.pop_front()
     }
 

@@ -6,7 +6,7 @@
 //! Calls are counted from their admission to their end, not by where they are: a call that lies in the channel
 //! while an idle thread wakes up for it does not wait.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The gate before the queue.
@@ -17,8 +17,9 @@ pub(super) struct Gate {
     queue: usize,
     queue_wait: Duration,
     mean_ns: AtomicU64,
-    /// Calls that were admitted and have not ended.
-    unfinished: AtomicUsize,
+    /// Calls that were admitted and have not ended. For a moment it can be one too few: a poller that is relieved may be
+    /// back, and its call have ended, before it was said that this [began](Self::began_unasked).
+    unfinished: AtomicIsize,
     /// When the last call ended, on the monotonic clock.
     last_end_ns: AtomicU64,
 }
@@ -36,7 +37,7 @@ impl Gate {
             queue,
             queue_wait,
             mean_ns: AtomicU64::new(0),
-            unfinished: AtomicUsize::new(0),
+            unfinished: AtomicIsize::new(0),
             last_end_ns: AtomicU64::new(0),
         }
     }
@@ -44,7 +45,7 @@ impl Gate {
     /// Decides about a call with `allowed` until its deadline. One that is admitted must be ended by [`ended`](Self::ended).
     pub(super) fn admit(&self, allowed: Duration) -> Result<(), Refused> {
         let before = self.unfinished.fetch_add(1, Ordering::SeqCst);
-        let decision = match before.checked_sub(self.threads) {
+        let decision = match count(before).checked_sub(self.threads) {
             // A thread is free for it.
             None => Ok(()),
             Some(waiting) => self.may_wait(waiting, allowed),
@@ -72,7 +73,7 @@ impl Gate {
 
     /// What a caller should wait whose call is not run.
     pub(super) fn retry_after(&self) -> Duration {
-        self.expected_wait(self.unfinished.load(Ordering::Relaxed).saturating_sub(self.threads))
+        self.expected_wait(count(self.unfinished.load(Ordering::Relaxed)).saturating_sub(self.threads))
     }
 
     fn expected_wait(&self, waiting: usize) -> Duration {
@@ -98,10 +99,14 @@ impl Gate {
 
     /// For how long nothing has ended, when a call that came now would have to wait; None when it would not.
     pub(super) fn busy_for(&self, now_ns: u64) -> Option<Duration> {
-        let all_busy = self.unfinished.load(Ordering::SeqCst) >= self.threads;
+        let all_busy = count(self.unfinished.load(Ordering::SeqCst)) >= self.threads;
         let last_end_ns = self.last_end_ns.load(Ordering::Relaxed);
         all_busy.then(|| Duration::from_nanos(now_ns.saturating_sub(last_end_ns)))
     }
+}
+
+fn count(unfinished: isize) -> usize {
+    usize::try_from(unfinished).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -114,7 +119,7 @@ mod tests {
     fn gate(threads: usize, mean: Duration, waiting: usize) -> Gate {
         let gate = Gate::new(threads, 100, MS(1_000));
         gate.ran(mean);
-        gate.unfinished.store(threads + waiting, Ordering::Relaxed);
+        gate.unfinished.store((threads + waiting).cast_signed(), Ordering::Relaxed);
         gate
     }
 
@@ -154,6 +159,18 @@ mod tests {
         assert_eq!(gate.admit(MS(1)), Ok(()), "it is the first to wait");
         assert!(gate.admit(MS(1)).is_err());
         assert_eq!(gate.unfinished.load(Ordering::Relaxed), 4, "a refused call is not counted");
+    }
+
+    #[test]
+    fn a_call_that_ends_before_it_was_counted_does_not_make_the_queue_full() {
+        let gate = gate(1, MS(10), 0);
+        gate.ended(1);
+        gate.ended(2);
+        assert_eq!(gate.retry_after(), MS(0));
+        assert_eq!(gate.busy_for(3), None);
+        assert_eq!(gate.admit(MS(1)), Ok(()));
+        gate.began_unasked();
+        assert_eq!(gate.unfinished.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::flow::{Hand, Job};
 use super::poller::Poller;
 use super::role::Term;
 use super::{BELL, Due, FIRST_DOOR, LINE, TERM, WAKE, key_of};
+use crate::fail_points;
 use crate::sys::process;
 
 /// What a thread of the pool is asked to do.
@@ -69,6 +70,7 @@ impl Hand {
     /// at whose call it has blocked.
     fn relieve(&mut self, desk: &Mutex<Desk>) {
         let shared = &self.shared;
+        fail_points::delay();
         let blocked = key_of(shared.inline_at.load(Ordering::Relaxed));
         // It counts as one of the pool from now on, with a call that is running.
         shared.gate.began_unasked();
@@ -77,7 +79,9 @@ impl Hand {
             slot = shared.info.slot(),
             "the poller has blocked in a handler; another thread goes on"
         );
-        desk.lock().put_first(Todo::TakeOver(blocked));
+        let mut desk = desk.lock();
+        desk.taken_by(self);
+        desk.put_first(Todo::TakeOver(blocked));
     }
 
     /// Polls until it has been relieved, or the worker ends.
@@ -86,7 +90,7 @@ impl Hand {
         let mut poller = Poller::new(self.shared.epoll.clone(), self.shared.deadlines.clone());
         loop {
             loop {
-                let todo = desk.lock().next();
+                let todo = desk.lock().next(self);
                 let Some(todo) = todo else { break };
                 self.look_at_the_clock();
                 self.attend(desk, todo);
@@ -164,7 +168,7 @@ impl Hand {
 
     /// The kernel's name of this thread. The main thread's is the process's, and stays.
     fn is_called(&self, name: &std::ffi::CStr) {
-        if !self.is_main_thread() {
+        if self.thread() != 0 {
             let _ = nix::sys::prctl::set_name(name);
         }
     }

@@ -41,8 +41,7 @@ pub(super) enum Speed {
 
 impl Paces {
     pub(super) fn new(registry: &Registry) -> Self {
-        let pace = |never_blocks| Pace { never_blocks, streak: AtomicU32::new(0) };
-        Self { paces: registry.are_built_in().map(pace).collect() }
+        Self { paces: registry.are_built_in().map(Pace::new).collect() }
     }
 
     pub(super) fn speed(&self, method: MethodIndex) -> Speed {
@@ -62,5 +61,52 @@ impl Paces {
         if next != streak {
             pace.streak.store(next, Ordering::Relaxed);
         }
+    }
+}
+
+impl Pace {
+    fn new(never_blocks: bool) -> Self {
+        Self { never_blocks, streak: AtomicU32::new(0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUILT_IN: MethodIndex = MethodIndex(0);
+    const METHOD: MethodIndex = MethodIndex(1);
+
+    fn paces() -> Paces {
+        Paces { paces: [true, false].map(Pace::new).into() }
+    }
+
+    #[test]
+    fn a_method_is_slow_until_a_streak_of_quick_runs_and_after_one_that_was_not() {
+        let paces = paces();
+        for _ in 0..2 {
+            for run in 0..STREAK {
+                assert_eq!(paces.speed(METHOD), Speed::Slow, "after {run} quick runs");
+                paces.ran(METHOD, QUICK);
+            }
+            assert_eq!(paces.speed(METHOD), Speed::Quick);
+            paces.ran(METHOD, Duration::ZERO);
+            assert_eq!(paces.speed(METHOD), Speed::Quick);
+            paces.ran(METHOD, QUICK + Duration::from_nanos(1));
+        }
+    }
+
+    #[test]
+    fn a_built_in_method_is_quick_whatever_the_clock_says() {
+        let paces = paces();
+        paces.ran(BUILT_IN, Duration::from_secs(1));
+        assert_eq!(paces.speed(BUILT_IN), Speed::NeverBlocks);
+    }
+
+    #[test]
+    fn a_method_that_never_was_is_slow() {
+        let paces = paces();
+        paces.ran(MethodIndex(2), QUICK);
+        assert_eq!(paces.speed(MethodIndex(2)), Speed::Slow);
     }
 }

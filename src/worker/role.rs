@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::fail_points;
+
 /// How often the watch looks while there is traffic. A poller that blocks is relieved between one and two of these
 /// after it began to.
 pub(super) const TICK: Duration = Duration::from_millis(1);
@@ -42,6 +44,25 @@ pub(super) struct Role {
 pub(super) struct Term {
     /// The word while no run is on.
     word: u64,
+}
+
+/// What the watch has seen.
+#[derive(Debug)]
+struct Watch {
+    /// The word, at its last look.
+    seen: u64,
+    /// Looks since then at which nothing had changed and nothing ran.
+    quiet: u32,
+}
+
+/// What the watch does after a look.
+#[derive(Debug)]
+enum Look {
+    GoOn,
+    /// Nothing has run for some time.
+    Nothing,
+    /// The poller has blocked, and this is the new one's term.
+    Blocked(Term),
 }
 
 impl Role {
@@ -85,24 +106,37 @@ impl Role {
     /// Watches until the poller has blocked; the caller is the poller then, and nobody watches. There must be no other
     /// watch.
     pub(super) fn watch(&self) -> Term {
-        self.is_watched.store(true, Ordering::Release);
-        let (mut seen, mut quiet) = (self.word.load(Ordering::SeqCst), 0);
+        let mut watch = self.begin_watch();
         loop {
             std::thread::sleep(TICK);
-            let word = self.word.load(Ordering::SeqCst);
-            if word != seen {
-                (seen, quiet) = (word, 0);
-            } else if word & RUNNING != 0 {
-                if let Some(term) = self.take(word) {
-                    return term;
-                }
-            } else if quiet < QUIET_TICKS {
-                quiet += 1;
-            } else {
-                self.park_after(seen);
-                quiet = 0;
+            match self.look(&mut watch) {
+                Look::GoOn => {}
+                Look::Nothing => self.park_after(watch.seen),
+                Look::Blocked(term) => return term,
             }
         }
+    }
+
+    fn begin_watch(&self) -> Watch {
+        self.is_watched.store(true, Ordering::Release);
+        Watch { seen: self.word.load(Ordering::SeqCst), quiet: 0 }
+    }
+
+    /// One look at the poller, a tick after the last.
+    fn look(&self, watch: &mut Watch) -> Look {
+        let word = self.word.load(Ordering::SeqCst);
+        if word != watch.seen {
+            *watch = Watch { seen: word, quiet: 0 };
+        } else if word & RUNNING != 0 {
+            fail_points::delay();
+            return self.take(word).map_or(Look::GoOn, Look::Blocked);
+        } else if watch.quiet < QUIET_TICKS {
+            watch.quiet += 1;
+        } else {
+            watch.quiet = 0;
+            return Look::Nothing;
+        }
+        Look::GoOn
     }
 
     /// Takes the role from a poller whose run has lasted since `seen`.
@@ -142,5 +176,141 @@ impl Role {
         let _park = self.park.lock();
         self.is_parked.store(false, Ordering::SeqCst);
         self.unpark.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    /// A role whose poller has entered its first run, and a watch that has not looked since.
+    fn running() -> (Role, Term, Watch) {
+        let role = Role::new();
+        let mut term = role.first_term();
+        let watch = role.begin_watch();
+        role.enter(&mut term);
+        (role, term, watch)
+    }
+
+    fn blocked(look: Look) -> Option<Term> {
+        match look {
+            Look::Blocked(term) => Some(term),
+            Look::GoOn | Look::Nothing => None,
+        }
+    }
+
+    #[test]
+    fn a_run_that_two_looks_see_has_blocked_and_its_poller_hears_so_when_it_comes_back() {
+        let (role, term, mut watch) = running();
+        assert!(blocked(role.look(&mut watch)).is_none(), "it has only just begun");
+        assert!(role.is_watched());
+        let next = blocked(role.look(&mut watch)).expect("it runs still");
+        assert!(!role.is_watched());
+        assert!(!role.leave(&term));
+        assert!(role.fills_vacancy() && !role.fills_vacancy(), "one thread is the next watch");
+        // The new poller is not troubled by the old one's return.
+        let (mut next, mut watch) = (next, role.begin_watch());
+        role.enter(&mut next);
+        assert!(!role.leave(&term));
+        assert!(role.leave(&next));
+        assert!(blocked(role.look(&mut watch)).is_none());
+    }
+
+    #[test]
+    fn a_poller_that_comes_back_in_time_stays_poller() {
+        let (role, mut term, mut watch) = running();
+        for _ in 0..100 {
+            assert!(blocked(role.look(&mut watch)).is_none());
+            assert!(role.leave(&term));
+            assert!(blocked(role.look(&mut watch)).is_none());
+            role.enter(&mut term);
+        }
+        assert!(role.is_watched());
+    }
+
+    #[test]
+    fn many_short_runs_are_not_one_long_one() {
+        let (role, mut term, mut watch) = running();
+        for _ in 0..100 {
+            assert!(role.leave(&term));
+            role.enter(&mut term);
+            assert!(blocked(role.look(&mut watch)).is_none());
+        }
+    }
+
+    #[test]
+    fn the_number_of_a_run_comes_round_without_touching_the_term() {
+        let role = Role::new();
+        let mut term = Term { word: 7 * TERM | RUNS };
+        role.word.store(term.word, Ordering::SeqCst);
+        role.enter(&mut term);
+        assert_eq!(term.word, 7 * TERM);
+        assert!(role.leave(&term));
+    }
+
+    #[test]
+    fn a_watch_with_nothing_to_see_parks_until_the_next_run() {
+        let role = Arc::new(Role::new());
+        let mut term = role.first_term();
+        let mut watch = role.begin_watch();
+        let looks = (0..).take_while(|_| !matches!(role.look(&mut watch), Look::Nothing)).count();
+        assert_eq!(looks, QUIET_TICKS as usize);
+        let parked = std::thread::spawn({
+            let role = Arc::clone(&role);
+            move || role.park_after(watch.seen)
+        });
+        role.enter(&mut term);
+        // Whichever came first, it comes back.
+        parked.join().unwrap();
+    }
+
+    /// Four threads pass the two roles among them as fast as they can: no tick lies between two looks here.
+    #[test]
+    fn there_is_never_a_second_poller_nor_none() {
+        const RUNS: usize = 20_000;
+        let role = Arc::new(Role::new());
+        let (pollers, runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let first = Arc::new(Mutex::new(Some(role.first_term())));
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let (role, pollers, runs, first) =
+                    (Arc::clone(&role), Arc::clone(&pollers), Arc::clone(&runs), Arc::clone(&first));
+                std::thread::spawn(move || {
+                    let mut reliefs = 0;
+                    while runs.load(Ordering::SeqCst) < RUNS {
+                        let mut term = first.lock().take();
+                        if term.is_none() && role.fills_vacancy() {
+                            let mut watch = role.begin_watch();
+                            while term.is_none() && runs.load(Ordering::SeqCst) < RUNS {
+                                term = blocked(role.look(&mut watch));
+                                std::thread::yield_now();
+                            }
+                            reliefs += usize::from(term.is_some());
+                        }
+                        let Some(mut term) = term else {
+                            std::thread::yield_now();
+                            continue;
+                        };
+                        // It is the poller: between runs nobody else may be.
+                        while runs.fetch_add(1, Ordering::SeqCst) < RUNS {
+                            assert_eq!(pollers.fetch_add(1, Ordering::SeqCst), 0);
+                            assert_eq!(pollers.fetch_sub(1, Ordering::SeqCst), 1);
+                            role.enter(&mut term);
+                            std::thread::yield_now();
+                            if !role.leave(&term) {
+                                break;
+                            }
+                        }
+                    }
+                    reliefs
+                })
+            })
+            .collect();
+        let reliefs: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+        assert!(runs.load(Ordering::SeqCst) >= RUNS, "somebody was poller to the end");
+        assert!(reliefs > 0, "the test is about reliefs");
     }
 }

@@ -168,6 +168,7 @@ impl Desk {
             term,
             todo: std::collections::VecDeque::new(),
             log_lines_dropped: 0,
+            poller: 0,
         }
     }
 }

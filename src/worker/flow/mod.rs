@@ -62,8 +62,8 @@ impl Hand {
         }
     }
 
-    pub(super) fn is_main_thread(&self) -> bool {
-        self.thread == 0
+    pub(super) fn thread(&self) -> usize {
+        self.thread
     }
 
     /// Something new begins, now.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::Hand;
 use super::begin::{Job, Parsed, write_error};
 use crate::arena::Outcome;
+use crate::fail_points;
 use crate::rpc::native::{self, Rejected};
 use crate::rpc::{Call, CallParts, Error};
 use crate::sys::clock;
@@ -88,7 +89,13 @@ impl Hand {
         let message = chunk.get(message).unwrap_or_default();
         shared.inline_at.store(token_of(connection.key), Ordering::Relaxed);
         shared.role.enter(&mut term);
-        let ran = state.unlocked(|| self.invoke(connection, message, call));
+        fail_points::delay();
+        let ran = state.unlocked(|| {
+            let ran = self.invoke(connection, message, call);
+            fail_points::delay();
+            ran
+        });
+        fail_points::delay();
         let is_poller = shared.role.leave(&term);
         let is_open = state.phase != Phase::Closed;
         if is_poller {

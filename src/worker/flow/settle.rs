@@ -14,9 +14,7 @@ use crate::worker::{Due, token_of};
 /// How soon a lingering connection is looked at again when the worker drains.
 const LOOK_AT_DRAIN: Duration = Duration::from_millis(10);
 
-/// Bytes read in one go at the end of a connection.
-const LAST_INPUT: usize = 16 * 1024;
-/// How often that is done at most in one go: a client that floods must not keep the poller.
+/// How often what came last is read in one go at most: a client that floods must not keep the poller.
 const LAST_LOOKS: usize = 64;
 
 impl Hand {
@@ -52,15 +50,13 @@ impl Hand {
     /// until the answer before it was on its way (Nagle's algorithm) wrote it before anybody stopped. A client that
     /// waits for each answer has nothing there yet and is ended.
     fn take_last_input(&mut self, state: &mut Locked<'_>) {
-        let mut last = [0; LAST_INPUT];
         for _ in 0..LAST_LOOKS {
             if !self.shared.draining.load(Ordering::SeqCst) || !is_over(state) {
                 return;
             }
-            match state.connection.socket.receive(&mut last) {
+            match state.connection.socket.receive(self.scratch.room()) {
                 Ok(count) if count > 0 => {
-                    state.input.append(last.get(..count).unwrap_or_default());
-                    self.begin_waiting(state);
+                    self.arrived(state, self.scratch.filled(count));
                     if self.send(state).is_err() {
                         return self.close(state);
                     }
