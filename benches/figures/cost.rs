@@ -18,8 +18,8 @@ use super::support::process::Thread;
 const PIPELINED: Shape = Shape { connections: 64, pipeline: 16 };
 /// The name of the thread in a worker.
 const WATCH: &str = "watch";
-/// The watch parks only once there have been no calls for a moment.
-const SETTLED: Duration = Duration::from_millis(300);
+/// How long a worker may take to come to rest: the watch parks only once there have been no calls for a moment.
+const SETTLED: Duration = Duration::from_millis(500);
 
 /// The watch in one run.
 struct Watched {
@@ -40,7 +40,14 @@ pub(crate) fn watch(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
     let service = one_process(bench)?;
     let worker = *service.workers().first().ok_or("the service has a worker")?;
     let ping = ping()?;
-    let Some(watch) = Thread::named(worker, WATCH)? else {
+    // A thread gives itself its name when it first runs, which may be after the first calls.
+    let until = Instant::now() + SETTLED;
+    let mut found = Thread::named(worker, WATCH)?;
+    while found.is_none() && Instant::now() < until {
+        thread::sleep(Duration::from_millis(10));
+        found = Thread::named(worker, WATCH)?;
+    }
+    let Some(watch) = found else {
         println!("  the worker has no thread named `{WATCH}`: nothing to measure in this version");
         return Ok(Vec::new());
     };

@@ -54,7 +54,7 @@ impl Figure {
         if self.others < TOLERATED {
             return String::new();
         }
-        format!(", but **other programs** used {:.0} % of a core", self.others * 100.0)
+        format!(", but other programs used {:.0} % of a core", self.others * 100.0)
     }
 
     fn verdict(&self) -> String {
