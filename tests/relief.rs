@@ -106,7 +106,9 @@ fn no_thread_is_lost_by_being_relieved() {
     assert_eq!(threads(pid), before);
     // One thread of the pool is left beside these two, and has to be there.
     let mut hanging = [service.connect(), service.connect()];
-    hanging.iter_mut().for_each(|wire| wire.request("hang", &Value::Null));
+    for wire in &mut hanging {
+        wire.request("hang", &Value::Null);
+    }
     assert_eq!(service.call("sleep", json!({ "ms": 1 }))["out"], "sleep");
 }
 

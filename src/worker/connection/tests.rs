@@ -260,7 +260,7 @@ fn output_keeps_its_order_and_gives_its_memory_back_once_it_is_sent() {
 #[test]
 fn one_large_answer_does_not_keep_its_memory() {
     let (mut output, mut spare) = (Output::default(), Vec::new());
-    output.append(&[0; SPARE + 1], &mut spare);
+    output.append(&vec![0; SPARE + 1], &mut spare);
     output.sent(SPARE + 1);
     output.give_back(&mut spare);
     assert_eq!(spare.capacity(), 0);
