@@ -191,7 +191,8 @@ fn a_server_that_is_gone_in_the_middle_is_told_by_the_count() {
         }
         callers.iter_mut().for_each(read_call);
     });
-    let figures = figures(&to, &["--connections", "3"], 1);
+    let arguments = ["--connections", "3", "--duration", "500ms", "--warm-up", "0s"];
+    let figures = figures_of(&mut bench(&to, &arguments), 1);
     assert_eq!((count(&figures, "calls"), count(&figures, "closed")), (30, 3), "{figures}");
     assert_eq!(count(&figures, "unanswered"), 3, "{figures}");
 }

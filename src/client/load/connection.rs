@@ -13,6 +13,9 @@ use crate::sys::clock::monotonic_ns;
 /// What one read takes at most, in bytes.
 const READ: usize = 256 << 10;
 
+/// Room for what one write mostly holds, in bytes.
+const WRITE: usize = 64 << 10;
+
 /// Memory that all connections use in turn.
 #[derive(Debug)]
 pub(super) struct Scratch {
@@ -22,7 +25,7 @@ pub(super) struct Scratch {
 
 impl Scratch {
     pub(super) fn new() -> Self {
-        Self { input: vec![0; READ], output: Vec::new() }
+        Self { input: vec![0; READ], output: Vec::with_capacity(WRITE) }
     }
 }
 

@@ -121,7 +121,7 @@ fn a_server_that_stops_answering_ends_with_what_is_missing() {
         let load = Load { pipeline: 2, rate, ..script.load() };
         let exchange = abc();
         let mut engine = Engine::new(&load, load.check().expect("an address"), &exchange).expect("an engine");
-        engine.grace = Duration::from_millis(50);
+        engine.grace = Duration::from_millis(300);
         let report = engine.run(&GO, &mut |_| {}).expect("a report");
         assert_eq!((report.calls, report.unanswered, report.closed), (1, unanswered, 0), "{report:?}");
         script.finish();
@@ -156,9 +156,11 @@ fn an_answer_too_many_is_wrong() {
         let mut caller = accept(listener);
         caller.read_exact(&mut [0; 3]).expect("a call");
         caller.write_all(b"abcabc").expect("a caller that reads");
+        // It hangs up on us.
+        assert!(matches!(caller.read(&mut [0; 1]), Ok(0) | Err(_)));
     });
     let report = run(&script.load(), &abc());
-    assert_eq!((report.calls, report.wrong, report.closed), (1, 1, 0), "{report:?}");
+    assert_eq!((report.calls, report.wrong), (1, 1), "{report:?}");
     script.finish();
 }
 
@@ -172,7 +174,10 @@ fn a_connection_that_is_closed_is_made_again() {
         }
         echo(accept(listener));
     });
-    let report = run(&Load { duration: Duration::from_millis(200), ..script.load() }, &abc());
+    let stop = AtomicBool::new(false);
+    let load = Load { duration: Duration::from_secs(3600), ..script.load() };
+    let report = load.run(&abc(), &stop, &mut |progress| stop.store(progress.calls > 3, Ordering::Relaxed));
+    let report = report.expect("a report");
     assert_eq!(report.closed, 3, "{report:?}");
     assert!(report.calls > 3, "{report:?}");
     script.finish();

@@ -31,27 +31,34 @@ impl<E: Exchange> Engine<'_, E> {
         let begin = monotonic_ns();
         while self.open < self.connections.len() && !stop.load(Ordering::Relaxed) {
             let now = monotonic_ns();
-            self.reopen(now)?;
+            self.reopen(now);
             let is_over = now >= later(begin, CONNECTED_WITHIN);
             let is_refused = self.open == 0 && now >= later(begin, REFUSED_FOR) && self.failure.is_some();
             let is_hopeless = self.failure.as_ref().is_some_and(|failure| !passes_by_itself(failure));
             if is_over || is_refused || is_hopeless {
-                let source = self.failure.take().unwrap_or_else(|| io::ErrorKind::TimedOut.into());
-                return Err(if self.open == 0 {
-                    LoadError::NoServer { to: self.target.to_string(), source }
-                } else {
-                    LoadError::Connections { made: self.open, wanted: self.connections.len(), source }
-                });
+                return Err(self.not_connected());
             }
             self.turn(&mut events, EpollTimeout::try_from(TICK).unwrap_or(EpollTimeout::ZERO))?;
         }
         Ok(())
     }
 
+    fn not_connected(&mut self) -> LoadError {
+        let source = self.failure.take().unwrap_or_else(|| io::ErrorKind::TimedOut.into());
+        let connections = self.connections.len();
+        match (self.open, source) {
+            (_, source) if is_out_of_descriptors(&source) => {
+                LoadError::Descriptors { connections, most: limits::descriptors() }
+            }
+            (0, source) => LoadError::NoServer { to: self.target.to_string(), source },
+            (made, source) => LoadError::Connections { made, wanted: connections, source },
+        }
+    }
+
     /// Opens the connections whose pause is over.
-    pub(super) fn reopen(&mut self, now: u64) -> Result<(), LoadError> {
+    pub(super) fn reopen(&mut self, now: u64) {
         if self.away == 0 {
-            return Ok(());
+            return;
         }
         for index in 0..self.connections.len() {
             let Some(connection) = self.connections.get_mut(index) else { break };
@@ -72,17 +79,12 @@ impl<E: Exchange> Engine<'_, E> {
                     connection.state = State::Connecting;
                     self.away -= 1;
                 }
-                Err(error) if is_out_of_descriptors(&error) => {
-                    let most = limits::descriptors();
-                    return Err(LoadError::Descriptors { connections: self.connections.len(), most });
-                }
                 Err(error) => {
                     connection.state = State::Away { until: later(now, PAUSE_AFTER_FAILURE) };
                     self.failure = Some(error);
                 }
             }
         }
-        Ok(())
     }
 
     /// The socket has something to say about connecting.
@@ -108,6 +110,9 @@ impl<E: Exchange> Engine<'_, E> {
     /// A connection ends, and with it the calls it had in flight.
     pub(super) fn part(&mut self, index: usize, now: u64, end: &End) {
         let Some(connection) = self.connections.get_mut(index) else { return };
+        if connection.state != State::Open {
+            return;
+        }
         if matches!(end, End::Closed) {
             self.tally.closed(now);
         }
