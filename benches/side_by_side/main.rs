@@ -82,7 +82,7 @@ fn main() -> Result<ExitCode, BoxError> {
             ROUNDS,
             Lengths {
                 runs: 1,
-                tries: 3,
+                tries: 2,
                 warm_up: Duration::from_millis(250),
                 measured: Duration::from_secs(1),
             },
