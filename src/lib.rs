@@ -35,8 +35,8 @@
 //! wants, `log` where it is all told; `sys` is the operating system and has all `unsafe` code.
 //!
 //! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, line, config, log} →
-//! wire → sys. `client`, whose `load` measures servers, `fork_processes` and `fail_points` stand beside. A test reads the
-//! `use` lines against this.
+//! wire → sys. `client`, whose `load` measures servers, `fork_processes`, `fail_points`, and `internals` for this project's
+//! own benches stand beside. A test reads the `use` lines against this.
 
 mod arena;
 mod cli;
@@ -44,6 +44,8 @@ mod client;
 mod config;
 mod fail_points;
 mod fork_processes;
+#[doc(hidden)]
+pub mod internals;
 mod line;
 mod log;
 mod rpc;
