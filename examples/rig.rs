@@ -1,6 +1,7 @@
 //! The server that tests and benches use: methods that are quick, slow, hungry or deadly on request.
 //!
-//! Each takes an object: `sleep {"ms": 50}`. Beside them are the built-in `ping`, `echo`, `tine.methods`, `tine.worker`.
+//! Each takes an object: `sleep {"ms": 50}`, `spin {"us": 1000}`, `mix {"ms": 5, "us": 500}`. Beside them are the built-in
+//! `ping`, `echo`, `tine.methods`, `tine.worker`.
 //!
 //! Environment variables make it fail before it serves, or after: `RIG_PRELOAD`, `RIG_WORKER_START` and
 //! `RIG_WORKER_STOP` are each `fail`, `exit`, `hang` or `thread` (leaves a thread behind).
@@ -39,6 +40,7 @@ fn rig() -> Server {
         .state(|_worker| Ok(Mutex::new(StdRng::try_from_rng(&mut SysRng)?)))
         .method("sleep", sleep)
         .method("spin", spin)
+        .method("mix", mix)
         .method("flaky", flaky)
         .method("crash", crash)
         .method("panic", panic)
@@ -102,6 +104,18 @@ fn spin(_call: &Call<'_>, Spin { us }: Spin) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+#[derive(Deserialize)]
+struct Mix {
+    ms: u64,
+    us: u64,
+}
+
+/// Waits, then burns CPU, as handlers do that ask a database and work on what it says.
+fn mix(call: &Call<'_>, Mix { ms, us }: Mix) -> Result<(), Error> {
+    sleep(call, Sleep { ms })?;
+    spin(call, Spin { us })
 }
 
 fn cpu_time() -> Result<Duration, Error> {

@@ -16,15 +16,15 @@
 //! ```text
 //! supervisor      binds, reaps, restarts; one thread, one epoll loop, no user code
 //!   ├── template  the program executed anew: runs preload, forks workers on request
-//!   ├── worker 0  poller + pool of threads; state made after the fork
+//!   ├── worker 0  poller + watch + pool of threads; state made after the fork
 //!   └── worker 1  …
 //! ```
 //!
 //! # A call's way
 //!
 //! ```text
-//! listener → poller → connection → wire (framing) → rpc (envelope → call) → dispatch → pool thread → handler
-//!                                                                                          └→ answer → connection
+//! listener → poller → connection → wire (framing) → rpc (envelope → call) ─ quick ─→ handler → answer → connection
+//!                                                                        └─ slow ─→ dispatch → pool thread ─┘
 //! ```
 //!
 //! # Where things are
@@ -35,7 +35,8 @@
 //! wants, `log` where it is all told; `sys` is the operating system and has all `unsafe` code.
 //!
 //! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, line, config, log} →
-//! wire → sys. `client` and `fork_processes` stand beside. A test reads the `use` lines against this.
+//! wire → sys. `client`, whose `load` measures servers, `fork_processes`, `fail_points`, and `internals` for this project's
+//! own benches stand beside. A test reads the `use` lines against this.
 
 mod arena;
 mod cli;
@@ -43,6 +44,8 @@ mod client;
 mod config;
 mod fail_points;
 mod fork_processes;
+#[doc(hidden)]
+pub mod internals;
 mod line;
 mod log;
 mod rpc;
@@ -53,7 +56,7 @@ mod template;
 mod wire;
 mod worker;
 
-pub use client::{Client, ClientError, RemoteError};
+pub use client::{Client, ClientError, RemoteError, load};
 pub use fork_processes::{
     DEFAULT_GRACE, DEFAULT_MAX_RESTARTS, ForkError, ForkProcesses, fork_processes, task_id,
 };

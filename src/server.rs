@@ -213,8 +213,9 @@ impl Server {
         self
     }
 
-    /// Runs `hook` on each thread of a worker that runs handlers, before its first call, with the thread's number
-    /// within the worker. If it fails, the worker fails to boot.
+    /// Runs `hook` on each thread of a worker that may run handlers, before its first call, with the thread's number
+    /// within the worker, from 0. There are two more than the `threads` of the configuration: the poller runs quick calls,
+    /// and the thread that relieves it when one blocks runs them then. If it fails, the worker fails to boot.
     pub fn on_thread_start<F>(mut self, hook: F) -> Server
     where
         F: Fn(&WorkerInfo, usize) -> Result<(), BoxError> + Send + Sync + 'static,

@@ -211,7 +211,13 @@ fn version_and_help_are_printed_and_exit_0() {
     let version = in_folder(&folder, &["--version"]);
     assert_eq!(version.code, Some(0));
     assert_eq!(version.stdout, format!("tine {}\n", env!("CARGO_PKG_VERSION")));
-    for arguments in [&["--help"][..], &["serve", "--help"], &["check", "--help"], &["call", "--help"]] {
+    for arguments in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["check", "--help"],
+        &["call", "--help"],
+        &["tune", "--help"],
+    ] {
         let help = in_folder(&folder, arguments);
         assert_eq!((help.code, help.stderr.as_str()), (Some(0), ""), "{arguments:?}");
         assert!(help.stdout.contains("Usage: tine"), "{}", help.stdout);

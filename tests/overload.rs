@@ -63,6 +63,21 @@ fn new_connections_go_to_a_worker_with_a_free_thread() {
     assert!(stuck.has_nothing());
 }
 
+/// The kernel wakes the first of those that wait: one worker got nearly all.
+#[test]
+fn connections_that_come_one_by_one_go_to_all_workers() {
+    let service = Service::start("processes = 2\nthreads = 1");
+    let mut wires: Vec<Wire> = Vec::new();
+    let mut taken = [0, 0];
+    for _ in 0..40 {
+        let mut wire = service.connect();
+        let slot = wire.call("tine.worker", Value::Null)["result"]["slot"].as_u64().expect("a slot");
+        taken[usize::try_from(slot).unwrap()] += 1;
+        wires.push(wire);
+    }
+    assert!(taken.iter().all(|taken| *taken >= 10), "{taken:?}");
+}
+
 #[test]
 fn a_full_queue_refuses_at_once_and_the_same_connection_may_try_again() {
     let service = Service::start("processes = 1\nthreads = 1\n[limits]\nqueue = 1\nqueue_wait = \"20s\"");

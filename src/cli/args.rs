@@ -35,6 +35,55 @@ Examples:
   call echo - < params.json
   call tine.worker --to unix:/run/tine.sock --timeout 500ms";
 
+const BENCH_HELP: &str = "\
+A closed loop sends the next call of a connection when one is answered. With --rate calls are due at even distances, and
+a latency counts from the moment when its call was due, so a server that stalls can't hide it.
+
+Every answer is checked: the result of `ping` and `echo` to the last byte, of other methods that it has the same name
+as the first. A wrong answer or a closed connection costs that connection, which is made anew.
+
+Ctrl-C ends it and prints what was measured until then; a second one ends it at once.
+
+--json prints one object:
+  to, method, connections, pipeline, rate (null in a closed loop)    what was asked for
+  warm_up_s, measured_s                   seconds before and while calls were counted
+  interrupted                             true after Ctrl-C
+  calls_per_second                        right answers that arrived in the measured time, for each second of it
+  calls, errors, wrong, unanswered        each call that started (--rate: was due) in that time, by how it ended
+  closed                                  connections that the server closed
+  latency_ns                              of `calls`: min, mean, p50, p75, p90, p99, p99.9, p99.99, max
+  load_cpu_share                          of one core, that the load itself used
+  server_cpu_s, server_cpu_us_per_call    with --pid, else null
+  first_error, first_wrong                what came in place of an answer, or null
+
+Exit codes:
+  0  every call was answered right, or Ctrl-C
+  1  some call failed, was answered wrong or not at all, or the server closed a connection
+  2  bad command line
+  3  no server there, or it takes fewer connections
+
+Examples:
+  bench
+  bench --method echo --params '{\"a\": [1, 2]}' --pipeline 16
+  bench --method sleep --params '{\"ms\": 5}' --rate 2000 --duration 1m --json";
+
+const TUNE_EXIT: &str = "\
+Starts the server again and again on a socket file of its own, and ends it. Load and server share the CPUs.
+The recommended setting is the smallest (threads in all, then processes) that no larger one beats by more than noise.
+Files in --out: tune.csv (every round), throughput.svg and p99.svg (heat maps), tune.toml (the lines to paste).
+Ctrl-C ends it and prints what there is.
+
+Exit codes:
+  0  measured; after Ctrl-C what there was
+  1  the server or the method fails, or nothing was measured
+  2  bad command line or config, no such method, or params it does not take
+
+Examples:
+  tune --method convert --params '{\"file\": \"a.pdf\"}' --out tuned
+  tune --program ./orders --config orders.toml --method list";
+
+const ROUND_TIME: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(3600));
+
 /// One command line, understood.
 #[derive(Debug, Parser)]
 #[command(about = "An RPC server: processes and threads for handlers that block, burn CPU, leak or crash")]
@@ -54,6 +103,12 @@ pub(crate) enum Command {
     /// Make one call and print its result as JSON
     #[command(after_help = CALL_EXIT)]
     Call(CallArgs),
+    /// Put a server under load and measure how fast it answers
+    #[command(after_help = BENCH_HELP)]
+    Bench(BenchArgs),
+    /// Measure which processes × threads fit a method
+    #[command(after_help = TUNE_EXIT)]
+    Tune(TuneArgs),
 }
 
 #[derive(Debug, Args)]
@@ -100,6 +155,65 @@ pub(crate) struct CallArgs {
     pub(crate) timeout: Duration,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// The server's address: HOST:PORT (IPv6 in brackets) or unix:PATH
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub(crate) to: String,
+    /// Connections, all open before the first call
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) connections: usize,
+    /// Calls in flight on each connection
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) pipeline: usize,
+    /// Calls a second over all connections, sent when they are due; without it, as many as are answered
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    pub(crate) rate: Option<f64>,
+    /// How long to measure, such as 500ms or 1m 30s
+    #[arg(long, value_name = "D", default_value = "10s", value_parser = measured_time)]
+    pub(crate) duration: Duration,
+    /// Time under load before anything is counted
+    #[arg(long, value_name = "D", default_value = "1s", value_parser = time)]
+    pub(crate) warm_up: Duration,
+    /// The method to call
+    #[arg(long, value_name = "M", default_value = "ping")]
+    pub(crate) method: String,
+    /// The params as JSON, `-` to read them from standard input; without them the calls have none
+    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
+    pub(crate) params: Option<String>,
+    /// Also print the CPU time that this process and all below it used for each call: the server's supervisor, or a worker
+    #[arg(long, value_name = "PID")]
+    pub(crate) pid: Option<u32>,
+    /// Print one JSON object and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TuneArgs {
+    /// Config file that the server is started with [default: config.toml in the working directory, if there is one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The program whose `serve` is measured [default: this program]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) program: Option<PathBuf>,
+    /// The method to call
+    #[arg(long, value_name = "M", default_value = "ping")]
+    pub(crate) method: String,
+    /// Its params as JSON; without them the calls have none
+    #[arg(long, value_name = "JSON", allow_negative_numbers = true)]
+    pub(crate) params: Option<String>,
+    /// Connections that call at the same time, one call after the other: as many callers as you expect
+    #[arg(long, value_name = "N", default_value = "64", value_parser = connections)]
+    pub(crate) connections: usize,
+    /// How long a setting is measured in each of its rounds [default: 400ms, longer for slow methods]
+    #[arg(long, value_name = "D", value_parser = round_time)]
+    pub(crate) time: Option<Duration>,
+    /// Folder for the data, heat maps and config lines; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
 impl Cli {
     /// Reads `args`, whose first is the program's path: its file name is what help and errors call the program.
     /// The error may be help or a version that was asked for; it prints itself and knows its exit code.
@@ -117,10 +231,36 @@ impl Cli {
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
+    some_time(text, "a call")
+}
+
+fn measured_time(text: &str) -> Result<Duration, String> {
+    some_time(text, "measuring")
+}
+
+fn some_time(text: &str, what: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    if time.is_zero() { Err(format!("{what} needs some time, such as 500ms")) } else { Ok(time) }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number with its unit, such as 500ms, 30s or 1m"))
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number from 1 on".to_owned()),
+        Ok(count) => Ok(count),
+    }
+}
+
+/// Below some milliseconds the clock's steps would be measured, above an hour nobody waits.
+fn round_time(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
-        Ok(time) if time.is_zero() => Err("a call needs some time, such as 500ms".to_owned()),
-        Ok(time) => Ok(time),
-        Err(error) => Err(format!("{error}; write a number with its unit, such as 500ms, 30s or 1m")),
+        Ok(time) if (ROUND_TIME.0..=ROUND_TIME.1).contains(&time) => Ok(time),
+        Ok(_) => Err("expected 10ms to 1h".to_owned()),
+        Err(error) => Err(format!("{error}; write a number with its unit, such as 400ms or 2s")),
     }
 }
 
@@ -199,12 +339,31 @@ mod tests {
             &["tine", "call", "ping", "--timeout", "0s"],
             &["tine", "call", "ping", "--timeout", "30"],
             &["tine", "call", "ping", "1", "2"],
+            &["tine", "bench", "--duration", "0s"],
+            &["tine", "bench", "--warm-up", "soon"],
+            &["tine", "bench", "--connections", "-1"],
+            &["tine", "bench", "--rate", "fast"],
+            &["tine", "bench", "--pid", "0x1"],
+            &["tine", "bench", "ping"],
+            &["tine", "tune", "--connections", "0"],
+            &["tine", "tune", "--connections", "many"],
+            &["tine", "tune", "--time", "1ms"],
+            &["tine", "tune", "--time", "30"],
+            &["tine", "tune", "ping"],
         ] {
             assert_eq!(parse(bad).expect_err("a refusal").exit_code(), 2, "{bad:?}");
         }
         for good in [&["tine", "--help"][..], &["tine", "--version"], &["tine", "serve", "--help"]] {
             assert_eq!(parse(good).expect_err("something to print").exit_code(), 0, "{good:?}");
         }
+    }
+
+    #[test]
+    fn bench_alone_is_what_the_load_is_by_default() {
+        let Ok(Command::Bench(args)) = parse(&["tine", "bench"]) else { panic!("expected bench") };
+        let load = crate::client::load::Load::default();
+        assert_eq!((args.to, args.connections, args.pipeline), (load.to, load.connections, load.pipeline));
+        assert_eq!((args.rate, args.warm_up, args.duration), (load.rate, load.warm_up, load.duration));
     }
 
     #[test]

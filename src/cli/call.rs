@@ -6,9 +6,8 @@
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
 
-use serde_json::value::RawValue;
-
 use super::args::CallArgs;
+use super::params;
 use crate::client::{Client, ClientError};
 
 const OK: u8 = 0;
@@ -47,7 +46,7 @@ impl End {
 }
 
 fn call(args: &CallArgs, stdin: impl Read) -> End {
-    let params = match params(args.params.as_deref(), stdin) {
+    let params = match params::read("PARAMS", args.params.as_deref(), stdin) {
         Ok(params) => params,
         Err(words) => return End::without_json(BAD_COMMAND_LINE, words),
     };
@@ -62,36 +61,6 @@ fn call(args: &CallArgs, stdin: impl Read) -> End {
         Err(ClientError::Address(why)) => End::without_json(BAD_COMMAND_LINE, format!("--to: {why}")),
         Err(error) => End::without_json(NO_ANSWER, error.to_string()),
     }
-}
-
-fn params(typed: Option<&str>, mut stdin: impl Read) -> Result<Option<Box<RawValue>>, String> {
-    match typed {
-        None => Ok(None),
-        Some("-") => {
-            let mut text = String::new();
-            stdin.read_to_string(&mut text).map_err(|error| {
-                format!("PARAMS can't be read from standard input ({error}): expected JSON in UTF-8")
-            })?;
-            let params = serde_json::from_str(&text)
-                .map_err(|error| format!("PARAMS from standard input is not JSON: {error}"))?;
-            Ok(Some(params))
-        }
-        Some(text) => {
-            let params = serde_json::from_str(text)
-                .map_err(|error| format!("PARAMS is not JSON: found {text}: {error}\n{}", quoting(text)))?;
-            Ok(Some(params))
-        }
-    }
-}
-
-/// How `text` is typed if it was meant as a JSON string: the usual slip, as the shell takes the quotes away.
-fn quoting(text: &str) -> String {
-    if text.trim_start().starts_with(['{', '[']) {
-        return "  put single quotes around the JSON, double quotes around names and text in it: '{\"ms\": 5}'"
-            .to_owned();
-    }
-    let json = serde_json::Value::from(text).to_string();
-    format!("  text is written with both kinds of quotes: '{}'", json.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! The command line: which command, and which process this is.
 
 mod args;
+mod bench;
 mod call;
 mod check;
+mod params;
 mod serve;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -14,7 +17,7 @@ use crate::template;
 use args::{Cli, Command};
 
 impl Server {
-    /// Runs the command line: `serve`, `check`, `call`, `--help` and the rest, with this server's methods.
+    /// Runs the command line: `serve`, `check`, `call`, `bench`, `--help` and the rest, with this server's methods.
     ///
     /// Call it last in `main` and return what it returns. `serve` executes the program anew for its template, with
     /// the same arguments, so what `main` does before this runs in both processes. It must not leave threads
@@ -63,6 +66,8 @@ impl Server {
             (None, Command::Serve(args)) => serve::run(&args.config, &service),
             (None, Command::Check(args)) => check::run(&args.config, &service),
             (None, Command::Call(args)) => return call::run(&args),
+            (None, Command::Bench(args)) => return bench::run(&args),
+            (None, Command::Tune(args)) => tune::run(&args),
         };
         exit_code(code)
     }

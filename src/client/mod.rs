@@ -7,6 +7,7 @@
 mod connect;
 mod envelope;
 mod error;
+pub mod load;
 mod stream;
 
 use std::io;

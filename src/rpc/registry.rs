@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -88,7 +89,8 @@ pub(crate) struct MethodIndex(pub(crate) usize);
 /// All methods, the built-in ones included.
 pub(crate) struct Registry {
     methods: Vec<Method>,
-    by_name: HashMap<Box<str>, MethodIndex>,
+    /// Its hash is quick and has no secret: names are the program's own, and callers only look them up.
+    by_name: FxHashMap<Box<str>, MethodIndex>,
 }
 
 impl Registry {

@@ -328,6 +328,15 @@ impl State {
         }
     }
 
+    /// True when the entry among the deadlines is early enough, seen without working out when it should be: so after most
+    /// calls, which leave nothing behind and an idle time that ends later than before.
+    pub(super) fn timer_holds(&self, bounds: &Bounds) -> bool {
+        self.phase == Phase::Open
+            && self.calls.is_empty()
+            && self.message_since.is_none()
+            && self.timer.is_some_and(|timer| timer <= self.last_progress + bounds.idle)
+    }
+
     /// The next moment at which time alone changes something; None when there is none.
     pub(super) fn due(&self, bounds: &Bounds) -> Option<Instant> {
         match self.phase {

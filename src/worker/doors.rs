@@ -112,6 +112,7 @@ impl Desk {
         Standing {
             leave_to_others: busy_for.map(Standing::leave_after),
             room: self.most_connections.saturating_sub(shared.table.lock().len()),
+            has_siblings: self.has_siblings,
         }
     }
 

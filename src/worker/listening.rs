@@ -14,6 +14,8 @@ use crate::wire::length::LengthFraming;
 
 /// Connections accepted in one go before other events get their turn.
 const BATCH: usize = 64;
+/// As many where other workers accept too: a burst is for all of them.
+const BATCH_BESIDE_OTHERS: usize = 1;
 
 /// How long a worker without a free thread leaves a new connection to others, before it takes it after all: at least
 /// so long that another one wakes up, and up to so long where no thread has become free for a while and may never be.
@@ -55,6 +57,8 @@ pub(super) struct Standing {
     pub(super) leave_to_others: Option<Duration>,
     /// Connections that the worker may still hold.
     pub(super) room: usize,
+    /// Other workers accept from the same listeners.
+    pub(super) has_siblings: bool,
 }
 
 impl Standing {
@@ -147,7 +151,8 @@ impl Door {
         }
         let mut room = standing.room;
         let mut took_any = false;
-        for _ in 0..BATCH {
+        let batch = if standing.has_siblings { BATCH_BESIDE_OTHERS } else { BATCH };
+        for _ in 0..batch {
             if room == 0 {
                 return self.shut_for(Shut::NoRoom, epoll, took_any);
             }
@@ -173,7 +178,24 @@ impl Door {
                 },
             }
         }
-        Visit::Done
+        if took_any && standing.has_siblings { self.give_way(epoll) } else { Visit::Done }
+    }
+
+    /// Goes to the end of the line of workers: the kernel wakes the first that waits, which would be the same one for
+    /// every connection that comes while nobody is busy. A connection that comes in between is reported by the entry
+    /// that is added.
+    fn give_way(&mut self, epoll: &Epoll) -> Visit {
+        let _ = epoll.delete(&self.listener);
+        self.shut = Some(Shut::Refused);
+        // Another that was woken by the next one of a burst may wait for this very core.
+        std::thread::yield_now();
+        match self.open(epoll) {
+            Ok(()) => Visit::Done,
+            Err(error) => {
+                self.complain(&error);
+                Visit::Shut { why: Shut::Refused, took_any: true }
+            }
+        }
     }
 
     /// Closes it for good, after taking what still waits.
@@ -224,8 +246,8 @@ mod tests {
     use crate::wire::ByteOrder;
 
     const TOKEN: u64 = 7;
-    const FREE: Standing = Standing { leave_to_others: None, room: 100 };
-    const BUSY: Standing = Standing { leave_to_others: Some(Duration::from_millis(20)), room: 100 };
+    const FREE: Standing = Standing { leave_to_others: None, room: 100, has_siblings: false };
+    const BUSY: Standing = Standing { leave_to_others: Some(Duration::from_millis(20)), ..FREE };
 
     /// A worker's door, and what came in by it. Clients of a Unix socket wait as soon as they have connected.
     struct Scene {
@@ -302,6 +324,19 @@ mod tests {
         assert!(scene.is_called());
         scene.visit(FREE);
         assert_eq!(scene.accepted.len(), BATCH + 1);
+    }
+
+    #[test]
+    fn beside_others_it_takes_one_at_a_time() {
+        let mut scene = Scene::new();
+        let _clients = scene.clients(3);
+        for taken in 1..=3 {
+            assert!(scene.is_called(), "what waits is reported by the entry that was added anew");
+            assert_eq!(scene.visit(Standing { has_siblings: true, ..FREE }), Visit::Done);
+            assert_eq!(scene.accepted.len(), taken);
+            assert_eq!(scene.door.shut(), None);
+        }
+        assert!(!scene.is_called());
     }
 
     #[test]

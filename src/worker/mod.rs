@@ -74,8 +74,6 @@ pub(crate) struct Shared {
     timeouts: Vec<Duration>,
     request_timeout: Duration,
     slow: Duration,
-    /// One moment on two clocks.
-    clock: (Instant, u64),
     epoll: Arc<Epoll>,
     wake: EventFd,
     table: Mutex<Table>,
@@ -131,7 +129,6 @@ impl Shared {
             timeouts,
             request_timeout,
             slow: config.log.slow,
-            clock: (Instant::now(), clock::monotonic_ns()),
             epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             table: Mutex::default(),
@@ -192,12 +189,6 @@ impl Shared {
     fn turn_for(&self, key: Key) {
         self.turns.lock().push(key);
         self.wake_poller();
-    }
-
-    /// A moment on the clock that all processes share.
-    fn nanoseconds(&self, at: Instant) -> u64 {
-        let (instant, nanoseconds) = self.clock;
-        nanoseconds + clock::whole_ns(at.saturating_duration_since(instant))
     }
 
     fn wake_poller(&self) {

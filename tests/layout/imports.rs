@@ -20,10 +20,12 @@ const LEVELS: [&[&str]; 7] = [
 ];
 
 /// Modules beside the levels: what each may use, and who may use it.
-const BESIDE: [(&str, &[&str], &[&str]); 4] = [
+const BESIDE: [(&str, &[&str], &[&str]); 5] = [
     ("fail_points", &["sys"], &["worker"]),
     ("client", &["rpc", "config", "wire", "sys"], &["cli"]),
     ("fork_processes", &["config", "sys"], &["cli"]),
+    // For this project's benches and fuzz targets, which stand outside of the crate.
+    ("internals", &["rpc", "arena", "wire", "sys"], &[]),
     (
         "log",
         &["arena", "config", "sys"],

@@ -24,12 +24,20 @@ fn broken_rules(sources: &[Source]) -> Vec<String> {
         if source.path.starts_with("tests/") {
             broken.extend(sleeps(source));
         }
+        if source.path.starts_with("benches/") {
+            broken.extend(unsafe_code(source));
+        }
     }
     broken
 }
 
+/// A program that counts allocations is the allocator, and that trait is unsafe to implement.
+const COUNTS_ALLOCATIONS: &str = "benches/allocations.rs";
+
 fn unsafe_code(source: &Source) -> Vec<String> {
-    let in_sys = source.path.starts_with("src/sys/") || source.path == "src/sys.rs";
+    let in_sys = source.path.starts_with("src/sys/")
+        || source.path == "src/sys.rs"
+        || source.path == COUNTS_ALLOCATIONS;
     let mut broken = Vec::new();
     for (index, code) in source.code.lines().enumerate() {
         let allowed = source::has_word(code, "unsafe_code");
@@ -90,7 +98,7 @@ fn sleeps(source: &Source) -> Vec<String> {
 
 #[test]
 fn the_tree_keeps_to_the_layout() {
-    let sources: Vec<Source> = ["src", "tests"].into_iter().flat_map(rust_files).collect();
+    let sources: Vec<Source> = ["src", "tests", "benches"].into_iter().flat_map(rust_files).collect();
     let in_src: Vec<&Source> = sources.iter().filter(|source| source.path.starts_with("src/")).collect();
     assert!(in_src.len() >= 10, "expected the sources of a whole project, found {} files", in_src.len());
     assert!(in_src.iter().any(|source| source.path == "src/lib.rs"), "src/lib.rs was not read");

@@ -194,6 +194,26 @@ fn a_message_is_slow_only_while_it_is_read() {
 }
 
 #[test]
+fn a_timer_that_is_early_enough_is_seen_without_working_it_out() {
+    let (mut state, now) = fresh();
+    assert!(!state.timer_holds(&BOUNDS), "there is none");
+    state.timer = state.due(&BOUNDS);
+    assert!(state.timer_holds(&BOUNDS));
+    state.progressed(now + REQUEST);
+    assert!(state.timer_holds(&BOUNDS), "it is looked at again when it is due, and not later than needed");
+    state.timer = Some(now + REQUEST + IDLE + MESSAGE);
+    assert!(!state.timer_holds(&BOUNDS), "after a call that might have taken longer than one may be idle");
+    state.timer = Some(now);
+    state.message_since = Some(now);
+    assert!(!state.timer_holds(&BOUNDS), "a message arrives");
+    state.message_since = None;
+    let number = call(&mut state, now, false);
+    assert!(!state.timer_holds(&BOUNDS), "a call runs");
+    state.take_call(number);
+    assert!(state.timer_holds(&BOUNDS));
+}
+
+#[test]
 fn lingering_ends_at_its_time_and_a_closed_connection_has_none() {
     let (mut state, now) = fresh();
     call(&mut state, now, false);

@@ -10,6 +10,7 @@ use crossbeam_channel::TrySendError;
 use super::Hand;
 use crate::rpc::native::{self, Rejected, Request};
 use crate::rpc::{Error, MethodIndex, RawJson, Span};
+use crate::sys::clock;
 use crate::wire::Step;
 use crate::wire::detect::{self, Recognised};
 use crate::wire::length::LengthFraming;
@@ -122,7 +123,7 @@ impl Hand {
 
     fn begin_messages(&mut self, state: &mut Locked<'_>, chunk: &Chunk) -> Begun {
         let framing = state.connection.framing;
-        let began = self.now;
+        let turn_ends_ns = self.now_ns + clock::whole_ns(TURN);
         let mut consumed = 0;
         loop {
             let rest = chunk.get(consumed..).unwrap_or_default();
@@ -134,7 +135,7 @@ impl Hand {
             if adds_to_full || !state.may_begin(&self.shared.bounds) {
                 return Begun::Blocked { consumed };
             }
-            if self.now - began > TURN {
+            if self.now_ns > turn_ends_ns {
                 return Begun::Turn { consumed };
             }
             if !state.recognised {

@@ -22,6 +22,7 @@ use super::role::Term;
 use super::{Shared, token_of};
 use crate::arena::Row;
 use crate::rpc::{Error, Peer};
+use crate::sys::clock;
 use crate::sys::socket::{PeerAddress, Socket};
 use crate::wire::length::LengthFraming;
 
@@ -40,6 +41,8 @@ pub(super) struct Hand {
     pub(super) term: Option<Term>,
     /// The moment at which what is done now began; read anew after whatever takes time.
     now: Instant,
+    /// The same moment on the clock that all processes share, in nanoseconds.
+    now_ns: u64,
     /// What was read last, for the poller.
     scratch: Scratch,
     /// The answer being written; kept for its memory.
@@ -56,6 +59,7 @@ impl Hand {
             thread,
             term: None,
             now: Instant::now(),
+            now_ns: clock::monotonic_ns(),
             scratch: Scratch::default(),
             answer: Vec::new(),
             spare: Vec::new(),
@@ -68,7 +72,8 @@ impl Hand {
 
     /// Something new begins, now.
     pub(super) fn look_at_the_clock(&mut self) -> Instant {
-        self.now = Instant::now();
+        let before = std::mem::replace(&mut self.now, Instant::now());
+        self.now_ns += clock::whole_ns(self.now.saturating_duration_since(before));
         self.now
     }
 

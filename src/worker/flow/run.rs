@@ -190,10 +190,11 @@ impl Hand {
 
     /// Runs the handler and leaves its framed answer in `self.answer`.
     fn invoke(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
-        let begun = self.now;
-        self.row.begin(call.method.0, self.shared.nanoseconds(begun));
+        let begun_ns = self.now_ns;
+        self.row.begin(call.method.0, begun_ns);
         let outcome = self.answer(connection, message, call);
-        let took = self.look_at_the_clock() - begun;
+        self.look_at_the_clock();
+        let took = Duration::from_nanos(self.now_ns - begun_ns);
         let shared = &self.shared;
         if !shared.slow.is_zero() && took >= shared.slow {
             let (slot, method, peer) =

@@ -100,6 +100,9 @@ impl Hand {
                 tracing::warn!(peer = %state.connection.peer, %error, "a connection can't be watched");
             }
         }
+        if state.timer_holds(&shared.bounds) {
+            return;
+        }
         let Some(mut due) = state.due(&shared.bounds) else {
             return;
         };

@@ -1,0 +1,118 @@
+//! The table of all settings, for people.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::cells::{Cell, Cells};
+use super::grid::Setting;
+
+const HEAD: &str = "   processes × threads    calls/s  spread        p99   CPU/call  rounds";
+
+/// A line for each setting, smallest first, with the recommended one marked; ends with a line break.
+pub(super) fn table(cells: &Cells, recommended: Option<Setting>) -> String {
+    let mut text = format!("{HEAD}\n");
+    for cell in cells.iter() {
+        let mark = if Some(cell.setting) == recommended { "→" } else { " " };
+        // Writing to a `String` can't fail.
+        let _ = writeln!(text, "{mark} {}", line(cell));
+    }
+    text
+}
+
+fn line(cell: &Cell) -> String {
+    let Setting { processes, threads } = cell.setting;
+    let spread = format!("±{:.1} %", cell.spread() * 100.0);
+    let (p99, cpu) = (time(cell.p99()), time(cell.cpu_per_call()));
+    let rate = rate(cell.rate());
+    let rounds = match (cell.counted().count(), cell.rounds.len()) {
+        (counted, all) if counted == all => all.to_string(),
+        (counted, all) => format!("{counted} of {all}"),
+    };
+    let mut line =
+        format!(" {processes:>9} × {threads:<7} {rate:>10} {spread:>7} {p99:>10} {cpu:>10} {rounds:>7}");
+    if !cell.is_good() {
+        let _ = write!(line, "  {}", failures(cell));
+    }
+    line
+}
+
+fn failures(cell: &Cell) -> String {
+    let sum = |count: fn(&super::cells::Round) -> u64| cell.rounds.iter().map(count).sum::<u64>();
+    let kinds = [
+        (sum(|round| round.errors), "errors"),
+        (sum(|round| round.wrong), "wrong answers"),
+        (sum(|round| round.unanswered), "calls without an answer"),
+        (sum(|round| round.closed), "connections closed"),
+    ];
+    let kinds: Vec<String> =
+        kinds.iter().filter(|(count, _)| *count > 0).map(|(count, kind)| format!("{count} {kind}")).collect();
+    if kinds.is_empty() { "no answers".to_owned() } else { kinds.join(", ") }
+}
+
+/// A rate in full, with digits after the point only where it is small.
+pub(super) fn rate(rate: f64) -> String {
+    if rate < 100.0 {
+        return format!("{rate:.1}");
+    }
+    let whole = format!("{rate:.0}");
+    let head = whole.len() % 3;
+    let mut grouped = whole.get(..head).unwrap_or_default().to_owned();
+    for group in whole.as_bytes().get(head..).unwrap_or_default().chunks(3) {
+        if !grouped.is_empty() {
+            grouped.push(',');
+        }
+        grouped.push_str(&String::from_utf8_lossy(group));
+    }
+    grouped
+}
+
+/// A time in the unit that leaves it one to three digits before the point.
+pub(super) fn time(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    let (number, unit) = match seconds {
+        _ if seconds >= 1.0 => (seconds, "s"),
+        _ if seconds >= 1e-3 => (seconds * 1e3, "ms"),
+        _ => (seconds * 1e6, "µs"),
+    };
+    if number >= 100.0 { format!("{number:.0} {unit}") } else { format!("{number:.1} {unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cells::Round;
+    use super::super::cells::samples::{cells, round};
+    use super::*;
+
+    #[test]
+    fn each_setting_has_a_line_and_the_recommended_one_is_marked() {
+        let mut cells = cells(&[((1, 1), &[99, 100, 101]), ((2, 16), &[12_345; 3])]);
+        cells.add(Setting::new(1, 1), Round { is_disturbed: true, ..round(3, 7) });
+        cells.add(Setting::new(4, 1), Round { errors: 3, closed: 2, ..round(0, 50) });
+        let text = table(&cells, Some(Setting::new(2, 16)));
+        let expected = "   processes × threads    calls/s  spread        p99   CPU/call  rounds
+           1 × 1              100  ±1.5 %    20.0 ms     5.0 ms  3 of 4
+           4 × 1             50.0  ±0.0 %    20.0 ms    10.0 ms       1  3 errors, 2 connections closed
+→          2 × 16          12,345  ±0.0 %    20.0 ms    40.5 µs       3
+";
+        assert_eq!(text, expected, "\n{text}");
+    }
+
+    #[test]
+    fn figures_are_short() {
+        for (figure, text) in [
+            (0.0, "0.0"),
+            (6.04, "6.0"),
+            (99.96, "100.0"),
+            (100.4, "100"),
+            (1000.0, "1,000"),
+            (1_234_567.0, "1,234,567"),
+        ] {
+            assert_eq!(rate(figure), text);
+        }
+        for (us, text) in
+            [(9, "9.0 µs"), (150, "150 µs"), (10_400, "10.4 ms"), (640_000, "640 ms"), (2_500_000, "2.5 s")]
+        {
+            assert_eq!(time(Duration::from_micros(us)), text);
+        }
+    }
+}

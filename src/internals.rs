@@ -1,0 +1,162 @@
+//! Parts of the inside, for this project's own benches and fuzz targets: **no promise** is made about any of it, and a
+//! release may change or remove it without a word.
+//!
+//! Thin functions over what a worker does with a call; who wants to serve or call wants the rest of this crate.
+
+use std::process;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use crate::arena::{self, ArenaReader, ArenaWriter, Outcome, Row, Scoreboard, Totals};
+use crate::rpc::native::{self, Request};
+use crate::rpc::{
+    BoxError, Call, CallParts, Error, Hooks, Peer, RegistryBuilder, Service, States, WorkerInfo,
+};
+use crate::sys::clock;
+use crate::wire::length::LengthFraming;
+use crate::wire::{ByteOrder, Step};
+
+/// The default of `limits.max_message`.
+const FRAMING: LengthFraming = LengthFraming { order: ByteOrder::Little, max_message: 1 << 20 };
+
+/// What stands at the start of bytes that have arrived.
+#[derive(Debug)]
+pub enum Decoded<'a> {
+    /// Not a whole message yet.
+    NeedMore,
+    /// A call.
+    Call(DecodedCall<'a>),
+    /// A message that is no call, and is answered with an error.
+    Refused,
+    /// No message.
+    Wrong,
+}
+
+/// A call as it was read: places in its message.
+#[derive(Debug)]
+pub struct DecodedCall<'a> {
+    request: Request<'a>,
+    body: &'a [u8],
+    /// The bytes that it took.
+    pub consumed: usize,
+}
+
+/// Takes one length-prefixed message of the native envelope from the start of `arrived`.
+pub fn decode(arrived: &[u8]) -> Decoded<'_> {
+    match FRAMING.decode(arrived) {
+        Step::NeedMore { .. } => Decoded::NeedMore,
+        Step::Wrong(_) => Decoded::Wrong,
+        Step::Message { body, consumed } => {
+            let body = arrived.get(body).unwrap_or_default();
+            match native::parse(body) {
+                Ok(request) => Decoded::Call(DecodedCall { request, body, consumed }),
+                Err(_) => Decoded::Refused,
+            }
+        }
+    }
+}
+
+/// A worker's methods without its threads and sockets.
+#[derive(Debug)]
+pub struct Dispatcher {
+    service: Service,
+    worker: WorkerInfo,
+    states: States,
+    peer: Peer,
+    gone: AtomicBool,
+    deadline: Instant,
+}
+
+impl Dispatcher {
+    /// The built-in methods alone.
+    ///
+    /// # Errors
+    ///
+    /// None that is known; a registry can have mistakes.
+    pub fn new() -> Result<Self, BoxError> {
+        let registry = RegistryBuilder::default().build().map_err(|mistakes| mistakes.0.join("; "))?;
+        let service = Service::new(registry, Hooks::default());
+        let worker = WorkerInfo::new(0, process::id(), 0, Instant::now());
+        let states = service.make_states(&worker)?;
+        Ok(Self {
+            service,
+            worker,
+            states,
+            peer: Peer::Unix { uid: nix::unistd::getuid().as_raw(), pid: 0 },
+            gone: AtomicBool::new(false),
+            deadline: Instant::now() + Duration::from_secs(3600),
+        })
+    }
+
+    /// Looks the method up, runs its handler and appends the framed answer to `out`.
+    ///
+    /// # Errors
+    ///
+    /// There is no such method, or it returned an error; what was appended is that error's answer.
+    pub fn answer(&self, call: &DecodedCall<'_>, out: &mut Vec<u8>) -> Result<(), Error> {
+        let request = &call.request;
+        let (_, method) = self.service.registry().resolve(&request.method)?;
+        let mark = LengthFraming::begin_message(out);
+        let parts = CallParts {
+            method: method.name(),
+            id: request.id(),
+            peer: &self.peer,
+            worker: &self.worker,
+            states: &self.states,
+            gone: &self.gone,
+            deadline: self.deadline,
+            thread: 0,
+        };
+        let params = request.params.map(|span| span.in_message(call.body));
+        let answered = native::answer(out, method, &Call::new(parts), params);
+        FRAMING.end_message(out, mark).map_err(|too_long| Error::answer_too_long(&too_long))?;
+        answered
+    }
+}
+
+/// Appends an answer without a handler: frame, envelope and error.
+pub fn encode_error(error: &Error, out: &mut Vec<u8>) {
+    let mark = LengthFraming::begin_message(out);
+    native::answer_error(out, error, None);
+    // The error is the caller's; if it is too long nothing is appended.
+    let _ = FRAMING.end_message(out, mark);
+}
+
+/// One worker's arena, with a row for each of its threads, and who reads it.
+#[derive(Debug)]
+pub struct Counters {
+    rows: Vec<Row>,
+    reader: ArenaReader,
+    scoreboard: Scoreboard<u32>,
+}
+
+impl Counters {
+    /// An arena for this many threads and methods.
+    ///
+    /// # Errors
+    ///
+    /// There is no memory for it, or it would be too large.
+    pub fn new(threads: usize, methods: usize) -> Result<Self, BoxError> {
+        let fd = arena::create(threads, methods)?;
+        let reader = ArenaReader::open(&fd)?;
+        let mut writer = ArenaWriter::open(fd)?;
+        writer.identify(process::id(), 1, 0, clock::monotonic_ns());
+        let rows = (0..threads).map(|row| writer.row(row)).collect::<Result<_, _>>()?;
+        Ok(Self { rows, reader, scoreboard: Scoreboard::new(Totals::default()) })
+    }
+
+    /// A thread begins a call and finishes it.
+    pub fn count(&mut self, thread: usize, method: usize, now_ns: u64, run_ns: u64) {
+        if let Some(row) = self.rows.get_mut(thread) {
+            row.begin(method, now_ns);
+            row.finish(method, Outcome::Ok, run_ns);
+        }
+    }
+
+    /// What a reader finds, taken into the sums; how many calls there were.
+    pub fn read(&mut self) -> u64 {
+        let snapshot = self.reader.snapshot(clock::monotonic_ns());
+        self.scoreboard.observe(0, &snapshot);
+        self.scoreboard.sum().answered()
+    }
+}
