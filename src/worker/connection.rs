@@ -276,6 +276,23 @@ impl State {
         self.in_hand.as_ref()?.call.as_ref()
     }
 
+    /// The poller runs this call, and holds what is behind it in the chunk, until it [has run](Self::has_run_inline) it or
+    /// is relieved.
+    pub(super) fn take_in_hand(&mut self, chunk: &Chunk, call: InlineCall) {
+        let rest = call.message.end;
+        match &mut self.in_hand {
+            Some(in_hand) => (in_hand.rest, in_hand.call) = (rest, Some(call)),
+            none => *none = Some(InHand { chunk: chunk.clone(), rest, call: Some(call) }),
+        }
+    }
+
+    /// The poller is back in time. It may have another call of the chunk.
+    pub(super) fn has_run_inline(&mut self) {
+        if let Some(in_hand) = &mut self.in_hand {
+            in_hand.call = None;
+        }
+    }
+
     /// Brings call `number`, which the poller ran when it was relieved, among those that any thread runs, and what
     /// the poller had not begun back to the input. Nothing, where that has been done.
     pub(super) fn take_over(&mut self, number: u64) {

@@ -16,7 +16,7 @@ use crate::rpc::{Call, CallParts, Error};
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
 use crate::worker::chunk::Chunk;
-use crate::worker::connection::{CallId, Connection, InHand, InlineCall, Locked, Phase};
+use crate::worker::connection::{CallId, Connection, InlineCall, Locked, Phase};
 use crate::worker::role::Term;
 use crate::worker::token_of;
 
@@ -65,7 +65,6 @@ impl Hand {
     ) -> Next {
         let shared = Arc::clone(&self.shared);
         let number = state.next_call_number();
-        let rest = message.end;
         let inline = InlineCall {
             number,
             method: call.method,
@@ -74,10 +73,7 @@ impl Hand {
             message: message.clone(),
             id: call.id,
         };
-        match &mut state.in_hand {
-            Some(in_hand) => (in_hand.rest, in_hand.call) = (rest, Some(inline)),
-            none => *none = Some(InHand { chunk: chunk.clone(), rest, call: Some(inline) }),
-        }
+        state.take_in_hand(chunk, inline);
         let connection = state.connection;
         let message = chunk.get(message).unwrap_or_default();
         shared.inline_at.store(token_of(connection.key), Ordering::Relaxed);
@@ -91,26 +87,26 @@ impl Hand {
         fail_points::delay();
         let is_poller = shared.role.leave(&term);
         let is_open = state.phase != Phase::Closed;
-        if is_poller {
+        let wanted = if is_poller {
             self.term = Some(term);
-            if let Some(in_hand) = &mut state.in_hand {
-                in_hand.call = None;
-            }
-            self.conclude(state, message, call, &ran, is_open);
-            if !is_open {
-                self.let_go(message);
-            }
+            state.has_run_inline();
+            is_open
+        } else {
+            // As at the end of any call of the pool, which this is now; its connection may not have been taken over yet.
+            shared.gate.ran(ran.took);
+            shared.call_ended();
+            state.take_over(number);
+            is_open && state.take_call(number).is_some()
+        };
+        self.conclude(state, message, call, &ran, wanted);
+        if !wanted {
+            self.let_go(message);
+        }
+        if is_poller {
             return Next::Message;
         }
-        shared.gate.ran(ran.took);
-        shared.call_ended();
-        state.take_over(number);
-        let wanted = is_open && state.take_call(number).is_some();
-        self.conclude(state, message, call, &ran, wanted);
         if wanted {
             self.go_on(state);
-        } else {
-            self.let_go(message);
         }
         Next::Relieved
     }
