@@ -11,9 +11,12 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, getsockname, getsockopt,
-    listen, recv, send, setsockopt, shutdown, sockopt,
+    AddressFamily, Backlog, Shutdown, SockaddrLike, SockaddrStorage, getsockname, getsockopt, listen,
+    setsockopt, shutdown, sockopt,
 };
+// The two calls that are made for every message go to the kernel straight: libc's are cancellation points, which costs
+// a process with threads four locked instructions each time.
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 /// A bound socket on which connections arrive.
 #[derive(Debug)]
@@ -136,12 +139,13 @@ pub(crate) struct Socket(OwnedFd);
 impl Socket {
     /// Receives what is there; `Ok(0)` is the peer's FIN, `WouldBlock` means nothing is there now.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        retry(|| recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT))
+        let received = retry(|| recv(&self.0, &mut *buffer, RecvFlags::DONTWAIT))?;
+        Ok(received.0)
     }
 
     /// Sends as much as the socket takes; `WouldBlock` when it takes nothing now.
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        retry(|| send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL))
+        retry(|| send(&self.0, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))
     }
 
     /// Sends FIN after what was sent; input can still be received.
@@ -177,10 +181,10 @@ impl AsFd for Socket {
     }
 }
 
-fn retry(mut call: impl FnMut() -> nix::Result<usize>) -> io::Result<usize> {
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
-            Err(Errno::EINTR) => {}
+            Err(rustix::io::Errno::INTR) => {}
             other => return Ok(other?),
         }
     }
