@@ -102,6 +102,10 @@ impl Span {
         text.get(self.start..self.end).unwrap_or_default()
     }
 
+    pub(super) fn bytes_of(self, text: &str) -> &[u8] {
+        text.as_bytes().get(self.start..self.end).unwrap_or_default()
+    }
+
     /// The value in the message it was found in, `null` if `message` isn't that one.
     pub(crate) fn in_message(self, message: &[u8]) -> RawJson<'_> {
         let bytes = message.get(self.start..self.end).unwrap_or_default();

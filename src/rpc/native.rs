@@ -56,7 +56,7 @@ pub(crate) fn parse(message: &[u8]) -> Result<Request<'_>, Rejected<'_>> {
     let mut members = Members::default();
     let mut key = scan.first_member()?;
     while let Some(name) = key {
-        members.read(&name.decoded(text), &mut scan, text)?;
+        members.read(name, &mut scan, text)?;
         key = scan.next_member()?;
     }
     scan.end()?;
@@ -130,21 +130,30 @@ struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    fn read(&mut self, name: &str, scan: &mut Scanner<'a>, text: &'a str) -> Result<(), Fault> {
-        let again = match name {
-            "in" => {
+    #[inline]
+    fn read(&mut self, name: Text, scan: &mut Scanner<'a>, text: &'a str) -> Result<(), Fault> {
+        let decoded;
+        let plain = match name.plain(text) {
+            Some(plain) => plain,
+            None => {
+                decoded = name.decoded(text);
+                decoded.as_bytes()
+            }
+        };
+        let again = match plain {
+            b"in" => {
                 let again = self.method.is_some();
                 self.read_method(scan, text)?;
                 again
             }
-            "params" => self.params.replace(scan.value()?).is_some(),
-            "id" => {
+            b"params" => self.params.replace(scan.value()?).is_some(),
+            b"id" => {
                 let id = scan.value()?;
                 let again = self.id.is_some();
                 self.id.get_or_insert(id);
                 again
             }
-            "timeout_ms" => {
+            b"timeout_ms" => {
                 let again = self.timeout_ms.is_some();
                 self.read_timeout(scan.value()?.of(text));
                 again
@@ -155,11 +164,12 @@ impl<'a> Members<'a> {
             }
         };
         if again {
-            self.problem(|| format!("member `{name}` stands there twice"));
+            self.problem(|| format!("member `{}` stands there twice", name.decoded(text)));
         }
         Ok(())
     }
 
+    #[inline]
     fn read_method(&mut self, scan: &mut Scanner<'a>, text: &'a str) -> Result<(), Fault> {
         let method = if scan.next_byte() == Some(b'"') {
             Text::decoded(scan.text()?, text)

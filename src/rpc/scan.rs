@@ -20,9 +20,13 @@ pub(super) struct Scanner<'a> {
     at: usize,
 }
 
-/// The text is not JSON. `at` counts bytes from 0.
+/// The text is not JSON. Boxed, so that what is right is handed on in registers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct Fault(Box<Found>);
+
+/// What was found in place of what. `at` counts bytes from 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Found {
     at: usize,
     expected: &'static str,
     found: Option<char>,
@@ -37,7 +41,15 @@ pub(super) struct Text {
 }
 
 impl Text {
+    /// The bytes between the quotes, where they stand for themselves.
+    #[inline]
+    pub(super) fn plain(self, text: &str) -> Option<&[u8]> {
+        let quoted = self.span.bytes_of(text);
+        if self.escaped { None } else { quoted.get(1..quoted.len().saturating_sub(1)) }
+    }
+
     /// The text that is meant, borrowed unless escapes had to be replaced.
+    #[inline]
     pub(super) fn decoded(self, text: &str) -> Cow<'_, str> {
         let quoted = self.span.of(text);
         if self.escaped {
@@ -66,6 +78,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Enters an object, up to behind the colon of its first member; `None` if it has none and is left again.
+    #[inline]
     pub(super) fn first_member(&mut self) -> Result<Option<Text>, Fault> {
         if self.next_byte() != Some(b'{') {
             return Err(self.fault("an object"));
@@ -79,6 +92,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Behind a member's value: goes on behind the colon of the next member, or leaves the object.
+    #[inline]
     pub(super) fn next_member(&mut self) -> Result<Option<Text>, Fault> {
         match self.next_byte() {
             Some(b',') => {
@@ -94,6 +108,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Passes a text in quotes.
+    #[inline]
     pub(super) fn text(&mut self) -> Result<Text, Fault> {
         if self.next_byte() != Some(b'"') {
             return Err(self.fault("a text in quotes"));
@@ -104,6 +119,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Passes one value of any kind and says where it stands.
+    #[inline]
     pub(super) fn value(&mut self) -> Result<Span, Fault> {
         let opening = self.next_byte();
         let start = self.at;
@@ -175,6 +191,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Only white space may follow.
+    #[inline]
     pub(super) fn end(&mut self) -> Result<(), Fault> {
         match self.next_byte() {
             None => Ok(()),
@@ -187,6 +204,7 @@ impl<'a> Scanner<'a> {
         self.text.as_bytes().get(self.at).copied()
     }
 
+    #[inline]
     fn key(&mut self) -> Result<Text, Fault> {
         if self.next_byte() != Some(b'"') {
             return Err(self.fault("a member's name in quotes"));
@@ -242,24 +260,33 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// From the opening quote to behind the closing one; tells whether there were escapes.
+    /// From the opening quote to behind the closing one; tells whether there were escapes. Most texts have none, and are
+    /// passed right here.
+    #[inline]
     fn string(&mut self) -> Result<bool, Fault> {
         self.at += 1;
-        let mut escaped = false;
+        self.at += plain_run(self.text.as_bytes().get(self.at..).unwrap_or_default());
+        if self.peek() == Some(b'"') {
+            self.at += 1;
+            return Ok(false);
+        }
+        self.rest_of_string()
+    }
+
+    /// From what is special in a text to behind its closing quote.
+    #[cold]
+    fn rest_of_string(&mut self) -> Result<bool, Fault> {
         loop {
-            self.at += plain_run(self.text.as_bytes().get(self.at..).unwrap_or_default());
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(escaped);
+                    return Ok(true);
                 }
-                Some(b'\\') => {
-                    escaped = true;
-                    self.escape()?;
-                }
+                Some(b'\\') => self.escape()?,
                 Some(_) => return Err(self.fault("an escape in place of a control character")),
                 None => return Err(self.fault("the closing quote of a text")),
             }
+            self.at += plain_run(self.text.as_bytes().get(self.at..).unwrap_or_default());
         }
     }
 
@@ -317,7 +344,7 @@ impl<'a> Scanner<'a> {
     #[cold]
     fn fault(&self, expected: &'static str) -> Fault {
         let found = self.text.get(self.at..).and_then(|rest| rest.chars().next());
-        Fault { at: self.at, expected, found }
+        Fault(Box::new(Found { at: self.at, expected, found }))
     }
 }
 
@@ -354,6 +381,7 @@ impl Nest {
 ///
 /// Eight at a time: most of a long message is the inside of texts. The subtractions borrow into higher bytes, so
 /// only the lowest hit of a word is certain, and only that one is used.
+#[inline]
 fn plain_run(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
     const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
@@ -361,23 +389,30 @@ fn plain_run(bytes: &[u8]) -> usize {
     const BACKSLASHES: u64 = u64::from_ne_bytes([b'\\'; 8]);
     let zeros = |word: u64| word.wrapping_sub(ONES) & !word;
 
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (index, word) in words.iter().enumerate() {
+    let mut at = 0;
+    while let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
         let word = u64::from_le_bytes(*word);
         let controls = word.wrapping_sub(ONES * 0x20) & !word;
         let hits = (controls | zeros(word ^ QUOTES) | zeros(word ^ BACKSLASHES)) & HIGHS;
         if hits != 0 {
-            return index * 8 + hits.trailing_zeros() as usize / 8;
+            return at + hits.trailing_zeros() as usize / 8;
         }
+        at += 8;
     }
-    let special = |&byte: &u8| byte < 0x20 || byte == b'"' || byte == b'\\';
-    words.len() * 8 + rest.iter().position(special).unwrap_or(rest.len())
+    while let Some(&byte) = bytes.get(at) {
+        if byte < 0x20 || byte == b'"' || byte == b'\\' {
+            break;
+        }
+        at += 1;
+    }
+    at
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "byte {}: expected {}, found ", self.at, self.expected)?;
-        match self.found {
+        let Found { at, expected, found } = &*self.0;
+        write!(f, "byte {at}: expected {expected}, found ")?;
+        match found {
             Some(found) if found.is_control() => write!(f, "`{}`", found.escape_default()),
             Some(found) => write!(f, "`{found}`"),
             None => f.write_str("the end of the message"),
@@ -387,7 +422,7 @@ impl fmt::Display for Fault {
 
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Error {
-        Error::parse(fault.at, &fault)
+        Error::parse(fault.0.at, &fault)
     }
 }
 

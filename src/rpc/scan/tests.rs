@@ -87,7 +87,7 @@ fn what_json_forbids_is_placed() {
         ("// no", 0),
     ] {
         let fault = scan(text).expect_err(text);
-        assert_eq!(fault.at, at, "{text}: {fault}");
+        assert_eq!(fault.0.at, at, "{text}: {fault}");
     }
 }
 
