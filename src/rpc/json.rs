@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use super::error::Error;
 use super::params;
 use super::scan::Scanner;
+use crate::sys;
 
 /// One JSON value as text: known to be JSON, not decoded.
 ///
@@ -109,7 +110,7 @@ impl Span {
     /// The value in the message it was found in, `null` if `message` isn't that one.
     pub(crate) fn in_message(self, message: &[u8]) -> RawJson<'_> {
         let bytes = message.get(self.start..self.end).unwrap_or_default();
-        match std::str::from_utf8(bytes) {
+        match sys::text::text(bytes) {
             Ok(text) if !text.is_empty() => RawJson(text),
             _ => RawJson::NULL,
         }

@@ -11,6 +11,7 @@ use super::json::{RawJson, Span};
 use super::registry::Method;
 use super::reply::write_value;
 use super::scan::{Fault, Scanner, Text};
+use crate::sys;
 
 /// The name every error answer has.
 pub(super) const ERROR_NAME: &str = "error";
@@ -41,7 +42,7 @@ pub(crate) struct Rejected<'a> {
 
 /// Reads a message of the native envelope. Members it doesn't know are ignored.
 pub(crate) fn parse(message: &[u8]) -> Result<Request<'_>, Rejected<'_>> {
-    let text = std::str::from_utf8(message).map_err(|error| {
+    let text = sys::text::text(message).map_err(|error| {
         let at = error.valid_up_to();
         Rejected::without_id(Error::parse(at, &format_args!("byte {at}: expected UTF-8, found other bytes")))
     })?;

@@ -15,3 +15,4 @@ pub(crate) mod process;
 pub(crate) mod seqpacket;
 pub(crate) mod signals;
 pub(crate) mod socket;
+pub(crate) mod text;

@@ -107,7 +107,7 @@ impl Hand {
 
     /// Does all there is to do. None when this thread is not the poller any more.
     fn play_round(&mut self, desk: &Mutex<Desk>) -> Option<()> {
-        let mut fired = self.look_at_the_clock();
+        let mut begun = None;
         loop {
             let todo = desk.lock().next(self);
             let Some(todo) = todo else { break };
@@ -115,10 +115,14 @@ impl Hand {
             self.attend(desk, todo);
             self.term.as_ref()?;
             // With nothing in hand: this thread may be relieved here too.
-            if now - fired > LATE {
+            if now - *begun.get_or_insert(now) > LATE {
                 self.fire_deadlines(desk)?;
-                fired = now;
+                begun = Some(now);
             }
+        }
+        if begun.is_none() {
+            // It was woken by time alone.
+            self.look_at_the_clock();
         }
         self.fire_deadlines(desk)
     }
@@ -159,8 +163,7 @@ impl Hand {
 
     /// None when this thread is not the poller any more.
     fn fire_deadlines(&mut self, desk: &Mutex<Desk>) -> Option<()> {
-        let mut now = self.look_at_the_clock();
-        while let Some((at, due)) = self.shared.deadlines.next_due(now) {
+        while let Some((at, due)) = self.shared.deadlines.next_due(self.now()) {
             match due {
                 Due::Connection(key) => self.due(key, at),
                 Due::Door(number) => desk.lock().look_again(number, self),
@@ -171,7 +174,7 @@ impl Hand {
                 }
             }
             self.term.as_ref()?;
-            now = self.look_at_the_clock();
+            self.look_at_the_clock();
         }
         Some(())
     }

@@ -70,6 +70,10 @@ impl Hand {
         self.thread
     }
 
+    pub(super) fn now(&self) -> Instant {
+        self.now
+    }
+
     /// Something new begins, now.
     pub(super) fn look_at_the_clock(&mut self) -> Instant {
         let before = std::mem::replace(&mut self.now, Instant::now());
