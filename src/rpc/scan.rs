@@ -22,11 +22,11 @@ pub(super) struct Scanner<'a> {
 
 /// The text is not JSON. Boxed, so that what is right is handed on in registers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault(Box<Found>);
+pub(super) struct Fault(Box<Mismatch>);
 
 /// What was found in place of what. `at` counts bytes from 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Found {
+struct Mismatch {
     at: usize,
     expected: &'static str,
     found: Option<char>,
@@ -344,7 +344,7 @@ impl<'a> Scanner<'a> {
     #[cold]
     fn fault(&self, expected: &'static str) -> Fault {
         let found = self.text.get(self.at..).and_then(|rest| rest.chars().next());
-        Fault(Box::new(Found { at: self.at, expected, found }))
+        Fault(Box::new(Mismatch { at: self.at, expected, found }))
     }
 }
 
@@ -410,7 +410,7 @@ fn plain_run(bytes: &[u8]) -> usize {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Found { at, expected, found } = &*self.0;
+        let Mismatch { at, expected, found } = &*self.0;
         write!(f, "byte {at}: expected {expected}, found ")?;
         match found {
             Some(found) if found.is_control() => write!(f, "`{}`", found.escape_default()),
