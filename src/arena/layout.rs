@@ -5,9 +5,8 @@
 //!
 //! ```text
 //! header   16 words   magic, version, sizes, offsets: written once, before the worker exists
-//! worker    8 words   pid, generation, slot, state, start: written by the worker's main thread
-//! row 0               the poller's                       ┐
-//! row 1 … row T       one for each pool thread           ┘ each written by one thread alone
+//! worker    8 words   pid, generation, slot, state, start: written by whoever is the poller
+//! row 0 … row T+1     one for each thread that may run calls, each written by that thread alone
 //!   row    16 words     what it runs, and counters
 //!   heads   4 words     for each method: ok, errors, time
 //!   histograms 128 words for each method

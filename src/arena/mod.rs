@@ -7,9 +7,8 @@
 //!
 //! ```text
 //!   worker                                    supervisor, admin
-//!     main    ─ ArenaWriter ─┐                ┌─ ArenaReader ─→ Snapshot ─→ Scoreboard ─→ Totals
-//!     poller  ─ Row 0 ───────┼─→ the memfd ───┘
-//!     pool    ─ Row 1 … T ───┘
+//!     poller       ─ ArenaWriter ─┐                ┌─ ArenaReader ─→ Snapshot ─→ Scoreboard ─→ Totals
+//!     each thread  ─ its Row ─────┴─→ the memfd ───┘
 //! ```
 //!
 //! Three rules hold everywhere here. Every word has **one writer**, so plain stores do and nobody waits.
@@ -69,7 +68,7 @@ impl State {
     }
 }
 
-/// Makes the arena of a worker with `rows` threads that run calls (the poller's row counts) and `methods` methods.
+/// Makes the arena of a worker with `rows` threads that may run calls and `methods` methods.
 ///
 /// Memory is used only where something is counted: about 1 KiB for each method that a thread has run.
 pub(crate) fn create(rows: usize, methods: usize) -> io::Result<OwnedFd> {

@@ -19,7 +19,7 @@ pub(crate) struct Identity {
 /// A call that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Running {
-    /// The thread: 0 is the first poller, 1 and up are the pool threads.
+    /// The thread's number, from 0.
     pub(crate) row: usize,
     /// Index of its method, less than the arena's number of methods.
     pub(crate) method: usize,

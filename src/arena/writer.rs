@@ -1,6 +1,6 @@
 //! The worker's side of its arena: the only code that writes there.
 //!
-//! The worker's main thread owns the [`ArenaWriter`]; each thread that runs calls owns one [`Row`]. Nothing here
+//! The worker's poller holds the [`ArenaWriter`]; each thread that runs calls owns one [`Row`]. Nothing here
 //! locks, allocates, waits or makes a system call once the rows are handed out. The caller brings the clock.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -73,7 +73,7 @@ impl ArenaWriter {
         self.store(WorkerWord::State, state.to_word());
     }
 
-    /// Hands out a row, to be owned by one thread. Row 0 is the poller's, 1 and up are the pool threads'.
+    /// Hands out a row, to be owned by one thread. Its number is the thread's.
     ///
     /// Each row is handed out once, so it has one writer.
     pub(crate) fn row(&mut self, row: usize) -> Result<Row, ArenaError> {

@@ -12,7 +12,7 @@ const EACH_THREAD: u64 = 4;
 
 /// Connections that the whole service may hold when a process may have `descriptors` open.
 pub(crate) fn connections(config: &Config, descriptors: u64) -> usize {
-    let threads = u64::try_from(config.threads).unwrap_or(u64::MAX);
+    let threads = u64::try_from(super::rows(config.threads)).unwrap_or(u64::MAX);
     let kept_free = threads.saturating_mul(EACH_THREAD).saturating_add(OWN);
     let allowed = usize::try_from(descriptors.saturating_sub(kept_free)).unwrap_or(usize::MAX);
     config.limits.max_connections.min(allowed.max(1))
@@ -33,7 +33,7 @@ mod tests {
             // descriptors, wanted, processes, threads, in the service, in each worker
             (1_000_000, 10_000, 4, 8, 10_000, 2_500),
             (1_000_000, 10_000, 3, 8, 10_000, 3_334),
-            (1024, 10_000, 4, 8, 928, 232),
+            (1024, 10_000, 4, 8, 920, 230),
             (1024, 100, 4, 8, 100, 25),
             (16, 100, 2, 1, 1, 1),
             (u64::MAX, 100, 1, 1, 100, 100),

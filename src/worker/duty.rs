@@ -40,8 +40,9 @@ pub(super) enum Duty {
 impl Hand {
     /// One task of the pool.
     pub(super) fn work(&mut self, desk: &Mutex<Desk>, task: &Task) {
-        if let Task::Run(job) = task {
-            self.run(job);
+        match task {
+            Task::Run(job) => self.run(job),
+            Task::Watch => self.shared.watch_was_asked_for(),
         }
         if self.shared.role.fills_vacancy() {
             self.on_duty(desk, Duty::Watch);

@@ -88,6 +88,8 @@ pub(crate) struct Shared {
     queue: Sender<Task>,
     buffers: Buffers,
     draining: AtomicBool,
+    /// The word that there is no watch lies in the queue.
+    wants_watch: AtomicBool,
     /// A door is shut until a connection leaves: the poller wants to hear of it.
     wants_room: AtomicBool,
     /// A door is shut until a thread is free: the poller wants to hear of it.
@@ -141,6 +143,7 @@ impl Shared {
             queue,
             buffers: Buffers::new(limits.buffers),
             draining: AtomicBool::new(false),
+            wants_watch: AtomicBool::new(false),
             wants_room: AtomicBool::new(false),
             wants_thread: AtomicBool::new(false),
             service,
@@ -181,8 +184,15 @@ impl Shared {
 
     /// Asks for a watch where there is none.
     fn find_watch(&self) {
-        // Where the queue is full every thread has a task, and looks by itself when that is done.
-        let _ = self.queue.try_send(Task::Watch);
+        // Once at a time: a pool that hangs takes nothing out of the queue. Where that is full every thread has a task,
+        // and looks by itself when it is done.
+        if !self.wants_watch.swap(true, Ordering::SeqCst) && self.queue.try_send(Task::Watch).is_err() {
+            self.watch_was_asked_for();
+        }
+    }
+
+    fn watch_was_asked_for(&self) {
+        self.wants_watch.store(false, Ordering::SeqCst);
     }
 
     /// Has the poller go on with a connection when it comes round.
