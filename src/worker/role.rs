@@ -18,10 +18,10 @@ use crate::fail_points;
 ///
 /// Each look costs the poller's core a wake-up, which in a virtual machine is 20 us: this is as often as one percent of the
 /// core allows.
-const TICK: Duration = Duration::from_millis(2);
+const TICK: Duration = Duration::from_micros(2_200);
 /// After a look that has met a run, how long that may go on. A poller that blocks is relieved between this and a
 /// [`TICK`] more after it began to.
-const PATIENCE: Duration = Duration::from_micros(500);
+const PATIENCE: Duration = Duration::from_micros(200);
 /// Looks at which nothing has changed before the watch parks.
 const QUIET_TICKS: u32 = 5;
 
