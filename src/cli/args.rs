@@ -49,7 +49,8 @@ Ctrl-C ends it and prints what was measured until then; a second one ends it at 
   warm_up_s, measured_s                   seconds before and while calls were counted
   interrupted                             true after Ctrl-C
   calls_per_second                        right answers that arrived in the measured time, for each second of it
-  calls, errors, wrong, unanswered        each call that started (--rate: was due) in that time, by how it ended
+  calls, errors, wrong, unanswered        each call that started (--rate: was due) in that time, by how it ended;
+                                          answers are waited for 5 s after the end
   closed                                  connections that the server closed
   latency_ns                              of `calls`: min, mean, p50, p75, p90, p99, p99.9, p99.99, max
   load_cpu_share                          of one core, that the load itself used

@@ -56,6 +56,7 @@ fn write_page(page: &mut String, measured: &Measured<'_>) -> std::fmt::Result {
         page.push_str(&picture::of(report));
     }
     if let Some(rate) = args.rate
+        && report.arrived > 0
         && report.rate() < rate * REACHED
     {
         writeln!(

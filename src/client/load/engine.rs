@@ -297,7 +297,8 @@ impl<'a, E: Exchange> Engine<'a, E> {
     fn give_up_the_rest(&mut self) {
         let from = self.tally.from();
         for connection in &mut self.connections {
-            let calls = connection.flight.abandon(from);
+            // Those from the warm-up too: a server that hangs must not pass for one that had nothing to do.
+            let calls = connection.flight.abandon(0);
             self.tally.unanswered(calls);
         }
         if let Some(schedule) = &self.schedule {

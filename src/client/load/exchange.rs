@@ -102,9 +102,13 @@ impl Exchange for Fixed {
     }
 }
 
-/// The beginning of some bytes, for a person.
+/// The beginning of some bytes, for a person, who need not see the length before a whole message.
 pub(super) fn excerpt(bytes: &[u8]) -> String {
     const SHOWN: usize = 200;
+    let bytes = match bytes.split_first_chunk::<4>() {
+        Some((length, body)) if u32::from_le_bytes(*length) as usize == body.len() => body,
+        _ => bytes,
+    };
     let shown = bytes.get(..SHOWN).unwrap_or(bytes);
     let dots = if shown.len() < bytes.len() { "…" } else { "" };
     let mut text = String::from("`");

@@ -26,7 +26,8 @@ pub struct Report {
     pub errors: u64,
     /// Calls whose answer was not what was expected. Each costs its connection, which is made anew.
     pub wrong: u64,
-    /// Calls without an answer: their connection ended, or none came within the grace after the end.
+    /// Calls without an answer: their connection ended, or none came within five seconds after the end.
+    /// Calls of the warm-up that are never answered count too.
     pub unanswered: u64,
     /// Connections that the server closed during the measured time.
     pub closed: u64,

@@ -128,6 +128,22 @@ fn a_server_that_stops_answering_ends_with_what_is_missing() {
     }
 }
 
+/// They counted for the warm-up alone, and a server that hung passed for one that had nothing to do.
+#[test]
+fn calls_of_the_warm_up_that_are_never_answered_are_missing() {
+    let script = Script::start(|listener| {
+        let mut caller = accept(listener);
+        while let Ok(1..) = caller.read(&mut [0; 100]) {}
+    });
+    let load = Load { pipeline: 2, warm_up: Duration::from_millis(20), ..script.load() };
+    let exchange = abc();
+    let mut engine = Engine::new(&load, load.check().expect("an address"), &exchange).expect("an engine");
+    engine.grace = Duration::from_millis(50);
+    let report = engine.run(&GO, &mut |_| {}).expect("a report");
+    assert_eq!((report.calls, report.unanswered), (0, 2), "{report:?}");
+    script.finish();
+}
+
 #[test]
 fn an_exchange_that_counts_wrong_costs_its_connection_and_no_more() {
     #[derive(Clone)]
