@@ -1,8 +1,8 @@
 //! Who is the worker's poller: one word decides between a poller that comes back and a watch that has waited enough.
 //!
 //! The poller [enters](Role::enter) before it runs a handler and [leaves](Role::leave) after. The watch looks once in
-//! a [`TICK`]: a run that is still the same one as at its last look has blocked, and the watch takes the role. Leaving and
-//! taking are a compare-and-swap on the same word, so exactly one of them happens. What poller and watch do with
+//! a [`TICK`], and again soon after a look that has met a run: one that is still the same has blocked, and the watch takes
+//! the role. Leaving and taking are a compare-and-swap on the same word, so exactly one of them happens. What poller and watch do with
 //! their roles is not known here.
 //!
 //! Nothing outlives the process, so a death at any point leaves nothing to be found.
