@@ -19,6 +19,7 @@ mod error;
 mod histogram;
 mod layout;
 mod reader;
+mod record;
 mod scoreboard;
 mod snapshot;
 mod totals;

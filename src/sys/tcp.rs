@@ -131,7 +131,9 @@ fn counters(socket: BorrowedFd<'_>) -> io::Result<Counters> {
             field::END
         )));
     }
-    let word = |at: usize| info.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+    let word = |at: usize| {
+        info.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+    };
     Ok(Counters {
         state: info.get(field::STATE).copied().unwrap_or_default(),
         acked: word(field::BYTES_ACKED),
