@@ -16,6 +16,14 @@ use crate::sys::clock;
 use crate::wire::length::LengthFraming;
 use crate::wire::{ByteOrder, Step};
 
+pub use crate::fail_points::Kind as FailPoint;
+
+/// Has this process die, as by `kill -9`, at the `steps`-th step of this kind from now on, counted from 1. Does nothing
+/// in a build without debug assertions.
+pub fn die_after(kind: FailPoint, steps: u64) {
+    crate::fail_points::die_after(kind, steps);
+}
+
 /// The default of `limits.max_message`.
 const FRAMING: LengthFraming = LengthFraming { order: ByteOrder::Little, max_message: 1 << 20 };
 

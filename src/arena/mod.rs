@@ -20,6 +20,7 @@ mod error;
 mod histogram;
 mod layout;
 mod reader;
+mod record;
 mod scoreboard;
 mod snapshot;
 mod totals;

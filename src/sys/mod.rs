@@ -16,4 +16,5 @@ pub(crate) mod process;
 pub(crate) mod seqpacket;
 pub(crate) mod signals;
 pub(crate) mod socket;
+pub(crate) mod tcp;
 pub(crate) mod text;
