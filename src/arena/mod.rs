@@ -9,7 +9,9 @@
 //! ```text
 //!   worker                                    supervisor, admin
 //!     poller       ─ ArenaWriter ─┐                ┌─ ArenaReader ─→ Snapshot ─→ Scoreboard ─→ Totals
-//!     each thread  ─ its Row ─────┴─→ the memfd ───┘
+//!     each thread  ─ its Row ─────┼─→ the memfd ───┤
+//!     connections  ─ Record ──────┘                └─ KeptArena ─→ KeptConnection
+//!                                             another worker
 //! ```
 //!
 //! Three rules hold everywhere here. Every word has **one writer**, so plain stores do and nobody waits.
@@ -18,6 +20,7 @@
 
 mod error;
 mod histogram;
+mod kept;
 mod layout;
 mod reader;
 mod record;
@@ -30,7 +33,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
+pub(crate) use kept::{KeptArena, KeptConnection, Most, Moved, Refusal, Waited};
 pub(crate) use reader::ArenaReader;
+pub(crate) use record::{Core, Flags, Key, Place, Record, Records, call_runs, unlink_next, write_call};
 pub(crate) use scoreboard::Scoreboard;
 pub(crate) use snapshot::Snapshot;
 pub(crate) use totals::{Counter, Totals};

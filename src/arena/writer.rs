@@ -13,6 +13,7 @@ use super::layout::{
     HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_COUNTERS, ROW_METHOD, ROW_SINCE_NS, ROW_WORDS,
     WorkerWord,
 };
+use super::record::Records;
 use super::totals::Counter;
 use crate::sys::blocks::Pool;
 use crate::sys::memory::{self, WORD, WritableMemory};
@@ -82,6 +83,12 @@ impl ArenaWriter {
         self.store(WorkerWord::Slot, slot as u64);
         self.store(WorkerWord::StartedNs, now_ns);
         self.set_state(State::Booting);
+    }
+
+    /// The records of connections.
+    pub(crate) fn records(&self) -> Records {
+        let (at, count) = self.layout.records();
+        Records::new(self.memory.words(at, count).unwrap_or_default())
     }
 
     /// Says how far the worker has come: a single store.

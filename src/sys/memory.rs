@@ -116,6 +116,22 @@ impl ReadableMemory {
         fence(Ordering::Acquire);
         Some(value)
     }
+
+    /// A copy of these bytes, which others may change meanwhile; none if they aren't wholly inside.
+    pub(crate) fn copy(&self, bytes: Range<usize>) -> Option<Vec<u8>> {
+        if bytes.end > self.size() || bytes.start > bytes.end {
+            return None;
+        }
+        let first = bytes.start / WORD * WORD;
+        let mut copy = Vec::with_capacity(bytes.len() + 2 * WORD);
+        for offset in (first..bytes.end).step_by(WORD) {
+            // The last word of a mapping that isn't a whole number of them can't be loaded.
+            copy.extend_from_slice(&self.load(offset)?.to_ne_bytes());
+        }
+        copy.truncate(bytes.end - first);
+        copy.drain(..bytes.start - first);
+        Some(copy)
+    }
 }
 
 /// One `mmap` of a part of a sealed memfd, undone on drop.
@@ -223,6 +239,25 @@ mod tests {
         ours.word(4088).unwrap().store(7, Ordering::Release);
         assert_eq!(theirs.load(4088), Some(7));
         assert_eq!((ours.size(), theirs.size()), (4096, 4096));
+    }
+
+    #[test]
+    fn a_copy_begins_and_ends_anywhere() {
+        let fd = sealed(4096);
+        let ours = WritableMemory::map(fd.as_fd(), 4096).unwrap();
+        let theirs = ReadableMemory::map(fd.as_fd(), 4096).unwrap();
+        for word in 0..4 {
+            let bytes = std::array::from_fn(|byte| u8::try_from(word * 8 + byte).unwrap());
+            ours.word(word * 8).unwrap().store(u64::from_ne_bytes(bytes), Ordering::Release);
+        }
+        for start in 0..32_usize {
+            for end in start..32 {
+                let expected: Vec<u8> = (start..end).map(|byte| u8::try_from(byte).unwrap()).collect();
+                assert_eq!(theirs.copy(start..end), Some(expected), "{start}..{end}");
+            }
+        }
+        assert_eq!(theirs.copy(4090..4096).unwrap().len(), 6);
+        assert_eq!(theirs.copy(4090..4097), None);
     }
 
     #[test]
