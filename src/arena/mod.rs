@@ -30,6 +30,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 pub(crate) use reader::ArenaReader;
+pub(crate) use record::Key;
 pub(crate) use scoreboard::Scoreboard;
 pub(crate) use snapshot::Snapshot;
 pub(crate) use totals::{Counter, Totals};

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::arena::Key;
+
 /// The version of this set of messages. Both ends of a line say theirs first.
 pub(crate) const VERSION: u32 = 1;
 
@@ -32,8 +34,19 @@ pub(crate) enum FromTemplate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(crate) enum ToWorker {
-    /// Stop accepting, finish what has begun, end.
+    /// The service ends: stop accepting, finish what has begun, end.
     Drain,
+    /// The service goes on without this worker: let every connection go, finish the calls that run, end.
+    Leave,
+    /// Let so many connections go, so that others serve them.
+    LetGo { count: usize },
+    /// Go on with connections that were worker process `from`'s. Its descriptors are that worker's arena and then a socket for
+    /// each. `cause` is what that worker died of, if it has died.
+    Adopt { from: u32, cause: Option<String>, connections: Vec<Key> },
+    /// Others have what this worker offered: to be forgotten without a word to the peer.
+    Released { connections: Vec<Key> },
+    /// What this worker asked to have kept could not be: they end with it.
+    NotKept { connections: Vec<Key> },
 }
 
 /// From a worker to the supervisor.
@@ -46,6 +59,17 @@ pub(crate) enum FromWorker {
     Ready,
     /// A hook or a state failed; it ends itself.
     BootFailed { reason: String },
-    /// It was asked by a signal to drain and will end by itself.
+    /// It was asked by a signal to end.
     Leaving,
+    /// Connections that should outlive this worker, a descriptor for each.
+    Keep { connections: Vec<Key> },
+    /// Connections that were kept have ended.
+    Closed { connections: Vec<Key> },
+    /// Connections that this worker touches no more: their records are whole and no call of theirs runs.
+    Offered { connections: Vec<Key> },
+    /// This worker goes on with connections that were `from`'s, in the order in which it was asked to, each under this key. None:
+    /// nothing could be made of the record. What is missing at the end did not arrive.
+    Adopted { from: u32, results: Vec<Option<Key>> },
+    /// Calls wait here for threads, and connections could go to where they would not have to.
+    Crowded,
 }

@@ -5,6 +5,8 @@
 //! blocks and never serves a call.
 
 mod children;
+mod hand_over;
+mod keeping;
 mod listeners;
 mod news;
 mod report;
@@ -29,6 +31,7 @@ use crate::sys::process;
 use crate::sys::signals::Signals;
 
 use children::{Template, Workers};
+use hand_over::Keeper;
 pub(crate) use listeners::Listeners;
 use state::{Action, Event, Settings, State, Timer, WorkerId};
 
@@ -83,6 +86,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         timers: BTreeMap::new(),
         template: None,
         workers: Workers::default(),
+        keeper: Keeper::new(config.processes),
         methods: Vec::new(),
         scoreboard: Scoreboard::new(Totals::default()),
         rows: crate::worker::rows(config.threads),
@@ -138,6 +142,7 @@ struct Supervisor {
     timers: BTreeMap<Timer, Instant>,
     template: Option<Template>,
     workers: Workers,
+    keeper: Keeper,
     /// The template's methods, in the order of their numbers in an arena.
     methods: Vec<String>,
     scoreboard: Scoreboard<WorkerId>,
@@ -172,11 +177,13 @@ impl Supervisor {
                 self.decide();
             }
             self.fire_timers();
+            self.hand_over();
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let Some(next) = self.timers.values().min() else {
+        let moments = self.timers.values().copied().chain(self.keeper.try_again_at());
+        let Some(next) = moments.min() else {
             return EpollTimeout::NONE;
         };
         // Rounded up, or the loop would spin through the last millisecond.
@@ -235,7 +242,7 @@ impl Supervisor {
                 Action::StartTemplate => self.start_template(),
                 Action::KillTemplate => self.kill_template(),
                 Action::Fork { worker, slot } => self.request_fork(worker, slot),
-                Action::Drain(worker) => self.tell_to_drain(worker),
+                Action::Drain(worker) => self.tell_to_end(worker),
                 Action::Kill(worker) => {
                     if let Some(worker) = self.workers.get_mut(worker) {
                         worker.kill();

@@ -102,6 +102,7 @@ impl Supervisor {
         worker.log_end(ended, &last, &self.methods);
         let answered = worker.arena.answered() > 0;
         self.scoreboard.end(&id, Some(&last));
+        self.bequeath(id, ended.to_string());
         self.happened(Event::Worker(id, WorkerEvent::Ended { answered }));
     }
 

@@ -28,6 +28,7 @@ impl Supervisor {
         let (line, far_end) = Line::pair()?;
         let memory = arena::create(self.rows, self.methods.len())?;
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
+        self.keeper.keeping.begin(id, memory.try_clone()?);
         let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         descriptors.extend(listeners.duplicates()?);
         self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
@@ -52,6 +53,7 @@ impl Supervisor {
     }
 
     pub(super) fn abandon(&mut self, id: WorkerId) {
+        self.keeper.keeping.ended(id, String::new());
         let Some(mut worker) = self.workers.remove(id) else {
             return;
         };
@@ -62,15 +64,24 @@ impl Supervisor {
         worker.kill();
     }
 
-    pub(super) fn tell_to_drain(&mut self, id: WorkerId) {
+    pub(super) fn tell_to_end(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get_mut(id) {
             worker.end_expected = true;
-            if let Err(error) = worker.line.send(&ToWorker::Drain, Vec::new()) {
-                tracing::warn!(slot = worker.slot, %error, "a worker can't be told to drain and is killed");
-                worker.kill();
-            } else {
-                watch(&self.epoll, &worker.line, token(id));
-            }
+        }
+        let message = if self.state.is_ending() { ToWorker::Drain } else { ToWorker::Leave };
+        self.tell_worker(id, &message);
+    }
+
+    /// Sends a worker a message that it must not miss: one that can't be told is killed.
+    pub(super) fn tell_worker(&mut self, id: WorkerId, message: &ToWorker) {
+        let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.line_open) else {
+            return;
+        };
+        if let Err(error) = worker.line.send(message, Vec::new()) {
+            tracing::warn!(slot = worker.slot, %error, "a worker can't be told anything and is killed");
+            worker.kill();
+        } else if worker.line.has_queued() {
+            watch(&self.epoll, &worker.line, token(id));
         }
     }
 
@@ -98,7 +109,7 @@ impl Supervisor {
                         self.vanished(id);
                     }
                 }
-                Ok(Received::Message(message, _)) => self.worker_says(id, message),
+                Ok(Received::Message(message, descriptors)) => self.worker_says(id, message, descriptors),
                 Err(error) => {
                     tracing::warn!(slot = worker.slot, %error, "a message of a worker is not understood");
                     if error.raw_os_error().is_some() {
@@ -119,7 +130,7 @@ impl Supervisor {
         self.forget_unborn(id, WorkerEvent::Vanished);
     }
 
-    fn worker_says(&mut self, id: WorkerId, message: FromWorker) {
+    fn worker_says(&mut self, id: WorkerId, message: FromWorker, descriptors: Vec<OwnedFd>) {
         let Some(worker) = self.workers.get_mut(id) else {
             return;
         };
@@ -147,9 +158,18 @@ impl Supervisor {
             }
             FromWorker::Leaving => {
                 worker.end_expected = true;
-                tracing::info!(slot, "a worker was signalled to end; it drains and is replaced");
+                tracing::info!(
+                    slot,
+                    "a worker was signalled to end; it lets its connections go and is replaced"
+                );
+                self.tell_worker(id, &ToWorker::Leave);
                 WorkerEvent::Leaving
             }
+            FromWorker::Keep { connections } => return self.keep(id, connections, descriptors),
+            FromWorker::Closed { connections } => return self.keeper.keeping.closed(id, &connections),
+            FromWorker::Offered { connections } => return self.offered(id, connections),
+            FromWorker::Adopted { from, results } => return self.adopted(id, from, results),
+            FromWorker::Crowded => return,
         };
         self.happened(Event::Worker(id, event));
     }

@@ -13,6 +13,8 @@ use nix::sys::epoll::EpollFlags;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::chunk::Chunk;
+use super::leave::Going;
+use crate::arena::Key;
 use crate::rpc::{MethodIndex, Peer, RawJson, Span, native};
 use crate::sys::socket::Socket;
 use crate::wire::length::LengthFraming;
@@ -22,14 +24,6 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// Memory that a thread keeps for the next answers, at most: one large answer must not keep its memory for ever.
 pub(super) const SPARE: usize = 16 * 1024;
-
-/// Where a connection stands in its worker's table. Epoll reports this and never a descriptor, whose number may
-/// belong to another connection by the time the report is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Key {
-    pub(super) index: u32,
-    pub(super) generation: u32,
-}
 
 /// What one connection may have, from the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +45,8 @@ pub(super) struct Connection {
     pub(super) framing: LengthFraming,
     /// The caller is gone; handlers see it without a lock.
     pub(super) gone: AtomicBool,
+    /// The supervisor has a duplicate of the socket, or is being sent one. Set under the lock.
+    pub(super) kept: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -89,6 +85,7 @@ pub(super) struct Interest {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) phase: Phase,
+    pub(super) going: Going,
     /// The first bytes were those of our framing.
     pub(super) recognised: bool,
     pub(super) input: Input,
@@ -168,7 +165,8 @@ pub(super) struct InlineCall {
 
 impl Connection {
     pub(super) fn new(key: Key, socket: Socket, peer: Peer, framing: LengthFraming, now: Instant) -> Self {
-        Self { key, socket, peer, framing, gone: AtomicBool::new(false), state: Mutex::new(State::new(now)) }
+        let (gone, kept) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { key, socket, peer, framing, gone, kept, state: Mutex::new(State::new(now)) }
     }
 
     pub(super) fn lock(self: &Arc<Self>) -> Locked<'_> {
@@ -237,6 +235,7 @@ impl State {
     fn new(now: Instant) -> Self {
         Self {
             phase: Phase::Open,
+            going: Going::Not,
             recognised: false,
             input: Input::default(),
             in_hand: None,
@@ -256,6 +255,7 @@ impl State {
     /// True when another message may be looked at.
     pub(super) fn may_begin(&self, bounds: &Bounds) -> bool {
         self.phase == Phase::Open
+            && self.going == Going::Not
             && !self.runs_inline()
             && self.calls.len() < bounds.in_flight
             && self.output.len() < bounds.output
@@ -339,7 +339,7 @@ impl State {
             Phase::Lingering { .. } => Interest { input: true, output: false },
             Phase::Finishing => Interest { input: false, output: !self.output.is_empty() },
             Phase::Open => Interest {
-                input: !self.input_ended && self.paused.is_none(),
+                input: !self.input_ended && self.paused.is_none() && self.going == Going::Not,
                 output: !self.output.is_empty(),
             },
         }

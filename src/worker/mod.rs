@@ -18,6 +18,8 @@ mod dispatch;
 mod doors;
 mod duty;
 mod flow;
+mod keep;
+mod leave;
 mod listening;
 mod pace;
 mod poller;
@@ -35,16 +37,18 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
+use crate::arena::Key;
 use crate::config::Config;
 use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
 use crate::sys::clock;
 
 use buffers::Buffers;
 pub(crate) use capacity::connections;
-use connection::{Bounds, Connection, Key};
+use connection::{Bounds, Connection};
 use deadlines::Deadlines;
 use dispatch::Gate;
 use duty::Task;
+use keep::Notes;
 use pace::Paces;
 use role::Role;
 pub(crate) use start::{Birth, run};
@@ -87,7 +91,11 @@ pub(crate) struct Shared {
     gate: Gate,
     queue: Sender<Task>,
     buffers: Buffers,
+    /// The service ends: what has begun is finished, and then all is closed.
     draining: AtomicBool,
+    /// This worker ends and the service goes on: connections go to others.
+    leaving: AtomicBool,
+    notes: Mutex<Notes>,
     /// The word that there is no watch lies in the queue.
     wants_watch: AtomicBool,
     /// A door is shut until a connection leaves: the poller wants to hear of it.
@@ -101,6 +109,10 @@ pub(crate) struct Shared {
 enum Due {
     Connection(Key),
     Door(usize),
+    /// There is something to tell the supervisor about connections.
+    Notes,
+    /// The time to drain is up for a worker that leaves.
+    LeaveEnd,
     /// The supervisor is gone and the time to drain is up.
     DrainEnd,
 }
@@ -143,6 +155,8 @@ impl Shared {
             queue,
             buffers: Buffers::new(limits.buffers),
             draining: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            notes: Mutex::new(Notes::new(config.timeouts.keep_after)),
             wants_watch: AtomicBool::new(false),
             wants_room: AtomicBool::new(false),
             wants_thread: AtomicBool::new(false),
@@ -152,6 +166,11 @@ impl Shared {
 
     fn add(&self, fd: impl std::os::fd::AsFd, token: u64) -> std::io::Result<()> {
         Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
+    }
+
+    /// Accepts nothing any more, and ends when its connections have gone, wherever to.
+    fn is_ending(&self) -> bool {
+        self.draining.load(Ordering::SeqCst) || self.leaving.load(Ordering::SeqCst)
     }
 
     fn find(&self, key: Key) -> Option<Arc<Connection>> {
@@ -177,7 +196,7 @@ impl Shared {
     /// A call occupies its thread no longer.
     fn call_ended(&self) {
         self.gate.ended(clock::monotonic_ns());
-        if self.wants_thread.load(Ordering::SeqCst) {
+        if self.wants_thread.load(Ordering::SeqCst) || self.leaving.load(Ordering::SeqCst) {
             self.wake_poller();
         }
     }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::connection::{Connection, Key};
+use super::connection::Connection;
+use crate::arena::Key;
 
 /// Connections by their place; a freed place is used again under the next generation.
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::restart::{Limits, Restarts, Streak};
 use service::Service;
-use slots::Slot;
+use slots::{Phase, Slot};
 use template::Template;
 
 /// The number of a worker process.
@@ -163,6 +163,28 @@ impl State {
         }
         self.finish_if_empty(&mut actions);
         actions
+    }
+
+    /// Workers that can take connections of others. When the service ends, those that drain: what has arrived on a
+    /// connection is still to be answered.
+    pub(crate) fn adopters(&self) -> Vec<WorkerId> {
+        let phases = self.slots.iter().map(|slot| slot.phase);
+        let adopters = phases.filter_map(|phase| match phase {
+            Phase::Ready(worker) => Some(worker),
+            Phase::Draining(worker) if self.is_ending() => Some(worker),
+            Phase::Empty
+            | Phase::BackingOff
+            | Phase::Requested(_)
+            | Phase::Booting(_)
+            | Phase::Draining(_)
+            | Phase::Killed { .. } => None,
+        });
+        adopters.collect()
+    }
+
+    /// The service ends: no worker will ever be ready again.
+    pub(crate) fn is_ending(&self) -> bool {
+        !self.is_serving()
     }
 
     fn due(&mut self, timer: Timer, now: Instant, actions: &mut Vec<Action>) {

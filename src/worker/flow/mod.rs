@@ -17,10 +17,11 @@ use nix::sys::epoll::EpollEvent;
 
 use super::buffers::{LITTLE, Ration};
 use super::chunk::Scratch;
-use super::connection::{Connection, Interest, Key, Locked, Pause, Phase};
+use super::connection::{Connection, Interest, Locked, Pause, Phase};
+use super::leave::Going;
 use super::role::Term;
 use super::{Shared, token_of};
-use crate::arena::Row;
+use crate::arena::{Key, Row};
 use crate::rpc::{Error, Peer};
 use crate::sys::clock;
 use crate::sys::socket::{PeerAddress, Socket};
@@ -91,6 +92,7 @@ impl Hand {
         let make = |key| Connection::new(key, socket, peer, framing, now);
         let connection = self.shared.table.lock().insert(make);
         self.row.connection_opened();
+        self.shared.note(|notes| notes.began(connection.key, now));
         let flags = connection.lock().armed.flags();
         let event = EpollEvent::new(flags, token_of(connection.key));
         let added = self.shared.epoll.add(&connection.socket, event);
@@ -99,6 +101,9 @@ impl Hand {
             tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
             self.close(&mut state);
         } else {
+            if self.shared.leaving.load(Ordering::SeqCst) {
+                state.going = Going::Asked;
+            }
             self.settle(&mut state);
         }
     }
@@ -138,7 +143,7 @@ impl Hand {
 
     fn read(&mut self, state: &mut Locked<'_>) {
         // Epoll may have seen it before it was told not to look.
-        if state.input_ended || state.paused == Some(Pause::Turn) {
+        if state.input_ended || state.paused == Some(Pause::Turn) || state.going != Going::Not {
             return;
         }
         if !state.may_begin(&self.shared.bounds) {
@@ -192,7 +197,7 @@ impl Hand {
         let now = self.now;
         if let Phase::Lingering { until } = state.phase {
             // A worker that ends does not wait for clients that have everything and keep their side open.
-            let all_arrived = self.shared.draining.load(Ordering::SeqCst) && connection.socket.is_settled();
+            let all_arrived = self.shared.is_ending() && connection.socket.is_settled();
             return if until <= now || all_arrived {
                 self.close(&mut state);
             } else {
@@ -272,7 +277,7 @@ impl Hand {
     /// The worker drains: takes what has arrived so far and no more.
     pub(super) fn drain(&mut self, connection: &Arc<Connection>) {
         let mut state = connection.lock();
-        if state.phase == Phase::Open && !state.input_ended {
+        if state.phase == Phase::Open && !state.input_ended && state.going == Going::Not {
             let room = self.scratch.room();
             let mut taken = 0;
             while taken < MOST_AT_DRAIN {
