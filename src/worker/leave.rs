@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::connection::{Connection, Locked, Phase};
+use super::connection::{Answered, Connection, Locked, Phase};
 use super::desk::{Desk, Todo};
 use super::flow::Hand;
 use super::{Due, Shared};
@@ -146,7 +146,7 @@ impl Hand {
                 let method = request.as_ref().map_or("?", |request| &*request.method);
                 let error = Error::crashed(method, DRAINED);
                 self.shared.buffers.hold_on(call.message.len());
-                self.answer_error(&mut state, &error, call.id());
+                self.answer_error(&mut state, &error, call.id(), Answered::Call(&call));
             }
             self.go_on(&mut state);
             let stays = state.going == Going::Asked;
