@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
 
+use super::adopt::Adoption;
 use super::connection::Connection;
 use super::flow::Hand;
 use super::listening::Door;
@@ -39,6 +40,8 @@ pub(super) enum Todo {
     Finish(Arc<Connection>),
     /// Another worker has it.
     Release(Key),
+    /// Another worker had it.
+    TakeUp(Key),
 }
 
 /// The poller's side of the worker.
@@ -60,6 +63,7 @@ pub(super) struct Desk {
     pub(super) log_lines_dropped: u64,
     /// The number of the thread that is the poller.
     pub(super) poller: usize,
+    pub(super) adoptions: VecDeque<Adoption>,
     /// It was said that connections can't be kept.
     pub(super) has_complained: bool,
     /// The time to drain is up for a worker that leaves: what still runs was answered and is cut off.
@@ -136,7 +140,7 @@ impl Desk {
         }
     }
 
-    fn told(&mut self, hand: &mut Hand, message: ToWorker, _descriptors: Vec<OwnedFd>) {
+    fn told(&mut self, hand: &mut Hand, message: ToWorker, descriptors: Vec<OwnedFd>) {
         match message {
             ToWorker::Drain => self.begin_draining(hand),
             ToWorker::Leave => self.begin_leaving(hand),
@@ -145,9 +149,8 @@ impl Desk {
                 self.todo.extend(connections.into_iter().map(Todo::Release));
             }
             ToWorker::NotKept { connections } => self.not_kept(&hand.shared, &connections),
-            ToWorker::Adopt { from, connections, .. } => {
-                let results = connections.iter().map(|_| None).collect();
-                let _ = self.line.send(&FromWorker::Adopted { from, results }, Vec::new());
+            ToWorker::Adopt { from, cause, connections } => {
+                self.adopt(hand, from, cause.as_deref(), &connections, descriptors);
             }
         }
     }

@@ -144,6 +144,7 @@ impl Hand {
             Todo::LetGo(connection) => self.let_connection_go(&connection),
             Todo::Finish(connection) => self.finish(&connection),
             Todo::Release(key) => self.release(key),
+            Todo::TakeUp(key) => self.take_up(key),
         }
     }
 
@@ -171,6 +172,7 @@ impl Hand {
                 Due::Connection(key) => self.due(key, at),
                 Due::Door(number) => desk.lock().look_again(number, self),
                 Due::Notes => desk.lock().tell_notes(&self.shared, self.now()),
+                Due::Adoptions => desk.lock().tell_adoptions(self),
                 Due::LeaveEnd => {
                     desk.lock().has_left = true;
                     self.end_leaving();

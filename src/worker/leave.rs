@@ -116,6 +116,7 @@ impl Hand {
         if let Some(timer) = state.timer.take() {
             self.shared.deadlines.remove(timer, Due::Connection(connection.key));
         }
+        state.commit();
         // Whoever comes to it from now on finds nothing to do.
         state.phase = Phase::Closed;
         state.going = Going::Offered;
@@ -131,6 +132,8 @@ impl Hand {
         };
         let mut state = connection.lock();
         if state.going == Going::Offered {
+            // First: its place is another connection's as soon as this one has left the table.
+            state.leave_record();
             self.shared.table.lock().remove(key);
             state.going = Going::Not;
             self.forget(&mut state);

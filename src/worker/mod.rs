@@ -8,6 +8,7 @@
 //! This file wires the parts together and builds them after the fork. `duty` is what each thread does, `desk` what the
 //! poller looks after, `flow` moves calls; the other parts know nothing of each other.
 
+mod adopt;
 mod buffers;
 mod capacity;
 mod chunk;
@@ -37,7 +38,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
-use crate::arena::{Key, Records, Room};
+use crate::arena::{Key, Most, Records, Room};
 use crate::config::Config;
 use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
 use crate::sys::blocks::Pool;
@@ -50,6 +51,7 @@ use deadlines::Deadlines;
 use dispatch::Gate;
 use duty::Task;
 use keep::Notes;
+use listening::Entrance;
 use pace::Paces;
 use role::Role;
 pub(crate) use start::{Birth, run};
@@ -92,6 +94,9 @@ pub(crate) struct Shared {
     epoll: Arc<Epoll>,
     wake: EventFd,
     table: Mutex<Table>,
+    /// What connections have from the listener that they came in by, by its number.
+    entrances: Vec<Entrance>,
+    most: Most,
     records: Records,
     pool: &'static Pool,
     deadlines: Arc<Deadlines<Due>>,
@@ -124,6 +129,8 @@ enum Due {
     Door(usize),
     /// There is something to tell the supervisor about connections.
     Notes,
+    /// The supervisor is to be told what was adopted.
+    Adoptions,
     /// The time to drain is up for a worker that leaves.
     LeaveEnd,
     /// The supervisor is gone and the time to drain is up.
@@ -160,6 +167,8 @@ impl Shared {
             epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             table: Mutex::default(),
+            entrances: listening::entrances(config),
+            most: Self::most_kept(config),
             records,
             pool,
             deadlines: Arc::new(Deadlines::new()),

@@ -4,6 +4,7 @@
 //! lock with the same steps, so it does not matter which of them comes first. Here is what the poller brings;
 //! `begin` makes calls of bytes, `run` runs them, and `settle` draws the consequences of every change.
 
+mod adopt;
 mod begin;
 mod run;
 mod settle;
@@ -18,8 +19,8 @@ use nix::sys::epoll::EpollEvent;
 use super::buffers::{LITTLE, Ration};
 use super::chunk::Scratch;
 use super::connection::{Answered, Connection, Interest, Locked, Parts, Pause, Phase};
-use super::listening::Entrance;
 use super::leave::Going;
+use super::listening::Entrance;
 use super::role::Term;
 use super::{Shared, token_of};
 use crate::arena::{Core, Key, Row};
@@ -28,10 +29,11 @@ use crate::sys::blocks::Block;
 use crate::sys::clock;
 use crate::sys::socket::{PeerAddress, Socket};
 
+pub(super) use adopt::Prepared;
 pub(super) use begin::Job;
 
 /// The most input taken from one connection when the worker drains: more than any receive queue holds.
-const MOST_AT_DRAIN: u64 = 16 << 20;
+pub(super) const MOST_AT_DRAIN: usize = 16 << 20;
 
 /// One thread's part in the work: what all share, and what is its own.
 pub(super) struct Hand {
@@ -86,10 +88,7 @@ impl Hand {
 
     /// Takes in a connection that was just accepted.
     pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, entrance: Entrance) {
-        let peer = match peer {
-            PeerAddress::Tcp(address) => Peer::Tcp(address),
-            PeerAddress::Unix { uid, pid } => Peer::Unix { uid, pid },
-        };
+        let peer = Peer::from(peer);
         let (now, shared) = (self.now, &self.shared);
         let Entrance { listener, framing } = entrance;
         let (pool, core) = (shared.pool, Core::default());
@@ -301,7 +300,7 @@ impl Hand {
         let mut state = connection.lock();
         if state.phase == Phase::Open && !state.input_ended && state.going == Going::Not {
             let before = state.taken();
-            while state.taken() - before < MOST_AT_DRAIN {
+            while state.taken() - before < MOST_AT_DRAIN as u64 {
                 match state.receive(&mut self.scratch, usize::MAX) {
                     Ok(Some(chunk)) => {
                         if !state.keep(chunk, 0, &self.scratch) {
@@ -315,6 +314,15 @@ impl Hand {
         }
         if state.phase != Phase::Closed {
             self.go_on(&mut state);
+        }
+    }
+}
+
+impl From<PeerAddress> for Peer {
+    fn from(peer: PeerAddress) -> Self {
+        match peer {
+            PeerAddress::Tcp(address) => Self::Tcp(address),
+            PeerAddress::Unix { uid, pid } => Self::Unix { uid, pid },
         }
     }
 }
