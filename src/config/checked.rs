@@ -15,7 +15,9 @@ use super::error::Problems;
 use super::listener::{self, Listener};
 use super::raw::{self, Section};
 use super::size::format_size;
-use super::values::{choice, count, count_u32, count_usize, count_words, duration, share, size, size_or_none};
+use super::values::{
+    choice, count, count_u32, count_usize, count_words, duration, share, size, size_or_none,
+};
 use super::{ConfigError, Overrides, Source};
 use crate::sys::cpus;
 

@@ -28,9 +28,9 @@ impl Config {
             let timeout = method.timeout.map_or("as timeouts.request".to_owned(), show);
             let name = super::error::bare(name);
             line(&mut text, &format!("methods.{name}.timeout"), &timeout);
-            let at_once = method.concurrency.map_or("as many as threads".to_owned(), |most| {
-                format!("{most} at once in each worker")
-            });
+            let at_once = method
+                .concurrency
+                .map_or("as many as threads".to_owned(), |most| format!("{most} at once in each worker"));
             line(&mut text, &format!("methods.{name}.concurrency"), &at_once);
         }
         line(&mut text, "log.level", &self.log.level.to_string());

@@ -158,10 +158,7 @@ fn every_key_is_read_into_its_field() {
         },
         recycle: Recycle { max_requests: 1000, jitter: 0.25, max_memory: 1 << 30 },
         methods: [
-            (
-                "slow".to_owned(),
-                MethodSettings { timeout: Some(seconds(3600)), concurrency: Some(2) },
-            ),
+            ("slow".to_owned(), MethodSettings { timeout: Some(seconds(3600)), concurrency: Some(2) }),
             ("a.b c".to_owned(), MethodSettings::default()),
         ]
         .into(),
@@ -268,10 +265,7 @@ fn a_mistake_is_told_with_line_key_and_what_would_be_right() {
             "restart.max_restarts = true",
             "1: restart.max_restarts: expected a whole number from 0 to 1000000, found true",
         ),
-        (
-            "recycle.jitter = 1.5",
-            "1: recycle.jitter: expected a number from 0.0 to 1.0, found 1.5",
-        ),
+        ("recycle.jitter = 1.5", "1: recycle.jitter: expected a number from 0.0 to 1.0, found 1.5"),
         (
             "recycle.max_memory = '1KiB'",
             "1: recycle.max_memory: expected a size from 1MiB to 1TiB, found \"1KiB\"; \"0\" is no limit",

@@ -96,7 +96,9 @@ pub(super) fn share() -> impl Fn(&DeValue<'_>) -> Result<f64, String> {
     |value| {
         let number = match value {
             DeValue::Float(number) => number.as_str().parse::<f64>().ok(),
-            DeValue::Integer(number) => whole(number).and_then(|whole| u32::try_from(whole).ok()).map(f64::from),
+            DeValue::Integer(number) => {
+                whole(number).and_then(|whole| u32::try_from(whole).ok()).map(f64::from)
+            }
             _ => None,
         };
         let refused = || format!("expected a number from 0.0 to 1.0, found {}", found(value));

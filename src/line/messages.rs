@@ -34,6 +34,10 @@ pub(crate) enum FromTemplate {
 pub(crate) enum ToWorker {
     /// Stop accepting, finish what has begun, end.
     Drain,
+    /// This worker ends and the service goes on: stop accepting, finish what has begun, end.
+    Leave,
+    /// To be answered by the poller, [`FromWorker::HereIAm`].
+    AreYouThere,
 }
 
 /// From a worker to the supervisor.
@@ -48,4 +52,12 @@ pub(crate) enum FromWorker {
     BootFailed { reason: String },
     /// It was asked by a signal to drain and will end by itself.
     Leaving,
+    /// A thread has been in a call of this method since its deadline passed `timeouts.stuck` ago. Said once.
+    Wedged { method: String },
+    /// It has reached what `[recycle]` gives it, and goes on until it is told to leave. Said once.
+    Retiring { why: String },
+    /// It was told to leave, and nothing is left but threads that don't come back: it can be killed.
+    OnlyStuckLeft,
+    /// The answer to a question, or word that somebody has connected to a worker that had no connection.
+    HereIAm,
 }

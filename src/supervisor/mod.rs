@@ -6,9 +6,11 @@
 
 mod children;
 mod listeners;
+mod looks;
 mod news;
 mod report;
 mod restart;
+mod sign_of_life;
 mod state;
 mod template_line;
 mod worker_lines;
@@ -30,6 +32,7 @@ use crate::sys::signals::Signals;
 
 use children::{Template, Workers};
 pub(crate) use listeners::Listeners;
+use sign_of_life::SignsOfLife;
 use state::{Action, Event, Settings, State, Timer, WorkerId};
 
 /// All that a supervisor starts from.
@@ -90,6 +93,8 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         source: setup.source,
         bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         listeners: Some(setup.listeners),
+        stuck: config.timeouts.stuck,
+        signs: SignsOfLife::new(config.timeouts.stuck, crate::worker::LOOKS),
         news: VecDeque::new(),
         finished: None,
     };
@@ -149,6 +154,8 @@ struct Supervisor {
     bell: EventFd,
     /// None once accepting has ended.
     listeners: Option<Listeners>,
+    stuck: Duration,
+    signs: SignsOfLife<WorkerId>,
     /// What happened and has not been decided about.
     news: VecDeque<Event>,
     finished: Option<i32>,
@@ -172,11 +179,13 @@ impl Supervisor {
                 self.decide();
             }
             self.fire_timers();
+            self.look_for_life();
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let Some(next) = self.timers.values().min() else {
+        let timer = self.timers.values().min().copied();
+        let Some(next) = timer.into_iter().chain(self.signs.next_look()).min() else {
             return EpollTimeout::NONE;
         };
         // Rounded up, or the loop would spin through the last millisecond.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
 use super::children::Worker;
@@ -150,9 +150,36 @@ impl Supervisor {
                 tracing::info!(slot, "a worker was signalled to end; it drains and is replaced");
                 WorkerEvent::Leaving
             }
+            FromWorker::HereIAm => {
+                self.signs.heard(id, Instant::now());
+                return;
+            }
+            FromWorker::Wedged { method } => {
+                let pid = worker.pid.map_or(0, Pid::as_raw);
+                tracing::error!(
+                    slot,
+                    pid,
+                    method,
+                    "a worker is wedged: a call is still in its handler timeouts.stuck ({:?}) after its deadline",
+                    self.stuck
+                );
+                return;
+            }
+            FromWorker::Retiring { why } => {
+                tracing::info!(slot, "a worker is to be recycled: {why}");
+                return;
+            }
+            FromWorker::OnlyStuckLeft => {
+                tracing::info!(slot, "nothing is left in a worker but threads that don't come back");
+                return;
+            }
         };
         self.happened(Event::Worker(id, event));
     }
+}
+
+pub(super) fn watch_worker(epoll: &Epoll, worker: &Worker, id: WorkerId) {
+    watch(epoll, &worker.line, token(id));
 }
 
 fn token(worker: WorkerId) -> u64 {

@@ -13,6 +13,7 @@ use nix::sys::epoll::EpollFlags;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::chunk::Chunk;
+use super::ticket::{Place, Ticket};
 use crate::rpc::{MethodIndex, Peer, RawJson, Span, native};
 use crate::sys::socket::Socket;
 use crate::wire::length::LengthFraming;
@@ -123,6 +124,8 @@ pub(super) struct InFlight {
     pub(super) ordered: bool,
     pub(super) message: Chunk,
     pub(super) id: CallId,
+    /// Where it is.
+    pub(super) ticket: Arc<Ticket>,
 }
 
 /// Where a call's id is.
@@ -314,6 +317,7 @@ impl State {
             ordered: call.id.is_none(),
             message,
             id: CallId::Known(call.id),
+            ticket: Arc::new(Ticket::new(Place::Taken, Some(call.method))),
         });
     }
 

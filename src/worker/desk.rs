@@ -14,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::connection::{Connection, Key};
 use super::flow::Hand;
+use super::life::Life;
 use super::listening::Door;
 use super::{Due, Shared};
 use crate::arena::{ArenaWriter, State};
@@ -56,6 +57,10 @@ pub(super) struct Desk {
     pub(super) log_lines_dropped: u64,
     /// The number of the thread that is the poller.
     pub(super) poller: usize,
+    /// Told to leave, with a supervisor that sees to the end.
+    pub(super) is_leaving: bool,
+    pub(super) said_only_stuck: bool,
+    pub(super) life: Life,
 }
 
 impl Desk {
@@ -81,7 +86,11 @@ impl Desk {
     pub(super) fn end_round(&mut self, hand: &mut Hand) {
         let shared = &hand.shared;
         if shared.draining.load(Ordering::SeqCst) && shared.table.lock().len() == 0 {
-            self.end(shared);
+            if self.is_leaving && shared.overdue.lock().has_stuck() {
+                self.say_only_stuck();
+            } else {
+                self.end(shared);
+            }
         }
         let dropped = log::dropped_lines();
         if dropped != self.log_lines_dropped {
@@ -102,6 +111,11 @@ impl Desk {
             match self.line.receive() {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Message(ToWorker::Drain, _)) => self.begin_draining(hand),
+                Ok(Received::Message(ToWorker::Leave, _)) => {
+                    self.is_leaving = true;
+                    self.begin_draining(hand);
+                }
+                Ok(Received::Message(ToWorker::AreYouThere, _)) => self.say(&FromWorker::HereIAm),
                 Ok(Received::Closed) => {
                     let shared = &hand.shared;
                     let _ = shared.epoll.delete(&self.line);
@@ -109,6 +123,7 @@ impl Desk {
                         slot = shared.info.slot(),
                         "the supervisor is gone; finishing what has begun"
                     );
+                    self.is_leaving = false;
                     self.begin_draining(hand);
                     self.bound_draining(&hand.shared);
                     break;
@@ -138,9 +153,36 @@ impl Desk {
     /// SIGTERM to this process alone: it drains, and the supervisor replaces it.
     pub(super) fn leave(&mut self, hand: &mut Hand) {
         let _ = self.term.read();
-        // Where the supervisor is gone its line says so too.
-        let _ = self.line.send(&FromWorker::Leaving, Vec::new());
+        self.say(&FromWorker::Leaving);
         self.begin_draining(hand);
+    }
+
+    /// The moment has come at which a thread is stuck, if it is still in that call.
+    pub(super) fn has_stuck(&mut self, key: Key, number: u64, shared: &Shared) {
+        let Some(method) = shared.overdue.lock().is_due((key, number)) else {
+            return;
+        };
+        let method = method.map_or("?", |method| shared.method_name(method)).to_owned();
+        self.say(&FromWorker::Wedged { method });
+    }
+
+    /// A worker whose threads don't all come back does not run its stop hooks, which may wait for them: it is killed.
+    fn say_only_stuck(&mut self) {
+        if !std::mem::replace(&mut self.said_only_stuck, true) {
+            self.say(&FromWorker::OnlyStuckLeft);
+        }
+    }
+
+    /// Somebody has connected to a worker that had no connection.
+    pub(super) fn is_wanted_again(&mut self, now: Instant) {
+        if self.life.is_to_tell(now) {
+            self.say(&FromWorker::HereIAm);
+        }
+    }
+
+    /// Where the supervisor is gone its line says so too.
+    pub(super) fn say(&mut self, word: &FromWorker) {
+        let _ = self.line.send(word, Vec::new());
     }
 
     fn begin_draining(&mut self, hand: &mut Hand) {

@@ -168,6 +168,7 @@ impl Hand {
             match due {
                 Due::Connection(key) => self.due(key, at),
                 Due::Door(number) => desk.lock().look_again(number, self),
+                Due::Stuck(key, number) => desk.lock().has_stuck(key, number, &self.shared),
                 Due::DrainEnd => {
                     let slot = self.shared.info.slot();
                     tracing::warn!(slot, "calls still run after timeouts.drain; ended");

@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use super::desk::Desk;
 use super::duty::{Duty, Task};
 use super::flow::Hand;
+use super::life::Life;
+use super::queue::Queue;
 use super::{LINE, Shared, TERM, WAKE, capacity, doors, pool, rows};
 use crate::arena::{ArenaWriter, Row, State};
 use crate::config::Config;
@@ -110,7 +112,8 @@ impl Gathered {
         service.worker_start(&info)?;
         // The gate bounds what waits; this is room for that, for what threads are about to take, and for the word that
         // somebody should be the watch.
-        let (queue, tasks) = crossbeam_channel::bounded(config.limits.queue + rows(config.threads));
+        let queue = Queue::new(config.limits.queue + rows(config.threads));
+        let tasks = queue.receiver();
         let shared = Arc::new(Shared::new(service, states, config, info, queue).map_err(failed("epoll"))?);
         let rows = (0..rows(config.threads)).map(|row| arena.row(row)).collect::<Result<_, _>>();
         let rows = rows.map_err(|error| format!("arena: {error}"))?;
@@ -169,6 +172,9 @@ impl Desk {
             todo: std::collections::VecDeque::new(),
             log_lines_dropped: 0,
             poller: 0,
+            is_leaving: false,
+            said_only_stuck: false,
+            life: Life::new(config.timeouts.stuck),
         }
     }
 }

@@ -34,6 +34,7 @@ fn call(state: &mut State, now: Instant, ordered: bool) -> u64 {
         ordered,
         message: Chunk::copy_of(&[0; 10]),
         id: CallId::Known(None),
+        ticket: Arc::new(Ticket::new(Place::Queued, None)),
     });
     number
 }

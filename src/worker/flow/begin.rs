@@ -5,8 +5,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::TrySendError;
-
 use super::Hand;
 use crate::rpc::native::{self, Rejected, Request};
 use crate::rpc::{Error, MethodIndex, RawJson, Span};
@@ -19,8 +17,8 @@ use crate::worker::buffers::LITTLE;
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{CallId, Connection, InFlight, Input, Locked, Pause, Phase, SPARE};
 use crate::worker::dispatch::Refused;
-use crate::worker::duty::Task;
 use crate::worker::pace::Speed;
+use crate::worker::ticket::Ticket;
 
 /// A message longer than this is parsed by a pool thread: it would keep the poller for longer than a quick call may.
 const LARGE: usize = 16 * 1024;
@@ -29,7 +27,7 @@ const LARGE: usize = 16 * 1024;
 pub(super) const TURN: Duration = Duration::from_micros(200);
 
 /// A call on its way to a pool thread.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in crate::worker) struct Job {
     pub(super) connection: Arc<Connection>,
     /// Which of the connection's calls it is.
@@ -37,8 +35,10 @@ pub(in crate::worker) struct Job {
     pub(super) message: Chunk,
     /// Its time counts from here.
     pub(super) arrived: Instant,
-    /// None where the message is left to the pool thread to parse.
+    /// None where the message is left to the pool thread to parse. Where it is known in the queue, the call counts among
+    /// those of its method that run.
     pub(super) call: Option<Parsed>,
+    pub(super) ticket: Arc<Ticket>,
 }
 
 /// What a message asks for. Params and id are places in it.
@@ -197,7 +197,8 @@ impl Hand {
             Speed::Quick => self.shared.role.is_watched(),
             Speed::NeverBlocks => true,
         };
-        if !is_for_poller {
+        // The order counts: a place among those that run is given back by the run.
+        if !is_for_poller || (self.term.is_some() && !self.shared.concurrency.enter_at_once(call.method)) {
             self.enqueue(state, message, Some(call));
             return Next::Message;
         }
@@ -211,9 +212,12 @@ impl Hand {
         // Until its message is parsed a call may take what any may.
         let allowed = call.map_or(self.shared.request_timeout, |call| call.allowed);
         let id = call.map_or(CallId::NotParsed, |call| CallId::Known(call.id));
-        if let Err(refused) = self.shared.gate.admit(allowed) {
-            return self.refuse(state, refused, message, id);
-        }
+        let method = call.map(|call| call.method);
+        let place = match self.shared.admit(method, allowed) {
+            Ok(place) => place,
+            Err(refused) => return self.refuse(state, refused, message, id),
+        };
+        let ticket = Arc::new(Ticket::new(place, method));
         let copy = Chunk::copy_of(message);
         let in_flight = InFlight {
             number: state.next_call_number(),
@@ -223,21 +227,22 @@ impl Hand {
             ordered: matches!(id, CallId::NotParsed | CallId::Known(None)),
             message: copy.clone(),
             id,
+            ticket: Arc::clone(&ticket),
         };
         let connection = Arc::clone(state.connection);
-        let job = Job { connection, number: in_flight.number, message: copy, arrived: self.now, call };
-        match self.shared.queue.try_send(Task::Run(job)) {
-            Ok(()) => state.calls.push(in_flight),
+        let job =
+            Job { connection, number: in_flight.number, message: copy, arrived: self.now, call, ticket };
+        // On the list first: whoever takes the job looks for it there, and waits for the connection's lock.
+        state.calls.push(in_flight);
+        if let Err(job) = self.shared.dispatch(place, job) {
             // The gate admits no more than fit.
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.shared.call_ended();
-                let retry_after = self.shared.gate.retry_after();
-                self.refuse(state, Refused { retry_after }, message, id);
-            }
+            state.take_call(job.number);
+            let retry_after = self.shared.gate.retry_after();
+            self.refuse(state, Refused { retry_after }, message, id);
         }
     }
 
-    fn refuse(&mut self, state: &mut Locked<'_>, refused: Refused, message: &[u8], id: CallId) {
+    pub(super) fn refuse(&mut self, state: &mut Locked<'_>, refused: Refused, message: &[u8], id: CallId) {
         self.row.refused();
         let id = id.in_message(message);
         self.answer_error(state, &Error::overloaded(refused.retry_after), id);

@@ -5,6 +5,7 @@
 //! `begin` makes calls of bytes, `run` runs them, and `settle` draws the consequences of every change.
 
 mod begin;
+mod places;
 mod run;
 mod settle;
 
@@ -229,6 +230,7 @@ impl Hand {
             };
             let call = state.calls.remove(index);
             self.shared.buffers.hold_on(call.message.len());
+            self.shared.gave_up(state.connection.key, &call);
             self.answer_error(state, &error, call.id());
         }
     }

@@ -16,6 +16,7 @@ use crate::rpc::{Call, CallParts, Error};
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
 use crate::worker::chunk::Chunk;
+use crate::worker::concurrency::Entry;
 use crate::worker::connection::{CallId, Connection, InlineCall, Locked, Phase};
 use crate::worker::role::Term;
 use crate::worker::token_of;
@@ -30,6 +31,10 @@ impl Hand {
     /// Runs a call that waited in the queue, on a pool thread.
     pub(in crate::worker) fn run(&mut self, job: &Job) {
         self.look_at_the_clock();
+        if !job.ticket.take() {
+            // Its places were given back when it was given up.
+            return self.let_go(&job.message);
+        }
         let Some(call) = self.start(job) else {
             self.shared.call_ended();
             return;
@@ -38,6 +43,7 @@ impl Hand {
         self.shared.gate.ran(ran.took);
         // Before its answer is sent: whoever reads that finds the thread free.
         self.shared.call_ended();
+        self.shared.leave(call.method, ran.took, self.now_ns);
         let mut state = job.connection.lock();
         // Where the call is no longer on the list its caller was told that the time was up, or is gone.
         let wanted = state.phase != Phase::Closed && state.take_call(job.number).is_some();
@@ -47,6 +53,7 @@ impl Hand {
         }
         drop(state);
         if !wanted {
+            self.shared.came_back((job.connection.key, job.number));
             self.let_go(&job.message);
         }
     }
@@ -86,6 +93,7 @@ impl Hand {
         });
         fail_points::delay();
         let is_poller = shared.role.leave(&term);
+        shared.leave(call.method, ran.took, self.now_ns);
         let is_open = state.phase != Phase::Closed;
         let wanted = if is_poller {
             self.term = Some(term);
@@ -100,6 +108,7 @@ impl Hand {
         };
         self.conclude(state, message, call, &ran, wanted);
         if !wanted {
+            shared.came_back((connection.key, number));
             self.let_go(message);
         }
         if is_poller {
@@ -146,19 +155,40 @@ impl Hand {
             Some(call) => Ok(call),
             None => self.parse(job),
         };
+        let was_known = job.call.is_some();
         let mut state = job.connection.lock();
         let Some(in_flight) = state.calls.iter_mut().find(|call| call.number == job.number) else {
             drop(state);
+            self.shared.came_back((job.connection.key, job.number));
+            self.leave_unrun(job);
             self.let_go(&job.message);
             return None;
         };
         match call {
             Ok(call) if self.now < call.deadline => {
-                in_flight.queued_since = None;
-                if job.call.is_none() {
+                if !was_known {
                     (in_flight.deadline, in_flight.allowed) = (call.deadline, call.allowed);
                     in_flight.ordered = call.id.is_none();
                     in_flight.id = CallId::Known(call.id);
+                    in_flight.ticket.is_for(call.method);
+                    match self.shared.enter(job, call) {
+                        Ok(Entry::Go) => {}
+                        Ok(Entry::Wait) => {
+                            self.go_on(&mut state);
+                            return None;
+                        }
+                        Err(refused) => {
+                            state.take_call(job.number);
+                            self.refuse(&mut state, refused, &job.message, CallId::Known(call.id));
+                            self.go_on(&mut state);
+                            return None;
+                        }
+                    }
+                }
+                if let Some(in_flight) = state.calls.iter_mut().find(|call| call.number == job.number) {
+                    in_flight.queued_since = None;
+                }
+                if !was_known {
                     self.go_on(&mut state);
                 }
                 return Some(call);
@@ -172,8 +202,16 @@ impl Hand {
                 self.answer_error(&mut state, &error, id);
             }
         }
+        self.leave_unrun(job);
         self.go_on(&mut state);
         None
+    }
+
+    /// A call that was let in among those of its method is not run after all.
+    fn leave_unrun(&self, job: &Job) {
+        if let Some(call) = job.call {
+            self.shared.release(call.method, self.now_ns);
+        }
     }
 
     /// Parses a message that the poller has left to this thread.

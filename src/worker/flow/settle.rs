@@ -151,7 +151,12 @@ impl Hand {
         connection.socket.shut_down();
         state.phase = Phase::Closed;
         self.shared.buffers.hold_on(state.held_by_calls());
-        state.calls.clear();
+        for call in std::mem::take(&mut state.calls) {
+            self.shared.gave_up(connection.key, &call);
+        }
+        if let Some(call) = state.inline_call() {
+            self.shared.is_overdue((connection.key, call.number), Some(call.method), call.deadline);
+        }
         state.in_hand = None;
         state.input = Input::default();
         state.output = Output::default();
