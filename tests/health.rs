@@ -201,3 +201,31 @@ fn nobody_is_asked_once_nobody_is_connected() {
     });
     assert!(quiet, "it looks for life although nobody is connected");
 }
+
+/// Calls `method` on one connection until the worker says that it is to be recycled; the line and how many calls it took.
+fn call_until_retiring(service: &Service, method: &str, params: &Value) -> (Value, u64) {
+    let mut wire = service.connect();
+    for calls in 1..200_000 {
+        wire.call(method, params.clone());
+        if calls % 10 == 0 && service.log_so_far().contains("is to be recycled") {
+            return (service.await_text(0, "is to be recycled"), calls);
+        }
+    }
+    panic!("never recycled; seen:\n{}", service.log_so_far());
+}
+
+#[test]
+fn a_worker_that_has_begun_enough_calls_is_recycled() {
+    let service = Service::start("processes = 1\nthreads = 2\n[recycle]\nmax_requests = 200\njitter = 0.5");
+    let (line, calls) = call_until_retiring(&service, "ping", &json!(1));
+    assert!(calls >= 100, "{calls} calls: {line}");
+    assert!(line["message"].as_str().is_some_and(|text| text.contains("recycle.max_requests")), "{line}");
+}
+
+#[test]
+fn a_worker_that_holds_too_much_memory_is_recycled() {
+    let service = Service::start("processes = 1\nthreads = 2\n[recycle]\nmax_memory = \"64MiB\"\njitter = 0");
+    assert_eq!(service.call("leak", json!({ "bytes": 80 << 20 }))["out"], "leak");
+    let (line, _) = call_until_retiring(&service, "ping", &json!(1));
+    assert!(line["message"].as_str().is_some_and(|text| text.contains("recycle.max_memory")), "{line}");
+}

@@ -16,11 +16,13 @@ use super::connection::{Connection, Key};
 use super::flow::Hand;
 use super::life::Life;
 use super::listening::Door;
+use super::recycle::Limits;
 use super::{Due, Shared};
 use crate::arena::{ArenaWriter, State};
 use crate::line::{FromWorker, Line, Received, ToWorker};
 use crate::log;
 use crate::sys::process;
+use crate::sys::resident;
 
 /// What a worker without a supervisor gets beyond the time to drain, to say that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -61,6 +63,7 @@ pub(super) struct Desk {
     pub(super) is_leaving: bool,
     pub(super) said_only_stuck: bool,
     pub(super) life: Life,
+    pub(super) recycle: Limits,
 }
 
 impl Desk {
@@ -91,6 +94,9 @@ impl Desk {
             } else {
                 self.end(shared);
             }
+        }
+        if self.recycle.is_time(hand.now()) {
+            self.look_at_limits(hand.now());
         }
         let dropped = log::dropped_lines();
         if dropped != self.log_lines_dropped {
@@ -155,6 +161,37 @@ impl Desk {
         let _ = self.term.read();
         self.say(&FromWorker::Leaving);
         self.begin_draining(hand);
+    }
+
+    /// Says so where this worker has served enough.
+    fn look_at_limits(&mut self, now: Instant) {
+        let begun = self.arena.begun();
+        let why = self.recycle.count(begun).or_else(|| self.measure_memory(now));
+        if let Some(why) = why {
+            self.say(&FromWorker::Retiring { why });
+        }
+    }
+
+    fn measure_memory(&mut self, now: Instant) -> Option<String> {
+        if !self.recycle.measures(now) {
+            return None;
+        }
+        let own = resident::anonymous().and_then(|bytes| match self.recycle.is_suspicious(bytes) {
+            true => resident::own().map(Some),
+            false => Ok(None),
+        });
+        match own {
+            Ok(None) => None,
+            Ok(Some(own)) => {
+                let done = Instant::now();
+                self.recycle.measured(own, done - now, done)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "recycle.max_memory has no effect: memory can't be measured");
+                self.recycle.give_up_measuring();
+                None
+            }
+        }
     }
 
     /// The moment has come at which a thread is stuck, if it is still in that call.

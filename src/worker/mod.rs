@@ -26,6 +26,7 @@ mod pace;
 mod poller;
 mod pool;
 mod queue;
+mod recycle;
 mod role;
 mod start;
 mod table;

@@ -13,6 +13,7 @@ use super::duty::{Duty, Task};
 use super::flow::Hand;
 use super::life::Life;
 use super::queue::Queue;
+use super::recycle::Limits;
 use super::{LINE, Shared, TERM, WAKE, capacity, doors, pool, rows};
 use crate::arena::{ArenaWriter, Row, State};
 use crate::config::Config;
@@ -175,6 +176,12 @@ impl Desk {
             is_leaving: false,
             said_only_stuck: false,
             life: Life::new(config.timeouts.stuck),
+            // The pid alone would do for those that live; the clock tells apart those that follow each other.
+            recycle: Limits::new(
+                &config.recycle,
+                clock::monotonic_ns() ^ u64::from(std::process::id()),
+                Instant::now(),
+            ),
         }
     }
 }
