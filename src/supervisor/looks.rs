@@ -46,16 +46,15 @@ impl Supervisor {
 
     /// Its end is news like any other death, and what it ran is told then.
     fn end_silent(&mut self, id: WorkerId) {
-        let Some((slot, pid)) = self.workers.get(id).and_then(|worker| Some((worker.slot, worker.pid?)))
-        else {
+        let Some((worker, pid)) = self.workers.get(id).and_then(|worker| Some((worker, worker.pid?))) else {
             return;
         };
+        let (slot, stuck) = (worker.slot, worker.stuck);
         tracing::error!(
             slot,
             pid = pid.as_raw(),
-            "a worker has connections or calls and gave no sign of life for timeouts.stuck ({:?}): it is stopped or \
-             deadlocked, and is killed",
-            self.stuck
+            "a worker has connections or calls and gave no sign of life for timeouts.stuck ({stuck:?}): it is stopped or \
+             deadlocked, and is killed"
         );
         if let Err(error) = process::kill(pid, Signal::SIGKILL) {
             tracing::warn!(slot, %pid, %error, "a worker can't be killed");

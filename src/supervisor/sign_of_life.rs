@@ -13,14 +13,18 @@ use std::time::{Duration, Instant};
 /// The workers that are watched. `W` names one.
 #[derive(Debug)]
 pub(crate) struct SignsOfLife<W> {
-    stuck: Duration,
-    every: Duration,
+    /// How often in `stuck` a worker is looked at.
+    looks: u32,
     next: Option<Instant>,
+    /// From the last look, or the word that began it all, to the next look.
+    interval: Duration,
     watched: BTreeMap<W, Watched>,
 }
 
 #[derive(Debug)]
 struct Watched {
+    /// As its generation has it.
+    stuck: Duration,
     /// It is looked at until then, whatever it has: somebody may have connected since its last word.
     until: Instant,
     /// While a question is open, for how long it has been.
@@ -46,16 +50,19 @@ pub(crate) enum Verdict<W> {
 }
 
 impl<W: Ord + Copy> SignsOfLife<W> {
-    /// `looks` is how often in `stuck`.
-    pub(crate) fn new(stuck: Duration, looks: u32) -> Self {
-        Self { stuck, every: stuck / looks.max(1), next: None, watched: BTreeMap::new() }
+    /// `looks` is how often in its `stuck` a worker is looked at.
+    pub(crate) fn new(looks: u32) -> Self {
+        let interval = Duration::ZERO;
+        Self { looks: looks.max(1), next: None, interval, watched: BTreeMap::new() }
     }
 
     /// A worker has said that it is there.
-    pub(crate) fn heard(&mut self, worker: W, now: Instant) {
-        let until = now + self.every;
-        self.watched.insert(worker, Watched { until, silent: None });
-        self.next.get_or_insert(until);
+    pub(crate) fn heard(&mut self, worker: W, stuck: Duration, now: Instant) {
+        let every = stuck / self.looks;
+        self.watched.insert(worker, Watched { stuck, until: now + every, silent: None });
+        if self.next.is_none() {
+            (self.next, self.interval) = (Some(now + every), every);
+        }
     }
 
     /// When to look next; None while nobody is watched.
@@ -72,8 +79,8 @@ impl<W: Ord + Copy> SignsOfLife<W> {
     /// One look at all that are watched.
     pub(crate) fn look(&mut self, now: Instant, see: impl Fn(W) -> Seen) -> Vec<Verdict<W>> {
         let Some(planned) = self.next else { return Vec::new() };
-        let overslept = now.saturating_duration_since(planned) >= self.every;
-        let (stuck, every) = (self.stuck, self.every);
+        let interval = self.interval;
+        let overslept = now.saturating_duration_since(planned) >= interval;
         let mut verdicts = Vec::new();
         self.watched.retain(|worker, watched| {
             let seen = see(*worker);
@@ -81,9 +88,9 @@ impl<W: Ord + Copy> SignsOfLife<W> {
                 (Seen::Gone, _) => return false,
                 (Seen::Busy | Seen::Idle, Some(_)) if overslept => watched.silent = Some(Duration::ZERO),
                 (Seen::Busy | Seen::Idle, Some(silent)) => {
-                    let silent = silent + every;
+                    let silent = silent + interval;
                     watched.silent = Some(silent);
-                    if silent >= stuck {
+                    if silent >= watched.stuck {
                         verdicts.push(Verdict::Kill(*worker));
                         return false;
                     }
@@ -96,7 +103,9 @@ impl<W: Ord + Copy> SignsOfLife<W> {
             }
             true
         });
-        self.next = (!self.watched.is_empty()).then(|| now + every);
+        let every = self.watched.values().map(|watched| watched.stuck / self.looks).min();
+        self.interval = every.unwrap_or_default();
+        self.next = every.map(|every| now + every);
         verdicts
     }
 }
@@ -105,6 +114,8 @@ impl<W: Ord + Copy> SignsOfLife<W> {
 mod tests {
     use super::*;
     use Verdict::{Ask, Kill};
+
+    const STUCK: Duration = Duration::from_secs(4);
 
     /// One step of a course: at so many seconds, what is heard of worker 7 or seen of it, and what follows.
     enum Step {
@@ -118,10 +129,10 @@ mod tests {
     fn course(steps: &[Step]) -> Option<u64> {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut signs = SignsOfLife::new(Duration::from_secs(4), 4);
+        let mut signs = SignsOfLife::new(4);
         for (number, step) in steps.iter().enumerate() {
             match step {
-                Heard(seconds) => signs.heard(7, at(*seconds)),
+                Heard(seconds) => signs.heard(7, STUCK, at(*seconds)),
                 Look(seconds, seen, expected) => {
                     let verdicts = signs.look(at(*seconds), |_| *seen);
                     assert_eq!(verdicts, *expected, "step {number}");
@@ -222,16 +233,34 @@ mod tests {
     fn each_worker_is_judged_for_itself_and_those_who_owe_an_answer_are_known() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut signs = SignsOfLife::new(Duration::from_secs(4), 4);
-        signs.heard(1, at(0));
-        signs.heard(2, at(0));
+        let mut signs = SignsOfLife::new(4);
+        signs.heard(1, STUCK, at(0));
+        signs.heard(2, STUCK, at(0));
         assert_eq!(signs.look(at(1), |_| Busy), [Ask(1), Ask(2)]);
-        signs.heard(2, at(1));
+        signs.heard(2, STUCK, at(1));
         assert_eq!(signs.asked(), [1]);
         for second in 2..5 {
             assert_eq!(signs.look(at(second), |_| Busy), if second == 2 { vec![Ask(2)] } else { vec![] });
         }
-        signs.heard(2, at(4));
+        signs.heard(2, STUCK, at(4));
         assert_eq!(signs.look(at(5), |_| Busy), [Kill(1), Ask(2)]);
+    }
+
+    #[test]
+    fn workers_of_two_generations_are_judged_each_by_its_own() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut signs = SignsOfLife::new(4);
+        signs.heard(1, STUCK * 2, at(0));
+        signs.heard(2, STUCK, at(0));
+        assert_eq!(signs.look(at(2), |_| Busy), [Ask(1), Ask(2)]);
+        let dead = |second, signs: &mut SignsOfLife<u32>| signs.look(at(second), |_| Busy);
+        assert!((3..6).all(|second| dead(second, &mut signs).is_empty()));
+        assert_eq!(dead(6, &mut signs), [Kill(2)]);
+        assert_eq!(dead(7, &mut signs), []);
+        // From here on every two seconds.
+        assert_eq!(signs.next_look(), Some(at(9)));
+        assert_eq!(dead(9, &mut signs), []);
+        assert_eq!(dead(11, &mut signs), [Kill(1)]);
     }
 }

@@ -22,7 +22,6 @@ use crate::arena::{ArenaWriter, State};
 use crate::line::{FromWorker, Line, Received, ToWorker};
 use crate::log;
 use crate::sys::process;
-use crate::sys::resident;
 
 /// What a worker without a supervisor gets beyond the time to drain, to say that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -116,11 +115,15 @@ impl Desk {
         loop {
             match self.line.receive() {
                 Ok(Received::Nothing) => break,
-                Ok(Received::Message(ToWorker::Drain, _)) => self.begin_draining(hand),
+                Ok(Received::Message(ToWorker::Drain, _)) => {
+                    self.is_leaving = false;
+                    self.begin_draining(hand);
+                }
                 Ok(Received::Message(ToWorker::Leave, _)) => {
                     self.is_leaving = true;
                     self.begin_draining(hand);
                 }
+                Ok(Received::Message(ToWorker::Open, _)) => self.open_late(&hand.shared),
                 Ok(Received::Message(ToWorker::AreYouThere, _)) => self.say(&FromWorker::HereIAm),
                 Ok(Received::Closed) => {
                     let shared = &hand.shared;
@@ -156,65 +159,10 @@ impl Desk {
         }
     }
 
-    /// SIGTERM to this process alone: it drains, and the supervisor replaces it.
-    pub(super) fn leave(&mut self, hand: &mut Hand) {
+    /// SIGTERM to this process alone: the supervisor has it leave as soon as another has taken its place.
+    pub(super) fn ask_to_leave(&mut self) {
         let _ = self.term.read();
         self.say(&FromWorker::Leaving);
-        self.begin_draining(hand);
-    }
-
-    /// Says so where this worker has served enough.
-    fn look_at_limits(&mut self, now: Instant) {
-        let begun = self.arena.begun();
-        let why = self.recycle.count(begun).or_else(|| self.measure_memory(now));
-        if let Some(why) = why {
-            self.say(&FromWorker::Retiring { why });
-        }
-    }
-
-    fn measure_memory(&mut self, now: Instant) -> Option<String> {
-        if !self.recycle.measures(now) {
-            return None;
-        }
-        let own = resident::anonymous().and_then(|bytes| match self.recycle.is_suspicious(bytes) {
-            true => resident::own().map(Some),
-            false => Ok(None),
-        });
-        match own {
-            Ok(None) => None,
-            Ok(Some(own)) => {
-                let done = Instant::now();
-                self.recycle.measured(own, done - now, done)
-            }
-            Err(error) => {
-                tracing::warn!(%error, "recycle.max_memory has no effect: memory can't be measured");
-                self.recycle.give_up_measuring();
-                None
-            }
-        }
-    }
-
-    /// The moment has come at which a thread is stuck, if it is still in that call.
-    pub(super) fn has_stuck(&mut self, key: Key, number: u64, shared: &Shared) {
-        let Some(method) = shared.overdue.lock().is_due((key, number)) else {
-            return;
-        };
-        let method = method.map_or("?", |method| shared.method_name(method)).to_owned();
-        self.say(&FromWorker::Wedged { method });
-    }
-
-    /// A worker whose threads don't all come back does not run its stop hooks, which may wait for them: it is killed.
-    fn say_only_stuck(&mut self) {
-        if !std::mem::replace(&mut self.said_only_stuck, true) {
-            self.say(&FromWorker::OnlyStuckLeft);
-        }
-    }
-
-    /// Somebody has connected to a worker that had no connection.
-    pub(super) fn is_wanted_again(&mut self, now: Instant) {
-        if self.life.is_to_tell(now) {
-            self.say(&FromWorker::HereIAm);
-        }
     }
 
     /// Where the supervisor is gone its line says so too.

@@ -19,6 +19,7 @@ mod dispatch;
 mod doors;
 mod duty;
 mod flow;
+mod health;
 mod life;
 mod listening;
 mod overdue;
