@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::measure::wakeups;
 use support::proc::{timed, worker_pid};
-use support::{Service, Wire, await_gone, code, send_signal};
+use support::{PATIENCE, Service, Wire, await_gone, code, send_signal};
 
 const EXCEEDED: i64 = -32001;
 
@@ -29,6 +29,28 @@ fn a_handler_that_never_returns_makes_its_worker_wedged_and_its_neighbours_finis
     let line = is_wedged(&service);
     assert_eq!((&line["method"], &line["slot"]), (&json!("hang"), &json!(0)));
     assert_eq!(neighbour.receive()["out"], "sleep");
+}
+
+/// Its connections are let go or drained: what matters here is that there is always a worker, and that the old one goes.
+#[test]
+fn a_wedged_worker_is_replaced_first_and_killed_when_nothing_else_is_left_in_it() {
+    let service = Service::start("processes = 1\nthreads = 2\n[timeouts]\nstuck = \"200ms\"");
+    let [old] = service.worker_pids()[..] else { panic!("one worker") };
+    let mark = service.mark();
+    for _ in 0..2 {
+        let mut wire = service.connect();
+        wire.send(HANG);
+        assert_eq!(code(&wire.receive()), EXCEEDED);
+    }
+    is_wedged(&service);
+    let new = service.await_refill(mark, 0);
+    assert_ne!(new, old);
+    service.await_text(mark, "nothing is left in a worker");
+    assert!(await_gone(old, PATIENCE));
+    assert_eq!(service.call("sleep", json!({ "ms": 1 }))["out"], "sleep");
+    let ready = service.position(mark, |line| line["message"] == "worker ready");
+    let ended = service.position(mark, |line| line["pid"] == old && line["cause"].is_string());
+    assert!(ready.is_some() && (ended.is_none() || ready < ended), "{}", service.log_so_far());
 }
 
 #[test]
@@ -152,14 +174,15 @@ fn a_stopped_worker_with_a_connection_is_killed_and_replaced() {
 #[test]
 fn a_stopped_worker_that_nobody_has_connected_to_is_left_alone() {
     let mut service = Service::start("processes = 2\nthreads = 1\n[timeouts]\nstuck = \"100ms\"");
-    let pids = service.worker_pids();
-    send_signal(pids[0], Signal::SIGSTOP);
-    // The other one is asked all the while and answers.
     let mut wire = service.connect();
-    assert_eq!(worker_pid(&mut wire), pids[1]);
+    let busy = worker_pid(&mut wire);
+    let pids = service.worker_pids();
+    let idle = *pids.iter().find(|pid| **pid != busy).expect("two workers");
+    send_signal(idle, Signal::SIGSTOP);
+    // The other one is asked all the while and answers.
     assert_eq!(wire.call("sleep", json!({ "ms": 600 }))["out"], "sleep");
-    assert!(!await_gone(pids[0], Duration::ZERO), "it is still there");
-    send_signal(pids[0], Signal::SIGCONT);
+    assert!(!await_gone(idle, Duration::ZERO), "it is still there");
+    send_signal(idle, Signal::SIGCONT);
     service.stop();
     assert_eq!(service.count_since(0, "no sign of life"), 0);
 }
@@ -202,12 +225,13 @@ fn nobody_is_asked_once_nobody_is_connected() {
     assert!(quiet, "it looks for life although nobody is connected");
 }
 
-/// Calls `method` on one connection until the worker says that it is to be recycled; the line and how many calls it took.
-fn call_until_retiring(service: &Service, method: &str, params: &Value) -> (Value, u64) {
-    let mut wire = service.connect();
-    for calls in 1..200_000 {
-        wire.call(method, params.clone());
-        if calls % 10 == 0 && service.log_so_far().contains("is to be recycled") {
+/// Calls on connections of their own until the worker has been replaced, and no call fails; what it said, and how many
+/// calls it took.
+fn call_until_recycled(service: &Service) -> (Value, u64) {
+    let [old] = service.worker_pids()[..] else { panic!("one worker") };
+    for calls in 1..20_000 {
+        if worker_pid(&mut service.connect()) != old {
+            assert!(await_gone(old, PATIENCE));
             return (service.await_text(0, "is to be recycled"), calls);
         }
     }
@@ -217,7 +241,7 @@ fn call_until_retiring(service: &Service, method: &str, params: &Value) -> (Valu
 #[test]
 fn a_worker_that_has_begun_enough_calls_is_recycled() {
     let service = Service::start("processes = 1\nthreads = 2\n[recycle]\nmax_requests = 200\njitter = 0.5");
-    let (line, calls) = call_until_retiring(&service, "ping", &json!(1));
+    let (line, calls) = call_until_recycled(&service);
     assert!(calls >= 100, "{calls} calls: {line}");
     assert!(line["message"].as_str().is_some_and(|text| text.contains("recycle.max_requests")), "{line}");
 }
@@ -226,6 +250,6 @@ fn a_worker_that_has_begun_enough_calls_is_recycled() {
 fn a_worker_that_holds_too_much_memory_is_recycled() {
     let service = Service::start("processes = 1\nthreads = 2\n[recycle]\nmax_memory = \"64MiB\"\njitter = 0");
     assert_eq!(service.call("leak", json!({ "bytes": 80 << 20 }))["out"], "leak");
-    let (line, _) = call_until_retiring(&service, "ping", &json!(1));
+    let (line, _) = call_until_recycled(&service);
     assert!(line["message"].as_str().is_some_and(|text| text.contains("recycle.max_memory")), "{line}");
 }

@@ -43,11 +43,12 @@ impl Hand {
         self.shared.gate.ran(ran.took);
         // Before its answer is sent: whoever reads that finds the thread free.
         self.shared.call_ended();
-        self.shared.leave(call.method, ran.took, self.now_ns);
         let mut state = job.connection.lock();
         // Where the call is no longer on the list its caller was told that the time was up, or is gone.
         let wanted = state.phase != Phase::Closed && state.take_call(job.number).is_some();
         self.conclude(&mut state, &job.message, &call, &ran, wanted);
+        // Of the same connection, the next one's answer comes behind this one.
+        self.shared.leave(call.method, ran.took, self.now_ns);
         if wanted {
             self.go_on(&mut state);
         }
@@ -93,7 +94,6 @@ impl Hand {
         });
         fail_points::delay();
         let is_poller = shared.role.leave(&term);
-        shared.leave(call.method, ran.took, self.now_ns);
         let is_open = state.phase != Phase::Closed;
         let wanted = if is_poller {
             self.term = Some(term);
@@ -107,6 +107,7 @@ impl Hand {
             is_open && state.take_call(number).is_some()
         };
         self.conclude(state, message, call, &ran, wanted);
+        shared.leave(call.method, ran.took, self.now_ns);
         if !wanted {
             shared.came_back((connection.key, number));
             self.let_go(message);
