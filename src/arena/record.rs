@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::layout::RECORD_WORDS;
 use crate::fail_points;
+use crate::sys::blocks::HEAD_WORDS;
 
 /// Which connection of a worker process: the place of its record, and how often that place was used before.
 ///
@@ -27,8 +29,6 @@ pub(crate) struct Key {
     pub(crate) generation: u32,
 }
 
-/// Words of a record.
-pub(super) const RECORD_WORDS: usize = 64;
 /// Record word: 0 while nobody uses the record, otherwise generation × 2 + 1.
 pub(super) const LIFE: usize = 0;
 /// Record word: the number of the listener that the connection came in by.
@@ -229,7 +229,13 @@ impl Record {
 }
 
 /// The head of a block that holds a queued call, written before a commit links it.
-pub(crate) fn write_call(head: &[AtomicU64; 8], number: u64, next: u64, deadline_ns: u64, length: usize) {
+pub(crate) fn write_call(
+    head: &[AtomicU64; HEAD_WORDS],
+    number: u64,
+    next: u64,
+    deadline_ns: u64,
+    length: usize,
+) {
     store(&head[call_word::NUMBER], number);
     store(&head[call_word::NEXT], next);
     store(&head[call_word::RUNS], 0);
@@ -238,13 +244,13 @@ pub(crate) fn write_call(head: &[AtomicU64; 8], number: u64, next: u64, deadline
 }
 
 /// A thread is about to run the call: from here on a death answers it instead of having it run again.
-pub(crate) fn call_runs(head: &[AtomicU64; 8]) {
+pub(crate) fn call_runs(head: &[AtomicU64; HEAD_WORDS]) {
     store(&head[call_word::RUNS], 1);
 }
 
 /// Takes the call that follows this one out of the list. Its answer has been published, so a reader finds it in the
 /// list and knows that it is done, or doesn't find it.
-pub(crate) fn unlink_next(head: &[AtomicU64; 8], next: u64) {
+pub(crate) fn unlink_next(head: &[AtomicU64; HEAD_WORDS], next: u64) {
     store(&head[call_word::NEXT], next);
 }
 

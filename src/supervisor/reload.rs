@@ -142,6 +142,8 @@ impl Supervisor {
         let begun = self.next.take().map(|next| next.begun);
         let took = begun.map_or_else(|| "0s".to_owned(), |begun| format!("{:.1?}", begun.elapsed()));
         let serving = self.origin.number;
+        // One line, also where the configuration has many mistakes.
+        let why = why.trim_end().replace('\n', "; ");
         tracing::error!(generation, serving, took, "reload failed: {why}");
     }
 }

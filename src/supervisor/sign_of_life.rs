@@ -78,7 +78,7 @@ impl<W: Ord + Copy> SignsOfLife<W> {
 
     /// One look at all that are watched.
     pub(crate) fn look(&mut self, now: Instant, see: impl Fn(W) -> Seen) -> Vec<Verdict<W>> {
-        let Some(planned) = self.next else { return Vec::new() };
+        let Some(planned) = self.next.filter(|next| *next <= now) else { return Vec::new() };
         let interval = self.interval;
         let overslept = now.saturating_duration_since(planned) >= interval;
         let mut verdicts = Vec::new();
@@ -257,10 +257,10 @@ mod tests {
         let dead = |second, signs: &mut SignsOfLife<u32>| signs.look(at(second), |_| Busy);
         assert!((3..6).all(|second| dead(second, &mut signs).is_empty()));
         assert_eq!(dead(6, &mut signs), [Kill(2)]);
+        // From here on every two seconds, and a look before its time is none.
+        assert_eq!(signs.next_look(), Some(at(8)));
         assert_eq!(dead(7, &mut signs), []);
-        // From here on every two seconds.
-        assert_eq!(signs.next_look(), Some(at(9)));
-        assert_eq!(dead(9, &mut signs), []);
-        assert_eq!(dead(11, &mut signs), [Kill(1)]);
+        assert_eq!(dead(8, &mut signs), []);
+        assert_eq!(dead(10, &mut signs), [Kill(1)]);
     }
 }

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use super::children::Worker;
 use super::state::{Event, GenerationId, WorkerEvent, WorkerId};
 use super::{FIRST_WORKER, MOST_MESSAGES, Supervisor, template_line, watch};
-use crate::arena::{self, ArenaReader};
+use crate::arena::{self, ArenaReader, Room};
 use crate::line::{FromWorker, Line, Received, ToTemplate, ToWorker};
 
 impl Supervisor {
@@ -42,7 +42,8 @@ impl Supervisor {
         };
         let (methods, stuck) = (Rc::clone(&terms.methods), terms.config.timeouts.stuck);
         let (line, far_end) = Line::pair()?;
-        let memory = arena::create(crate::worker::rows(terms.config.threads), methods.names.len())?;
+        let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
+        let memory = arena::create(&room)?;
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
         let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         descriptors.extend(listeners.duplicates()?);

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod allocator;
+pub(crate) mod blocks;
 pub(crate) mod child;
 pub(crate) mod clock;
 pub(crate) mod cpus;

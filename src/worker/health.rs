@@ -5,8 +5,8 @@
 use std::time::Instant;
 
 use super::Shared;
-use super::connection::Key;
 use super::desk::Desk;
+use crate::arena::Key;
 use crate::line::FromWorker;
 use crate::sys::resident;
 

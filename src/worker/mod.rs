@@ -41,14 +41,16 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
+use crate::arena::{Key, Records, Room};
 use crate::config::Config;
 use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
+use crate::sys::blocks::Pool;
 use crate::sys::clock;
 
 use buffers::Buffers;
 pub(crate) use capacity::connections;
 use concurrency::Concurrency;
-use connection::{Bounds, Connection, Key};
+use connection::{Bounds, Connection};
 use deadlines::Deadlines;
 use dispatch::Gate;
 use duty::Task;
@@ -69,9 +71,19 @@ const BELL: u64 = LINE - 3;
 /// Listener `n` has the token `FIRST_DOOR - n`.
 const FIRST_DOOR: u64 = LINE - 16;
 
+/// What the arena of a worker has room for, but for its methods.
+pub(crate) fn room(config: &Config) -> Room {
+    Room {
+        rows: rows(config.threads),
+        methods: 0,
+        connections: capacity::most(config),
+        buffers: config.limits.buffers,
+    }
+}
+
 /// Threads that may run calls in a worker with this many pool threads: these, the poller and the watch. Each has a row
 /// of the arena.
-pub(crate) fn rows(threads: usize) -> usize {
+fn rows(threads: usize) -> usize {
     threads + 2
 }
 
@@ -88,6 +100,8 @@ pub(crate) struct Shared {
     epoll: Arc<Epoll>,
     wake: EventFd,
     table: Mutex<Table>,
+    records: Records,
+    pool: &'static Pool,
     deadlines: Arc<Deadlines<Due>>,
     role: Role,
     /// Where the call is that the poller runs, or ran last: a connection's token.
@@ -128,6 +142,7 @@ impl Shared {
         states: States,
         config: &Config,
         info: WorkerInfo,
+        (records, pool): (Records, &'static Pool),
         queue: Queue<Task>,
     ) -> std::io::Result<Self> {
         let limits = &config.limits;
@@ -155,6 +170,8 @@ impl Shared {
             epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             table: Mutex::default(),
+            records,
+            pool,
             deadlines: Arc::new(Deadlines::new()),
             role: Role::new(),
             inline_at: AtomicU64::new(0),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::connection::Key;
+use crate::arena::Key;
 use crate::rpc::MethodIndex;
 
 /// A call: its connection and its number there.

@@ -117,7 +117,9 @@ impl Gathered {
         // somebody should be the watch.
         let queue = Queue::new(config.limits.queue + rows(config.threads));
         let tasks = queue.receiver();
-        let shared = Arc::new(Shared::new(service, states, config, info, queue).map_err(failed("epoll"))?);
+        let memory = (arena.records(), arena.blocks().map_err(|error| format!("arena: {error}"))?);
+        let shared = Shared::new(service, states, config, info, memory, queue).map_err(failed("epoll"))?;
+        let shared = Arc::new(shared);
         let rows = (0..rows(config.threads)).map(|row| arena.row(row)).collect::<Result<_, _>>();
         let rows = rows.map_err(|error| format!("arena: {error}"))?;
         Ok(Self { shared, arena, rows, tasks, term, bell, listeners })

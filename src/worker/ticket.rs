@@ -31,10 +31,22 @@ pub(super) enum Place {
     GivenUp,
 }
 
+/// Of a call in the queue.
+impl Default for Ticket {
+    fn default() -> Self {
+        Self::new(Place::Queued, None)
+    }
+}
+
 impl Ticket {
     pub(super) fn new(place: Place, method: Option<MethodIndex>) -> Self {
         let method = method.map_or(UNKNOWN, |method| method.0);
         Self { place: AtomicU8::new(place.to_word()), method: AtomicUsize::new(method) }
+    }
+
+    /// Of a call that the poller ran when it was relieved.
+    pub(super) fn running(method: MethodIndex) -> Self {
+        Self::new(Place::Taken, Some(method))
     }
 
     /// Known from when its message is parsed.

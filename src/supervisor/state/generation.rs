@@ -17,7 +17,7 @@ pub(super) struct Generation {
     pub(super) slots: Vec<Slot>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) phase: Phase,
     pub(super) streak: Streak,

@@ -148,14 +148,15 @@ impl State {
         };
         let Some(mut slot) = self.serving.slots.pop() else { return };
         actions.push(Action::Tell(format!("one worker fewer: {index}")));
-        if !self.serving.slots.iter().any(Slot::serves) {
-            self.stand_in(index, &mut slot);
+        let idle = self.serving.slots.iter().position(|other| !other.serves());
+        if let Some(idle) = idle {
+            self.stand_in(idle, index, &mut slot);
         }
         self.part_with(index, slot, Parting::Leave, actions);
     }
 
-    /// The only worker that is ready goes on until the one of another slot is.
-    fn stand_in(&mut self, home: usize, slot: &mut Slot) {
+    /// The ready worker of a slot that goes away serves on until the one of slot `idle` is ready.
+    fn stand_in(&mut self, idle: usize, home: usize, slot: &mut Slot) {
         let before = match (slot.phase, slot.predecessor.take()) {
             (_, Some(before)) => before,
             (Phase::Ready(worker), None) => {
@@ -171,7 +172,7 @@ impl State {
                 None,
             ) => return,
         };
-        if let Some(other) = self.serving.slots.first_mut() {
+        if let Some(other) = self.serving.slots.get_mut(idle) {
             other.predecessor = Some(before);
         }
     }

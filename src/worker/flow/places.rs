@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::begin::{Job, Parsed};
+use crate::arena::Key;
 use crate::rpc::MethodIndex;
 use crate::sys::clock;
 use crate::worker::concurrency::Entry;
-use crate::worker::connection::{InFlight, Key};
+use crate::worker::connection::InFlight;
 use crate::worker::dispatch::Refused;
 use crate::worker::duty::Task;
 use crate::worker::overdue::Run;
@@ -36,6 +37,19 @@ impl Shared {
                 (Err(refused), None) => Err(refused),
             },
         }
+    }
+
+    /// A call that was admitted is not run after all.
+    pub(super) fn not_admitted(&self, place: Place, method: Option<MethodIndex>) {
+        match (place, method) {
+            (Place::Listed, Some(method)) => self.concurrency.gave_up(method),
+            (_, method) => self.leave_queue(method),
+        }
+    }
+
+    /// What a caller is told for whose call there was no room.
+    pub(super) fn full(&self) -> Refused {
+        Refused { retry_after: self.gate.retry_after() }
     }
 
     /// Puts a job where its call was admitted to.
