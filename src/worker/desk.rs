@@ -15,7 +15,9 @@ use nix::sys::eventfd::EventFd;
 use super::adopt::Adoption;
 use super::connection::Connection;
 use super::flow::Hand;
+use super::life::Life;
 use super::listening::Door;
+use super::recycle::Limits;
 use super::{Due, Shared};
 use crate::arena::{ArenaWriter, Key, State};
 use crate::line::{FromWorker, Line, Received, ToWorker};
@@ -68,6 +70,9 @@ pub(super) struct Desk {
     pub(super) has_complained: bool,
     /// The time to drain is up for a worker that leaves: what still runs was answered and is cut off.
     pub(super) has_left: bool,
+    pub(super) said_only_stuck: bool,
+    pub(super) life: Life,
+    pub(super) recycle: Limits,
 }
 
 impl Desk {
@@ -93,19 +98,28 @@ impl Desk {
     pub(super) fn end_round(&mut self, hand: &mut Hand) {
         let shared = &hand.shared;
         self.tell_offers(shared);
-        let is_done = if shared.draining.load(Ordering::SeqCst) {
-            true
-        } else {
-            shared.leaving.load(Ordering::SeqCst) && (self.has_left || shared.gate.is_idle())
-        };
-        if is_done && shared.table.lock().len() == 0 {
-            self.tell_notes(shared, hand.now());
-            self.end(shared);
+        if shared.table.lock().len() == 0 {
+            self.end_without_connections(shared, hand.now());
+        }
+        if self.recycle.is_time(hand.now()) {
+            self.look_at_limits(hand.now());
         }
         let dropped = log::dropped_lines();
         if dropped != self.log_lines_dropped {
             hand.row.log_dropped(dropped.wrapping_sub(self.log_lines_dropped));
             self.log_lines_dropped = dropped;
+        }
+    }
+
+    fn end_without_connections(&mut self, shared: &Shared, now: Instant) {
+        let is_leaving = shared.leaving.load(Ordering::SeqCst);
+        let nothing_runs = self.has_left || shared.gate.is_idle();
+        if shared.draining.load(Ordering::SeqCst) || (is_leaving && nothing_runs) {
+            self.tell_notes(shared, now);
+            self.end(shared);
+        }
+        if is_leaving && shared.overdue.lock().has_stuck() {
+            self.say_only_stuck();
         }
     }
 
@@ -145,6 +159,7 @@ impl Desk {
             ToWorker::Drain => self.begin_draining(hand),
             ToWorker::Leave => self.begin_leaving(hand),
             ToWorker::Open => self.open_late(&hand.shared),
+            ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
             ToWorker::LetGo { count } => self.let_some_go(&hand.shared, count),
             ToWorker::Released { connections } => {
                 self.todo.extend(connections.into_iter().map(Todo::Release));
@@ -174,8 +189,12 @@ impl Desk {
     /// SIGTERM to this process alone: the supervisor says when it is time to leave.
     pub(super) fn ask_to_leave(&mut self) {
         let _ = self.term.read();
-        // Where the supervisor is gone its line says so too.
-        let _ = self.line.send(&FromWorker::Leaving, Vec::new());
+        self.say(&FromWorker::Leaving);
+    }
+
+    /// Where the supervisor is gone its line says so too.
+    pub(super) fn say(&mut self, word: &FromWorker) {
+        let _ = self.line.send(word, Vec::new());
     }
 
     fn begin_draining(&mut self, hand: &mut Hand) {

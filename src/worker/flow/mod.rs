@@ -6,6 +6,7 @@
 
 mod adopt;
 mod begin;
+mod places;
 mod run;
 mod settle;
 
@@ -253,6 +254,7 @@ impl Hand {
             };
             let call = state.calls.remove(index);
             self.shared.buffers.hold_on(call.message.len());
+            self.shared.gave_up(state.connection.key, &call);
             self.answer_error(state, &error, call.id(), Answered::Call(&call));
         }
     }
