@@ -258,7 +258,7 @@ fn connections_of_a_unix_socket_go_on() {
         .map(|_| std::os::unix::net::UnixStream::connect(&path).expect("the service accepts"))
         .collect();
     kept.await_kept(4);
-    let mut ask = |stream: &mut std::os::unix::net::UnixStream, method: &str| {
+    let ask = |stream: &mut std::os::unix::net::UnixStream, method: &str| {
         stream.write_all(&framed(&json!({ "in": method, "params": null }).to_string())).expect("it reads");
         let mut prefix = [0; 4];
         stream.read_exact(&mut prefix).expect("an answer");

@@ -79,7 +79,7 @@ impl Supervisor {
         }
         let not_kept = self.keeper.keeping.keep(worker, connections, descriptors);
         if !not_kept.is_empty() {
-            self.tell_worker(worker, &ToWorker::NotKept { connections: not_kept });
+            self.tell(worker, &ToWorker::NotKept { connections: not_kept });
         }
     }
 
@@ -87,7 +87,7 @@ impl Supervisor {
         let not_kept = self.keeper.keeping.offered(worker, connections);
         if !not_kept.is_empty() {
             // Nobody has another descriptor of them, so this closes them.
-            self.tell_worker(worker, &ToWorker::Released { connections: not_kept });
+            self.tell(worker, &ToWorker::Released { connections: not_kept });
         }
     }
 
@@ -104,7 +104,7 @@ impl Supervisor {
             self.try_again_later();
         }
         if !moved.released.is_empty() {
-            self.tell_worker(from, &ToWorker::Released { connections: moved.released });
+            self.tell(from, &ToWorker::Released { connections: moved.released });
         }
     }
 
@@ -165,7 +165,7 @@ impl Supervisor {
 
     fn give_up_waiting(&mut self) {
         for (worker, connections) in self.keeper.keeping.give_up_waiting() {
-            self.tell_worker(worker, &ToWorker::Released { connections });
+            self.tell(worker, &ToWorker::Released { connections });
         }
     }
 }

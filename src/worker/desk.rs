@@ -144,6 +144,7 @@ impl Desk {
         match message {
             ToWorker::Drain => self.begin_draining(hand),
             ToWorker::Leave => self.begin_leaving(hand),
+            ToWorker::Open => self.open_late(&hand.shared),
             ToWorker::LetGo { count } => self.let_some_go(&hand.shared, count),
             ToWorker::Released { connections } => {
                 self.todo.extend(connections.into_iter().map(Todo::Release));
@@ -170,7 +171,7 @@ impl Desk {
         }
     }
 
-    /// SIGTERM to this process alone: the supervisor says when it is time to leave.
+    /// SIGTERM to this process alone: the supervisor has it leave as soon as another has taken its place.
     pub(super) fn ask_to_leave(&mut self) {
         let _ = self.term.read();
         // Where the supervisor is gone its line says so too.

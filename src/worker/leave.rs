@@ -67,7 +67,7 @@ impl Desk {
     /// The supervisor could not keep these: where this worker leaves they can't go on and are finished.
     pub(super) fn not_kept(&mut self, shared: &Shared, keys: &[Key]) {
         shared.are_not_kept(keys);
-        if shared.leaving.load(Ordering::SeqCst) {
+        if shared.lets_go() {
             self.todo.extend(keys.iter().filter_map(|key| shared.find(*key)).map(Todo::Finish));
         }
     }
@@ -142,6 +142,9 @@ impl Hand {
 
     /// The time that running calls had is up: their callers are told, and their connections go.
     pub(super) fn end_leaving(&mut self) {
+        if !self.shared.lets_go() {
+            return;
+        }
         for connection in self.shared.all_connections() {
             let mut state = connection.lock();
             while let Some(call) = state.calls.pop() {
