@@ -4,6 +4,7 @@
 //! into events for `state`, which decides, and performs the actions that come back. It runs no user code, never
 //! blocks and never serves a call.
 
+mod balance;
 mod children;
 mod hand_over;
 mod keeping;
@@ -171,11 +172,12 @@ impl Supervisor {
             }
             self.fire_timers();
             self.hand_over();
+            self.balance();
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let moments = self.timers.values().copied().chain(self.keeper.try_again_at());
+        let moments = self.timers.values().copied().chain(self.keeper.moments());
         let Some(next) = moments.min() else {
             return EpollTimeout::NONE;
         };

@@ -173,6 +173,7 @@ impl Supervisor {
                 let pid = worker.pid.map_or(0, Pid::as_raw);
                 let after = format!("{:.1?}", worker.started.elapsed());
                 tracing::info!(slot, pid, generation, after, "worker ready");
+                self.balance_soon();
                 WorkerEvent::Ready
             }
             FromWorker::BootFailed { reason } => {
@@ -203,10 +204,10 @@ impl Supervisor {
             }
             FromWorker::OnlyStuckLeft => WorkerEvent::OnlyStuckLeft,
             FromWorker::Keep { connections } => return self.keep(id, connections, descriptors),
-            FromWorker::Closed { connections } => return self.keeper.keeping.closed(id, &connections),
+            FromWorker::Closed { connections } => return self.closed(id, &connections),
             FromWorker::Offered { connections } => return self.offered(id, connections),
             FromWorker::Adopted { from, results } => return self.adopted(id, from, results),
-            FromWorker::Crowded => return,
+            FromWorker::Crowded { waiting } => return self.crowded(id, waiting),
         };
         self.happened(Event::Worker(id, event));
     }

@@ -46,8 +46,9 @@ impl Desk {
         self.todo.extend(shared.all_connections().into_iter().map(Todo::LetGo));
     }
 
-    /// Lets some connections go: long-lived ones, of which nobody waits for anything, before others.
-    pub(super) fn let_some_go(&mut self, shared: &Shared, count: usize) {
+    /// Lets some connections go that have lived a while: `busy` ones before others, or those of which nobody waits for
+    /// anything.
+    pub(super) fn let_some_go(&mut self, shared: &Shared, count: usize, busy: bool) {
         let mut candidates: Vec<(bool, Arc<Connection>)> = shared
             .all_connections()
             .into_iter()
@@ -60,7 +61,7 @@ impl Desk {
                 may_go.then_some((is_busy, connection))
             })
             .collect();
-        candidates.sort_by_key(|(is_busy, _)| *is_busy);
+        candidates.sort_by_key(|(is_busy, _)| *is_busy != busy);
         self.todo.extend(candidates.into_iter().take(count).map(|(_, connection)| Todo::LetGo(connection)));
     }
 
