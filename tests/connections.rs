@@ -493,7 +493,8 @@ fn a_worker_that_dies_while_it_adopts_leaves_all_to_the_next() {
         let mark = kept.service.mark();
         let pid = worker_pid(&mut wires[0]);
         kept.kill(pid);
-        let next = kept.service.await_since(mark, "the next is ready", |line| line["message"] == "worker ready");
+        let next =
+            kept.service.await_since(mark, "the next is ready", |line| line["message"] == "worker ready");
         kept.kill(pid_in(&next));
         for (index, wire) in wires.iter_mut().enumerate() {
             assert_eq!(wire.call("echo", json!(index))["result"], index);

@@ -95,15 +95,16 @@ impl Supervisor {
         self.tell(id, how);
     }
 
-    /// A worker that does not hear is of no use.
+    /// Sends a worker a message that it must not miss: one that does not hear is of no use.
     pub(super) fn tell(&mut self, id: WorkerId, message: &ToWorker) {
-        if let Some(worker) = self.workers.get_mut(id) {
-            if let Err(error) = worker.line.send(message, Vec::new()) {
-                tracing::warn!(slot = worker.slot, %error, "a worker can't be told {message:?} and is killed");
-                worker.kill();
-            } else {
-                watch(&self.epoll, &worker.line, token(id));
-            }
+        let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.line_open) else {
+            return;
+        };
+        if let Err(error) = worker.line.send(message, Vec::new()) {
+            tracing::warn!(slot = worker.slot, %error, "a worker can't be told {message:?} and is killed");
+            worker.kill();
+        } else if worker.line.has_queued() {
+            watch(&self.epoll, &worker.line, token(id));
         }
     }
 
@@ -185,7 +186,7 @@ impl Supervisor {
                 tracing::info!(
                     slot,
                     generation,
-                    "a worker was signalled to end; it is replaced, then it drains"
+                    "a worker was signalled to end; it is replaced, then it leaves"
                 );
                 WorkerEvent::Leaving
             }

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::restart::Limits;
-use generation::{Generation, Phase};
+use generation::{Generation, Phase, Slot};
 use reload::Reload;
 use service::Service;
 use succession::{Departing, Stage};
@@ -241,24 +241,21 @@ impl State {
         actions
     }
 
-    /// Workers that can take connections of others: those that are ready in the generation that serves. When the service
-    /// ends, those that drain: what has arrived on a connection is still to be answered.
+    /// Workers that can take connections of others. When the service ends, those that drain: what has arrived on a
+    /// connection is still to be answered.
     pub(crate) fn adopters(&self) -> Vec<WorkerId> {
-        if self.is_ending() {
-            let drains = |departing: &Departing| departing.stage == Stage::Draining;
-            let departing = self.departing.iter().filter(|(_, departing)| drains(departing));
-            return departing.map(|(worker, _)| *worker).collect();
-        }
-        let phases = self.serving.slots.iter().map(|slot| slot.phase);
-        let ready = phases.filter_map(|phase| match phase {
+        let in_slot = |slot: &Slot| match slot.phase {
             Phase::Ready(worker) => Some(worker),
+            // What it was asked to end for is not known; but others may have nobody else.
             Phase::Empty
             | Phase::BackingOff
             | Phase::Requested(_)
             | Phase::Booting(_)
-            | Phase::TooSlow(_) => None,
-        });
-        ready.collect()
+            | Phase::TooSlow(_) => slot.predecessor.map(|before| before.worker),
+        };
+        let serving = self.serving.slots.iter().filter_map(in_slot);
+        let draining = self.departing.iter().filter(|(_, departing)| departing.stage == Stage::Draining);
+        serving.chain(draining.map(|(worker, _)| *worker)).collect()
     }
 
     /// The service ends: no worker will ever be ready again.
