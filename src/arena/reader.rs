@@ -66,11 +66,13 @@ impl ArenaReader {
         // In this order, as in a snapshot: whatever was accepted last is seen.
         let closed = self.sum(Counter::Closed);
         let has_connections = self.sum(Counter::Accepted) > closed;
-        !has_ended && (has_connections || (0..self.layout.rows).any(|row| self.runs(row)))
+        !has_ended && (has_connections || self.running() > 0)
     }
 
-    fn runs(&self, row: usize) -> bool {
-        self.layout.row(row).is_some_and(|row| !self.load(row + ROW_CALL * WORD).is_multiple_of(2))
+    /// How many calls run at this moment.
+    pub(crate) fn running(&self) -> usize {
+        let rows = (0..self.layout.rows).filter_map(|row| self.layout.row(row));
+        rows.filter(|row| !self.load(row + ROW_CALL * WORD).is_multiple_of(2)).count()
     }
 
     fn identity(&self, now_ns: u64) -> Option<Identity> {

@@ -4,6 +4,7 @@
 //! into events for `state`, which decides, and performs the actions that come back. It runs no user code, never
 //! blocks and never serves a call.
 
+mod balance;
 mod children;
 mod hand_over;
 mod keeping;
@@ -86,7 +87,6 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         "listening"
     );
     raise_descriptor_limit(config);
-    let keeper = Keeper::new(config.processes);
     let (state, actions) = State::start(reload::settings(config));
     let mut supervisor = Supervisor {
         epoll,
@@ -95,8 +95,8 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         timers: BTreeMap::new(),
         templates: BTreeMap::new(),
         workers: Workers::default(),
+        keeper: Keeper::new(config.processes),
         all_methods: AllMethods::default(),
-        keeper,
         scoreboard: Scoreboard::new(Totals::default()),
         origin: Origin { number: 1, program: setup.program, source: setup.source },
         terms: Terms {
@@ -142,8 +142,8 @@ struct Supervisor {
     /// Those that have not been reaped, by generation.
     templates: BTreeMap<GenerationId, Template>,
     workers: Workers,
-    all_methods: AllMethods,
     keeper: Keeper,
+    all_methods: AllMethods,
     scoreboard: Scoreboard<WorkerId>,
     /// The generation that serves.
     origin: Origin,
@@ -178,12 +178,13 @@ impl Supervisor {
             self.fire_timers();
             self.hand_over();
             self.look_for_life();
+            self.balance();
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
         let timers = self.timers.values().copied();
-        let others = self.keeper.try_again_at().into_iter().chain(self.signs.next_look());
+        let others = self.keeper.moments().chain(self.signs.next_look());
         let Some(next) = timers.chain(others).min() else {
             return EpollTimeout::NONE;
         };

@@ -102,7 +102,7 @@ impl Shared {
     }
 
     /// A call has left its connection without the answer of a thread; what it had is given back.
-    pub(super) fn gave_up(&self, key: Key, call: &InFlight) {
+    pub(in crate::worker) fn gave_up(&self, key: Key, call: &InFlight) {
         let method = call.ticket.method();
         match (call.ticket.give_up(), method) {
             (Place::Listed, Some(method)) => self.concurrency.gave_up(method),
