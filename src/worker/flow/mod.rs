@@ -313,3 +313,6 @@ impl Hand {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
