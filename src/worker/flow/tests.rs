@@ -205,10 +205,14 @@ fn play(acts: &[Act]) -> u64 {
             }
         }
         let turns = std::mem::take(&mut *poller.shared.turns.lock());
-        turns.into_iter().for_each(|key| poller.take_turn(key));
+        for key in turns {
+            poller.take_turn(key);
+        }
         scene.look();
     };
-    acts.iter().for_each(|act| go_on(&mut poller, &mut pool, act));
+    for act in acts {
+        go_on(&mut poller, &mut pool, act);
+    }
     // What is left comes to its end.
     for _ in 0..10_000 {
         go_on(&mut poller, &mut pool, &Act::Read(255));
