@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::arena::Key;
+
 /// The version of this set of messages. Both ends of a line say theirs first.
 pub(crate) const VERSION: u32 = 1;
 
@@ -12,16 +14,22 @@ pub(crate) enum ToTemplate {
     /// The first message. Its one descriptor holds the text of the configuration, which errors call `source`.
     Begin { version: u32, generation: u32, source: String },
     /// Fork the worker process number `worker` for `slot`. Its descriptors are the worker's line, its arena, the bell and
-    /// then every listener in the order of the configuration.
-    Fork { worker: u32, slot: usize },
+    /// then every listener in the order of the configuration. `doors_shut`: it accepts nothing before it is told to open.
+    Fork {
+        worker: u32,
+        slot: usize,
+        #[serde(default)]
+        doors_shut: bool,
+    },
 }
 
 /// From a template to the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(crate) enum FromTemplate {
-    /// Preload is done; workers of these methods can be forked.
-    Ready { version: u32, methods: Vec<String> },
+    /// Preload is done; workers of these methods can be forked. `config` is what it made of the text it was given, which
+    /// the supervisor has not read.
+    Ready { version: u32, methods: Vec<String>, config: serde_json::Value },
     /// It can't serve and ends itself.
     Failed { reason: String },
     /// The kernel refused to fork worker process `worker`.
@@ -32,8 +40,21 @@ pub(crate) enum FromTemplate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(crate) enum ToWorker {
-    /// Stop accepting, finish what has begun, end.
+    /// The service ends: stop accepting, finish what has begun, end.
     Drain,
+    /// This worker ends and the service goes on: let every connection go, finish running calls, end.
+    Leave,
+    /// Open the doors, with which it was forked shut.
+    Open,
+    /// Let so many connections go, so that others serve them.
+    LetGo { count: usize },
+    /// Go on with connections that were worker process `from`'s. Its descriptors are that worker's arena and then a socket for
+    /// each. `cause` is what that worker died of, if it has died.
+    Adopt { from: u32, cause: Option<String>, connections: Vec<Key> },
+    /// Others have what this worker offered: to be forgotten without a word to the peer.
+    Released { connections: Vec<Key> },
+    /// What this worker asked to have kept could not be: they end with it.
+    NotKept { connections: Vec<Key> },
 }
 
 /// From a worker to the supervisor.
@@ -46,6 +67,23 @@ pub(crate) enum FromWorker {
     Ready,
     /// A hook or a state failed; it ends itself.
     BootFailed { reason: String },
-    /// It was asked by a signal to drain and will end by itself.
+    /// It was asked by a signal to end; it goes on until it is told to leave.
     Leaving,
+    /// A thread is stuck in a call of `method` that nobody waits for any more.
+    Wedged { method: String },
+    /// It has grown or served as much as it may, and goes on until it is told to leave.
+    Retiring { why: String },
+    /// It has let everything go; only calls that are stuck still run.
+    OnlyStuckLeft,
+    /// Connections that should outlive this worker, a descriptor for each.
+    Keep { connections: Vec<Key> },
+    /// Connections that were kept have ended.
+    Closed { connections: Vec<Key> },
+    /// Connections that this worker touches no more: their records are whole and no call of theirs runs.
+    Offered { connections: Vec<Key> },
+    /// This worker goes on with connections that were `from`'s, in the order in which it was asked to, each under this key. None:
+    /// nothing could be made of the record. What is missing at the end did not arrive.
+    Adopted { from: u32, results: Vec<Option<Key>> },
+    /// Calls wait here for threads, and connections could go to where they would not have to.
+    Crowded,
 }

@@ -74,6 +74,11 @@ impl Listener {
         }
     }
 
+    /// Changes how many connections may wait.
+    pub(crate) fn set_backlog(&self, backlog: u32) -> io::Result<()> {
+        set_backlog(self, backlog)
+    }
+
     /// The address it is bound to, with the port the kernel chose where 0 was asked for.
     pub(crate) fn local_tcp_address(&self) -> Option<SocketAddr> {
         match self {
@@ -109,15 +114,17 @@ impl AsFd for Listener {
 }
 
 fn prepare(listener: &impl AsFd, backlog: u32) -> io::Result<()> {
-    // The kernel cuts the backlog to net.core.somaxconn without an error.
-    listen(
-        &listener.as_fd(),
-        Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX)).unwrap_or(Backlog::MAXCONN),
-    )?;
+    set_backlog(listener, backlog)?;
     let flags = nix::fcntl::fcntl(listener.as_fd(), nix::fcntl::FcntlArg::F_GETFL)?;
     let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
     nix::fcntl::fcntl(listener.as_fd(), nix::fcntl::FcntlArg::F_SETFL(flags))?;
     Ok(())
+}
+
+fn set_backlog(listener: &impl AsFd, backlog: u32) -> io::Result<()> {
+    // The kernel cuts the backlog to net.core.somaxconn without an error.
+    let backlog = Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX)).unwrap_or(Backlog::MAXCONN);
+    Ok(listen(&listener.as_fd(), backlog)?)
 }
 
 /// Sorts an error of `accept` by what follows from it. Linux reports errors that were pending on the new
@@ -137,6 +144,31 @@ pub(crate) fn sort_accept_error(error: &io::Error) -> AcceptFailure {
 pub(crate) struct Socket(OwnedFd);
 
 impl Socket {
+    /// A connection that another process accepted, and who is at its other end.
+    ///
+    /// # Errors
+    ///
+    /// It is no connection, or its peer is gone already.
+    pub(crate) fn handed_over(fd: OwnedFd) -> io::Result<(Self, PeerAddress)> {
+        let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+        let peer = match name.family() {
+            Some(AddressFamily::Inet | AddressFamily::Inet6) => {
+                let stream = std::net::TcpStream::from(fd);
+                let peer = PeerAddress::Tcp(stream.peer_addr()?);
+                return Ok((Self(stream.into()), peer));
+            }
+            Some(AddressFamily::Unix) => {
+                let credentials = getsockopt(&fd, sockopt::PeerCredentials)?;
+                PeerAddress::Unix { uid: credentials.uid(), pid: credentials.pid() }
+            }
+            other => {
+                let text = format!("expected a TCP or Unix connection, found family {other:?}");
+                return Err(io::Error::other(text));
+            }
+        };
+        Ok((Self(fd), peer))
+    }
+
     /// Receives what is there; `Ok(0)` is the peer's FIN, `WouldBlock` means nothing is there now.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let received = retry(|| recv(&self.0, &mut *buffer, RecvFlags::DONTWAIT))?;
