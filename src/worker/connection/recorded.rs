@@ -205,7 +205,7 @@ impl State {
         answered: Answered<'_>,
         spare: &mut Option<Block>,
     ) -> bool {
-        let Some(left) = self.output.append(answer, spare, self.pool) else {
+        let Ok(left) = self.output.append(answer, spare, self.pool) else {
             return false;
         };
         let mut linked = None;

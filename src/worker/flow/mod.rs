@@ -327,3 +327,6 @@ impl From<PeerAddress> for Peer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
