@@ -68,6 +68,9 @@ fn assert_told_of_crash(line: &Value, slot: u64, pid: i32, cause: &str) {
     assert!(is_a_duration(line["uptime"].as_str().expect("an uptime")), "{line}");
     let found = line["cause"].as_str().expect("a cause");
     assert!(found == cause || found == format!("{cause} (core dumped)"), "expected {cause}, found {line}");
+    // What kills from outside tells nobody whose fault it was.
+    let culprit = if cause == "SIGKILL" { Value::Null } else { json!("crash") };
+    assert_eq!(line["culprit"], culprit, "{line}");
     let running = line["running"].as_str().expect("what it ran");
     let since = running.strip_prefix("crash for ").unwrap_or_else(|| panic!("{line}"));
     assert!(is_a_duration(since), "{line}");

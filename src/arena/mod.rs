@@ -11,7 +11,8 @@
 //!     each thread  ─ its Row ─────┴─→ the memfd ───┘
 //! ```
 //!
-//! Three rules hold everywhere here. Every word has **one writer**, so plain stores do and nobody waits.
+//! Three rules hold everywhere here. Every word has **one writer**, so plain stores do and nobody waits (but for the one
+//! that names who took the process down, which is swapped once).
 //! A worker may **die between any two stores**, and what a reader then finds is said where the stores are made.
 //! A reader **believes nothing**: a handler may have scribbled over the arena.
 
@@ -30,7 +31,7 @@ use std::sync::atomic::Ordering;
 
 pub(crate) use reader::ArenaReader;
 pub(crate) use scoreboard::Scoreboard;
-pub(crate) use snapshot::Snapshot;
+pub(crate) use snapshot::{Culprit, Snapshot};
 pub(crate) use totals::{Counter, Totals};
 pub(crate) use writer::{ArenaWriter, Outcome, Row};
 

@@ -13,7 +13,7 @@ use super::histogram::{BUCKETS, Histogram};
 use super::layout::{
     HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_COUNTERS, ROW_METHOD, ROW_SINCE_NS, WorkerWord,
 };
-use super::snapshot::{Identity, Running, Snapshot};
+use super::snapshot::{Culprit, Identity, Running, Snapshot};
 use super::totals::{Counter, MethodTotals, Totals};
 use crate::sys::memory::{ReadableMemory, WORD};
 
@@ -56,6 +56,19 @@ impl ArenaReader {
     /// How many calls a handler of this worker has answered, with a result or an error of its own.
     pub(crate) fn answered(&self) -> u64 {
         self.sum(Counter::Ok).saturating_add(self.sum(Counter::Errors))
+    }
+
+    /// The thread that took the process down, by its own word: the number of its row, if there is such a row.
+    ///
+    /// None if nobody has: the process lives, was killed, or died before it could be stored.
+    pub(crate) fn culprit(&self) -> Option<Culprit> {
+        match self.load(self.layout.worker_word(WorkerWord::Culprit)) {
+            0 => None,
+            row => {
+                let row = usize::try_from(row - 1).ok().filter(|row| *row < self.layout.rows);
+                Some(row.map_or(Culprit::Stranger, Culprit::Row))
+            }
+        }
     }
 
     fn identity(&self, now_ns: u64) -> Option<Identity> {

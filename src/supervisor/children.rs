@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::state::WorkerId;
-use crate::arena::{ArenaReader, Scoreboard, Snapshot};
+use crate::arena::{ArenaReader, Culprit, Scoreboard, Snapshot};
 use crate::line::Line;
 use crate::sys::clock;
 use crate::sys::process::{self, Ended};
@@ -59,6 +59,7 @@ impl Worker {
         let pid = self.pid.map_or(0, Pid::as_raw);
         let uptime = format_args!("{:.1?}", self.started.elapsed()).to_string();
         let running = running_calls(snapshot, methods);
+        let culprit = self.culprit(snapshot, methods);
         if self.end_expected && running.is_empty() {
             tracing::info!(slot = self.slot, pid, uptime, cause = ended.to_string(), "worker ended");
         } else if self.end_expected {
@@ -67,12 +68,21 @@ impl Worker {
                 pid,
                 uptime,
                 cause = ended.to_string(),
+                culprit,
                 running,
                 "worker ended with calls running"
             );
         } else {
-            tracing::error!(slot = self.slot, pid, uptime, cause = ended.to_string(), running, "worker died");
+            let cause = ended.to_string();
+            tracing::error!(slot = self.slot, pid, uptime, cause, culprit, running, "worker died");
         }
+    }
+
+    /// The method that took it down: what the thread ran that crashed or called `exit`. None if nobody knows.
+    pub(crate) fn culprit<'m>(&self, last: &Snapshot, methods: &'m [String]) -> Option<&'m str> {
+        let Some(Culprit::Row(row)) = self.arena.culprit() else { return None };
+        let call = last.running.iter().find(|call| call.row == row)?;
+        methods.get(call.method).map(String::as_str)
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod allocator;
 pub(crate) mod child;
 pub(crate) mod clock;
 pub(crate) mod cpus;
+pub(crate) mod culprit;
 pub(crate) mod exec;
 pub(crate) mod limits;
 pub(crate) mod memory;
