@@ -31,6 +31,7 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) timeouts: Timeouts,
     pub(crate) restart: Restart,
+    pub(crate) quarantine: Quarantine,
     /// Settings of single methods, by name. That a method of that name exists is not known here.
     pub(crate) methods: BTreeMap<String, MethodSettings>,
     pub(crate) log: Log,
@@ -84,6 +85,16 @@ pub(crate) struct Restart {
     pub(crate) backoff_max: Duration,
 }
 
+/// What happens to methods that take workers down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Quarantine {
+    /// Crashes of one method within `window` that put it in quarantine. Zero: none is ever put there.
+    pub(crate) crashes: u32,
+    pub(crate) window: Duration,
+    /// From there to the one call that tries the method again.
+    pub(crate) cool_down: Duration,
+}
+
 /// Settings of one method.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct MethodSettings {
@@ -116,6 +127,7 @@ impl Default for Config {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             restart: Restart::default(),
+            quarantine: Quarantine::default(),
             methods: BTreeMap::new(),
             log: Log::default(),
         }
@@ -157,6 +169,12 @@ impl Default for Restart {
             backoff: Duration::from_millis(100),
             backoff_max: Duration::from_secs(30),
         }
+    }
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self { crashes: 3, window: Duration::from_secs(60), cool_down: Duration::from_secs(30) }
     }
 }
 
@@ -233,6 +251,7 @@ fn from_document(document: &DeTable<'_>, problems: &mut Problems) -> Config {
         limits: limits(root.section("limits")),
         timeouts: timeouts(root.section("timeouts")),
         restart: restart(root.section("restart")),
+        quarantine: quarantine(root.section("quarantine")),
         methods: methods(&mut root),
         log: log(root.section("log")),
     };
@@ -294,6 +313,17 @@ fn restart(mut section: Section<'_, '_>) -> Restart {
     }
     section.finish();
     restart
+}
+
+fn quarantine(mut section: Section<'_, '_>) -> Quarantine {
+    let default = Quarantine::default();
+    let quarantine = Quarantine {
+        crashes: section.read("crashes", default.crashes, count_u32(0..=1000)),
+        window: section.read("window", default.window, duration(SHORTEST..=DAY)),
+        cool_down: section.read("cool_down", default.cool_down, duration(SHORTEST..=DAY)),
+    };
+    section.finish();
+    quarantine
 }
 
 fn methods(root: &mut Section<'_, '_>) -> BTreeMap<String, MethodSettings> {

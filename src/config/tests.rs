@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tracing::level_filters::LevelFilter;
 
 use super::*;
-use crate::config::checked::{Limits, MethodSettings, Restart, Timeouts};
+use crate::config::checked::{Limits, MethodSettings, Quarantine, Restart, Timeouts};
 use crate::wire::ByteOrder;
 
 fn source(text: &str) -> Source {
@@ -89,6 +89,10 @@ max_restarts = 0
 window = "1m 30s"
 backoff = "1ms"
 backoff_max = "9s"
+[quarantine]
+crashes = 0
+window = "2m"
+cool_down = "8s"
 [methods.slow]
 timeout = "1h"
 [methods."a.b c"]
@@ -148,6 +152,7 @@ fn every_key_is_read_into_its_field() {
             backoff: Duration::from_millis(1),
             backoff_max: seconds(9),
         },
+        quarantine: Quarantine { crashes: 0, window: seconds(120), cool_down: seconds(8) },
         methods: [
             ("slow".to_owned(), MethodSettings { timeout: Some(seconds(3600)) }),
             ("a.b c".to_owned(), MethodSettings { timeout: None }),
@@ -183,6 +188,9 @@ restart.max_restarts             no limit
 restart.window                   1m 30s
 restart.backoff                  1ms
 restart.backoff_max              9s
+quarantine.crashes               off
+quarantine.window                2m
+quarantine.cool_down             8s
 methods.\"a.b c\".timeout          as timeouts.request
 methods.slow.timeout             1h
 log.level                        trace
@@ -398,7 +406,7 @@ fn every_mistake_is_told_in_the_order_of_the_file() {
 }
 
 /// Every key, and a value of its right type.
-const KEYS: [(&str, &str); 32] = [
+const KEYS: [(&str, &str); 35] = [
     ("listen", "['[::1]:80']"),
     ("processes", "1"),
     ("threads", "1"),
@@ -425,6 +433,9 @@ const KEYS: [(&str, &str); 32] = [
     ("restart.window", "'1s'"),
     ("restart.backoff", "'1s'"),
     ("restart.backoff_max", "'1s'"),
+    ("quarantine.crashes", "1"),
+    ("quarantine.window", "'1s'"),
+    ("quarantine.cool_down", "'1s'"),
     ("methods.NAME.timeout", "'1s'"),
     ("log.level", "'warn'"),
     ("log.format", "'json'"),

@@ -7,6 +7,7 @@
 mod children;
 mod listeners;
 mod news;
+mod quarantine;
 mod report;
 mod restart;
 mod state;
