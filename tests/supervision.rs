@@ -163,8 +163,9 @@ fn a_core_dump_is_told() {
 
 #[test]
 fn fifty_crashes_in_a_row_restart_at_once_and_leave_no_zombie_and_no_descriptor() {
-    let service =
-        Service::start("processes = 1\nthreads = 1\n[restart]\nmax_restarts = 1\nbackoff = \"30s\"");
+    let service = Service::start(
+        "processes = 1\nthreads = 1\n[restart]\nmax_restarts = 1\nbackoff = \"30s\"\n[quarantine]\ncrashes = 0",
+    );
     let descriptors = open_descriptors(service.pid());
     let mut pids = BTreeSet::from([service.workers()[&0]]);
     for _ in 0..50 {

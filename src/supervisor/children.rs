@@ -41,6 +41,10 @@ pub(crate) struct Worker {
     pub(crate) started: Instant,
     /// It was told to end, or said that it will: its end is no news.
     pub(crate) end_expected: bool,
+    /// It reads its line. Before that a word on it would end it.
+    pub(crate) is_ready: bool,
+    /// The methods that were in quarantine when it was asked for, until it is ready.
+    pub(crate) born_refusing: Vec<String>,
 }
 
 impl Worker {

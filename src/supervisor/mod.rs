@@ -4,6 +4,7 @@
 //! into events for `state`, which decides, and performs the actions that come back. It runs no user code, never
 //! blocks and never serves a call.
 
+mod blame;
 mod children;
 mod listeners;
 mod news;
@@ -31,6 +32,7 @@ use crate::sys::signals::Signals;
 
 use children::{Template, Workers};
 pub(crate) use listeners::Listeners;
+use quarantine::Quarantine;
 use state::{Action, Event, Settings, State, Timer, WorkerId};
 
 /// All that a supervisor starts from.
@@ -92,6 +94,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         listeners: Some(setup.listeners),
         news: VecDeque::new(),
+        quarantine: Quarantine::new(blame::limits(config)),
         finished: None,
     };
     // Children of whatever this process was before may have ended before their signal was listened to.
@@ -152,6 +155,7 @@ struct Supervisor {
     listeners: Option<Listeners>,
     /// What happened and has not been decided about.
     news: VecDeque<Event>,
+    quarantine: Quarantine,
     finished: Option<i32>,
 }
 
@@ -177,7 +181,8 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let Some(next) = self.timers.values().min() else {
+        let timers = self.timers.values().min().copied();
+        let Some(next) = [timers, self.quarantine.next_due()].into_iter().flatten().min() else {
             return EpollTimeout::NONE;
         };
         // Rounded up, or the loop would spin through the last millisecond.
@@ -187,6 +192,7 @@ impl Supervisor {
 
     fn fire_timers(&mut self) {
         let now = Instant::now();
+        self.quarantine_due(now);
         let due: Vec<Timer> =
             self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
         for timer in due {

@@ -102,6 +102,8 @@ impl Supervisor {
         worker.log_end(ended, &last, &self.methods);
         let answered = worker.arena.answered() > 0;
         self.scoreboard.end(&id, Some(&last));
+        // Before its replacement is asked for, which has to know what is in quarantine.
+        self.blame_for(id, &worker, &last);
         self.happened(Event::Worker(id, WorkerEvent::Ended { answered }));
     }
 

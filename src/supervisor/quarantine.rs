@@ -285,16 +285,15 @@ impl Quarantine {
         let ran_in_all = |method: &str| {
             self.unclear.iter().all(|(_, suspects)| suspects.iter().any(|one| one.method == method))
         };
-        let costs_more = |suspect: &&Suspect| {
+        let since = |suspect: &Suspect| {
             let before = first.iter().find(|one| one.method == suspect.method).map_or(0, |one| one.answered);
-            suspect.answered.saturating_sub(before) <= worth
+            suspect.answered.saturating_sub(before)
         };
-        let found: BTreeSet<String> = last
-            .iter()
-            .filter(|suspect| ran_in_all(&suspect.method))
-            .filter(costs_more)
-            .map(|suspect| suspect.method.clone())
-            .collect();
+        let candidates = || last.iter().filter(|one| ran_in_all(&one.method) && since(one) <= worth);
+        // What answers while another method does not is more likely to have been beside it.
+        let least = candidates().map(since).min();
+        let found: BTreeSet<String> =
+            candidates().filter(|one| Some(since(one)) == least).map(|one| one.method.clone()).collect();
         if !found.is_empty() {
             // Explained now.
             self.unclear.clear();

@@ -7,6 +7,7 @@ use std::time::Instant;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
+use super::blame::in_force;
 use super::children::Worker;
 use super::state::{Event, WorkerEvent, WorkerId};
 use super::{FIRST_WORKER, GENERATION, MOST_MESSAGES, Supervisor, TEMPLATE, watch};
@@ -31,6 +32,7 @@ impl Supervisor {
         let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         descriptors.extend(listeners.duplicates()?);
         self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
+        let quarantine = in_force(&self.quarantine);
         let worker = Worker {
             slot,
             pid: None,
@@ -39,9 +41,11 @@ impl Supervisor {
             arena,
             started: Instant::now(),
             end_expected: false,
+            is_ready: false,
+            born_refusing: quarantine.iter().map(|shut| shut.method.clone()).collect(),
         };
         self.workers.insert(id, worker);
-        template.line.send(&ToTemplate::Fork { worker: id, slot }, descriptors)?;
+        template.line.send(&ToTemplate::Fork { worker: id, slot, quarantine }, descriptors)?;
         watch(&self.epoll, &template.line, TEMPLATE);
         Ok(())
     }
@@ -139,6 +143,7 @@ impl Supervisor {
                 let pid = worker.pid.map_or(0, Pid::as_raw);
                 let after = format!("{:.1?}", worker.started.elapsed());
                 tracing::info!(slot, pid, generation = GENERATION, after, "worker ready");
+                self.catch_up(id);
                 WorkerEvent::Ready
             }
             FromWorker::BootFailed { reason } => {
@@ -150,11 +155,13 @@ impl Supervisor {
                 tracing::info!(slot, "a worker was signalled to end; it drains and is replaced");
                 WorkerEvent::Leaving
             }
+            FromWorker::TrialWanted { method } => return self.trial_wanted(id, &method),
+            FromWorker::TrialEnded { method, ok } => return self.trial_ended(id, &method, ok),
         };
         self.happened(Event::Worker(id, event));
     }
 }
 
-fn token(worker: WorkerId) -> u64 {
+pub(super) fn token(worker: WorkerId) -> u64 {
     FIRST_WORKER + u64::from(worker)
 }

@@ -13,7 +13,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::config::{self, Config, Overrides, Source};
-use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
+use crate::line::{self, FromTemplate, Line, Quarantined, Received, ToTemplate};
 use crate::rpc::Service;
 use crate::sys::process::{self, Forked};
 use crate::sys::signals;
@@ -133,10 +133,10 @@ impl Template {
         loop {
             match receive(&mut self.line) {
                 Ok(None) => return 0,
-                Ok(Some((ToTemplate::Fork { worker, slot }, descriptors))) => {
+                Ok(Some((ToTemplate::Fork { worker, slot, quarantine }, descriptors))) => {
                     match fork_twice() {
                         Ok(Grandchild::Here) => {
-                            let birth = self.birth(slot, descriptors);
+                            let birth = self.birth(slot, quarantine, descriptors);
                             // The template's own line goes with it: a worker has no business on it.
                             drop(self.line);
                             worker::run(service, self.config, birth)
@@ -162,8 +162,8 @@ impl Template {
         }
     }
 
-    fn birth(&self, slot: usize, descriptors: Vec<OwnedFd>) -> Birth {
-        Birth { slot, generation: self.generation, descriptors }
+    fn birth(&self, slot: usize, quarantine: Vec<Quarantined>, descriptors: Vec<OwnedFd>) -> Birth {
+        Birth { slot, generation: self.generation, quarantine, descriptors }
     }
 }
 

@@ -101,7 +101,7 @@ impl Desk {
         loop {
             match self.line.receive() {
                 Ok(Received::Nothing) => break,
-                Ok(Received::Message(ToWorker::Drain, _)) => self.begin_draining(hand),
+                Ok(Received::Message(message, _)) => self.told(message, hand),
                 Ok(Received::Closed) => {
                     let shared = &hand.shared;
                     let _ = shared.epoll.delete(&self.line);
@@ -117,6 +117,17 @@ impl Desk {
                     tracing::warn!(slot = hand.shared.info.slot(), %error, "a message is not understood");
                 }
             }
+        }
+    }
+
+    fn told(&mut self, message: ToWorker, hand: &mut Hand) {
+        match message {
+            ToWorker::Drain => self.begin_draining(hand),
+            ToWorker::Quarantine { method, for_ms } => {
+                hand.shared.shut_method(&method, Duration::from_millis(for_ms));
+            }
+            ToWorker::Trial { method } => hand.shared.grant_trial(&method),
+            ToWorker::Release { method } => hand.shared.release_method(&method),
         }
     }
 
@@ -158,6 +169,10 @@ impl Desk {
     pub(super) fn woken(&mut self, hand: &mut Hand) {
         let shared = &hand.shared;
         let _ = shared.wake.read();
+        for message in std::mem::take(&mut *shared.outbox.lock()) {
+            // Where the supervisor is gone its line says so too.
+            let _ = self.line.send(&message, Vec::new());
+        }
         self.todo.extend(shared.buffers.feed().into_iter().map(Todo::Feed));
         self.todo.extend(shared.turns.lock().drain(..).map(Todo::Turn));
         self.open_doors(shared);

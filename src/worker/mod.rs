@@ -22,6 +22,7 @@ mod listening;
 mod pace;
 mod poller;
 mod pool;
+mod quarantine;
 mod role;
 mod start;
 mod table;
@@ -36,6 +37,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
 use crate::config::Config;
+use crate::line::FromWorker;
 use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
 use crate::sys::clock;
 
@@ -46,6 +48,7 @@ use deadlines::Deadlines;
 use dispatch::Gate;
 use duty::Task;
 use pace::Paces;
+use quarantine::Quarantine;
 use role::Role;
 pub(crate) use start::{Birth, run};
 use table::Table;
@@ -84,6 +87,9 @@ pub(crate) struct Shared {
     /// Connections that wait until the poller comes round to them.
     turns: Mutex<Vec<Key>>,
     paces: Paces,
+    quarantine: Quarantine,
+    /// What the supervisor is to hear; the poller has the line.
+    outbox: Mutex<Vec<FromWorker>>,
     gate: Gate,
     queue: Sender<Task>,
     buffers: Buffers,
@@ -139,6 +145,8 @@ impl Shared {
             inline_at: AtomicU64::new(0),
             turns: Mutex::default(),
             paces: Paces::new(service.registry()),
+            quarantine: Quarantine::new(service.registry()),
+            outbox: Mutex::default(),
             gate: Gate::new(config.threads, limits.queue, limits.queue_wait),
             queue,
             buffers: Buffers::new(limits.buffers),
@@ -198,6 +206,12 @@ impl Shared {
     /// Has the poller go on with a connection when it comes round.
     fn turn_for(&self, key: Key) {
         self.turns.lock().push(key);
+        self.wake_poller();
+    }
+
+    /// Has the poller tell the supervisor something.
+    fn tell(&self, message: FromWorker) {
+        self.outbox.lock().push(message);
         self.wake_poller();
     }
 

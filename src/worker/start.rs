@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use nix::sys::eventfd::EventFd;
@@ -14,7 +14,7 @@ use super::flow::Hand;
 use super::{LINE, Shared, TERM, WAKE, capacity, doors, pool, rows};
 use crate::arena::{ArenaWriter, Row, State};
 use crate::config::Config;
-use crate::line::{self, FromWorker, Line};
+use crate::line::{self, FromWorker, Line, Quarantined};
 use crate::log;
 use crate::rpc::{Service, WorkerInfo};
 use crate::sys::clock;
@@ -29,6 +29,8 @@ use crate::sys::socket::Listener;
 pub(crate) struct Birth {
     pub(crate) slot: usize,
     pub(crate) generation: u32,
+    /// What it must refuse from the first call on.
+    pub(crate) quarantine: Vec<Quarantined>,
     /// Its line, its arena, the bell, then the listeners in the order of the configuration.
     pub(crate) descriptors: Vec<OwnedFd>,
 }
@@ -47,6 +49,9 @@ pub(crate) fn run(service: Service, config: Config, birth: Birth) -> ! {
         Err(reason) => fail(&mut line, reason),
     };
     let Gathered { shared, arena, rows, tasks, term, bell, listeners } = gathered;
+    for Quarantined { method, for_ms } in birth.quarantine {
+        shared.shut_method(&method, Duration::from_millis(for_ms));
+    }
     let desk = Arc::new(Mutex::new(Desk::new(line, arena, bell, term, &config)));
     match open(&shared, &desk, rows, &tasks, listeners, &config) {
         Ok(mut hand) => {

@@ -285,6 +285,14 @@ fn a_method_that_ran_in_every_one_of_the_last_unclear_deaths_is_taken_for_their_
         "nothing ran",
         &[(0, Kill(1, &[]), ""), (0, Kill(1, &[]), ""), (0, Kill(1, &[]), ""), (0, Kill(1, &[]), "")],
     );
+    course(
+        "one answers less than the others",
+        &[
+            (0, Kill(1, &[("a", 5), ("b", 0), ("c", 0)]), ""),
+            (1, Kill(2, &[("a", 6), ("b", 0), ("c", 1)]), ""),
+            (2, Kill(3, &[("a", 6), ("b", 0), ("c", 9)]), "shut b"),
+        ],
+    );
     // An operator who kills workers by hand kills them at their work, which goes on well in between.
     course(
         "a method that answers much more than it is seen to die",

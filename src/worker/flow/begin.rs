@@ -21,6 +21,7 @@ use crate::worker::connection::{CallId, Connection, InFlight, Input, Locked, Pau
 use crate::worker::dispatch::Refused;
 use crate::worker::duty::Task;
 use crate::worker::pace::Speed;
+use crate::worker::quarantine::Pass;
 
 /// A message longer than this is parsed by a pool thread: it would keep the poller for longer than a quick call may.
 const LARGE: usize = 16 * 1024;
@@ -198,13 +199,24 @@ impl Hand {
             Speed::NeverBlocks => true,
         };
         if !is_for_poller {
-            self.enqueue(state, message, Some(call));
+            match self.shared.quarantine.admits(call.method) {
+                Ok(()) => self.enqueue(state, message, Some(call)),
+                Err(shut) => {
+                    let error = self.shared.quarantined(call.method, shut);
+                    self.answer_error(state, &error, request.id());
+                }
+            }
             return Next::Message;
         }
-        match self.term.take() {
-            Some(term) => self.run_inline(state, chunk, place, &call, term),
-            None => Next::LeaveToPoller,
+        let Some(term) = self.term.take() else {
+            return Next::LeaveToPoller;
+        };
+        if let Err(error) = self.enter(call.method) {
+            self.term = Some(term);
+            self.answer_error(state, &error, request.id());
+            return Next::Message;
         }
+        self.run_inline(state, chunk, place, &call, term)
     }
 
     fn enqueue(&mut self, state: &mut Locked<'_>, message: &[u8], call: Option<Parsed>) {
@@ -241,6 +253,16 @@ impl Hand {
         self.row.refused();
         let id = id.in_message(message);
         self.answer_error(state, &Error::overloaded(refused.retry_after), id);
+    }
+
+    /// Whether a call of this method may run now, on this thread; to be asked right before it does.
+    pub(super) fn enter(&mut self, method: MethodIndex) -> Result<(), Error> {
+        match self.shared.quarantine.enter(method) {
+            Ok(Pass::Free) => {}
+            Ok(Pass::Trial) => self.trial = Some(method),
+            Err(shut) => return Err(self.shared.quarantined(method, shut)),
+        }
+        Ok(())
     }
 
     /// Writes an error answer for a message or call that no handler answers.

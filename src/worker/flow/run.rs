@@ -118,6 +118,9 @@ impl Hand {
         let in_time = self.now < call.deadline;
         let outcome = if wanted && in_time { ran.outcome } else { Outcome::Late };
         self.row.finish(call.method.0, outcome, clock::whole_ns(ran.took));
+        if let Some(method) = self.trial.take() {
+            self.shared.trial_survived(method);
+        }
         if wanted && in_time {
             self.put_out(state);
         } else if wanted {
@@ -152,7 +155,19 @@ impl Hand {
             self.let_go(&job.message);
             return None;
         };
+        // Here and not when it was begun alone: it may have waited since before the quarantine.
+        let refused = match &call {
+            Ok(call) if self.now < call.deadline => self.enter(call.method).err(),
+            Ok(_) | Err(_) => None,
+        };
         match call {
+            Ok(call) if refused.is_some() => {
+                state.take_call(job.number);
+                let id = call.id.map(|span| span.in_message(&job.message));
+                if let Some(error) = refused {
+                    self.answer_error(&mut state, &error, id);
+                }
+            }
             Ok(call) if self.now < call.deadline => {
                 in_flight.queued_since = None;
                 if job.call.is_none() {
