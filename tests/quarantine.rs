@@ -158,7 +158,10 @@ fn every_way_to_take_a_worker_down_counts_and_names_whom_it_can() {
         let service = Service::start("processes = 1\nthreads = 2\n[quarantine]\ncrashes = 2");
         let mark = service.mark();
         for _ in 0..2 {
-            assert_eq!(take_a_worker_down(&service, how)["culprit"], culprit, "{how}");
+            let died = take_a_worker_down(&service, how);
+            assert_eq!(died["culprit"], culprit, "{how}");
+            let fault = if how == "stack" { json!("stack overflow") } else { Value::Null };
+            assert_eq!(died["fault"], fault, "{how}");
         }
         assert_eq!(service.await_text(mark, "in quarantine")["method"], "crash", "{how}");
         // The replacement was not there when it began, and refuses its first call.

@@ -67,7 +67,8 @@ pub(super) enum WorkerWord {
     StartedNs,
     /// 0 until the worker has introduced itself; stored after the others.
     State,
-    /// 0, or the row of the thread that takes the process down, plus 1: the one word that is written by any thread.
+    /// 0, or the row of the thread that takes the process down, plus 1, with a bit for how: the one word that is written by
+    /// any thread.
     Culprit,
 }
 

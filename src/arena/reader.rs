@@ -15,6 +15,7 @@ use super::layout::{
 };
 use super::snapshot::{Culprit, Identity, Running, Snapshot};
 use super::totals::{Counter, MethodTotals, Totals};
+use crate::sys::culprit::{STACK_OVERFLOW, STRANGER};
 use crate::sys::memory::{self, ReadableMemory, WORD};
 
 /// How often a reader tries again to catch a row between two calls.
@@ -66,9 +67,12 @@ impl ArenaReader {
     pub(crate) fn culprit(&self) -> Option<Culprit> {
         match self.load(self.layout.worker_word(WorkerWord::Culprit)) {
             0 => None,
-            row => {
-                let row = usize::try_from(row - 1).ok().filter(|row| *row < self.layout.rows);
-                Some(row.map_or(Culprit::Stranger, Culprit::Row))
+            STRANGER => Some(Culprit::Stranger),
+            number => {
+                let row = usize::try_from((number & !STACK_OVERFLOW).wrapping_sub(1)).ok();
+                let stack_overflow = number & STACK_OVERFLOW != 0;
+                let row = row.filter(|row| *row < self.layout.rows);
+                Some(row.map_or(Culprit::Stranger, |row| Culprit::Row { row, stack_overflow }))
             }
         }
     }

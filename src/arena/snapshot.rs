@@ -40,7 +40,7 @@ impl Running {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Culprit {
     /// The thread with this row.
-    Row(usize),
+    Row { row: usize, stack_overflow: bool },
     /// A thread that runs no calls, such as one that a handler has started.
     Stranger,
 }

@@ -243,6 +243,7 @@ mod tests {
     use super::*;
     use crate::arena::snapshot::Running;
     use crate::arena::{ArenaReader, Culprit, Room, Snapshot, counters, create, writer_and_reader};
+    use crate::sys::culprit::{STACK_OVERFLOW, STRANGER};
 
     /// Performs the first `left` stores and loses the others, as a death does.
     fn dying_after(mut left: usize) -> impl FnMut(&AtomicU64, u64) {
@@ -337,10 +338,12 @@ mod tests {
         row.begin(0, 1);
         assert_eq!(reader.culprit(), None);
         arena.culprit().unwrap().store(3, Ordering::Release);
-        assert_eq!(reader.culprit(), Some(Culprit::Row(2)));
+        assert_eq!(reader.culprit(), Some(Culprit::Row { row: 2, stack_overflow: false }));
         // What the thread ran is told as for any other death.
         assert_eq!(reader.snapshot(0).running, [Running { row: 2, method: 0, number: 1, since_ns: 1 }]);
-        for no_row in [4, u64::MAX] {
+        arena.culprit().unwrap().store(3 | STACK_OVERFLOW, Ordering::Release);
+        assert_eq!(reader.culprit(), Some(Culprit::Row { row: 2, stack_overflow: true }));
+        for no_row in [4, STACK_OVERFLOW, STACK_OVERFLOW | 4, STRANGER - 1, STRANGER] {
             arena.culprit().unwrap().store(no_row, Ordering::Release);
             assert_eq!(reader.culprit(), Some(Culprit::Stranger), "{no_row}");
         }

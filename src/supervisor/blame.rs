@@ -33,7 +33,8 @@ impl Supervisor {
     pub(super) fn blame_for(&mut self, id: WorkerId, worker: &Worker, last: &Snapshot) {
         let blame = match worker.culprit(last, &self.methods) {
             Some(method) => Blame::On(method.to_owned()),
-            None if worker.end_expected => Blame::Nobody,
+            // One that dies while it boots runs no calls, and says nothing about those that do.
+            None if worker.end_expected || !worker.is_ready => Blame::Nobody,
             None => Blame::Unclear,
         };
         let suspects = self.suspects(&blame, last);

@@ -64,6 +64,8 @@ impl Worker {
         let uptime = format_args!("{:.1?}", self.started.elapsed()).to_string();
         let running = running_calls(snapshot, methods);
         let culprit = self.culprit(snapshot, methods);
+        let overflow = matches!(self.arena.culprit(), Some(Culprit::Row { stack_overflow: true, .. }));
+        let fault = overflow.then_some("stack overflow");
         if self.end_expected && running.is_empty() {
             tracing::info!(slot = self.slot, pid, uptime, cause = ended.to_string(), "worker ended");
         } else if self.end_expected {
@@ -73,18 +75,19 @@ impl Worker {
                 uptime,
                 cause = ended.to_string(),
                 culprit,
+                fault,
                 running,
                 "worker ended with calls running"
             );
         } else {
             let cause = ended.to_string();
-            tracing::error!(slot = self.slot, pid, uptime, cause, culprit, running, "worker died");
+            tracing::error!(slot = self.slot, pid, uptime, cause, culprit, fault, running, "worker died");
         }
     }
 
     /// The method that took it down: what the thread ran that crashed or called `exit`. None if nobody knows.
     pub(crate) fn culprit<'m>(&self, last: &Snapshot, methods: &'m [String]) -> Option<&'m str> {
-        let Some(Culprit::Row(row)) = self.arena.culprit() else { return None };
+        let Some(Culprit::Row { row, .. }) = self.arena.culprit() else { return None };
         let call = last.running.iter().find(|call| call.row == row)?;
         methods.get(call.method).map(String::as_str)
     }

@@ -15,9 +15,11 @@
 //! SIGSEGV and SIGBUS that tell an overflow of the stack; a worker has reset those with all others (see
 //! `process::reset_signals`). The stacks are still there, and are used here, so a thread that has overflowed its stack
 //! can still run the handler; one that has none, as std made none where somebody else handled SIGSEGV before `main`, gets one.
+//! What std's handlers tell, this one does, as a bit of the number.
 
 use std::cell::Cell;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +42,15 @@ const CRASHES: [Signal; 7] = [
 /// Stored for a thread that has not said which it is: one that a handler has started.
 pub(crate) const STRANGER: u64 = u64::MAX;
 
+/// Added to the number of a thread that has overflowed its stack.
+pub(crate) const STACK_OVERFLOW: u64 = 1 << 32;
+
+/// How far below a stack an access counts as an overflow of it: more than the guard, as functions may need much at once.
+const BELOW_STACK: usize = 64 * 1024;
+
+/// How far above its end, as the C library and the kernel differ about whose the guard is.
+const ABOVE_END: usize = 4096;
+
 /// Room for the handler and for the registers that the kernel saves; those alone are over 10 KiB on some processors.
 const SIGNAL_STACK: usize = 64 * 1024;
 
@@ -56,6 +67,8 @@ thread_local! {
     /// plain load, in a signal handler too; it has been written before, so its memory is there even where a dynamic linker
     /// makes that at first use.
     static NUMBER: Cell<u64> = const { Cell::new(STRANGER) };
+    /// The lowest address of this thread's stack; 0 where that is not known. As above.
+    static STACK_END: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Has the culprit's number stored in `word` when this process crashes or calls `exit`. Once, in a process that was just
@@ -84,14 +97,15 @@ pub(crate) fn record(word: &'static AtomicU64) -> io::Result<()> {
 }
 
 /// Says which number is stored when the calling thread is the culprit, and sees to it that the thread can run a handler when
-/// its stack has overflowed. `number` is neither 0 nor [`STRANGER`].
+/// its stack has overflowed. `number` is not 0 and below [`STACK_OVERFLOW`].
 ///
 /// # Errors
 ///
 /// The kernel refuses the stack.
 pub(crate) fn this_thread_is(number: u64) -> io::Result<()> {
-    debug_assert!(number != 0 && number != STRANGER, "{number} has a meaning of its own");
+    debug_assert!(number != 0 && number < STACK_OVERFLOW, "{number} has a meaning of its own");
     NUMBER.set(number);
+    STACK_END.set(end_of_this_stack().unwrap_or(0));
     let mut current = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: 0, ss_size: 0 };
     // SAFETY: a null new stack changes nothing; `current` is writable and large enough for the one there is.
     Errno::result(unsafe { libc::sigaltstack(ptr::null(), &raw mut current) })?;
@@ -106,19 +120,41 @@ pub(crate) fn this_thread_is(number: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// The lowest address of the calling thread's stack.
+fn end_of_this_stack() -> Option<usize> {
+    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    let (mut end, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: the thread is the calling one, so it lives; `attributes` is writable, and initialised where this returns 0.
+    if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: `attributes` was initialised just now; the other pointers are to locals.
+    let failed = unsafe { libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut end, &raw mut size) };
+    // SAFETY: it was initialised above and is not used again.
+    unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
+    (failed == 0).then(|| end.addr())
+}
+
+/// Async-signal-safe: two loads.
+fn is_at_the_end_of_the_stack(address: usize) -> bool {
+    let end = STACK_END.try_with(Cell::get).unwrap_or(0);
+    end != 0 && (end.saturating_sub(BELOW_STACK)..end.saturating_add(ABOVE_END)).contains(&address)
+}
+
 /// Async-signal-safe: loads, one compare-and-swap, `getpid`.
-fn store_number() {
+fn store_number(extra: u64) {
     let Some(record) = RECORD.get() else { return };
     // SAFETY: it takes nothing and can't fail.
     if unsafe { libc::getpid() } != record.pid {
         return;
     }
     let number = NUMBER.try_with(Cell::get).unwrap_or(STRANGER);
+    let number = if number == STRANGER { number } else { number | extra };
     let _ = record.word.compare_exchange(0, number, Ordering::AcqRel, Ordering::Relaxed);
 }
 
 extern "C" fn exiting() {
-    store_number();
+    store_number(0);
 }
 
 /// Async-signal-safe: beside [`store_number`] it calls `signal`, `raise` and `getpid` alone, and takes no lock.
@@ -131,7 +167,10 @@ extern "C" fn crashed(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     // A signal from outside reaches some thread, whatever that does.
     // SAFETY: `getpid` takes nothing and can't fail.
     if is_a_fault || sender == unsafe { libc::getpid() } {
-        store_number();
+        let is_access = is_a_fault && matches!(signal, libc::SIGSEGV | libc::SIGBUS);
+        // SAFETY: as above; an access that faults has an address.
+        let is_overflow = is_access && is_at_the_end_of_the_stack(unsafe { (*info).si_addr() }.addr());
+        store_number(if is_overflow { STACK_OVERFLOW } else { 0 });
     }
     // SAFETY: the default is no function, so no code of ours runs when the signal comes again.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
@@ -266,10 +305,10 @@ mod tests {
             ("abort", by_signal(libc::SIGABRT), MAIN),
             ("exit", by_exit(3), MAIN),
             ("raise", by_signal(libc::SIGFPE), MAIN),
-            ("stack", by_signal(libc::SIGSEGV), MAIN),
+            ("stack", by_signal(libc::SIGSEGV), MAIN | STACK_OVERFLOW),
             ("segv in another thread", by_signal(libc::SIGSEGV), OTHER),
-            ("stack of another thread", by_signal(libc::SIGSEGV), OTHER),
-            ("stack of a thread without a signal stack", by_signal(libc::SIGSEGV), OTHER),
+            ("stack of another thread", by_signal(libc::SIGSEGV), OTHER | STACK_OVERFLOW),
+            ("stack of a thread without a signal stack", by_signal(libc::SIGSEGV), OTHER | STACK_OVERFLOW),
             ("exit in another thread", by_exit(4), OTHER),
             ("segv in a stranger", by_signal(libc::SIGSEGV), STRANGER),
             // What no handler sees, what comes from outside, and what only a child has done names nobody.
