@@ -241,7 +241,8 @@ fn one_call_in_the_whole_service_tries_it_again_and_one_that_comes_back_releases
     for wire in &mut wires {
         assert_eq!(first_that_runs(wire, &crash("none"))["out"], "crash");
     }
-    assert_eq!(service.count_since(mark, "may be tried"), 1);
+    // How often the trial was granted depends on who had asked before; it moves on where nobody comes for it.
+    assert_eq!(service.count_since(mark, "released"), 1);
     assert_eq!(service.count_since(mark, "worker died"), 0);
 }
 
