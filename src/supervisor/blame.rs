@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::Supervisor;
 use super::children::Worker;
 use super::quarantine::{Blame, Limits, Order, Quarantine, Suspect};
 use super::state::WorkerId;
-use super::worker_lines::token;
-use super::{Supervisor, watch};
 use crate::arena::Snapshot;
 use crate::config::Config;
 use crate::line::{Quarantined, ToWorker};
@@ -31,13 +30,13 @@ fn whole_ms(wait: Duration) -> u64 {
 impl Supervisor {
     /// A worker has ended, and its totals are with those of the ended ones.
     pub(super) fn blame_for(&mut self, id: WorkerId, worker: &Worker, last: &Snapshot) {
-        let blame = match worker.culprit(last, &self.methods) {
+        let blame = match worker.culprit(last) {
             Some(method) => Blame::On(method.to_owned()),
             // One that dies while it boots runs no calls, and says nothing about those that do.
             None if worker.end_expected || !worker.is_ready => Blame::Nobody,
             None => Blame::Unclear,
         };
-        let suspects = self.suspects(&blame, last);
+        let suspects = self.suspects(&blame, worker, last);
         let now = Instant::now();
         let orders = self.quarantine.ended(id, &blame, suspects, now);
         self.carry_out(orders);
@@ -45,11 +44,12 @@ impl Supervisor {
     }
 
     /// What it ran. The built-in methods can't be at fault, so they are none unless one is the culprit.
-    fn suspects(&mut self, blame: &Blame, last: &Snapshot) -> Vec<Suspect> {
+    fn suspects(&mut self, blame: &Blame, worker: &Worker, last: &Snapshot) -> Vec<Suspect> {
         let mut ran: Vec<usize> = last.running.iter().map(|call| call.method).collect();
         ran.sort_unstable();
         ran.dedup();
-        ran.retain(|method| self.methods.get(*method).is_some_and(|name| !rpc::is_builtin(name)));
+        let names = &worker.methods.names;
+        ran.retain(|method| names.get(*method).is_some_and(|name| !rpc::is_builtin(name)));
         // Everybody's arena is read, so only where it matters.
         let answered = if *blame == Blame::Unclear && !ran.is_empty() {
             self.workers.observe(&mut self.scoreboard);
@@ -58,9 +58,9 @@ impl Supervisor {
             Vec::new()
         };
         let suspect = |method: usize| {
-            let of = answered.get(method);
+            let of = worker.methods.numbers.get(method).and_then(|number| answered.get(*number));
             let answered = of.map_or(0, |of| of.ok.saturating_add(of.errors));
-            Some(Suspect { method: self.methods.get(method)?.clone(), answered })
+            Some(Suspect { method: names.get(method)?.clone(), answered })
         };
         ran.into_iter().filter_map(suspect).collect()
     }
@@ -78,7 +78,7 @@ impl Supervisor {
         let shut = |Quarantined { method, for_ms }| ToWorker::Quarantine { method, for_ms };
         news.extend(in_force.into_iter().map(shut));
         for message in news {
-            self.tell(id, &message);
+            self.tell_if_ready(id, &message);
         }
     }
 
@@ -92,6 +92,12 @@ impl Supervisor {
         let orders = self.quarantine.trial_ended(id, method, ok);
         self.carry_out(orders);
         self.quarantine_due(Instant::now());
+    }
+
+    /// The configuration that serves is another one.
+    pub(super) fn change_quarantine(&mut self) {
+        let orders = self.quarantine.change(limits(&self.terms.config));
+        self.carry_out(orders);
     }
 
     pub(super) fn quarantine_due(&mut self, now: Instant) {
@@ -112,10 +118,10 @@ impl Supervisor {
                 Order::Try { method, worker } => {
                     let slot = self.workers.get_mut(worker).map(|worker| worker.slot);
                     tracing::info!(method, slot, "one call of a method in quarantine may be tried");
-                    self.tell(worker, &ToWorker::Trial { method });
+                    self.tell_if_ready(worker, &ToWorker::Trial { method });
                 }
                 Order::TakeBack { method, worker } => {
-                    self.tell(worker, &ToWorker::Quarantine { method, for_ms: 0 });
+                    self.tell_if_ready(worker, &ToWorker::Quarantine { method, for_ms: 0 });
                 }
                 Order::Release { method } => {
                     tracing::info!(method, "method released from quarantine");
@@ -127,21 +133,14 @@ impl Supervisor {
 
     fn tell_all(&mut self, message: &ToWorker) {
         for id in self.workers.ids() {
-            self.tell(id, message);
+            self.tell_if_ready(id, message);
         }
     }
 
-    /// Tells a worker that is ready; one that boots must not be sent anything, and catches up.
-    fn tell(&mut self, id: WorkerId, message: &ToWorker) {
-        let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.is_ready && worker.line_open)
-        else {
-            return;
-        };
-        if let Err(error) = worker.line.send(message, Vec::new()) {
-            tracing::warn!(slot = worker.slot, %error, "a worker can't be told anything and is killed");
-            worker.kill();
-        } else {
-            watch(&self.epoll, &worker.line, token(id));
+    /// One that boots must not be sent anything, and catches up.
+    fn tell_if_ready(&mut self, id: WorkerId, message: &ToWorker) {
+        if self.workers.get_mut(id).is_some_and(|worker| worker.is_ready && worker.line_open) {
+            self.tell(id, message);
         }
     }
 }

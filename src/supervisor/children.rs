@@ -6,18 +6,20 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::state::WorkerId;
+use super::methods::Methods;
+use super::state::{GenerationId, WorkerId};
 use crate::arena::{ArenaReader, Culprit, Scoreboard, Snapshot};
 use crate::line::Line;
 use crate::sys::clock;
 use crate::sys::process::{self, Ended};
 
-/// The template process.
+/// The template process of one generation.
 #[derive(Debug)]
 pub(crate) struct Template {
     pub(crate) pid: Pid,
@@ -32,7 +34,10 @@ pub(crate) struct Template {
 /// One worker process, from the request to fork it until it is reaped.
 #[derive(Debug)]
 pub(crate) struct Worker {
+    pub(crate) generation: GenerationId,
     pub(crate) slot: usize,
+    /// Those of its generation.
+    pub(crate) methods: Rc<Methods>,
     /// Known from its first message on.
     pub(crate) pid: Option<Pid>,
     pub(crate) line: Line,
@@ -41,6 +46,8 @@ pub(crate) struct Worker {
     pub(crate) started: Instant,
     /// It was told to end, or said that it will: its end is no news.
     pub(crate) end_expected: bool,
+    /// Why it can't start, if it said so.
+    pub(crate) boot_failure: Option<String>,
     /// It reads its line. Before that a word on it would end it.
     pub(crate) is_ready: bool,
     /// The methods that were in quarantine when it was asked for, until it is ready.
@@ -59,19 +66,21 @@ impl Worker {
     }
 
     /// Logs its end with all that helps to find out why.
-    pub(crate) fn log_end(&self, ended: Ended, snapshot: &Snapshot, methods: &[String]) {
+    pub(crate) fn log_end(&self, ended: Ended, snapshot: &Snapshot) {
         let pid = self.pid.map_or(0, Pid::as_raw);
         let uptime = format_args!("{:.1?}", self.started.elapsed()).to_string();
-        let running = running_calls(snapshot, methods);
-        let culprit = self.culprit(snapshot, methods);
+        let (generation, slot) = (self.generation, self.slot);
+        let running = running_calls(snapshot, &self.methods.names);
+        let culprit = self.culprit(snapshot);
         let overflow = matches!(self.arena.culprit(), Some(Culprit::Row { stack_overflow: true, .. }));
         let fault = overflow.then_some("stack overflow");
         if self.end_expected && running.is_empty() {
-            tracing::info!(slot = self.slot, pid, uptime, cause = ended.to_string(), "worker ended");
+            tracing::info!(slot, pid, generation, uptime, cause = ended.to_string(), "worker ended");
         } else if self.end_expected {
             tracing::warn!(
-                slot = self.slot,
+                slot,
                 pid,
+                generation,
                 uptime,
                 cause = ended.to_string(),
                 culprit,
@@ -81,15 +90,15 @@ impl Worker {
             );
         } else {
             let cause = ended.to_string();
-            tracing::error!(slot = self.slot, pid, uptime, cause, culprit, fault, running, "worker died");
+            tracing::error!(slot, pid, generation, uptime, cause, culprit, fault, running, "worker died");
         }
     }
 
     /// The method that took it down: what the thread ran that crashed or called `exit`. None if nobody knows.
-    pub(crate) fn culprit<'m>(&self, last: &Snapshot, methods: &'m [String]) -> Option<&'m str> {
+    pub(crate) fn culprit(&self, last: &Snapshot) -> Option<&str> {
         let Some(Culprit::Row { row, .. }) = self.arena.culprit() else { return None };
         let call = last.running.iter().find(|call| call.row == row)?;
-        methods.get(call.method).map(String::as_str)
+        self.methods.names.get(call.method).map(String::as_str)
     }
 }
 
@@ -134,7 +143,7 @@ impl Workers {
     pub(crate) fn observe(&self, scoreboard: &mut Scoreboard<WorkerId>) {
         let now = clock::monotonic_ns();
         for (id, worker) in &self.by_id {
-            scoreboard.observe(*id, &worker.arena.snapshot(now));
+            scoreboard.observe(*id, &worker.arena.snapshot(now).renumber(&worker.methods.numbers));
         }
     }
 

@@ -92,6 +92,18 @@ impl Quarantine {
         Self { limits, methods: BTreeMap::new(), unclear: VecDeque::new() }
     }
 
+    /// Other limits hold for what comes. Where they turn quarantine off, everything is released.
+    pub(crate) fn change(&mut self, limits: Limits) -> Vec<Order> {
+        self.limits = limits;
+        if limits.crashes > 0 {
+            return Vec::new();
+        }
+        self.unclear.clear();
+        let methods = std::mem::take(&mut self.methods).into_iter();
+        let shut = methods.filter(|(_, standing)| !matches!(standing, Standing::Watched { .. }));
+        shut.map(|(method, _)| Order::Release { method }).collect()
+    }
+
     /// A worker has died that was running the calls of `suspects`.
     pub(crate) fn ended(
         &mut self,

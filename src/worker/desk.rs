@@ -122,7 +122,8 @@ impl Desk {
 
     fn told(&mut self, message: ToWorker, hand: &mut Hand) {
         match message {
-            ToWorker::Drain => self.begin_draining(hand),
+            ToWorker::Drain | ToWorker::Leave => self.begin_draining(hand),
+            ToWorker::Open => self.open_late(&hand.shared),
             ToWorker::Quarantine { method, for_ms } => {
                 hand.shared.shut_method(&method, Duration::from_millis(for_ms));
             }
@@ -146,12 +147,11 @@ impl Desk {
         }
     }
 
-    /// SIGTERM to this process alone: it drains, and the supervisor replaces it.
-    pub(super) fn leave(&mut self, hand: &mut Hand) {
+    /// SIGTERM to this process alone: the supervisor has it leave as soon as another has taken its place.
+    pub(super) fn ask_to_leave(&mut self) {
         let _ = self.term.read();
         // Where the supervisor is gone its line says so too.
         let _ = self.line.send(&FromWorker::Leaving, Vec::new());
-        self.begin_draining(hand);
     }
 
     fn begin_draining(&mut self, hand: &mut Hand) {

@@ -330,3 +330,18 @@ fn a_new_worker_is_told_what_it_must_refuse() {
     quarantine.trial_ended(3, "a", true);
     assert_eq!(quarantine.in_force(now), [("b".to_owned(), 4 * SECOND)]);
 }
+
+#[test]
+fn limits_that_change_hold_for_what_comes_and_0_releases_everything() {
+    let limits = |crashes| Limits { crashes, window: SECOND, cool_down: SECOND };
+    let mut quarantine = Quarantine::new(limits(1));
+    let now = Instant::now();
+    let crash = |quarantine: &mut Quarantine, method: &str| {
+        quarantine.ended(1, &Blame::On(method.to_owned()), ran(method), now).len()
+    };
+    assert_eq!(crash(&mut quarantine, "a"), 1);
+    assert_eq!(quarantine.change(limits(2)), []);
+    assert_eq!(crash(&mut quarantine, "b"), 0);
+    assert_eq!(quarantine.change(limits(0)), [Order::Release { method: "a".into() }]);
+    assert_eq!((crash(&mut quarantine, "b"), quarantine.next_due()), (0, None));
+}
