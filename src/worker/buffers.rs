@@ -82,9 +82,14 @@ impl Buffers {
         if before == after {
             return false;
         }
-        self.held.fetch_add(after, Ordering::SeqCst);
-        self.held.fetch_sub(before, Ordering::SeqCst);
-        if after > before || !self.anyone_waits.load(Ordering::SeqCst) {
+        // In one step: were all of it added before the old is taken away, they could seem full for a moment, and whoever
+        // asks just then would wait for room that is there and that nobody makes.
+        if after > before {
+            self.held.fetch_add(after - before, Ordering::SeqCst);
+            return false;
+        }
+        self.held.fetch_sub(before - after, Ordering::SeqCst);
+        if !self.anyone_waits.load(Ordering::SeqCst) {
             return false;
         }
         let mut waiting = self.waiting.lock();
