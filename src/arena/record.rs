@@ -10,13 +10,12 @@
 //!
 //! The reader is `kept`, in another process. Everything here is the writer's, under the connection's lock.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use serde::{Deserialize, Serialize};
 
 use super::layout::RECORD_WORDS;
 use crate::fail_points;
 use crate::sys::blocks::HEAD_WORDS;
+use crate::sys::sync::{AtomicU64, Ordering};
 
 /// Which connection of a worker process: the place of its record, and how often that place was used before.
 ///

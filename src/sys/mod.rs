@@ -16,5 +16,6 @@ pub(crate) mod process;
 pub(crate) mod seqpacket;
 pub(crate) mod signals;
 pub(crate) mod socket;
+pub(crate) mod sync;
 pub(crate) mod tcp;
 pub(crate) mod text;

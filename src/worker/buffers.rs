@@ -5,11 +5,9 @@
 //! first: if all had to wait, no message would ever become whole and nothing would be freed.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-use parking_lot::Mutex;
 
 use super::connection::Key;
+use crate::sys::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
 
 /// What any connection may hold, however full the buffers are.
 pub(super) const LITTLE: usize = 4 * 1024;
