@@ -7,7 +7,7 @@
 //! A model must be able to fail. Each one that rests on the order of its stores is run a second time in a world where no
 //! store releases and nothing is sequentially consistent ([`sys::sync::weakly`]), and has to fail there.
 //!
-//! Between the steps of one thread another one comes in at most twice or three times; `LOOM_MAX_PREEMPTIONS` says otherwise.
+//! Between its steps a thread is interrupted a few times at most; `LOOM_MAX_PREEMPTIONS` allows more.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -15,10 +15,21 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 #[path = "../../src/arena/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "a model uses a part of it")]
+#[allow(
+    dead_code,
+    unused_imports,
+    clippy::drop_non_drop,
+    reason = "a model uses a part of it, and memory that is made up"
+)]
 mod arena;
 mod connections;
 mod rows;
+#[allow(
+    clippy::unused_self,
+    clippy::unnecessary_wraps,
+    clippy::trivially_copy_pass_by_ref,
+    reason = "all signatures are those of the real one"
+)]
 mod sys;
 mod worker;
 
@@ -77,7 +88,7 @@ fn fails_in_some_course(name: &str, check: impl FnOnce() + Send + 'static) -> Tr
 
 fn check(preemptions: usize, model: fn()) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound.get_or_insert(preemptions);
+    builder.preemption_bound = Some(builder.preemption_bound.unwrap_or(0).max(preemptions));
     builder.max_branches = 10_000;
     builder.check(model);
 }

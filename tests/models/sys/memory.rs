@@ -27,7 +27,6 @@ pub(crate) fn create_sealed(_: &CStr, bytes: usize) -> io::Result<OwnedFd> {
     Ok(File::open("/dev/null")?.into())
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "as the real one")]
 pub(crate) fn sealed_size(_: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(SIZE.get())
 }
@@ -36,7 +35,6 @@ pub(crate) fn sealed_size(_: BorrowedFd<'_>) -> io::Result<usize> {
 pub(crate) struct WritableMemory(&'static [AtomicU64]);
 
 impl WritableMemory {
-    #[allow(clippy::unnecessary_wraps, reason = "as the real one")]
     pub(crate) fn map(_: BorrowedFd<'_>, _bytes: usize) -> io::Result<Self> {
         Ok(Self(&WORDS))
     }
@@ -54,7 +52,6 @@ impl WritableMemory {
 pub(crate) struct ReadableMemory(&'static [AtomicU64]);
 
 impl ReadableMemory {
-    #[allow(clippy::unnecessary_wraps, reason = "as the real one")]
     pub(crate) fn map(_: BorrowedFd<'_>, _bytes: usize) -> io::Result<Self> {
         Ok(Self(&WORDS))
     }

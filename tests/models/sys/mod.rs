@@ -19,8 +19,7 @@ pub(crate) mod blocks {
             Self
         }
 
-        #[allow(clippy::unnecessary_wraps, reason = "as the real one")]
-        pub(crate) fn bytes(self) -> Option<usize> {
+        pub(crate) fn bytes(&self) -> Option<usize> {
             Some(HEAD)
         }
     }
