@@ -4,7 +4,8 @@
 //! `ping`, `echo`, `tine.methods`, `tine.worker`.
 //!
 //! Environment variables make it fail before it serves, or after: `RIG_PRELOAD`, `RIG_WORKER_START` and
-//! `RIG_WORKER_STOP` are each `fail`, `exit`, `hang` or `thread` (leaves a thread behind).
+//! `RIG_WORKER_STOP` are each `fail`, `exit`, `hang`, `thread` (leaves a thread behind) or `later` (exits soon after). A
+//! value that begins with `@` names a file that has such a word, or isn't there: that can change while it runs.
 
 #![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
 
@@ -55,17 +56,29 @@ fn rig() -> Server {
 }
 
 fn misbehave(variable: &str) -> Result<(), BoxError> {
-    match std::env::var(variable).as_deref() {
-        Ok("fail") => Err(format!("{variable} asked for it").into()),
-        Ok("exit") => process::exit(7),
-        Ok("hang") => {
+    let word = std::env::var(variable).unwrap_or_default();
+    let word = match word.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file).unwrap_or_default(),
+        None => word,
+    };
+    match word.as_str() {
+        "fail" => Err(format!("{variable} asked for it").into()),
+        "exit" => process::exit(7),
+        "hang" => {
             // In one piece, or lines of other processes could get in between.
             std::io::stderr().write_all(format!("{variable} hangs {}\n", process::id()).as_bytes())?;
             loop {
                 thread::park();
             }
         }
-        Ok("thread") => {
+        "later" => {
+            thread::spawn(|| {
+                thread::sleep(Duration::from_millis(100));
+                process::exit(7);
+            });
+            Ok(())
+        }
+        "thread" => {
             // A thread gives itself its name when it first runs.
             let (runs, running) = std::sync::mpsc::channel();
             let body = move || {
@@ -162,9 +175,11 @@ enum How {
     Exit,
     Stack,
     Oom,
+    /// It doesn't, this time.
+    None,
 }
 
-/// Takes the worker down, in the ways that handlers do.
+/// Takes the worker down, in the ways that handlers do; or not.
 fn crash(_call: &Call<'_>, Crash { how, code }: Crash) -> Result<(), Error> {
     match how {
         How::Segv => write_to_nowhere(),
@@ -175,6 +190,7 @@ fn crash(_call: &Call<'_>, Crash { how, code }: Crash) -> Result<(), Error> {
         }
         // What the kernel does to a process when memory runs out, without the risk that it picks another one.
         How::Oom => raise(Signal::SIGKILL).map_err(Error::internal)?,
+        How::None => {}
     }
     Ok(())
 }
