@@ -3,6 +3,12 @@
 pub(crate) mod memory;
 pub(crate) mod sync;
 
+/// What a reader has to know of the word that names a culprit, which no model uses.
+pub(crate) mod culprit {
+    pub(crate) const STRANGER: u64 = u64::MAX;
+    pub(crate) const STACK_OVERFLOW: u64 = 1 << 32;
+}
+
 /// Blocks are under a lock, and no model uses any.
 pub(crate) mod blocks {
     use std::io;
