@@ -18,6 +18,7 @@ use nix::sys::epoll::EpollFlags;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::chunk::Chunk;
+use super::leave::Going;
 use crate::arena::{Core, Flags, Key, Place, Record};
 use crate::rpc::Peer;
 use crate::sys::blocks::Pool;
@@ -51,6 +52,8 @@ pub(super) struct Connection {
     pub(super) listener: usize,
     /// The caller is gone; handlers see it without a lock.
     pub(super) gone: AtomicBool,
+    /// The supervisor has a duplicate of the socket, or is being sent one. Set under the lock.
+    pub(super) kept: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -89,6 +92,7 @@ pub(super) struct Interest {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) phase: Phase,
+    pub(super) going: Going,
     /// The first bytes were those of our framing.
     pub(super) recognised: bool,
     pub(super) input: Input,
@@ -114,6 +118,8 @@ pub(super) struct State {
     record: Option<Record>,
     /// What the record says, or will with the next commit.
     core: Core,
+    /// No answer is published in the core and not yet in the record.
+    is_committed: bool,
 }
 
 /// What a connection is made of.
@@ -134,7 +140,8 @@ impl Connection {
     pub(super) fn new(parts: Parts, now: Instant) -> Self {
         let Parts { key, socket, peer, framing, listener, pool, record, core } = parts;
         let state = Mutex::new(State::new(pool, record, core, now));
-        Self { key, socket, peer, framing, listener, gone: AtomicBool::new(false), state }
+        let (gone, kept) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { key, socket, peer, framing, listener, gone, kept, state }
     }
 
     pub(super) fn lock(self: &Arc<Self>) -> Locked<'_> {
@@ -165,9 +172,16 @@ impl DerefMut for Locked<'_> {
     }
 }
 
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.state.commit_what_was_put_off();
+    }
+}
+
 impl Locked<'_> {
     /// Lets others have the connection while `work` is done.
     pub(super) fn unlocked<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        self.state.commit_what_was_put_off();
         MutexGuard::unlocked(&mut self.state, work)
     }
 }
@@ -176,6 +190,7 @@ impl State {
     fn new(pool: &'static Pool, record: Record, core: Core, now: Instant) -> Self {
         Self {
             phase: Phase::Open,
+            going: Going::Not,
             recognised: core.flags.contains(Flags::RECOGNISED),
             input: Input::default(),
             in_hand: None,
@@ -192,12 +207,14 @@ impl State {
             pool,
             record: Some(record),
             core,
+            is_committed: true,
         }
     }
 
     /// True when another message may be looked at.
     pub(super) fn may_begin(&self, bounds: &Bounds) -> bool {
         self.phase == Phase::Open
+            && self.going == Going::Not
             && !self.runs_inline()
             && self.calls.len() < bounds.in_flight
             && self.output.len() < bounds.output
@@ -264,7 +281,7 @@ impl State {
             Phase::Lingering { .. } => Interest { input: true, output: false },
             Phase::Finishing => Interest { input: false, output: !self.output.is_empty() },
             Phase::Open => Interest {
-                input: !self.input_ended && self.paused.is_none(),
+                input: !self.input_ended && self.paused.is_none() && self.going == Going::Not,
                 output: !self.output.is_empty(),
             },
         }

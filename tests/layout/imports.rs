@@ -21,11 +21,11 @@ const LEVELS: [&[&str]; 7] = [
 
 /// Modules beside the levels: what each may use, and who may use it.
 const BESIDE: [(&str, &[&str], &[&str]); 5] = [
-    ("fail_points", &["sys"], &["worker"]),
+    ("fail_points", &["sys"], &["arena", "worker", "internals"]),
     ("client", &["rpc", "config", "wire", "sys"], &["cli"]),
     ("fork_processes", &["config", "sys"], &["cli"]),
     // For this project's benches and fuzz targets, which stand outside of the crate.
-    ("internals", &["rpc", "arena", "wire", "sys"], &[]),
+    ("internals", &["rpc", "arena", "wire", "sys", "fail_points"], &[]),
     (
         "log",
         &["arena", "config", "sys"],
@@ -34,7 +34,8 @@ const BESIDE: [(&str, &[&str], &[&str]); 5] = [
 ];
 
 /// Modules of one level of which the first may use the second, with the reason.
-pub(crate) const PEERS: &[(&str, &str, &str)] = &[];
+pub(crate) const PEERS: &[(&str, &str, &str)] =
+    &[("line", "arena", "messages name a connection by the place of its record")];
 
 /// Parts of the worker that are wired by `worker/mod.rs` alone: it decides where a connection goes next.
 const WIRED_APART: [&str; 3] = ["connection", "poller", "pool"];
