@@ -376,14 +376,14 @@ fn any_life() -> impl Strategy<Value = (Settings, Vec<u32>, Request, u32)> {
             let restart = Limits { max_restarts, ..restart };
             Settings { processes, restart, boot, drain, pre_stop: Duration::from_secs(pre_stop) }
         });
-    let steps = prop::collection::vec(any::<u32>(), 0..4_000);
+    let steps = prop::collection::vec(any::<u32>(), 2_000..2_500);
     let stop = prop_oneof![Just(Request::Stop), Just(Request::StopOrEnd), Just(Request::End)];
     (settings, steps, stop, any::<u32>())
 }
 
 #[test]
 fn whatever_happens_in_whatever_order_no_promise_is_broken() {
-    let config = ProptestConfig { cases: 800, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() };
     let (steps_in_all, switches) = (Cell::new(0), Cell::new(0));
     let run = TestRunner::new(config).run(&any_life(), |(settings, steps, stop, order)| {
         let mut world = World::new(settings);
