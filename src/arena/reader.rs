@@ -60,6 +60,12 @@ impl ArenaReader {
         self.sum(Counter::Ok).saturating_add(self.sum(Counter::Errors))
     }
 
+    /// How many calls run at this moment.
+    pub(crate) fn running(&self) -> usize {
+        let rows = (0..self.layout.rows).filter_map(|row| self.layout.row(row));
+        rows.filter(|row| !self.load(row + ROW_CALL * WORD).is_multiple_of(2)).count()
+    }
+
     fn identity(&self, now_ns: u64) -> Option<Identity> {
         let word = |word| self.load(self.layout.worker_word(word));
         let state = State::from_word(word(WorkerWord::State))?;

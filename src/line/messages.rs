@@ -42,12 +42,10 @@ pub(crate) enum FromTemplate {
 pub(crate) enum ToWorker {
     /// The service ends: stop accepting, finish what has begun, end.
     Drain,
-    /// This worker ends and the service goes on: let every connection go, finish running calls, end.
+    /// The service goes on without this worker: let every connection go, finish the calls that run, end.
     Leave,
-    /// Open the doors, with which it was forked shut.
-    Open,
-    /// Let so many connections go, so that others serve them.
-    LetGo { count: usize },
+    /// Let so many connections go, so that others serve them: `busy` ones, or those on which nothing happens.
+    LetGo { count: usize, busy: bool },
     /// Go on with connections that were worker process `from`'s. Its descriptors are that worker's arena and then a socket for
     /// each. `cause` is what that worker died of, if it has died.
     Adopt { from: u32, cause: Option<String>, connections: Vec<Key> },
@@ -55,6 +53,8 @@ pub(crate) enum ToWorker {
     Released { connections: Vec<Key> },
     /// What this worker asked to have kept could not be: they end with it.
     NotKept { connections: Vec<Key> },
+    /// Open the doors, with which it was forked shut.
+    Open,
 }
 
 /// From a worker to the supervisor.
@@ -84,6 +84,6 @@ pub(crate) enum FromWorker {
     /// This worker goes on with connections that were `from`'s, in the order in which it was asked to, each under this key. None:
     /// nothing could be made of the record. What is missing at the end did not arrive.
     Adopted { from: u32, results: Vec<Option<Key>> },
-    /// Calls wait here for threads, and connections could go to where they would not have to.
-    Crowded,
+    /// So many calls wait here for threads, and connections could go to where they would not have to.
+    Crowded { waiting: usize },
 }

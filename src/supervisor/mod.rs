@@ -4,6 +4,7 @@
 //! into events for `state`, which decides, and performs the actions that come back. It runs no user code, never
 //! blocks and never serves a call.
 
+mod balance;
 mod children;
 mod hand_over;
 mod keeping;
@@ -83,7 +84,6 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         "listening"
     );
     raise_descriptor_limit(config);
-    let keeper = Keeper::new(config.processes);
     let (state, actions) = State::start(reload::settings(config));
     let mut supervisor = Supervisor {
         epoll,
@@ -92,8 +92,8 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         timers: BTreeMap::new(),
         templates: BTreeMap::new(),
         workers: Workers::default(),
+        keeper: Keeper::new(config.processes),
         all_methods: AllMethods::default(),
-        keeper,
         scoreboard: Scoreboard::new(Totals::default()),
         origin: Origin { number: 1, program: setup.program, source: setup.source },
         terms: Terms {
@@ -138,8 +138,8 @@ struct Supervisor {
     /// Those that have not been reaped, by generation.
     templates: BTreeMap<GenerationId, Template>,
     workers: Workers,
-    all_methods: AllMethods,
     keeper: Keeper,
+    all_methods: AllMethods,
     scoreboard: Scoreboard<WorkerId>,
     /// The generation that serves.
     origin: Origin,
@@ -172,11 +172,12 @@ impl Supervisor {
             }
             self.fire_timers();
             self.hand_over();
+            self.balance();
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let moments = self.timers.values().copied().chain(self.keeper.try_again_at());
+        let moments = self.timers.values().copied().chain(self.keeper.moments());
         let Some(next) = moments.min() else {
             return EpollTimeout::NONE;
         };

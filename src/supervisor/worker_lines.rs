@@ -45,7 +45,7 @@ impl Supervisor {
         let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
         let memory = arena::create(&room)?;
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
-        let lasting = memory.try_clone()?;
+        let kept_memory = memory.try_clone()?;
         let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         descriptors.extend(listeners.duplicates()?);
         let Some(template) = self.templates.get_mut(&generation) else {
@@ -65,7 +65,7 @@ impl Supervisor {
             boot_failure: None,
         };
         self.workers.insert(id, worker);
-        self.keeper.keeping.begin(id, lasting);
+        self.keeper.keeping.begin(id, kept_memory);
         template.line.send(&ToTemplate::Fork { worker: id, slot, doors_shut }, descriptors)?;
         watch(&self.epoll, &template.line, template_line::token(generation));
         Ok(())
@@ -174,6 +174,7 @@ impl Supervisor {
                 let pid = worker.pid.map_or(0, Pid::as_raw);
                 let after = format!("{:.1?}", worker.started.elapsed());
                 tracing::info!(slot, pid, generation, after, "worker ready");
+                self.balance_soon();
                 WorkerEvent::Ready
             }
             FromWorker::BootFailed { reason } => {
@@ -182,7 +183,11 @@ impl Supervisor {
                 return;
             }
             FromWorker::Leaving => {
-                tracing::info!(slot, generation, "a worker was signalled to end; it is replaced, then it leaves");
+                tracing::info!(
+                    slot,
+                    generation,
+                    "a worker was signalled to end; it is replaced, then it leaves"
+                );
                 WorkerEvent::Leaving
             }
             FromWorker::Wedged { method } => {
@@ -200,10 +205,10 @@ impl Supervisor {
             }
             FromWorker::OnlyStuckLeft => WorkerEvent::OnlyStuckLeft,
             FromWorker::Keep { connections } => return self.keep(id, connections, descriptors),
-            FromWorker::Closed { connections } => return self.keeper.keeping.closed(id, &connections),
+            FromWorker::Closed { connections } => return self.closed(id, &connections),
             FromWorker::Offered { connections } => return self.offered(id, connections),
             FromWorker::Adopted { from, results } => return self.adopted(id, from, results),
-            FromWorker::Crowded => return,
+            FromWorker::Crowded { waiting } => return self.crowded(id, waiting),
         };
         self.happened(Event::Worker(id, event));
     }

@@ -25,6 +25,9 @@ use crate::sys::process;
 /// What a worker without a supervisor gets beyond the time to drain, to say that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// How often the supervisor is told that calls wait, at most.
+const TELL_CROWDING: Duration = Duration::from_millis(250);
+
 /// One thing for the poller to do.
 #[derive(Debug)]
 pub(super) enum Todo {
@@ -64,6 +67,8 @@ pub(super) struct Desk {
     /// The number of the thread that is the poller.
     pub(super) poller: usize,
     pub(super) adoptions: VecDeque<Adoption>,
+    /// When the supervisor was told last that calls wait.
+    pub(super) told_crowding: Option<Instant>,
     /// It was said that connections can't be kept.
     pub(super) has_complained: bool,
     /// The time to drain is up for a worker that leaves: what still runs was answered and is cut off.
@@ -102,10 +107,24 @@ impl Desk {
             self.tell_notes(shared, hand.now());
             self.end(shared);
         }
+        self.tell_crowding(hand);
         let dropped = log::dropped_lines();
         if dropped != self.log_lines_dropped {
             hand.row.log_dropped(dropped.wrapping_sub(self.log_lines_dropped));
             self.log_lines_dropped = dropped;
+        }
+    }
+
+    /// Says now and then that calls wait while other workers may have free threads.
+    fn tell_crowding(&mut self, hand: &Hand) {
+        let shared = &hand.shared;
+        if !self.has_siblings || shared.gate.waiting() == 0 || shared.is_ending() {
+            return;
+        }
+        let now = hand.now();
+        if self.told_crowding.is_none_or(|told| now.saturating_duration_since(told) >= TELL_CROWDING) {
+            self.told_crowding = Some(now);
+            let _ = self.line.send(&FromWorker::Crowded { waiting: shared.gate.waiting() }, Vec::new());
         }
     }
 
@@ -145,7 +164,7 @@ impl Desk {
             ToWorker::Drain => self.begin_draining(hand),
             ToWorker::Leave => self.begin_leaving(hand),
             ToWorker::Open => self.open_late(&hand.shared),
-            ToWorker::LetGo { count } => self.let_some_go(&hand.shared, count),
+            ToWorker::LetGo { count, busy } => self.let_some_go(&hand.shared, count, busy),
             ToWorker::Released { connections } => {
                 self.todo.extend(connections.into_iter().map(Todo::Release));
             }
@@ -171,7 +190,7 @@ impl Desk {
         }
     }
 
-    /// SIGTERM to this process alone: the supervisor says when it is time to leave.
+    /// SIGTERM to this process alone: the supervisor has it leave as soon as another has taken its place.
     pub(super) fn ask_to_leave(&mut self) {
         let _ = self.term.read();
         // Where the supervisor is gone its line says so too.

@@ -97,6 +97,11 @@ impl Gate {
         self.unfinished.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Calls that wait for a thread.
+    pub(super) fn waiting(&self) -> usize {
+        count(self.unfinished.load(Ordering::Relaxed)).saturating_sub(self.threads)
+    }
+
     /// No call runs or waits.
     pub(super) fn is_idle(&self) -> bool {
         count(self.unfinished.load(Ordering::SeqCst)) == 0

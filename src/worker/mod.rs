@@ -198,6 +198,11 @@ impl Shared {
         self.draining.load(Ordering::SeqCst) || self.leaving.load(Ordering::SeqCst)
     }
 
+    /// Connections are to go to other workers.
+    fn lets_go(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst) && !self.draining.load(Ordering::SeqCst)
+    }
+
     fn find(&self, key: Key) -> Option<Arc<Connection>> {
         self.table.lock().get(key)
     }

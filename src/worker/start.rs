@@ -183,6 +183,7 @@ impl Desk {
             todo: std::collections::VecDeque::new(),
             log_lines_dropped: 0,
             poller: 0,
+            told_crowding: None,
             adoptions: std::collections::VecDeque::new(),
             has_complained: false,
             has_left: false,

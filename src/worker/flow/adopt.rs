@@ -163,7 +163,7 @@ impl Hand {
         if matches!(state.phase, Phase::Lingering { .. }) {
             state.linger(self.now);
         }
-        if self.shared.leaving.load(Ordering::SeqCst) {
+        if self.shared.lets_go() {
             state.going = Going::Asked;
         }
         for job in jobs {

@@ -11,7 +11,6 @@ mod settle;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use nix::sys::epoll::EpollEvent;
@@ -110,7 +109,7 @@ impl Hand {
             tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
             self.close(&mut state);
         } else {
-            if self.shared.leaving.load(Ordering::SeqCst) {
+            if self.shared.lets_go() {
                 state.going = Going::Asked;
             }
             self.settle(&mut state);
