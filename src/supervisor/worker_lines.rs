@@ -214,6 +214,6 @@ impl Supervisor {
     }
 }
 
-fn token(worker: WorkerId) -> u64 {
+pub(super) fn token(worker: WorkerId) -> u64 {
     FIRST_WORKER + u64::from(worker)
 }
