@@ -324,7 +324,7 @@ fn many_reloads_leave_no_process_and_no_descriptor_behind() {
         while open_descriptors(service.pid()) > descriptors && std::time::Instant::now() < until {
             std::thread::yield_now();
         }
-        assert_eq!(open_descriptors(service.pid()), descriptors, "round {round}");
+        assert!(open_descriptors(service.pid()) <= descriptors, "round {round}");
     }
 }
 
