@@ -22,6 +22,7 @@ use super::hand_over::Keeper;
 use super::listeners::{Left, Listeners};
 use super::methods::AllMethods;
 use super::reload::{self, Origin, Terms};
+use super::sign_of_life::SignsOfLife;
 use super::state::{Calm, GenerationId, State, WorkerId};
 use super::{Supervisor, template_line, worker_lines};
 use crate::arena::{ArenaReader, Key, Scoreboard, Totals};
@@ -207,6 +208,8 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     let methods = Rc::new(all_methods.number(legacy.methods));
     let mut keeper = Keeper::new(legacy.config.processes);
     let mut workers = Workers::default();
+    let mut signs = SignsOfLife::new(crate::worker::LOOKS);
+    let stuck = legacy.config.timeouts.stuck;
     for left in legacy.workers {
         let line = Line::from(descriptors.take(left.line)?);
         epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, worker_lines::token(left.id)))?;
@@ -226,10 +229,13 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
             line_open: true,
             arena,
             started: started(left.age),
+            stuck,
             end_expected: false,
             boot_failure: None,
         };
         workers.insert(left.id, worker);
+        // Whether it was asked is not known any more; it is, if it has anything to do.
+        signs.heard(left.id, stuck, now);
     }
     let line = Line::from(descriptors.take(legacy.template.line)?);
     epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, template_line::token(generation)))?;
@@ -265,6 +271,7 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         next: None,
         config_path: legacy.config_path,
         bell,
+        signs,
         news: std::collections::VecDeque::new(),
         successor_is_wanted: false,
         finished: None,

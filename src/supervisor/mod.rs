@@ -10,11 +10,13 @@ mod hand_over;
 mod keeping;
 mod legacy;
 mod listeners;
+mod looks;
 mod methods;
 mod news;
 mod reload;
 mod report;
 mod restart;
+mod sign_of_life;
 mod state;
 mod template_line;
 mod worker_lines;
@@ -43,6 +45,7 @@ pub(crate) use legacy::{Legacy, go_on, inherited};
 pub(crate) use listeners::Listeners;
 use methods::{AllMethods, Methods};
 use reload::{Next, Origin, Terms};
+use sign_of_life::SignsOfLife;
 use state::{Action, Event, GenerationId, State, Timer, WorkerId};
 
 /// All that a supervisor starts from.
@@ -104,6 +107,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         next: None,
         config_path: setup.config_path,
         bell: bell.into(),
+        signs: SignsOfLife::new(crate::worker::LOOKS),
         news: VecDeque::new(),
         successor_is_wanted: false,
         finished: None,
@@ -156,6 +160,7 @@ struct Supervisor {
     config_path: Option<PathBuf>,
     /// What workers tell each other with that a connection waits.
     bell: OwnedFd,
+    signs: SignsOfLife<WorkerId>,
     /// What happened and has not been decided about.
     news: VecDeque<Event>,
     /// Another program is to take this one's place as soon as nothing is under way.
@@ -190,14 +195,16 @@ impl Supervisor {
             }
             self.fire_timers();
             self.hand_over();
+            self.look_for_life();
             self.balance();
             self.give_way_to_successor();
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let moments = self.timers.values().copied().chain(self.keeper.moments());
-        let Some(next) = moments.min() else {
+        let timers = self.timers.values().copied();
+        let others = self.keeper.moments().chain(self.signs.next_look());
+        let Some(next) = timers.chain(others).min() else {
             return EpollTimeout::NONE;
         };
         // Rounded up, or the loop would spin through the last millisecond.

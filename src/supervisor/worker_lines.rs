@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Instant;
 
-use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
 use super::children::Worker;
@@ -40,7 +40,7 @@ impl Supervisor {
         else {
             return Err(io::Error::other("its generation is gone"));
         };
-        let methods = Rc::clone(&terms.methods);
+        let (methods, stuck) = (Rc::clone(&terms.methods), terms.config.timeouts.stuck);
         let (line, far_end) = Line::pair()?;
         let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
         let memory = arena::create(&room)?;
@@ -61,6 +61,7 @@ impl Supervisor {
             line_open: true,
             arena,
             started: Instant::now(),
+            stuck,
             end_expected: false,
             boot_failure: None,
         };
@@ -190,20 +191,35 @@ impl Supervisor {
                 );
                 WorkerEvent::Leaving
             }
+            FromWorker::HereIAm => {
+                let stuck = worker.stuck;
+                self.signs.heard(id, stuck, Instant::now());
+                return;
+            }
             FromWorker::Wedged { method } => {
-                tracing::warn!(
+                let (pid, stuck) = (worker.pid.map_or(0, Pid::as_raw), worker.stuck);
+                tracing::error!(
                     slot,
+                    pid,
                     generation,
                     method,
-                    "a worker has a thread that is stuck; it is replaced"
+                    "a worker is wedged and is replaced: a call is still in its handler timeouts.stuck ({stuck:?}) \
+                     after its deadline"
                 );
                 WorkerEvent::Wedged
             }
             FromWorker::Retiring { why } => {
-                tracing::info!(slot, generation, why, "a worker retires; it is replaced");
+                tracing::info!(slot, generation, "a worker is to be recycled: {why}");
                 WorkerEvent::Retiring
             }
-            FromWorker::OnlyStuckLeft => WorkerEvent::OnlyStuckLeft,
+            FromWorker::OnlyStuckLeft => {
+                tracing::info!(
+                    slot,
+                    generation,
+                    "nothing is left in a worker but threads that don't come back"
+                );
+                WorkerEvent::OnlyStuckLeft
+            }
             FromWorker::Keep { connections } => return self.keep(id, connections, descriptors),
             FromWorker::Closed { connections } => return self.closed(id, &connections),
             FromWorker::Offered { connections } => return self.offered(id, connections),
@@ -212,6 +228,10 @@ impl Supervisor {
         };
         self.happened(Event::Worker(id, event));
     }
+}
+
+pub(super) fn watch_worker(epoll: &Epoll, worker: &Worker, id: WorkerId) {
+    watch(epoll, &worker.line, token(id));
 }
 
 pub(super) fn token(worker: WorkerId) -> u64 {

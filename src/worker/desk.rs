@@ -15,7 +15,9 @@ use nix::sys::eventfd::EventFd;
 use super::adopt::Adoption;
 use super::connection::Connection;
 use super::flow::Hand;
+use super::life::Life;
 use super::listening::Door;
+use super::recycle::Limits;
 use super::{Due, Shared};
 use crate::arena::{ArenaWriter, Key, State};
 use crate::line::{FromWorker, Line, Received, ToWorker};
@@ -73,6 +75,9 @@ pub(super) struct Desk {
     pub(super) has_complained: bool,
     /// The time to drain is up for a worker that leaves: what still runs was answered and is cut off.
     pub(super) has_left: bool,
+    pub(super) said_only_stuck: bool,
+    pub(super) life: Life,
+    pub(super) recycle: Limits,
 }
 
 impl Desk {
@@ -98,20 +103,29 @@ impl Desk {
     pub(super) fn end_round(&mut self, hand: &mut Hand) {
         let shared = &hand.shared;
         self.tell_offers(shared);
-        let is_done = if shared.draining.load(Ordering::SeqCst) {
-            true
-        } else {
-            shared.leaving.load(Ordering::SeqCst) && (self.has_left || shared.gate.is_idle())
-        };
-        if is_done && shared.table.lock().len() == 0 {
-            self.tell_notes(shared, hand.now());
-            self.end(shared);
+        if shared.table.lock().len() == 0 {
+            self.end_without_connections(shared, hand.now());
+        }
+        if self.recycle.is_time(hand.now()) {
+            self.look_at_limits(hand.now());
         }
         self.tell_crowding(hand);
         let dropped = log::dropped_lines();
         if dropped != self.log_lines_dropped {
             hand.row.log_dropped(dropped.wrapping_sub(self.log_lines_dropped));
             self.log_lines_dropped = dropped;
+        }
+    }
+
+    fn end_without_connections(&mut self, shared: &Shared, now: Instant) {
+        let is_leaving = shared.leaving.load(Ordering::SeqCst);
+        let nothing_runs = self.has_left || shared.gate.is_idle();
+        if shared.draining.load(Ordering::SeqCst) || (is_leaving && nothing_runs) {
+            self.tell_notes(shared, now);
+            self.end(shared);
+        }
+        if is_leaving && shared.overdue.lock().has_stuck() {
+            self.say_only_stuck();
         }
     }
 
@@ -124,7 +138,7 @@ impl Desk {
         let now = hand.now();
         if self.told_crowding.is_none_or(|told| now.saturating_duration_since(told) >= TELL_CROWDING) {
             self.told_crowding = Some(now);
-            let _ = self.line.send(&FromWorker::Crowded { waiting: shared.gate.waiting() }, Vec::new());
+            self.say(&FromWorker::Crowded { waiting: shared.gate.waiting() });
         }
     }
 
@@ -164,6 +178,7 @@ impl Desk {
             ToWorker::Drain => self.begin_draining(hand),
             ToWorker::Leave => self.begin_leaving(hand),
             ToWorker::Open => self.open_late(&hand.shared),
+            ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
             ToWorker::LetGo { count, busy } => self.let_some_go(&hand.shared, count, busy),
             ToWorker::Released { connections } => {
                 self.todo.extend(connections.into_iter().map(Todo::Release));
@@ -193,8 +208,12 @@ impl Desk {
     /// SIGTERM to this process alone: the supervisor has it leave as soon as another has taken its place.
     pub(super) fn ask_to_leave(&mut self) {
         let _ = self.term.read();
-        // Where the supervisor is gone its line says so too.
-        let _ = self.line.send(&FromWorker::Leaving, Vec::new());
+        self.say(&FromWorker::Leaving);
+    }
+
+    /// Where the supervisor is gone its line says so too.
+    pub(super) fn say(&mut self, word: &FromWorker) {
+        let _ = self.line.send(word, Vec::new());
     }
 
     fn begin_draining(&mut self, hand: &mut Hand) {

@@ -154,6 +154,7 @@ impl Hand {
                 let error = Error::crashed(method, DRAINED);
                 self.shared.buffers.hold_on(call.message.len());
                 self.answer_error(&mut state, &error, call.id(), Answered::Call(&call));
+                self.shared.gave_up(connection.key, &call);
             }
             self.go_on(&mut state);
             let stays = state.going == Going::Asked;

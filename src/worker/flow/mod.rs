@@ -6,6 +6,7 @@
 
 mod adopt;
 mod begin;
+mod places;
 mod run;
 mod settle;
 
@@ -252,6 +253,7 @@ impl Hand {
             };
             let call = state.calls.remove(index);
             self.shared.buffers.hold_on(call.message.len());
+            self.shared.gave_up(state.connection.key, &call);
             self.answer_error(state, &error, call.id(), Answered::Call(&call));
         }
     }
@@ -325,3 +327,6 @@ impl From<PeerAddress> for Peer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
