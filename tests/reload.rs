@@ -4,6 +4,7 @@
 mod support;
 
 use std::cell::RefCell;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -138,6 +139,39 @@ fn listeners_are_kept_added_and_removed() {
     assert!(UnixStream::connect(in_folder("kept")).is_ok());
     assert!(!in_folder("removed").exists());
     assert_eq!(worker(&service)["generation"], 2);
+}
+
+#[test]
+fn connections_go_on_where_their_listener_is_another_one_or_none() {
+    let service = Service::start(
+        "processes = 1\nthreads = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[listener]]\naddress = \"unix:big\"\nprefix = \"big\"\n[timeouts]\nkeep_after = \"1ms\"",
+    );
+    let mut little = service.connect();
+    let mut big = UnixStream::connect(service.folder().join("big")).expect("it listens");
+    let mut both_go_on = || {
+        let answer = little.call("tine.worker", json!(null));
+        let body = json!({ "in": "tine.worker" }).to_string();
+        let length = u32::try_from(body.len()).expect("a short body");
+        big.write_all(&[&length.to_be_bytes()[..], body.as_bytes()].concat()).expect("the service reads");
+        let mut prefix = [0; 4];
+        big.read_exact(&mut prefix).expect("an answer");
+        let mut text = vec![0; u32::from_be_bytes(prefix) as usize];
+        big.read_exact(&mut text).expect("a whole answer");
+        let other: Value = serde_json::from_slice(&text).expect("JSON");
+        assert_eq!(answer["result"]["generation"], other["result"]["generation"]);
+        answer["result"]["generation"].as_u64()
+    };
+    assert_eq!(both_go_on(), Some(1));
+    service.configure(
+        "",
+        "processes = 1\n[[listener]]\naddress = \"unix:big\"\nprefix = \"big\"\n[[listener]]\naddress = \"127.0.0.1:0\"",
+    );
+    service.reload();
+    assert_eq!(both_go_on(), Some(2));
+    service.configure("", "processes = 1\nlisten = [\"unix:other\"]");
+    service.reload();
+    assert_eq!(both_go_on(), Some(3));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 
 use super::error::ArenaError;
 use super::layout::{HEADER_WORDS, Layout, RECORD_WORDS};
-use super::record::{CORE_WORDS, CURRENT, Core, Flags, Key, LIFE, LISTENER, Place, VERSIONS, call_word};
+use super::record::{CORE_WORDS, CURRENT, Core, ENTRANCE, Flags, Key, LIFE, Place, VERSIONS, call_word};
 use crate::sys::blocks::HEAD;
 use crate::sys::memory::{self, ReadableMemory, WORD};
 
@@ -26,7 +26,7 @@ pub(crate) struct Most {
     /// Bytes of one message.
     pub(crate) message: usize,
     pub(crate) calls: usize,
-    pub(crate) listeners: usize,
+    pub(crate) entrances: usize,
 }
 
 /// How far a connection's streams had gone when its worker let go of it.
@@ -41,8 +41,8 @@ pub(crate) enum Moved {
 /// All that is needed to go on with a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeptConnection {
-    /// The number of the listener that it came in by.
-    pub(crate) listener: usize,
+    /// The number of the way in which its messages are framed.
+    pub(crate) entrance: usize,
     pub(crate) flags: Flags,
     /// Bytes taken out of the receive queue since it began.
     pub(crate) taken: u64,
@@ -126,11 +126,11 @@ impl KeptArena {
             Moved::Recorded if core.flags.contains(Flags::IN_IO) => return Err(Refusal::InTheMiddle),
             Moved::Recorded => (core.taken, core.sent),
         };
-        let listener = listener_of(&record, most)?;
+        let entrance = entrance_of(&record, most)?;
         let (ran, waited) = self.calls(&core, most)?;
         let is_ending = core.flags.contains(Flags::FINISHING) || core.flags.contains(Flags::LINGERING);
         Ok(KeptConnection {
-            listener,
+            entrance,
             flags: core.flags,
             taken,
             sent,
@@ -256,9 +256,9 @@ fn core_of(record: &[u64; RECORD_WORDS]) -> Result<Core, Refusal> {
     Ok(Core::from_words(*words))
 }
 
-fn listener_of(record: &[u64; RECORD_WORDS], most: &Most) -> Result<usize, Refusal> {
-    let listener = usize::try_from(record[LISTENER]).ok().filter(|listener| *listener < most.listeners);
-    listener.ok_or(Refusal::Senseless("listener"))
+fn entrance_of(record: &[u64; RECORD_WORDS], most: &Most) -> Result<usize, Refusal> {
+    let entrance = usize::try_from(record[ENTRANCE]).ok().filter(|entrance| *entrance < most.entrances);
+    entrance.ok_or(Refusal::Senseless("entrance"))
 }
 
 #[cfg(test)]

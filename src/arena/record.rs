@@ -31,8 +31,9 @@ pub(crate) struct Key {
 
 /// Record word: 0 while nobody uses the record, otherwise generation × 2 + 1.
 pub(super) const LIFE: usize = 0;
-/// Record word: the number of the listener that the connection came in by.
-pub(super) const LISTENER: usize = 1;
+/// Record word: the number of the way in which the connection's messages are framed. Not of its listener: the next
+/// generation may have others, or the same in another order.
+pub(super) const ENTRANCE: usize = 1;
 /// Record word: which version of the core counts, 0 or 1.
 pub(super) const CURRENT: usize = 8;
 /// Record words: the first of either version, each in cache lines of its own.
@@ -193,15 +194,15 @@ impl Records {
         Self { words: words.as_chunks().0 }
     }
 
-    /// Begins the record of a connection that came in by the listener of this number. None when the arena has no such
+    /// Begins the record of a connection that came in by the entrance of this number. None when the arena has no such
     /// place.
     ///
     /// A reader takes the record for the connection's once the word of its life is stored, and that is last.
-    pub(crate) fn open(&self, key: Key, listener: usize, core: &Core) -> Option<Record> {
+    pub(crate) fn open(&self, key: Key, entrance: usize, core: &Core) -> Option<Record> {
         let words = self.words.get(key.index as usize)?;
         let mut record = Record { words, current: false };
         store(&words[LIFE], 0);
-        store(&words[LISTENER], listener as u64);
+        store(&words[ENTRANCE], entrance as u64);
         record.commit(core);
         store(&words[LIFE], key.life());
         Some(record)

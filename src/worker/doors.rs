@@ -25,10 +25,9 @@ pub(super) fn make(listeners: Vec<Listener>, config: &Config) -> Vec<Option<Door
     listeners
         .into_iter()
         .zip(&config.listeners)
-        .enumerate()
-        .map(|(number, (listener, configured))| {
-            let token = FIRST_DOOR - number as u64;
-            Some(Door::new(listener, number, configured, token, config.limits.max_message))
+        .zip((0..).map(|number| FIRST_DOOR - number))
+        .map(|((listener, configured), token)| {
+            Some(Door::new(listener, configured, token, config.limits.max_message))
         })
         .collect()
 }

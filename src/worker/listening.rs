@@ -10,6 +10,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use crate::config;
 use crate::sys::socket::{AcceptFailure, Listener, PeerAddress, Socket, sort_accept_error};
+use crate::wire::ByteOrder;
 use crate::wire::length::LengthFraming;
 
 /// Connections accepted in one go before other events get their turn.
@@ -39,18 +40,27 @@ pub(super) struct Door {
     complained: bool,
 }
 
-/// What a connection has from the listener that it came in by.
+/// What a connection has from the listener that it came in by, and takes along to workers that may not have it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entrance {
-    /// The listener's number, from 0.
-    pub(super) listener: usize,
+    /// Its place among [`ENTRANCES`], for the connection's record.
+    pub(super) number: usize,
     pub(super) framing: LengthFraming,
 }
 
-pub(super) fn entrances(config: &config::Config) -> Vec<Entrance> {
-    let framing = |order| LengthFraming { order, max_message: config.limits.max_message };
-    let numbered = config.listeners.iter().enumerate();
-    numbered.map(|(listener, of)| Entrance { listener, framing: framing(of.prefix) }).collect()
+/// All that entrances differ in. The order is the records', which other versions of this program read too.
+pub(super) const ENTRANCES: [ByteOrder; 2] = [ByteOrder::Little, ByteOrder::Big];
+
+pub(super) fn entrances(max_message: usize) -> Vec<Entrance> {
+    let numbered = ENTRANCES.into_iter().enumerate();
+    numbered
+        .map(|(number, order)| Entrance { number, framing: LengthFraming { order, max_message } })
+        .collect()
+}
+
+fn entrance(order: ByteOrder, max_message: usize) -> Entrance {
+    let number = ENTRANCES.iter().position(|known| *known == order).unwrap_or_default();
+    Entrance { number, framing: LengthFraming { order, max_message } }
 }
 
 /// Why a door is shut for a while.
@@ -106,20 +116,11 @@ impl Shut {
 }
 
 impl Door {
-    pub(super) fn new(
-        listener: Listener,
-        number: usize,
-        config: &config::Listener,
-        token: u64,
-        max_message: usize,
-    ) -> Self {
+    pub(super) fn new(listener: Listener, config: &config::Listener, token: u64, max_message: usize) -> Self {
         Self {
             listener,
             token,
-            entrance: Entrance {
-                listener: number,
-                framing: LengthFraming { order: config.prefix, max_message },
-            },
+            entrance: entrance(config.prefix, max_message),
             allow_uids: config.allow_uids.clone(),
             shut: Some(Shut::NotYet),
             shut_since: Instant::now(),
@@ -306,7 +307,7 @@ mod tests {
                 owner: None,
                 allow_uids,
             };
-            let mut door = Door::new(listener, 0, &config, TOKEN, 64);
+            let mut door = Door::new(listener, &config, TOKEN, 64);
             door.open(&epoll).unwrap();
             let address = SocketAddr::from_abstract_name("unused").unwrap();
             Self { epoll, door, address, accepted: Vec::new() }

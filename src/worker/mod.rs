@@ -105,7 +105,7 @@ pub(crate) struct Shared {
     epoll: Arc<Epoll>,
     wake: EventFd,
     table: Mutex<Table>,
-    /// What connections have from the listener that they came in by, by its number.
+    /// What connections have from the listeners that they may have come in by, by number.
     entrances: Vec<Entrance>,
     most: Most,
     records: Records,
@@ -188,7 +188,7 @@ impl Shared {
             epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             table: Mutex::default(),
-            entrances: listening::entrances(config),
+            entrances: listening::entrances(config.limits.max_message),
             most: Self::most_kept(config),
             records,
             pool,

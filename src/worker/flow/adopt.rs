@@ -47,8 +47,8 @@ impl Hand {
         kept: KeptConnection,
         cause: &str,
     ) -> Option<Prepared> {
-        let entrance = *self.shared.entrances.get(kept.listener)?;
-        let (listener, framing, pool) = (entrance.listener, entrance.framing, self.shared.pool);
+        let entrance = *self.shared.entrances.get(kept.entrance)?;
+        let (framing, pool) = (entrance.framing, self.shared.pool);
         let core = Core {
             begun: kept.taken.saturating_sub(kept.input.len() as u64),
             out_from: kept.sent,
@@ -58,12 +58,12 @@ impl Hand {
             ..Core::default()
         };
         let key = self.shared.table.lock().reserve();
-        let Some(record) = self.shared.records.open(key, listener, &core) else {
+        let Some(record) = self.shared.records.open(key, entrance.number, &core) else {
             self.shared.table.lock().give_back(key);
             return None;
         };
         let peer = Peer::from(peer);
-        let parts = Parts { key, socket, peer, framing, listener, pool, record, core };
+        let parts = Parts { key, socket, peer, framing, pool, record, core };
         let connection = Arc::new(Connection::new(parts, self.now));
         connection.kept.store(true, Ordering::Relaxed);
         let mut state = connection.lock();

@@ -90,14 +90,14 @@ impl Hand {
     pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, entrance: Entrance) {
         let peer = Peer::from(peer);
         let (now, shared) = (self.now, &self.shared);
-        let Entrance { listener, framing } = entrance;
+        let Entrance { number, framing } = entrance;
         let (pool, core) = (shared.pool, Core::default());
         let make = |key| {
-            let record = shared.records.open(key, listener, &core)?;
-            Some(Connection::new(Parts { key, socket, peer, framing, listener, pool, record, core }, now))
+            let record = shared.records.open(key, number, &core)?;
+            Some(Connection::new(Parts { key, socket, peer, framing, pool, record, core }, now))
         };
         let Some(connection) = shared.table.lock().insert(make) else {
-            tracing::error!(listener, "the arena has no record left for a connection, which is closed");
+            tracing::error!("the arena has no record left for a connection, which is closed");
             return;
         };
         self.row.connection_opened();
