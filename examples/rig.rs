@@ -175,9 +175,11 @@ enum How {
     Exit,
     Stack,
     Oom,
+    /// It doesn't, this time.
+    None,
 }
 
-/// Takes the worker down, in the ways that handlers do.
+/// Takes the worker down, in the ways that handlers do; or not.
 fn crash(_call: &Call<'_>, Crash { how, code }: Crash) -> Result<(), Error> {
     match how {
         How::Segv => write_to_nowhere(),
@@ -188,6 +190,7 @@ fn crash(_call: &Call<'_>, Crash { how, code }: Crash) -> Result<(), Error> {
         }
         // What the kernel does to a process when memory runs out, without the risk that it picks another one.
         How::Oom => raise(Signal::SIGKILL).map_err(Error::internal)?,
+        How::None => {}
     }
     Ok(())
 }

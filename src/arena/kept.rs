@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 
 use super::error::ArenaError;
 use super::layout::{HEADER_WORDS, Layout, RECORD_WORDS};
-use super::record::{CORE_WORDS, CURRENT, Core, ENTRANCE, Flags, Key, LIFE, Place, VERSIONS, call_word};
+use super::record::{CORE_WORDS, CURRENT, Core, Flags, Key, LIFE, Place, VERSIONS, call_word};
 use crate::sys::blocks::HEAD;
 use crate::sys::memory::{self, ReadableMemory, WORD};
 
@@ -26,7 +26,6 @@ pub(crate) struct Most {
     /// Bytes of one message.
     pub(crate) message: usize,
     pub(crate) calls: usize,
-    pub(crate) entrances: usize,
 }
 
 /// How far a connection's streams had gone when its worker let go of it.
@@ -41,8 +40,6 @@ pub(crate) enum Moved {
 /// All that is needed to go on with a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeptConnection {
-    /// The number of the way in which its messages are framed.
-    pub(crate) entrance: usize,
     pub(crate) flags: Flags,
     /// Bytes taken out of the receive queue since it began.
     pub(crate) taken: u64,
@@ -126,20 +123,14 @@ impl KeptArena {
             Moved::Recorded if core.flags.contains(Flags::IN_IO) => return Err(Refusal::InTheMiddle),
             Moved::Recorded => (core.taken, core.sent),
         };
-        let entrance = entrance_of(&record, most)?;
         let (ran, waited) = self.calls(&core, most)?;
+        // Nothing is begun any more; what comes in is thrown away, and nowhere.
         let is_ending = core.flags.contains(Flags::FINISHING) || core.flags.contains(Flags::LINGERING);
         Ok(KeptConnection {
-            entrance,
             flags: core.flags,
             taken,
             sent,
-            // What is thrown away is not counted as begun.
-            input: if core.flags.contains(Flags::LINGERING) {
-                Vec::new()
-            } else {
-                self.input(&core, taken, most)?
-            },
+            input: if is_ending { Vec::new() } else { self.input(&core, taken, most)? },
             output: self.output(&core, sent, most)?,
             ran,
             waited,
@@ -254,11 +245,6 @@ fn core_of(record: &[u64; RECORD_WORDS]) -> Result<Core, Refusal> {
     let version = *VERSIONS.get(current).ok_or(senseless)?;
     let words: &[u64; CORE_WORDS] = record.get(version..).and_then(<[u64]>::first_chunk).ok_or(senseless)?;
     Ok(Core::from_words(*words))
-}
-
-fn entrance_of(record: &[u64; RECORD_WORDS], most: &Most) -> Result<usize, Refusal> {
-    let entrance = usize::try_from(record[ENTRANCE]).ok().filter(|entrance| *entrance < most.entrances);
-    entrance.ok_or(Refusal::Senseless("entrance"))
 }
 
 #[cfg(test)]

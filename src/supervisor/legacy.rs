@@ -21,10 +21,11 @@ use super::children::{Template, Worker, Workers};
 use super::hand_over::Keeper;
 use super::listeners::{Left, Listeners};
 use super::methods::AllMethods;
+use super::quarantine::Quarantine;
 use super::reload::{self, Origin, Terms};
 use super::sign_of_life::SignsOfLife;
 use super::state::{Calm, GenerationId, State, WorkerId};
-use super::{Supervisor, template_line, worker_lines};
+use super::{Supervisor, blame, template_line, worker_lines};
 use crate::arena::{ArenaReader, Key, Scoreboard, Totals};
 use crate::config::{Config, Log, Source};
 use crate::line::{LEGACY_VERSION, Line};
@@ -46,6 +47,8 @@ pub(crate) struct Legacy {
     methods: Vec<String>,
     all_methods: Vec<String>,
     totals: Totals,
+    /// Methods in quarantine, and for how long before one may be tried.
+    quarantine: Vec<(String, Duration)>,
     listeners: Vec<Left>,
     bell: RawFd,
     template: TemplateLeft,
@@ -163,6 +166,7 @@ impl Supervisor {
             methods: self.terms.methods.names.clone(),
             all_methods: self.all_methods.names.clone(),
             totals: self.scoreboard.ended().clone(),
+            quarantine: self.quarantine.in_force(Instant::now()),
             listeners: self.terms.listeners.as_ref()?.leave(),
             bell: self.bell.as_fd().as_raw_fd(),
             template: TemplateLeft {
@@ -232,6 +236,8 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
             stuck,
             end_expected: false,
             boot_failure: None,
+            is_ready: true,
+            born_refusing: Vec::new(),
         };
         workers.insert(left.id, worker);
         // Whether it was asked is not known any more; it is, if it has anything to do.
@@ -247,6 +253,8 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         started: started(legacy.template.age),
     };
     let listeners = Listeners::inherit(legacy.listeners, &mut descriptors)?;
+    let limits = blame::limits(&legacy.config);
+    let (quarantine, orders) = Quarantine::restored(limits, legacy.quarantine, now);
     let (state, actions) = State::go_on(legacy.brain, reload::settings(&legacy.config));
     let bell = descriptors.take(legacy.bell)?;
     tracing::info!(
@@ -272,10 +280,12 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         config_path: legacy.config_path,
         bell,
         signs,
+        quarantine,
         news: std::collections::VecDeque::new(),
         successor_is_wanted: false,
         finished: None,
     };
     supervisor.balance_soon();
+    supervisor.carry_out(orders);
     supervisor.begin(actions)
 }

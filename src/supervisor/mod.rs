@@ -5,6 +5,7 @@
 //! blocks and never serves a call.
 
 mod balance;
+mod blame;
 mod children;
 mod hand_over;
 mod keeping;
@@ -13,6 +14,7 @@ mod listeners;
 mod looks;
 mod methods;
 mod news;
+mod quarantine;
 mod reload;
 mod report;
 mod restart;
@@ -44,6 +46,7 @@ use hand_over::Keeper;
 pub(crate) use legacy::{Legacy, go_on, inherited};
 pub(crate) use listeners::Listeners;
 use methods::{AllMethods, Methods};
+use quarantine::Quarantine;
 use reload::{Next, Origin, Terms};
 use sign_of_life::SignsOfLife;
 use state::{Action, Event, GenerationId, State, Timer, WorkerId};
@@ -88,6 +91,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
     let (state, actions) = State::start(reload::settings(config));
     let origin = Origin { number: 1, program: setup.program, source: setup.source };
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    let quarantine = Quarantine::new(blame::limits(config));
     let supervisor = Supervisor {
         epoll,
         signals,
@@ -109,6 +113,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         bell: bell.into(),
         signs: SignsOfLife::new(crate::worker::LOOKS),
         news: VecDeque::new(),
+        quarantine,
         successor_is_wanted: false,
         finished: None,
     };
@@ -163,6 +168,7 @@ struct Supervisor {
     signs: SignsOfLife<WorkerId>,
     /// What happened and has not been decided about.
     news: VecDeque<Event>,
+    quarantine: Quarantine,
     /// Another program is to take this one's place as soon as nothing is under way.
     successor_is_wanted: bool,
     finished: Option<i32>,
@@ -203,7 +209,7 @@ impl Supervisor {
 
     fn timeout(&self) -> EpollTimeout {
         let timers = self.timers.values().copied();
-        let others = self.keeper.moments().chain(self.signs.next_look());
+        let others = self.keeper.moments().chain(self.signs.next_look()).chain(self.quarantine.next_due());
         let Some(next) = timers.chain(others).min() else {
             return EpollTimeout::NONE;
         };
@@ -214,6 +220,7 @@ impl Supervisor {
 
     fn fire_timers(&mut self) {
         let now = Instant::now();
+        self.quarantine_due(now);
         let due: Vec<Timer> =
             self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
         for timer in due {

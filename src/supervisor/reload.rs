@@ -139,6 +139,7 @@ impl Supervisor {
         }
         self.origin = origin;
         self.terms = terms;
+        self.change_quarantine();
         self.successor_is_wanted = !self.origin.program.runs_here();
         if self.successor_is_wanted && legacy != line::LEGACY_VERSION {
             tracing::warn!(

@@ -347,7 +347,7 @@ impl Interest {
 pub(super) fn of(socket: Socket, key: Key) -> Connection {
     let (_, records, pool) = crate::arena::of_connections(key.index as usize + 1);
     let core = Core::default();
-    let record = records.open(key, 0, &core).unwrap();
+    let record = records.open(key, &core).unwrap();
     let framing = LengthFraming { order: crate::wire::ByteOrder::Little, max_message: 64 };
     let peer = Peer::Unix { uid: 0, pid: 0 };
     Connection::new(Parts { key, socket, peer, framing, pool, record, core }, Instant::now())

@@ -10,7 +10,6 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use crate::config;
 use crate::sys::socket::{AcceptFailure, Listener, PeerAddress, Socket, sort_accept_error};
-use crate::wire::ByteOrder;
 use crate::wire::length::LengthFraming;
 
 /// Connections accepted in one go before other events get their turn.
@@ -31,36 +30,13 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 pub(super) struct Door {
     listener: Listener,
     token: u64,
-    entrance: Entrance,
+    framing: LengthFraming,
     allow_uids: Option<Vec<u32>>,
     /// While it is shut it is not in the epoll set.
     shut: Option<Shut>,
     /// When it was shut last.
     shut_since: Instant,
     complained: bool,
-}
-
-/// What a connection has from the listener that it came in by, and takes along to workers that may not have it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Entrance {
-    /// Its place among [`ENTRANCES`], for the connection's record.
-    pub(super) number: usize,
-    pub(super) framing: LengthFraming,
-}
-
-/// All that entrances differ in. The order is the records', which other versions of this program read too.
-pub(super) const ENTRANCES: [ByteOrder; 2] = [ByteOrder::Little, ByteOrder::Big];
-
-pub(super) fn entrances(max_message: usize) -> Vec<Entrance> {
-    let numbered = ENTRANCES.into_iter().enumerate();
-    numbered
-        .map(|(number, order)| Entrance { number, framing: LengthFraming { order, max_message } })
-        .collect()
-}
-
-fn entrance(order: ByteOrder, max_message: usize) -> Entrance {
-    let number = ENTRANCES.iter().position(|known| *known == order).unwrap_or_default();
-    Entrance { number, framing: LengthFraming { order, max_message } }
 }
 
 /// Why a door is shut for a while.
@@ -120,7 +96,7 @@ impl Door {
         Self {
             listener,
             token,
-            entrance: entrance(config.prefix, max_message),
+            framing: LengthFraming { order: config.prefix, max_message },
             allow_uids: config.allow_uids.clone(),
             shut: Some(Shut::NotYet),
             shut_since: Instant::now(),
@@ -167,7 +143,7 @@ impl Door {
         &mut self,
         epoll: &Epoll,
         standing: Standing,
-        mut accepted: impl FnMut(Socket, PeerAddress, Entrance),
+        mut accepted: impl FnMut(Socket, PeerAddress, LengthFraming),
     ) -> Visit {
         if self.shut.is_some() {
             return Visit::Done;
@@ -184,7 +160,7 @@ impl Door {
             }
             match self.accept() {
                 Ok(Some((socket, peer))) => {
-                    accepted(socket, peer, self.entrance);
+                    accepted(socket, peer, self.framing);
                     room -= 1;
                     took_any = true;
                 }
@@ -225,11 +201,11 @@ impl Door {
     }
 
     /// Closes it for good, after taking what still waits.
-    pub(super) fn close(self, epoll: &Epoll, mut accepted: impl FnMut(Socket, PeerAddress, Entrance)) {
+    pub(super) fn close(self, epoll: &Epoll, mut accepted: impl FnMut(Socket, PeerAddress, LengthFraming)) {
         let _ = epoll.delete(&self.listener);
         loop {
             match self.accept() {
-                Ok(Some((socket, peer))) => accepted(socket, peer, self.entrance),
+                Ok(Some((socket, peer))) => accepted(socket, peer, self.framing),
                 Ok(None) => {}
                 Err(error)
                     if sort_accept_error(&error) == AcceptFailure::NextConnection

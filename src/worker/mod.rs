@@ -29,6 +29,7 @@ mod overdue;
 mod pace;
 mod poller;
 mod pool;
+mod quarantine;
 mod queue;
 mod recycle;
 mod role;
@@ -46,6 +47,7 @@ use parking_lot::Mutex;
 
 use crate::arena::{Key, Most, Records, Room};
 use crate::config::Config;
+use crate::line::FromWorker;
 use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
 use crate::sys::blocks::Pool;
 use crate::sys::clock;
@@ -60,9 +62,9 @@ use duty::Task;
 use flow::Job;
 use keep::Notes;
 pub(crate) use life::LOOKS;
-use listening::Entrance;
 use overdue::Overdue;
 use pace::Paces;
+use quarantine::Quarantine;
 use queue::Queue;
 use role::Role;
 pub(crate) use start::{Birth, run};
@@ -105,8 +107,8 @@ pub(crate) struct Shared {
     epoll: Arc<Epoll>,
     wake: EventFd,
     table: Mutex<Table>,
-    /// What connections have from the listeners that they may have come in by, by number.
-    entrances: Vec<Entrance>,
+    /// What connections have from the listener that they came in by, by its number.
+    max_message: usize,
     most: Most,
     records: Records,
     pool: &'static Pool,
@@ -117,6 +119,9 @@ pub(crate) struct Shared {
     /// Connections that wait until the poller comes round to them.
     turns: Mutex<Vec<Key>>,
     paces: Paces,
+    quarantine: Quarantine,
+    /// What the supervisor is to hear; the poller has the line.
+    outbox: Mutex<Vec<FromWorker>>,
     gate: Gate,
     concurrency: Concurrency<Job>,
     queue: Queue<Task>,
@@ -188,7 +193,7 @@ impl Shared {
             epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             table: Mutex::default(),
-            entrances: listening::entrances(config.limits.max_message),
+            max_message: limits.max_message,
             most: Self::most_kept(config),
             records,
             pool,
@@ -197,6 +202,8 @@ impl Shared {
             inline_at: AtomicU64::new(0),
             turns: Mutex::default(),
             paces: Paces::new(service.registry()),
+            quarantine: Quarantine::new(service.registry()),
+            outbox: Mutex::default(),
             gate: Gate::new(config.threads, limits.queue, limits.queue_wait),
             concurrency,
             queue,
@@ -271,6 +278,12 @@ impl Shared {
     /// Has the poller go on with a connection when it comes round.
     fn turn_for(&self, key: Key) {
         self.turns.lock().push(key);
+        self.wake_poller();
+    }
+
+    /// Has the poller tell the supervisor something.
+    fn tell(&self, message: FromWorker) {
+        self.outbox.lock().push(message);
         self.wake_poller();
     }
 

@@ -16,6 +16,8 @@ use crate::fail_points::{self, Kind};
 use crate::rpc::native::{self, Rejected};
 use crate::rpc::{Error, Peer};
 use crate::sys::socket::{PeerAddress, Socket};
+use crate::wire::ByteOrder;
+use crate::wire::length::LengthFraming;
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{Answered, CallId, Connection, InFlight, Locked, Parts, Phase};
 use crate::worker::leave::Going;
@@ -47,8 +49,9 @@ impl Hand {
         kept: KeptConnection,
         cause: &str,
     ) -> Option<Prepared> {
-        let entrance = *self.shared.entrances.get(kept.entrance)?;
-        let (framing, pool) = (entrance.framing, self.shared.pool);
+        let order = if kept.flags.contains(Flags::BIG_ENDIAN) { ByteOrder::Big } else { ByteOrder::Little };
+        let framing = LengthFraming { order, max_message: self.shared.max_message };
+        let pool = self.shared.pool;
         let core = Core {
             begun: kept.taken.saturating_sub(kept.input.len() as u64),
             out_from: kept.sent,
@@ -58,7 +61,7 @@ impl Hand {
             ..Core::default()
         };
         let key = self.shared.table.lock().reserve();
-        let Some(record) = self.shared.records.open(key, entrance.number, &core) else {
+        let Some(record) = self.shared.records.open(key, &core) else {
             self.shared.table.lock().give_back(key);
             return None;
         };

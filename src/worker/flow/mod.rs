@@ -20,14 +20,15 @@ use super::buffers::{LITTLE, Ration};
 use super::chunk::Scratch;
 use super::connection::{Answered, Connection, Interest, Locked, Parts, Pause, Phase};
 use super::leave::Going;
-use super::listening::Entrance;
 use super::role::Term;
 use super::{Shared, token_of};
-use crate::arena::{Core, Key, Row};
-use crate::rpc::{Error, Peer};
+use crate::arena::{Core, Flags, Key, Row};
+use crate::rpc::{Error, MethodIndex, Peer};
 use crate::sys::blocks::Block;
 use crate::sys::clock;
 use crate::sys::socket::{PeerAddress, Socket};
+use crate::wire::ByteOrder;
+use crate::wire::length::LengthFraming;
 
 pub(super) use adopt::Prepared;
 pub(super) use begin::Job;
@@ -43,6 +44,8 @@ pub(super) struct Hand {
     thread: usize,
     /// Some while this thread is the poller.
     pub(super) term: Option<Term>,
+    /// The method in quarantine of which this thread runs the one call that is tried.
+    trial: Option<MethodIndex>,
     /// The moment at which what is done now began; read anew after whatever takes time.
     now: Instant,
     /// The same moment on the clock that all processes share, in nanoseconds.
@@ -63,6 +66,7 @@ impl Hand {
             row,
             thread,
             term: None,
+            trial: None,
             now: Instant::now(),
             now_ns: clock::monotonic_ns(),
             scratch,
@@ -87,13 +91,13 @@ impl Hand {
     }
 
     /// Takes in a connection that was just accepted.
-    pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, entrance: Entrance) {
+    pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, framing: LengthFraming) {
         let peer = Peer::from(peer);
         let (now, shared) = (self.now, &self.shared);
-        let Entrance { number, framing } = entrance;
-        let (pool, core) = (shared.pool, Core::default());
+        let (pool, mut core) = (shared.pool, Core::default());
+        core.flags.set(Flags::BIG_ENDIAN, framing.order == ByteOrder::Big);
         let make = |key| {
-            let record = shared.records.open(key, number, &core)?;
+            let record = shared.records.open(key, &core)?;
             Some(Connection::new(Parts { key, socket, peer, framing, pool, record, core }, now))
         };
         let Some(connection) = shared.table.lock().insert(make) else {

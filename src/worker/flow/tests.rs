@@ -21,8 +21,9 @@ use crate::sys::tcp;
 use crate::wire::ByteOrder;
 use crate::wire::length::LengthFraming;
 use crate::worker::duty::Task;
+use crate::worker::queue::Queue;
 
-const MOST: Most = Most { input: 1 << 20, output: 16 << 20, message: 1 << 20, calls: 64, entrances: 1 };
+const MOST: Most = Most { input: 1 << 20, output: 16 << 20, message: 1 << 20, calls: 64 };
 
 /// A message that the client sends: what becomes of it, and how long its params are.
 #[derive(Debug, Clone, Copy)]
@@ -126,7 +127,8 @@ fn worker() -> (Hand, Hand, Receiver<Task>, OwnedFd) {
     let service = Service::new(methods.build().unwrap(), Hooks::default());
     let info = WorkerInfo::new(0, std::process::id(), 1, Instant::now());
     let states = service.make_states(&info).unwrap();
-    let (queue, tasks) = crossbeam_channel::unbounded();
+    let queue = Queue::new(64);
+    let tasks = queue.receiver();
     let memory = (arena.records(), arena.blocks().unwrap());
     let shared = Arc::new(Shared::new(service, states, &config, info, memory, queue).unwrap());
     let mut poller = Hand::new(Arc::clone(&shared), arena.row(0).unwrap(), 0);
@@ -144,7 +146,7 @@ fn begin() -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
     let (socket, peer) = listener.accept().unwrap();
     let duplicate = socket.as_fd().try_clone_to_owned().unwrap();
     let framing = LengthFraming { order: ByteOrder::Little, max_message: 1 << 20 };
-    poller.accepted(socket, peer, Entrance { number: 0, framing });
+    poller.accepted(socket, peer, framing);
     let connection = poller.shared.all_connections().remove(0);
     let scene = Rc::new(Scene {
         arena: KeptArena::open(&fd).unwrap(),
