@@ -9,6 +9,10 @@ use super::*;
 use crate::config::checked::{Limits, MethodSettings, Quarantine, Recycle, Restart, Timeouts};
 use crate::wire::ByteOrder;
 
+mod every_key;
+
+use every_key::KEYS;
+
 fn source(text: &str) -> Source {
     Source { name: "config.toml".to_owned(), text: text.to_owned() }
 }
@@ -201,12 +205,12 @@ restart.max_restarts             no limit
 restart.window                   1m 30s
 restart.backoff                  1ms
 restart.backoff_max              9s
-recycle.max_requests             1000 calls for each worker
-recycle.jitter                   up to 25.0 % earlier
-recycle.max_memory               1GiB for each worker
 quarantine.crashes               off
 quarantine.window                2m
 quarantine.cool_down             8s
+recycle.max_requests             1000 calls for each worker
+recycle.jitter                   up to 25.0 % earlier
+recycle.max_memory               1GiB for each worker
 methods.\"a.b c\".timeout          as timeouts.request
 methods.\"a.b c\".concurrency      as many as threads
 methods.slow.timeout             1h
@@ -434,81 +438,6 @@ fn every_mistake_is_told_in_the_order_of_the_file() {
             "6: log.level: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", found 3",
         ]
     );
-}
-
-/// Every key, and a value of its right type.
-const KEYS: [(&str, &str); 41] = [
-    ("listen", "['[::1]:80']"),
-    ("processes", "1"),
-    ("threads", "1"),
-    ("listener.address", "'unix:a'"),
-    ("listener.backlog", "1"),
-    ("listener.prefix", "'big'"),
-    ("listener.mode", "'0600'"),
-    ("listener.owner", "'0:0'"),
-    ("listener.allow_uids", "[1]"),
-    ("limits.max_message", "'1KiB'"),
-    ("limits.max_connections", "1"),
-    ("limits.queue", "1"),
-    ("limits.queue_wait", "'1s'"),
-    ("limits.in_flight_per_connection", "1"),
-    ("limits.output", "'4KiB'"),
-    ("limits.buffers", "'1GiB'"),
-    ("timeouts.request", "'1s'"),
-    ("timeouts.message", "'1s'"),
-    ("timeouts.idle", "'1s'"),
-    ("timeouts.boot", "'1s'"),
-    ("timeouts.drain", "'1s'"),
-    ("timeouts.pre_stop", "'1s'"),
-    ("timeouts.keep_after", "'1s'"),
-    ("restart.max_restarts", "1"),
-    ("restart.window", "'1s'"),
-    ("restart.backoff", "'1s'"),
-    ("restart.backoff_max", "'1s'"),
-    ("timeouts.stuck", "'1s'"),
-    ("recycle.max_requests", "1"),
-    ("recycle.jitter", "1"),
-    ("recycle.max_memory", "'1GiB'"),
-    ("quarantine.crashes", "1"),
-    ("quarantine.window", "'1s'"),
-    ("quarantine.cool_down", "'1s'"),
-    ("methods.NAME.timeout", "'1s'"),
-    ("methods.NAME.concurrency", "1"),
-    ("log.level", "'warn'"),
-    ("log.format", "'json'"),
-    ("log.slow", "'1s'"),
-    // A table where the value itself is one.
-    ("limits", "{}"),
-    ("methods", "{}"),
-];
-
-fn file_with(key: &str, value: &str) -> String {
-    match key.strip_prefix("listener.") {
-        Some("address") => format!("[[listener]]\naddress = {value}"),
-        Some(rest) => format!("[[listener]]\naddress = 'unix:a'\n{rest} = {value}"),
-        None => format!("{key} = {value}"),
-    }
-}
-
-#[test]
-fn every_keys_wrong_type_is_an_error_that_names_it() {
-    let values = ["'x y'", "7", "1.5", "true", "1979-05-27", "[]", "[[]]", "{}", "{ x = 1 }"];
-    let kind = |value: &str| match value.as_bytes() {
-        [b'\'', ..] => 's',
-        [b'[', ..] => 'a',
-        [b'{', ..] => 't',
-        [b'0'..=b'9'] => 'i',
-        _ => 'o',
-    };
-    for (key, right) in KEYS {
-        checked(&file_with(key, right));
-        for wrong in values.iter().filter(|wrong| kind(wrong) != kind(right)) {
-            let text = file_with(key, wrong);
-            let errors = errors(&text);
-            let place = format!("{}: {key}: expected ", text.lines().count());
-            assert!(errors.iter().any(|error| error.starts_with(&place)), "{text}: {errors:?}");
-        }
-    }
 }
 
 #[test]

@@ -161,7 +161,7 @@ impl Desk {
                         slot = shared.info.slot(),
                         "the supervisor is gone; finishing what has begun"
                     );
-                    self.release_all(hand);
+                    hand.release_all();
                     self.begin_draining(hand);
                     self.bound_draining(&hand.shared);
                     break;

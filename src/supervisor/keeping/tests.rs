@@ -257,7 +257,9 @@ proptest! {
                     may_vanish = results.contains(&false);
                     let mut made = Vec::new();
                     for taken in results {
-                        made.push(taken.then(|| { next_key += 1; key(next_key) }));
+                        let new = key(next_key);
+                        next_key += 1;
+                        made.push(taken.then_some(new));
                     }
                     last_keys[adopter as usize].extend(made.iter().flatten());
                     keeping.adopted(slots[adopter as usize], slots[from as usize], made);
