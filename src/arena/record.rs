@@ -9,14 +9,17 @@
 //! and the record says nothing about yet is where the record said it would go; the kernel knows how many bytes those are.
 //!
 //! The reader is `kept`, in another process. Everything here is the writer's, under the connection's lock.
-
-use std::sync::atomic::{AtomicU64, Ordering};
+//!
+//! A read is whole while at most one commit is made in the meantime: the second one writes the version that the reader may be
+//! at. Nothing here forbids that, so the protocol must: a record is read when its writer has died, or has let the
+//! connection go, and **who lets go commits before it says so, and never after**.
 
 use serde::{Deserialize, Serialize};
 
 use super::layout::RECORD_WORDS;
 use crate::fail_points;
 use crate::sys::blocks::HEAD_WORDS;
+use crate::sys::sync::{AtomicU64, Ordering};
 
 /// Which connection of a worker process: the place of its record, and how often that place was used before.
 ///
@@ -204,6 +207,8 @@ impl Records {
 impl Record {
     /// Brings the record in line with `core`: the version that doesn't count is written, and then counts. Dying before the
     /// last store leaves the core that was committed before; after it, this one.
+    ///
+    /// Not to be called once the connection was offered to another worker, which may be reading.
     pub(crate) fn commit(&mut self, core: &Core) {
         self.current = !self.current;
         let version = VERSIONS[usize::from(self.current)];

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::arena::record::{self, Record};
+use crate::arena::record::{self, CORE_WORDS, Record};
 use crate::arena::{ArenaWriter, Room, create};
 use crate::sys::blocks::{Block, Pool};
 
