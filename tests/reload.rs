@@ -3,7 +3,8 @@
 
 mod support;
 
-use std::net::TcpStream;
+use std::cell::RefCell;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::proc::{copy_for_everyone, open_descriptors, worker_pid};
-use support::{Folder, Service, await_gone, children_of, example, rig, send_signal};
+use support::{Folder, Service, Wire, await_gone, children_of, example, rig, send_signal};
 
 const LISTEN: &str = "listen = [\"127.0.0.1:0\"]";
 const LOG: &str = "\n[log]\nlevel = \"debug\"\nformat = \"json\"\n";
@@ -141,24 +142,71 @@ fn listeners_are_kept_added_and_removed() {
 }
 
 #[test]
-fn new_connections_are_never_refused_while_generations_change() {
-    let service = Service::start("processes = 2\nthreads = 1");
+fn connections_go_on_where_their_listener_is_another_one_or_none() {
+    let service = Service::start(
+        "processes = 1\nthreads = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[listener]]\naddress = \"unix:big\"\nprefix = \"big\"\n[timeouts]\nkeep_after = \"1ms\"",
+    );
+    let mut little = service.connect();
+    let mut big = UnixStream::connect(service.folder().join("big")).expect("it listens");
+    let mut both_go_on = || {
+        let answer = little.call("tine.worker", json!(null));
+        let body = json!({ "in": "tine.worker" }).to_string();
+        let length = u32::try_from(body.len()).expect("a short body");
+        big.write_all(&[&length.to_be_bytes()[..], body.as_bytes()].concat()).expect("the service reads");
+        let mut prefix = [0; 4];
+        big.read_exact(&mut prefix).expect("an answer");
+        let mut text = vec![0; u32::from_be_bytes(prefix) as usize];
+        big.read_exact(&mut text).expect("a whole answer");
+        let other: Value = serde_json::from_slice(&text).expect("JSON");
+        assert_eq!(answer["result"]["generation"], other["result"]["generation"]);
+        answer["result"]["generation"].as_u64()
+    };
+    assert_eq!(both_go_on(), Some(1));
+    service.configure(
+        "",
+        "processes = 1\n[[listener]]\naddress = \"unix:big\"\nprefix = \"big\"\n[[listener]]\naddress = \"127.0.0.1:0\"",
+    );
+    service.reload();
+    assert_eq!(both_go_on(), Some(2));
+    service.configure("", "processes = 1\nlisten = [\"unix:other\"]");
+    service.reload();
+    assert_eq!(both_go_on(), Some(3));
+}
+
+#[test]
+fn no_connection_is_refused_or_closed_and_no_call_is_lost_while_generations_change() {
+    let service = Service::start("processes = 2\nthreads = 2");
     let (address, over) = (service.socket_address(), AtomicBool::new(false));
+    let repeat = |call: &dyn Fn(u64)| {
+        let rounds = (0..).take_while(|_| !over.load(Ordering::SeqCst));
+        rounds.inspect(|number| call(*number)).count()
+    };
     std::thread::scope(|scope| {
-        let connects = scope.spawn(|| {
-            let mut count = 0;
-            while !over.load(Ordering::SeqCst) {
-                TcpStream::connect(address).expect("never refused");
-                count += 1;
-            }
-            count
+        let new_each_time = scope.spawn(|| {
+            repeat(&|number| {
+                assert_eq!(Wire::connect(address).call("echo", json!(number))["result"], number);
+            })
         });
-        for _ in 0..2 {
+        let for_ever = scope.spawn(|| {
+            let wires: Vec<RefCell<Wire>> = (0..8).map(|_| RefCell::new(Wire::connect(address))).collect();
+            repeat(&|number| {
+                for wire in &wires {
+                    wire.borrow_mut().request("sleep", &json!({ "ms": number % 3 }));
+                }
+                for wire in &wires {
+                    assert_eq!(wire.borrow_mut().receive()["out"], "sleep");
+                }
+            })
+        });
+        for _ in 0..3 {
             service.reload();
         }
         over.store(true, Ordering::SeqCst);
-        assert!(connects.join().expect("no connection was refused") > 100);
+        assert!(new_each_time.join().expect("each was answered") > 100);
+        assert!(for_ever.join().expect("each was answered, on one connection") > 100);
     });
+    assert_eq!(service.count_since(0, "died"), 0);
 }
 
 #[test]

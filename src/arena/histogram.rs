@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// How many buckets a histogram has.
 pub(crate) const BUCKETS: usize = 128;
 
@@ -46,10 +48,28 @@ pub(crate) fn bounds_of(bucket: usize) -> (u64, u64) {
 }
 
 /// How many durations fell into each bucket.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<u64>", into = "Vec<u64>")]
 pub(crate) struct Histogram {
     /// The count of each bucket; [`bounds_of`] says what it holds.
     pub(crate) buckets: [u64; BUCKETS],
+}
+
+impl From<Histogram> for Vec<u64> {
+    fn from(histogram: Histogram) -> Self {
+        histogram.buckets.to_vec()
+    }
+}
+
+impl From<Vec<u64>> for Histogram {
+    /// Buckets that are missing are empty.
+    fn from(counts: Vec<u64>) -> Self {
+        let mut histogram = Self::default();
+        for (bucket, count) in histogram.buckets.iter_mut().zip(counts) {
+            *bucket = count;
+        }
+        histogram
+    }
 }
 
 impl Default for Histogram {

@@ -2,6 +2,8 @@
 //!
 //! Plain values. All additions saturate, because what is added may be garbage out of a scribbled arena.
 
+use serde::{Deserialize, Serialize};
+
 use super::histogram::Histogram;
 
 /// What each thread of a worker counts, besides the calls it begins.
@@ -46,7 +48,8 @@ impl Counter {
 }
 
 /// What has been counted for one method.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct MethodTotals {
     /// Calls whose handler returned a result.
     pub(crate) ok: u64,
@@ -59,7 +62,8 @@ pub(crate) struct MethodTotals {
 }
 
 /// Sums that only ever grow.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Totals {
     /// Calls begun. Each is running, or counted once as `Ok`, `Errors`, `Panics` or `Late`; a call whose
     /// worker died while it ran, or just then ended, stays counted here alone.

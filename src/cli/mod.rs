@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use crate::line::TEMPLATE_VARIABLE;
 use crate::server::Server;
+use crate::supervisor;
 use crate::template;
 
 use args::{Cli, Command};
@@ -36,6 +37,7 @@ impl Server {
     pub fn run(self) -> ExitCode {
         // Before the command line is looked at, and before anything could start a thread.
         let template_line = template::inherited_line();
+        let legacy = supervisor::inherited();
         let cli = match Cli::parse_from_args(std::env::args_os(), env!("CARGO_PKG_VERSION")) {
             Ok(cli) => cli,
             Err(error) => {
@@ -63,7 +65,10 @@ impl Server {
                 eprintln!("{TEMPLATE_VARIABLE}: {error}");
                 2
             }
-            (None, Command::Serve(args)) => serve::run(&args.config, &service),
+            (None, Command::Serve(args)) => match legacy {
+                Some(legacy) => serve::go_on(legacy),
+                None => serve::run(&args.config, &service),
+            },
             (None, Command::Check(args)) => check::run(&args.config, &service),
             (None, Command::Call(args)) => return call::run(&args),
             (None, Command::Bench(args)) => return bench::run(&args),

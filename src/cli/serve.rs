@@ -1,5 +1,7 @@
 //! `tine serve`: the daemon in the foreground.
 
+use std::io;
+
 use crate::config::{self, Overrides};
 use crate::log;
 use crate::rpc::Service;
@@ -40,6 +42,19 @@ pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
     });
     ended.unwrap_or_else(|error| {
         tracing::error!(%error, "the supervisor can't go on");
+        GAVE_UP
+    })
+}
+
+/// Goes on with the service that another program has run in this process before; the result is the exit code.
+pub(super) fn go_on(legacy: io::Result<supervisor::Legacy>) -> i32 {
+    let ended = legacy.and_then(|legacy| {
+        log::init(legacy.log());
+        supervisor::go_on(legacy)
+    });
+    ended.unwrap_or_else(|error| {
+        // The log may not be there yet.
+        eprintln!("the supervisor can't go on: {error}");
         GAVE_UP
     })
 }

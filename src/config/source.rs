@@ -8,6 +8,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use super::ConfigError;
 
 /// The file that is read when none is named.
@@ -18,7 +20,7 @@ pub(crate) const DEFAULTS: &str = "defaults";
 const LARGEST_FILE: u64 = 1 << 20;
 
 /// A config's text and what its errors call it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Source {
     /// The path as it was given, or [`DEFAULTS`].
     pub(crate) name: String,

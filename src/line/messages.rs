@@ -32,7 +32,14 @@ pub(crate) enum ToTemplate {
 pub(crate) enum FromTemplate {
     /// Preload is done; workers of these methods can be forked. `config` is what it made of the text it was given, which
     /// the supervisor has not read.
-    Ready { version: u32, methods: Vec<String>, config: serde_json::Value },
+    /// `legacy` is the version of what a supervisor leaves to its successor that this program understands.
+    Ready {
+        version: u32,
+        methods: Vec<String>,
+        config: serde_json::Value,
+        #[serde(default)]
+        legacy: u32,
+    },
     /// It can't serve and ends itself.
     Failed { reason: String },
     /// The kernel refused to fork worker process `worker`.

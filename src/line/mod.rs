@@ -20,6 +20,10 @@ pub(crate) use seqpacket::MOST_DESCRIPTORS;
 
 pub(crate) use messages::{FromTemplate, FromWorker, Quarantined, ToTemplate, ToWorker, VERSION};
 
+/// The version of what a supervisor leaves to the program that takes its place. A template says which one its program
+/// understands, as it is that program.
+pub(crate) const LEGACY_VERSION: u32 = 1;
+
 /// The environment variable by which a process learns that it is a template, and which descriptor its line is.
 pub(crate) const TEMPLATE_VARIABLE: &str = "TINE_TEMPLATE_LINE";
 

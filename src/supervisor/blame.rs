@@ -105,7 +105,7 @@ impl Supervisor {
         self.carry_out(orders);
     }
 
-    fn carry_out(&mut self, orders: Vec<Order>) {
+    pub(super) fn carry_out(&mut self, orders: Vec<Order>) {
         for order in orders {
             match order {
                 Order::Shut { method, wait } => {

@@ -129,6 +129,10 @@ impl Workers {
         self.by_id.insert(id, worker);
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Worker> {
+        self.by_id.values()
+    }
+
     pub(crate) fn get(&self, id: WorkerId) -> Option<&Worker> {
         self.by_id.get(&id)
     }

@@ -242,6 +242,14 @@ impl<D, A> Keeping<D, A> {
         released
     }
 
+    /// Each living worker's arena and the connections it serves: all there is, unless something [`Self::is_moving`].
+    pub(crate) fn served(&self) -> impl Iterator<Item = (WorkerId, &A, impl Iterator<Item = (Key, &D)>)> {
+        let living = self.estates.iter().filter(|(_, estate)| estate.cause.is_none());
+        living.map(|(worker, estate)| {
+            (*worker, &estate.arena, estate.served.iter().map(|(key, descriptor)| (*key, descriptor)))
+        })
+    }
+
     /// All that are kept, whoever has them.
     pub(crate) fn len(&self) -> usize {
         let on_the_way = |estate: &Estate<D, A>| {

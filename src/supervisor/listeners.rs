@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use nix::sys::stat::{Mode, umask};
+use serde::{Deserialize, Serialize};
 
 use crate::config;
+use crate::sys::exec::LeftOpen;
 use crate::sys::socket::Listener;
 
 /// All listeners of one configuration, in its order.
@@ -23,7 +25,7 @@ pub(crate) struct Listeners {
 #[derive(Debug)]
 struct Bound {
     /// Removed with it, and before the listener is closed: until then the kernel gives its inode to no other file.
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
     listener: Listener,
     /// As a client would write it, with the port the kernel chose where the configuration says 0.
     address: String,
@@ -95,6 +97,42 @@ impl Listeners {
     }
 }
 
+/// A listener as it is left to the program that takes this one's place.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Left {
+    configured: config::Listener,
+    address: String,
+    /// No `SocketFile`: that would remove the file when this is dropped.
+    file: Option<(PathBuf, (u64, u64))>,
+    descriptor: RawFd,
+}
+
+impl Listeners {
+    pub(super) fn leave(&self) -> Vec<Left> {
+        let leave = |(configured, bound): &(config::Listener, Rc<Bound>)| Left {
+            configured: configured.clone(),
+            address: bound.address.clone(),
+            file: bound.file.as_ref().map(|file| (file.path.clone(), file.inode)),
+            descriptor: bound.listener.as_fd().as_raw_fd(),
+        };
+        self.bound.iter().map(leave).collect()
+    }
+
+    pub(super) fn inherit(left: Vec<Left>, descriptors: &mut LeftOpen) -> io::Result<Self> {
+        let inherit = |left: Left| {
+            let listener = Listener::inherited(descriptors.take(left.descriptor)?)?;
+            let file = left.file.map(|(path, inode)| SocketFile { path, inode });
+            let bound = Bound { file, listener, address: left.address };
+            Ok((left.configured, Rc::new(bound)))
+        };
+        Ok(Self { bound: left.into_iter().map(inherit).collect::<io::Result<_>>()? })
+    }
+
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.bound.iter().map(|(_, bound)| bound.listener.as_fd())
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if inode(&self.path).is_ok_and(|found| found == self.inode) {
@@ -124,7 +162,7 @@ fn bind_one(wanted: &config::Listener) -> Result<Bound, String> {
         config::Address::Tcp(address) => {
             let listener = Listener::bind_tcp(*address, wanted.backlog).map_err(|error| explain(&error))?;
             let address = listener.local_tcp_address().unwrap_or(*address).to_string();
-            Ok(Bound { listener, address, _file: None })
+            Ok(Bound { listener, address, file: None })
         }
         config::Address::Unix(path) => {
             remove_stale(path)?;
@@ -133,7 +171,7 @@ fn bind_one(wanted: &config::Listener) -> Result<Bound, String> {
             let inode = inode(path).map_err(|error| explain(&error))?;
             let file = Some(SocketFile { path: path.clone(), inode });
             set_owner_and_mode(path, wanted).map_err(|error| explain(&error))?;
-            Ok(Bound { listener, address: wanted.address.to_string(), _file: file })
+            Ok(Bound { listener, address: wanted.address.to_string(), file })
         }
     }
 }

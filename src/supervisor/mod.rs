@@ -9,6 +9,7 @@ mod blame;
 mod children;
 mod hand_over;
 mod keeping;
+mod legacy;
 mod listeners;
 mod looks;
 mod methods;
@@ -24,6 +25,7 @@ mod worker_lines;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -41,6 +43,7 @@ use crate::sys::signals::Signals;
 
 use children::{Template, Workers};
 use hand_over::Keeper;
+pub(crate) use legacy::{Legacy, go_on, inherited};
 pub(crate) use listeners::Listeners;
 use methods::{AllMethods, Methods};
 use quarantine::Quarantine;
@@ -74,12 +77,7 @@ const MOST_MESSAGES: usize = 1024;
 ///
 /// The kernel refuses what the loop itself stands on (epoll, signalfd).
 pub(crate) fn run(setup: Setup) -> io::Result<i32> {
-    nix::sys::prctl::set_child_subreaper(true)?;
-    // Whoever started us may ignore SIGCHLD, which we inherit: the kernel would then reap without a word.
-    process::keep_exit_statuses()?;
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let signals = Signals::open()?;
-    epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
+    let (epoll, signals) = listen()?;
     let config = &setup.config;
     let addresses: Vec<&str> = setup.listeners.addresses().collect();
     tracing::info!(
@@ -91,8 +89,10 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
     );
     raise_descriptor_limit(config);
     let (state, actions) = State::start(reload::settings(config));
+    let origin = Origin { number: 1, program: setup.program, source: setup.source };
+    let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let quarantine = Quarantine::new(blame::limits(config));
-    let mut supervisor = Supervisor {
+    let supervisor = Supervisor {
         epoll,
         signals,
         state,
@@ -102,7 +102,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         keeper: Keeper::new(config.processes),
         all_methods: AllMethods::default(),
         scoreboard: Scoreboard::new(Totals::default()),
-        origin: Origin { number: 1, program: setup.program, source: setup.source },
+        origin,
         terms: Terms {
             config: setup.config,
             methods: Rc::new(Methods::default()),
@@ -110,17 +110,25 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         },
         next: None,
         config_path: setup.config_path,
-        bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        bell: bell.into(),
         signs: SignsOfLife::new(crate::worker::LOOKS),
         news: VecDeque::new(),
         quarantine,
+        successor_is_wanted: false,
         finished: None,
     };
-    // Children of whatever this process was before may have ended before their signal was listened to.
-    supervisor.reap();
-    supervisor.perform(actions);
-    supervisor.decide();
-    supervisor.serve()
+    supervisor.begin(actions)
+}
+
+/// What the loop stands on.
+fn listen() -> io::Result<(Epoll, Signals)> {
+    nix::sys::prctl::set_child_subreaper(true)?;
+    // Whoever started us may ignore SIGCHLD, which we inherit: the kernel would then reap without a word.
+    process::keep_exit_statuses()?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let signals = Signals::open()?;
+    epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
+    Ok((epoll, signals))
 }
 
 /// For this process and, as they inherit it, for all that come from it.
@@ -156,15 +164,25 @@ struct Supervisor {
     next: Option<Next>,
     config_path: Option<PathBuf>,
     /// What workers tell each other with that a connection waits.
-    bell: EventFd,
+    bell: OwnedFd,
     signs: SignsOfLife<WorkerId>,
     /// What happened and has not been decided about.
     news: VecDeque<Event>,
     quarantine: Quarantine,
+    /// Another program is to take this one's place as soon as nothing is under way.
+    successor_is_wanted: bool,
     finished: Option<i32>,
 }
 
 impl Supervisor {
+    fn begin(mut self, actions: Vec<Action>) -> io::Result<i32> {
+        // Children of whatever this process was before may have ended before their signal was listened to.
+        self.reap();
+        self.perform(actions);
+        self.decide();
+        self.serve()
+    }
+
     fn serve(mut self) -> io::Result<i32> {
         let mut events = [EpollEvent::empty(); 64];
         loop {
@@ -185,6 +203,7 @@ impl Supervisor {
             self.hand_over();
             self.look_for_life();
             self.balance();
+            self.give_way_to_successor();
         }
     }
 

@@ -92,6 +92,22 @@ impl Quarantine {
         Self { limits, methods: BTreeMap::new(), unclear: VecDeque::new() }
     }
 
+    /// Goes on for another supervisor with what was [`in_force`](Self::in_force) there, and what all are to be told so
+    /// that they ask anew: who had asked is not known any more, and a trial that was not used is taken back by it.
+    pub(crate) fn restored(
+        limits: Limits,
+        in_force: Vec<(String, Duration)>,
+        now: Instant,
+    ) -> (Self, Vec<Order>) {
+        let shut = |(method, wait): &(String, Duration)| Order::Shut { method: method.clone(), wait: *wait };
+        let orders = in_force.iter().map(shut).collect();
+        let cooling = |(method, wait)| {
+            (method, Standing::Cooling { until: now.checked_add(wait).unwrap_or(now), asking: Asking::new() })
+        };
+        let methods = in_force.into_iter().map(cooling).collect();
+        (Self { methods, ..Self::new(limits) }, orders)
+    }
+
     /// Other limits hold for what comes. Where they turn quarantine off, everything is released.
     pub(crate) fn change(&mut self, limits: Limits) -> Vec<Order> {
         self.limits = limits;

@@ -13,6 +13,7 @@ use super::methods::Methods;
 use super::state::{Event, GenerationId, Settings};
 use super::{Supervisor, raise_descriptor_limit, restart};
 use crate::config::{self, Config, Source};
+use crate::line;
 use crate::sys::exec::Program;
 
 /// What a generation's processes are started from.
@@ -39,6 +40,8 @@ pub(super) struct Next {
     pub(super) origin: Origin,
     /// Known when its template is ready.
     terms: Option<Terms>,
+    /// The version of a supervisor's legacy that its program understands.
+    legacy: u32,
     begun: Instant,
 }
 
@@ -59,7 +62,7 @@ impl Supervisor {
             program = %origin.program.path().display(),
             "reloading"
         );
-        self.next = Some(Next { origin, terms: None, begun });
+        self.next = Some(Next { origin, terms: None, legacy: 0, begun });
         Ok(())
     }
 
@@ -117,7 +120,7 @@ impl Supervisor {
     }
 
     pub(super) fn switch(&mut self, generation: GenerationId) {
-        let Some(Next { origin, terms: Some(terms), begun }) = self.next.take() else {
+        let Some(Next { origin, terms: Some(terms), legacy, begun }) = self.next.take() else {
             return;
         };
         let addresses: Vec<&str> = terms.listeners.iter().flat_map(Listeners::addresses).collect();
@@ -137,6 +140,19 @@ impl Supervisor {
         self.origin = origin;
         self.terms = terms;
         self.change_quarantine();
+        self.successor_is_wanted = !self.origin.program.runs_here();
+        if self.successor_is_wanted && legacy != line::LEGACY_VERSION {
+            tracing::warn!(
+                "the new program can't take the supervisor's own place; restart the service for that"
+            );
+            self.successor_is_wanted = false;
+        }
+    }
+
+    pub(super) fn successor_understands(&mut self, generation: GenerationId, legacy: u32) {
+        if let Some(next) = self.next.as_mut().filter(|next| next.origin.number == generation) {
+            next.legacy = legacy;
+        }
     }
 
     pub(super) fn reload_failed(&mut self, generation: GenerationId, why: &str) {

@@ -86,8 +86,9 @@ impl Supervisor {
 
     fn template_says(&mut self, generation: GenerationId, message: FromTemplate) {
         match message {
-            FromTemplate::Ready { version, methods, config } if version == line::VERSION => {
+            FromTemplate::Ready { version, methods, config, legacy } if version == line::VERSION => {
                 let event = self.template_is_ready(generation, methods, config);
+                self.successor_understands(generation, legacy);
                 self.happened(event);
             }
             FromTemplate::Ready { version, .. } => {

@@ -1,10 +1,12 @@
-//! Starting this very program again, or what has taken its place: how a template comes to be.
+//! Starting this very program again, or what has taken its place: how a template comes to be, and how a process goes on as
+//! another program.
 
+use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -47,6 +49,36 @@ impl Program {
         Ok(Self { file, path: self.path.clone(), arguments: self.arguments.clone() })
     }
 
+    /// A program that was held open by what ran in this process before.
+    pub(crate) fn inherited(file: OwnedFd, path: PathBuf) -> io::Result<Self> {
+        let arguments = std::env::args_os().map(c_string).collect::<io::Result<_>>()?;
+        Ok(Self { file: file.into(), path, arguments })
+    }
+
+    /// Whether this process runs from that very file.
+    pub(crate) fn runs_here(&self) -> bool {
+        is_same(Path::new("/proc/self/exe"), &self.file).unwrap_or(true)
+    }
+
+    /// Has this process go on as the program, with its pid, its children, its signal mask, and those descriptors that are
+    /// not closed on exec. `variable` is set to `number` in its environment.
+    ///
+    /// Only returns when it failed; then nothing has changed.
+    pub(crate) fn take_place(&self, variable: &str, number: RawFd) -> io::Error {
+        let environment = match environment_with(variable, number) {
+            Ok(environment) => environment,
+            Err(error) => return error,
+        };
+        self.execute(&environment)
+            .err()
+            .map_or_else(|| io::Error::other("execveat returned"), io::Error::from)
+    }
+
+    /// What the kernel calls a process that was started by its path.
+    pub(crate) fn name(&self) -> Option<CString> {
+        CString::new(self.path.file_name()?.as_bytes()).ok()
+    }
+
     /// Where it was found.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -62,15 +94,7 @@ impl Program {
         line: &OwnedFd,
         explain: impl FnOnce(&OwnedFd, &io::Error),
     ) -> io::Result<Pid> {
-        let mut environment: Vec<CString> = std::env::vars_os()
-            .filter(|(name, _)| name != variable)
-            .map(|(mut entry, value)| {
-                entry.push("=");
-                entry.push(value);
-                c_string(entry)
-            })
-            .collect::<io::Result<_>>()?;
-        environment.push(c_string(format!("{variable}={}", line.as_raw_fd()).into())?);
+        let environment = environment_with(variable, line.as_raw_fd())?;
         let parent = nix::unistd::getpid();
         match fork()? {
             Forked::Parent { child } => Ok(child),
@@ -80,6 +104,12 @@ impl Program {
                 super::process::exit_now(127)
             }
         }
+    }
+
+    fn execute(&self, environment: &[CString]) -> nix::Result<()> {
+        let flags = nix::fcntl::AtFlags::AT_EMPTY_PATH;
+        nix::unistd::execveat(&self.file, c"", &self.arguments, environment, flags)
+            .map(|never| match never {})
     }
 
     /// Only returns when it failed.
@@ -92,17 +122,37 @@ impl Program {
                 super::process::exit_now(0);
             }
             fcntl(line, FcntlArg::F_SETFD(FdFlag::empty()))?;
-            nix::unistd::execveat(
-                &self.file,
-                c"",
-                &self.arguments,
-                environment,
-                nix::fcntl::AtFlags::AT_EMPTY_PATH,
-            )
-            .map(|never| match never {})
+            self.execute(environment)
         };
         prepared().err().map_or_else(|| io::Error::other("execveat returned"), io::Error::from)
     }
+}
+
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// This process's environment, with `variable` set to `number`.
+fn environment_with(variable: &str, number: RawFd) -> io::Result<Vec<CString>> {
+    let mut environment: Vec<CString> = std::env::vars_os()
+        .filter(|(name, _)| name != variable)
+        .map(|(mut entry, value)| {
+            entry.push("=");
+            entry.push(value);
+            c_string(entry)
+        })
+        .collect::<io::Result<_>>()?;
+    environment.push(c_string(format!("{variable}={number}").into())?);
+    Ok(environment)
+}
+
+/// Says whether a descriptor is still open after this process has become another program.
+pub(crate) fn stays_open(fd: impl AsFd, stays: bool) -> io::Result<()> {
+    let flags = if stays { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+    fcntl(fd, FcntlArg::F_SETFD(flags))?;
+    Ok(())
 }
 
 /// The path by which a shell, or whoever executed the running program, found `file`: from it alone another file can be
@@ -139,7 +189,31 @@ pub(crate) fn take_inherited(variable: &str) -> Option<io::Result<OwnedFd>> {
             value.display()
         ))));
     };
-    Some(claim(number))
+    Some(claim(number).and_then(|fd| {
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(fd)
+    }))
+}
+
+/// Descriptors that what ran in this process before has left open, each of which is taken once.
+#[derive(Debug, Default)]
+pub(crate) struct LeftOpen {
+    taken: BTreeSet<RawFd>,
+}
+
+impl LeftOpen {
+    /// The descriptor of this number, closed on exec from now on.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or it was taken before, or it is one of the standard streams.
+    pub(crate) fn take(&mut self, number: RawFd) -> io::Result<OwnedFd> {
+        if number <= 2 || !self.taken.insert(number) {
+            return Err(io::Error::other(format!("descriptor {number} is not there to be taken")));
+        }
+        claim(number)
+    }
 }
 
 fn claim(number: RawFd) -> io::Result<OwnedFd> {
@@ -147,11 +221,10 @@ fn claim(number: RawFd) -> io::Result<OwnedFd> {
     if unsafe { nix::libc::fcntl(number, nix::libc::F_GETFL) } == -1 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open and was left for us alone by the parent that named it in our environment.
+    // SAFETY: the descriptor is open and was left for us alone, by the parent that named it in our environment or by what
+    // ran in this process before and named it in what it left; callers see to it that each is taken once.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
-    fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(fd)
 }
 

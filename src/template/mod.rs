@@ -72,7 +72,8 @@ fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u
     process::keep_exit_statuses().map_err(|error| format!("SIGCHLD: {error}"))?;
     let methods = service.method_names();
     let checked = serde_json::to_value(&config).map_err(|error| format!("the configuration: {error}"))?;
-    let ready = FromTemplate::Ready { version: line::VERSION, methods, config: checked };
+    let (version, legacy) = (line::VERSION, line::LEGACY_VERSION);
+    let ready = FromTemplate::Ready { version, methods, config: checked, legacy };
     line.send(&ready, Vec::new())
         .map_err(|error| format!("the supervisor can't be told that the template is ready: {error}"))?;
     Ok((beginning.generation, config))

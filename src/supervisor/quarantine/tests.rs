@@ -76,6 +76,19 @@ fn course_of(crashes: u32, name: &str, steps: &[(u64, Step, &str)]) {
 }
 
 #[test]
+fn what_is_shut_stays_shut_for_another_supervisor_and_can_be_tried() {
+    let now = Instant::now();
+    let limits = Limits { crashes: 3, window: Duration::from_secs(60), cool_down: Duration::from_secs(30) };
+    let wait = Duration::from_secs(5);
+    let in_force = vec![("bad".to_owned(), wait)];
+    let (mut quarantine, orders) = Quarantine::restored(limits, in_force.clone(), now);
+    assert_eq!(orders, [Order::Shut { method: "bad".into(), wait }]);
+    assert_eq!(quarantine.in_force(now), in_force);
+    quarantine.asked(4, "bad");
+    assert_eq!(quarantine.due(now + wait), [Order::Try { method: "bad".into(), worker: 4 }]);
+}
+
+#[test]
 fn the_third_crash_within_the_window_is_one_too_many() {
     course(
         "at once",

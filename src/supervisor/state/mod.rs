@@ -10,6 +10,7 @@
 //! departing what has no slot any more and has not been reaped       succession.rs
 //! ```
 
+mod calm;
 mod generation;
 mod reload;
 mod service;
@@ -21,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::restart::Limits;
+pub(crate) use calm::Calm;
 use generation::{Generation, Phase, Slot};
 use reload::Reload;
 use service::Service;

@@ -127,7 +127,7 @@ fn each_way_to_fail_kills_the_next_generation_and_leaves_the_other_as_it_was() {
             brain.worker(worker, UNANSWERED);
         }
         assert!(brain.state.ending.is_empty() && brain.departing().is_empty(), "{name}");
-        assert_eq!(brain.worker(0, ANSWERED), fork(3, 0).map(renumber_if_no_worker_was(&name)), "{name}");
+        assert_eq!(brain.worker(0, ANSWERED), fork(3, 0).map(renumber_if_no_worker_was(name)), "{name}");
     }
 }
 

@@ -1,0 +1,291 @@
+//! What a supervisor leaves to the program that takes its place in the same process, and how that goes on with it.
+//!
+//! After a reload whose program is another file than the running one, and as soon as nothing is under way, the supervisor
+//! executes that program in place: the same pid, the same children, the same descriptors. What is in its memory goes along
+//! in a memfd, in a versioned form that the new program's template has said it understands; messages that arrive
+//! meanwhile stay in the lines, signals stay pending behind the mask. Where the execution fails nothing has changed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::children::{Template, Worker, Workers};
+use super::hand_over::Keeper;
+use super::listeners::{Left, Listeners};
+use super::methods::AllMethods;
+use super::quarantine::Quarantine;
+use super::reload::{self, Origin, Terms};
+use super::sign_of_life::SignsOfLife;
+use super::state::{Calm, GenerationId, State, WorkerId};
+use super::{Supervisor, blame, template_line, worker_lines};
+use crate::arena::{ArenaReader, Key, Scoreboard, Totals};
+use crate::config::{Config, Log, Source};
+use crate::line::{LEGACY_VERSION, Line};
+use crate::sys::exec::{self, LeftOpen, Program};
+
+/// The environment variable by which a process learns that it goes on as a supervisor, and which descriptor has its legacy.
+const VARIABLE: &str = "TINE_SUPERVISOR_LEGACY";
+
+/// All that a supervisor knows while nothing is under way. Descriptors are named by their numbers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Legacy {
+    version: u32,
+    brain: Calm,
+    config: Config,
+    config_path: Option<PathBuf>,
+    source: Source,
+    program: RawFd,
+    program_path: PathBuf,
+    methods: Vec<String>,
+    all_methods: Vec<String>,
+    totals: Totals,
+    /// Methods in quarantine, and for how long before one may be tried.
+    quarantine: Vec<(String, Duration)>,
+    listeners: Vec<Left>,
+    bell: RawFd,
+    template: TemplateLeft,
+    workers: Vec<WorkerLeft>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct TemplateLeft {
+    generation: GenerationId,
+    pid: i32,
+    line: RawFd,
+    age: Duration,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct WorkerLeft {
+    id: WorkerId,
+    slot: usize,
+    pid: i32,
+    line: RawFd,
+    arena: RawFd,
+    age: Duration,
+    /// Its connections that are kept.
+    kept: Vec<(Key, RawFd)>,
+}
+
+impl Legacy {
+    /// How it is to be logged.
+    pub(crate) fn log(&self) -> &Log {
+        &self.config.log
+    }
+}
+
+/// What the program that ran in this process before has left to this one. Call it before any thread is started.
+pub(crate) fn inherited() -> Option<io::Result<Legacy>> {
+    let memory = exec::take_inherited(VARIABLE)?;
+    Some(memory.and_then(|memory| {
+        let mut text = String::new();
+        let mut memory = File::from(memory);
+        memory.rewind()?;
+        memory.read_to_string(&mut text)?;
+        let legacy: Legacy = serde_json::from_str(&text)?;
+        if legacy.version == LEGACY_VERSION {
+            return Ok(legacy);
+        }
+        let found = legacy.version;
+        Err(io::Error::other(format!("expected a legacy of version {LEGACY_VERSION}, found {found}")))
+    }))
+}
+
+/// Leaving.
+impl Supervisor {
+    /// Has the program that serves by now take this one's place, if it is another one and nothing is under way.
+    pub(super) fn give_way_to_successor(&mut self) {
+        if !self.successor_is_wanted || !self.news.is_empty() || self.keeper.keeping.is_moving() {
+            return;
+        }
+        let Some(legacy) = self.state.calm().and_then(|brain| self.legacy(brain)) else {
+            return;
+        };
+        self.successor_is_wanted = false;
+        let error = match self.execute_successor(&legacy) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        };
+        for descriptor in self.descriptors() {
+            // It was open on exec a moment ago, by the same call.
+            let _ = exec::stays_open(descriptor, false);
+        }
+        tracing::error!(%error, "the supervisor's program can't be replaced; it goes on as it was");
+    }
+
+    fn execute_successor(&self, legacy: &Legacy) -> io::Result<std::convert::Infallible> {
+        let memory = nix::sys::memfd::memfd_create(c"tine legacy", nix::sys::memfd::MFdFlags::empty())?;
+        let mut memory = File::from(memory);
+        memory.write_all(&serde_json::to_vec(legacy)?)?;
+        for descriptor in self.descriptors() {
+            exec::stays_open(descriptor, true)?;
+        }
+        tracing::debug!(program = %self.origin.program.path().display(), "the supervisor becomes another program");
+        Err(self.origin.program.take_place(VARIABLE, memory.as_raw_fd()))
+    }
+
+    /// None when something is not as it is when nothing is under way.
+    fn legacy(&self, brain: Calm) -> Option<Legacy> {
+        let template = self.templates.get(&self.origin.number).filter(|template| template.line_open)?;
+        if self.templates.len() > 1 || template.line.has_queued() {
+            return None;
+        }
+        let mut workers = Vec::new();
+        for (id, arena, kept) in self.keeper.keeping.served() {
+            let worker = self.workers.get(id)?;
+            if !worker.line_open || worker.line.has_queued() {
+                return None;
+            }
+            workers.push(WorkerLeft {
+                id,
+                slot: worker.slot,
+                pid: worker.pid?.as_raw(),
+                line: worker.line.as_fd().as_raw_fd(),
+                arena: arena.as_raw_fd(),
+                age: worker.started.elapsed(),
+                kept: kept.map(|(key, descriptor)| (key, descriptor.as_raw_fd())).collect(),
+            });
+        }
+        // Those that live and those that have died count alike for whoever goes on.
+        Some(Legacy {
+            version: LEGACY_VERSION,
+            brain,
+            config: self.terms.config.clone(),
+            config_path: self.config_path.clone(),
+            source: self.origin.source.clone(),
+            program: self.origin.program.as_fd().as_raw_fd(),
+            program_path: self.origin.program.path().to_owned(),
+            methods: self.terms.methods.names.clone(),
+            all_methods: self.all_methods.names.clone(),
+            totals: self.scoreboard.ended().clone(),
+            quarantine: self.quarantine.in_force(Instant::now()),
+            listeners: self.terms.listeners.as_ref()?.leave(),
+            bell: self.bell.as_fd().as_raw_fd(),
+            template: TemplateLeft {
+                generation: self.origin.number,
+                pid: template.pid.as_raw(),
+                line: template.line.as_fd().as_raw_fd(),
+                age: template.started.elapsed(),
+            },
+            workers,
+        })
+    }
+
+    /// Every descriptor that a legacy names.
+    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let own = [self.bell.as_fd(), self.origin.program.as_fd()].into_iter();
+        let listeners = self.terms.listeners.iter().flat_map(Listeners::descriptors);
+        let templates = self.templates.values().map(|template| template.line.as_fd());
+        let workers = self.workers.iter().map(|worker| worker.line.as_fd());
+        let kept = self.keeper.keeping.served().flat_map(|(_, arena, kept)| {
+            std::iter::once(arena.as_fd()).chain(kept.map(|(_, descriptor)| descriptor.as_fd()))
+        });
+        own.chain(listeners).chain(templates).chain(workers).chain(kept)
+    }
+}
+
+/// Goes on where the program before has stopped, until the service has ended; the result is the process's exit code.
+///
+/// # Errors
+///
+/// The kernel refuses what the loop itself stands on, or the legacy is not what it says.
+pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
+    let (epoll, signals) = super::listen()?;
+    let mut descriptors = LeftOpen::default();
+    let now = Instant::now();
+    let started = |age: Duration| now.checked_sub(age).unwrap_or(now);
+    let generation = legacy.template.generation;
+    let program = Program::inherited(descriptors.take(legacy.program)?, legacy.program_path)?;
+    // The kernel has given it the number of a descriptor as its name.
+    if let Some(name) = program.name() {
+        let _ = nix::sys::prctl::set_name(&name);
+    }
+    let mut all_methods = AllMethods { names: legacy.all_methods };
+    let methods = Rc::new(all_methods.number(legacy.methods));
+    let mut keeper = Keeper::new(legacy.config.processes);
+    let mut workers = Workers::default();
+    let mut signs = SignsOfLife::new(crate::worker::LOOKS);
+    let stuck = legacy.config.timeouts.stuck;
+    for left in legacy.workers {
+        let line = Line::from(descriptors.take(left.line)?);
+        epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, worker_lines::token(left.id)))?;
+        let memory = descriptors.take(left.arena)?;
+        let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
+        keeper.keeping.begin(left.id, memory);
+        let (keys, kept): (Vec<Key>, Vec<RawFd>) = left.kept.into_iter().unzip();
+        let kept: Vec<OwnedFd> =
+            kept.into_iter().map(|fd| descriptors.take(fd)).collect::<io::Result<_>>()?;
+        keeper.keeping.keep(left.id, keys, kept);
+        let worker = Worker {
+            generation,
+            slot: left.slot,
+            methods: Rc::clone(&methods),
+            pid: Some(Pid::from_raw(left.pid)),
+            line,
+            line_open: true,
+            arena,
+            started: started(left.age),
+            stuck,
+            end_expected: false,
+            boot_failure: None,
+            is_ready: true,
+            born_refusing: Vec::new(),
+        };
+        workers.insert(left.id, worker);
+        // Whether it was asked is not known any more; it is, if it has anything to do.
+        signs.heard(left.id, stuck, now);
+    }
+    let line = Line::from(descriptors.take(legacy.template.line)?);
+    epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, template_line::token(generation)))?;
+    let template = Template {
+        pid: Pid::from_raw(legacy.template.pid),
+        line,
+        line_open: true,
+        end_expected: false,
+        started: started(legacy.template.age),
+    };
+    let listeners = Listeners::inherit(legacy.listeners, &mut descriptors)?;
+    let limits = blame::limits(&legacy.config);
+    let (quarantine, orders) = Quarantine::restored(limits, legacy.quarantine, now);
+    let (state, actions) = State::go_on(legacy.brain, reload::settings(&legacy.config));
+    let bell = descriptors.take(legacy.bell)?;
+    tracing::info!(
+        pid = std::process::id(),
+        version = env!("CARGO_PKG_VERSION"),
+        generation,
+        kept = keeper.keeping.len(),
+        "the supervisor runs the new program"
+    );
+    let mut supervisor = Supervisor {
+        epoll,
+        signals,
+        state,
+        timers: BTreeMap::new(),
+        templates: BTreeMap::from([(generation, template)]),
+        workers,
+        keeper,
+        all_methods,
+        scoreboard: Scoreboard::new(legacy.totals),
+        origin: Origin { number: generation, program, source: legacy.source },
+        terms: Terms { config: legacy.config, methods, listeners: Some(listeners) },
+        next: None,
+        config_path: legacy.config_path,
+        bell,
+        signs,
+        quarantine,
+        news: std::collections::VecDeque::new(),
+        successor_is_wanted: false,
+        finished: None,
+    };
+    supervisor.balance_soon();
+    supervisor.carry_out(orders);
+    supervisor.begin(actions)
+}

@@ -1,0 +1,167 @@
+//! A new program takes the supervisor's own place: the same process goes on as another program, and nobody notices.
+
+mod support;
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use support::proc::{copy_for_everyone, open_descriptors, status, worker_pid, zombies_of};
+use support::{Folder, Service, rig, send_signal};
+
+const TAKEN_OVER: &str = "the supervisor runs the new program";
+
+/// A service whose program is a copy in a folder of its own.
+struct Scene {
+    program: PathBuf,
+    service: Service,
+    /// Goes last.
+    _folder: Folder,
+}
+
+impl Scene {
+    fn new(config: &str) -> Self {
+        let folder = Folder::new();
+        let copy = copy_for_everyone(&rig(), folder.path());
+        let service = Service::start_with(copy, config);
+        Self { program: folder.path().join("program"), service, _folder: folder }
+    }
+
+    /// Puts a new version in the program's place, as a deployment does: the same with a byte at its end.
+    fn deploy(&self) {
+        let next = self.program.with_extension("next");
+        let made = "cp \"$1\" \"$2\" && echo >> \"$2\" && chmod 755 \"$2\"";
+        let done = Command::new("sh").args(["-c", made, "sh"]).args([&self.program, &next]).status();
+        assert!(done.expect("a shell").success());
+        std::fs::rename(&next, &self.program).expect("in its place");
+    }
+
+    /// Deploys and reloads; what the new supervisor says.
+    fn take_over(&self) -> Value {
+        self.deploy();
+        let mark = self.service.mark();
+        self.service.signal(Signal::SIGHUP);
+        self.service.await_text(mark, TAKEN_OVER)
+    }
+
+    fn runs_what_is_there(&self) -> bool {
+        let inode = |path: &Path| std::fs::metadata(path).map(|found| found.ino()).ok();
+        inode(Path::new(&format!("/proc/{}/exe", self.service.pid()))) == inode(&self.program)
+    }
+}
+
+#[test]
+fn the_supervisor_becomes_the_new_program_and_goes_on_with_all_it_had() {
+    let mut scene = Scene::new("listen = [\"127.0.0.1:0\", \"unix:socket\"]\nprocesses = 2\nthreads = 1");
+    let pid = scene.service.pid();
+    let mut wire = scene.service.connect();
+    wire.call("echo", json!("first"));
+    assert!(scene.runs_what_is_there());
+    let told = scene.take_over();
+    assert_eq!(told["generation"], 2, "{told}");
+    assert_eq!(told["pid"].as_i64(), Some(i64::from(pid)), "{told}");
+    assert!(scene.runs_what_is_there());
+    assert_eq!(status(pid, "Name").as_deref(), Some("program"));
+    let service = &scene.service;
+
+    // Its workers and its template are still its own.
+    let workers = service.adopted_workers();
+    let mark = service.mark();
+    let mut doomed = service.connect_to(0);
+    doomed.request("crash", &json!({ "how": "segv" }));
+    assert_ne!(service.await_refill(mark, 0), workers[&0]);
+    service.signal(Signal::SIGTTIN);
+    service.await_refill(mark, 2);
+    let descriptors = open_descriptors(pid);
+    assert!(zombies_of(pid).is_empty());
+
+    // And all of it can be done again.
+    assert_eq!(scene.take_over()["generation"], 3);
+    assert!(scene.runs_what_is_there());
+    let service = &scene.service;
+    assert_eq!(worker_pid(&mut service.connect_to(1)), service.workers()[&1]);
+    service.call("echo", json!("last"));
+    assert!(open_descriptors(pid) <= descriptors, "{descriptors} before");
+    let socket = service.folder().join("socket");
+    assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    assert_eq!(scene.service.stop(), Some(0));
+    assert!(!socket.exists(), "it knows that the file is its own");
+    let log = scene.service.whole_log();
+    let served = log.iter().find(|line| line["message"] == "served" && line["method"] == "echo");
+    assert_eq!(served.expect("the sums go on")["ok"], 2);
+}
+
+#[test]
+fn calls_go_on_while_the_supervisor_becomes_another_program_and_a_worker_dies() {
+    let scene = Scene::new("processes = 2\nthreads = 1");
+    let (address, over) = (scene.service.socket_address(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let calls = scope.spawn(|| {
+            let mut wire = support::Wire::connect(address);
+            let mut count = 0;
+            while !over.load(Ordering::SeqCst) {
+                assert_eq!(wire.call("echo", json!(count))["result"], count);
+                count += 1;
+            }
+            count
+        });
+        scene.deploy();
+        let mark = scene.service.mark();
+        scene.service.signal(Signal::SIGHUP);
+        scene.service.await_text(mark, TAKEN_OVER);
+        over.store(true, Ordering::SeqCst);
+        assert!(calls.join().expect("every call was answered, on one connection") > 100);
+    });
+    assert!(scene.runs_what_is_there());
+}
+
+#[test]
+fn where_the_new_program_cannot_take_its_place_the_supervisor_goes_on_as_it_was() {
+    let mut scene = Scene::new("processes = 1\nthreads = 1");
+    scene.deploy();
+    let service = &scene.service;
+    let mark = service.mark();
+    service.signal(Signal::SIGHUP);
+    service.await_text(mark, "worker ready");
+    // The template runs from it already; the supervisor will not be able to.
+    std::fs::set_permissions(&scene.program, std::fs::Permissions::from_mode(0o644)).expect("our own file");
+    let told = service.await_text(mark, "the supervisor's program can't be replaced; it goes on as it was");
+    assert_eq!(told["level"], "ERROR", "{told}");
+    assert!(!scene.runs_what_is_there());
+    let mark = service.mark();
+    service.connect().request("crash", &json!({ "how": "segv" }));
+    let next = service.await_refill(mark, 0);
+    assert_eq!(service.call("tine.worker", json!(null))["result"]["generation"], 2);
+    let inherited = std::fs::read_dir(format!("/proc/{next}/fd")).expect("the worker").count();
+    send_signal(next, Signal::SIGTERM);
+    let after = service.await_refill(service.mark(), 0);
+    let again = std::fs::read_dir(format!("/proc/{after}/fd")).expect("the worker").count();
+    assert!(again.abs_diff(inherited) <= 1, "{inherited} and {again} descriptors");
+    assert_eq!(scene.service.stop(), Some(0));
+}
+
+#[test]
+fn a_stop_that_comes_in_the_middle_is_not_lost() {
+    let mut scene = Scene::new("processes = 1\nthreads = 1");
+    scene.deploy();
+    let mark = scene.service.mark();
+    scene.service.signal(Signal::SIGHUP);
+    scene.service.await_text(mark, "reloaded");
+    assert_eq!(scene.service.stop(), Some(0));
+    scene.service.whole_log();
+    assert_eq!(scene.service.count_since(mark, "died"), 0);
+}
+
+#[test]
+fn a_reload_with_the_same_program_leaves_the_supervisor_as_it_is() {
+    let mut scene = Scene::new("processes = 1\nthreads = 1");
+    let mark = scene.service.mark();
+    scene.service.signal(Signal::SIGHUP);
+    scene.service.await_text(mark, "reloaded");
+    assert_eq!(scene.service.stop(), Some(0));
+    scene.service.whole_log();
+    assert_eq!(scene.service.count_since(mark, TAKEN_OVER), 0);
+}
