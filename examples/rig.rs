@@ -231,17 +231,24 @@ fn hang(_call: &Call<'_>, _params: Option<serde_json::Value>) -> Result<(), Erro
 #[derive(Deserialize)]
 struct Bytes {
     bytes: usize,
+    /// For `blob`: what the text repeats, so that answers to different callers differ.
+    #[serde(default)]
+    of: String,
 }
 
 /// Keeps memory for good, every page of it touched.
-fn leak(_call: &Call<'_>, Bytes { bytes }: Bytes) -> Result<(), Error> {
+fn leak(_call: &Call<'_>, Bytes { bytes, .. }: Bytes) -> Result<(), Error> {
     black_box(vec![1_u8; bytes].leak());
     Ok(())
 }
 
 /// Answers a text of that many bytes.
-fn blob(_call: &Call<'_>, Bytes { bytes }: Bytes) -> Result<String, Error> {
-    Ok("x".repeat(bytes))
+fn blob(_call: &Call<'_>, Bytes { bytes, of }: Bytes) -> Result<String, Error> {
+    let of = if of.is_empty() { "x" } else { &of };
+    let mut text = of.repeat(bytes / of.len() + 1);
+    let end = (0..=bytes).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or(0));
+    Ok(text)
 }
 
 /// Leaves a process behind that ends a little later without its parent, and answers its pid.
