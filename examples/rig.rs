@@ -21,6 +21,7 @@ use nix::time::{ClockId, clock_gettime};
 use rand::rngs::{StdRng, SysRng};
 use rand::{Rng, SeedableRng};
 use serde::Deserialize;
+use tine::internals::{FailPoint, die_after};
 use tine::{BoxError, Call, Error, Server};
 
 fn main() -> ExitCode {
@@ -49,6 +50,7 @@ fn rig() -> Server {
         .method("leak", leak)
         .method("blob", blob)
         .method("rand", random)
+        .method("arm", arm)
         .method("orphan", orphan)
 }
 
@@ -256,6 +258,30 @@ fn orphan(_call: &Call<'_>, Sleep { ms }: Sleep) -> Result<i32, Error> {
     let left_behind = format!("sleep {}.{:03} >/dev/null & echo $!", ms / 1_000, ms % 1_000);
     let shell = process::Command::new("sh").args(["-c", &left_behind]).output().map_err(Error::internal)?;
     String::from_utf8_lossy(&shell.stdout).trim().parse().map_err(Error::internal)
+}
+
+#[derive(Deserialize)]
+struct Arm {
+    kind: Steps,
+    steps: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Steps {
+    Path,
+    Adopt,
+}
+
+/// Has this worker die at the n-th step from now on of a call's way, or of adopting a connection. In builds without debug
+/// assertions it does nothing.
+fn arm(_call: &Call<'_>, Arm { kind, steps }: Arm) -> Result<(), Error> {
+    let kind = match kind {
+        Steps::Path => FailPoint::Path,
+        Steps::Adopt => FailPoint::Adopt,
+    };
+    die_after(kind, steps);
+    Ok(())
 }
 
 /// A number that no other worker draws.

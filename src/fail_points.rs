@@ -1,11 +1,17 @@
-//! Places where a test can make a thread late, so that races which are rare are frequent.
+//! Places where a test can make a thread late, or the process die. Only builds with debug assertions have them.
 //!
 //! With `TINE_FAIL_POINTS=delay` in its environment each thread is held up at random, for up to twice the time that
-//! separates a quick call from a slow one. Only builds with debug assertions have these places.
+//! separates a quick call from a slow one, so that races which are rare are frequent.
+//!
+//! A process dies at the n-th [`step`] after it was [armed](die_after), as by `kill -9`: a test that arms for the first step,
+//! then for the second, and so on, has it die between any two instructions that matter.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::sys::process::{self, Pid, Signal};
 
 /// Turns them on.
 const VARIABLE: &str = "TINE_FAIL_POINTS";
@@ -22,6 +28,38 @@ pub(crate) fn delay() {
             std::thread::sleep(Duration::from_micros(draw / 4 % LONGEST_US));
         }
     }
+}
+
+/// Which way the steps are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A call's: receiving, beginning, running, publishing, sending.
+    Path,
+    /// A connection's, from a worker that has died or let it go to another.
+    Adopt,
+}
+
+/// Steps of either kind until the process dies; 0 while it is not armed.
+static STEPS_LEFT: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// A step of the way. The process dies here if it was armed for this one.
+#[inline]
+pub(crate) fn step(kind: Kind) {
+    if cfg!(debug_assertions) {
+        let left = &STEPS_LEFT[kind as usize];
+        if left.load(Ordering::Relaxed) > 0 && left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let _ = process::kill(Pid::this(), Signal::SIGKILL);
+            // A signal to oneself arrives before the call returns, unless another thread was chosen to take it.
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}
+
+/// Has this process die at the `steps`-th step of this kind from now on, counted from 1.
+pub(crate) fn die_after(kind: Kind, steps: u64) {
+    STEPS_LEFT[kind as usize].store(steps, Ordering::Relaxed);
 }
 
 fn is_on() -> bool {

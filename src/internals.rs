@@ -7,7 +7,7 @@ use std::process;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::arena::{self, ArenaReader, ArenaWriter, Outcome, Row, Scoreboard, Totals};
+use crate::arena::{self, ArenaReader, ArenaWriter, Outcome, Room, Row, Scoreboard, Totals};
 use crate::rpc::native::{self, Request};
 use crate::rpc::{
     BoxError, Call, CallParts, Error, Hooks, Peer, RegistryBuilder, Service, States, WorkerInfo,
@@ -15,6 +15,14 @@ use crate::rpc::{
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
 use crate::wire::{ByteOrder, Step};
+
+pub use crate::fail_points::Kind as FailPoint;
+
+/// Has this process die, as by `kill -9`, at the `steps`-th step of this kind from now on, counted from 1. Does nothing
+/// in a build without debug assertions.
+pub fn die_after(kind: FailPoint, steps: u64) {
+    crate::fail_points::die_after(kind, steps);
+}
 
 /// The default of `limits.max_message`.
 const FRAMING: LengthFraming = LengthFraming { order: ByteOrder::Little, max_message: 1 << 20 };
@@ -137,7 +145,7 @@ impl Counters {
     ///
     /// There is no memory for it, or it would be too large.
     pub fn new(threads: usize, methods: usize) -> Result<Self, BoxError> {
-        let fd = arena::create(threads, methods)?;
+        let fd = arena::create(&Room { rows: threads, methods, connections: 0, buffers: 0 })?;
         let reader = ArenaReader::open(&fd)?;
         let mut writer = ArenaWriter::open(fd)?;
         writer.identify(process::id(), 1, 0, clock::monotonic_ns());

@@ -10,12 +10,16 @@ pub(crate) enum ArenaError {
     Memory(io::Error),
     /// More rows or methods than an arena may have, or no row at all.
     Size { rows: usize, methods: usize },
+    /// More connections than an arena may have records for, or more buffers than can be addressed.
+    Connections { connections: usize, buffers: usize },
     /// The content does not start like an arena.
     NotAnArena { found: u64 },
     /// Another version of the layout.
     Version { found: u64, expected: u64 },
     /// A header field points outside the arena, or is out of its limits.
     Header { field: &'static str, found: u64, least: u64, most: u64 },
+    /// The arena was made without blocks, or they are in use already.
+    NoBlocks { found: usize, expected: usize },
     /// No row has this number.
     NoSuchRow { row: usize, rows: usize },
     /// This row has its one writer already.
@@ -34,6 +38,12 @@ impl fmt::Display for ArenaError {
                 super::layout::MAX_METHODS,
                 super::layout::MAX_ROWS_BYTES >> 20,
             ),
+            Self::Connections { connections, buffers } => write!(
+                f,
+                "an arena for {connections} connections that hold up to {buffers} bytes: expected at most {} connections, \
+                 and buffers that can be addressed; lower limits.max_connections or limits.buffers",
+                super::layout::MAX_RECORDS,
+            ),
             Self::NotAnArena { found } => {
                 write!(
                     f,
@@ -48,6 +58,11 @@ impl fmt::Display for ArenaError {
                 f,
                 "the arena's header field `{field}` is {found}, expected {least} to {most}, and offsets in whole words; \
                  something has overwritten it"
+            ),
+            Self::NoBlocks { found, expected } => write!(
+                f,
+                "the arena has {found} bytes for what connections hold, expected {expected} that nobody has yet; something has \
+                 overwritten its header"
             ),
             Self::NoSuchRow { row, rows } => {
                 write!(f, "the arena has no row {row}, it has {rows}, counted from 0")

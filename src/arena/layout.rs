@@ -10,11 +10,13 @@
 //!   row    16 words     what it runs, and counters
 //!   heads   4 words     for each method: ok, errors, time
 //!   histograms 128 words for each method
+//! records  64 words for each connection that the worker may have
+//! data     from a whole page on: the blocks of `sys::blocks`, whose places the records name
 //! ```
 //!
-//! Every section starts on a cache line, and a row's size is a whole number of them, so two threads never write
+//! The supervisor maps what comes before the records. Every section starts on a cache line, and a row's size is a whole number of them, so two threads never write
 //! to the same one. The offsets stand in the header although this version could compute them: a later version
-//! may put sections (connection records, rings) after, between or inside these, and an older reader finds
+//! may put sections after, between or inside these, and an older reader finds
 //! its words all the same. [`VERSION`] changes only when words that exist get another meaning or place in their
 //! section.
 
@@ -22,7 +24,8 @@ use std::ops::RangeInclusive;
 
 use super::error::ArenaError;
 use super::histogram::BUCKETS;
-use crate::sys::memory::WORD;
+use crate::sys::blocks::Spans;
+use crate::sys::memory::{PAGE, WORD};
 
 /// The most rows an arena may have.
 pub(super) const MAX_ROWS: usize = 16_384;
@@ -30,6 +33,12 @@ pub(super) const MAX_ROWS: usize = 16_384;
 pub(super) const MAX_METHODS: usize = 16_384;
 /// The most bytes that all rows may take together.
 pub(super) const MAX_ROWS_BYTES: usize = 1 << 30;
+
+/// The most connections an arena may have records for.
+pub(super) const MAX_RECORDS: usize = 1 << 24;
+
+/// Words of a connection's record.
+pub(super) const RECORD_WORDS: usize = 64;
 
 /// Words of the header.
 pub(super) const HEADER_WORDS: usize = 16;
@@ -72,6 +81,17 @@ const MAGIC: u64 = u64::from_le_bytes(*b"tinearen");
 const VERSION: u64 = 1;
 const LINE: usize = 64;
 
+/// What an arena has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Threads that may run calls.
+    pub(crate) rows: usize,
+    pub(crate) methods: usize,
+    pub(crate) connections: usize,
+    /// Bytes that connections may hold, about.
+    pub(crate) buffers: usize,
+}
+
 /// Offsets of an arena's parts in bytes, all within [`size`](Self::size) and aligned to words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
@@ -83,11 +103,38 @@ pub(super) struct Layout {
     row_stride: usize,
     heads_in_row: usize,
     histograms_in_row: usize,
+    records_at: usize,
+    records: usize,
+    /// Where the blocks begin, and how many bytes are theirs. Both are 0 in an arena without connections.
+    pub(super) data_at: usize,
+    pub(super) data: usize,
+    /// What the blocks were laid out for, beside the number of records.
+    buffers: usize,
 }
 
 impl Layout {
-    /// Lays out an arena for `rows` threads and `methods` methods.
-    pub(super) fn new(rows: usize, methods: usize) -> Result<Self, ArenaError> {
+    /// Lays out an arena.
+    pub(super) fn new(room: &Room) -> Result<Self, ArenaError> {
+        let counters = Self::of_counters(room.rows, room.methods)?;
+        if room.connections == 0 {
+            return Ok(counters);
+        }
+        let refused = || ArenaError::Connections { connections: room.connections, buffers: room.buffers };
+        if room.connections > MAX_RECORDS {
+            return Err(refused());
+        }
+        let records_at = counters.size;
+        let records_end = records_at + room.connections * RECORD_WORDS * WORD;
+        let data_at = records_end.next_multiple_of(PAGE);
+        let data = Spans::new(room.buffers, room.connections).bytes().ok_or_else(refused)?;
+        // The kernel counts a file's bytes with a sign.
+        let size =
+            data_at.checked_add(data).filter(|size| i64::try_from(*size).is_ok()).ok_or_else(refused)?;
+        let (records, buffers) = (room.connections, room.buffers);
+        Ok(Self { size, records_at, records, data_at, data, buffers, ..counters })
+    }
+
+    fn of_counters(rows: usize, methods: usize) -> Result<Self, ArenaError> {
         if rows == 0 || rows > MAX_ROWS || methods > MAX_METHODS {
             return Err(ArenaError::Size { rows, methods });
         }
@@ -99,7 +146,22 @@ impl Layout {
         match row_stride.checked_mul(rows) {
             Some(bytes) if bytes <= MAX_ROWS_BYTES => {
                 let size = rows_at + bytes;
-                Ok(Self { size, rows, methods, worker, rows_at, row_stride, heads_in_row, histograms_in_row })
+                let (records_at, records, data_at, data) = (0, 0, 0, 0);
+                Ok(Self {
+                    size,
+                    rows,
+                    methods,
+                    worker,
+                    rows_at,
+                    row_stride,
+                    heads_in_row,
+                    histograms_in_row,
+                    records_at,
+                    records,
+                    data_at,
+                    data,
+                    buffers: 0,
+                })
             }
             _ => Err(ArenaError::Size { rows, methods }),
         }
@@ -117,6 +179,11 @@ impl Layout {
             self.row_stride,
             self.heads_in_row,
             self.histograms_in_row,
+            self.records_at,
+            self.records,
+            self.data_at,
+            self.data,
+            self.buffers,
         ];
         words[0] = MAGIC;
         words[1] = VERSION;
@@ -132,6 +199,7 @@ impl Layout {
     pub(super) fn read(header: &[u64; HEADER_WORDS], file_size: usize) -> Result<Self, ArenaError> {
         let [magic, version, size, rows, methods, worker, rows_at, row_stride, heads, histograms, ..] =
             *header;
+        let [.., records_at, records, data_at, data, buffers, _] = *header;
         if magic != MAGIC {
             return Err(ArenaError::NotAnArena { found: magic });
         }
@@ -147,7 +215,47 @@ impl Layout {
         within("row_stride", row_stride as u64, ROW_WORDS * WORD..=row_stride)?;
         let heads_in_row = room("heads_in_row", heads, methods * HEAD_WORDS * WORD, row_stride)?;
         let histograms_in_row = room("histograms_in_row", histograms, methods * BUCKETS * WORD, row_stride)?;
-        Ok(Self { size, rows, methods, worker, rows_at, row_stride, heads_in_row, histograms_in_row })
+        let records = within("records", records, 0..=MAX_RECORDS)?;
+        let records_at = room("records_at", records_at, records * RECORD_WORDS * WORD, size)?;
+        let data_at = room("data_at", data_at, 0, size)?;
+        let data = within("data", data, 0..=size - data_at)?;
+        Ok(Self {
+            size,
+            rows,
+            methods,
+            worker,
+            rows_at,
+            row_stride,
+            heads_in_row,
+            histograms_in_row,
+            records_at,
+            records,
+            data_at,
+            data,
+            buffers: within("buffers", buffers, 0..=usize::MAX)?,
+        })
+    }
+
+    /// How the blocks lie in their part.
+    pub(super) fn spans(&self) -> Spans {
+        Spans::new(self.buffers, self.records)
+    }
+
+    /// The bytes, from the start, in which all counters lie.
+    pub(super) fn counters_end(&self) -> usize {
+        let rows = self.rows_at + self.rows * self.row_stride;
+        rows.max(self.worker + WORKER_WORDS * WORD).max(HEADER_WORDS * WORD)
+    }
+
+    /// The bytes, from the start, in which everything lies but the blocks.
+    pub(super) fn words_end(&self) -> usize {
+        let (records, count) = self.records();
+        self.counters_end().max(records + count * WORD)
+    }
+
+    /// Offset of the first record, and the words of all of them.
+    pub(super) fn records(&self) -> (usize, usize) {
+        (self.records_at, self.records * RECORD_WORDS)
     }
 
     /// Offset of a word of the worker section.
@@ -191,6 +299,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn counters(rows: usize, methods: usize) -> Result<Layout, ArenaError> {
+        Layout::new(&Room { rows, methods, connections: 0, buffers: 0 })
+    }
+
     /// Every word that the layout leads to lies inside the arena.
     fn is_bounded(layout: &Layout, file_size: usize) -> bool {
         let last = layout.rows - 1;
@@ -199,23 +311,50 @@ mod tests {
             layout.row(last).unwrap() + ROW_WORDS * WORD,
             layout.heads(last).unwrap() + layout.methods * HEAD_WORDS * WORD,
             layout.histograms(last).unwrap() + layout.methods * BUCKETS * WORD,
+            layout.counters_end(),
+            layout.words_end(),
         ];
-        ends.iter().all(|end| *end <= layout.size && end.is_multiple_of(WORD)) && layout.size <= file_size
+        let blocks_fit = layout.data_at + layout.data <= layout.size;
+        ends.iter().all(|end| *end <= layout.size && end.is_multiple_of(WORD))
+            && blocks_fit
+            && layout.size <= file_size
     }
 
     #[test]
     fn a_layout_survives_the_way_through_its_header() {
         for (rows, methods) in [(1, 0), (1, 1), (9, 5), (65, 300), (MAX_ROWS, 1), (1, MAX_METHODS)] {
-            let layout = Layout::new(rows, methods).unwrap();
+            let layout = counters(rows, methods).unwrap();
             assert!(is_bounded(&layout, layout.size), "{layout:?}");
             assert_eq!(Layout::read(&layout.header(), layout.size).unwrap(), layout);
         }
     }
 
     #[test]
+    fn records_and_blocks_come_after_all_counters() {
+        for (connections, buffers) in [(1, 0), (10_000, 256 << 20), (100_000, 1 << 40)] {
+            let room = Room { rows: 9, methods: 5, connections, buffers };
+            let layout = Layout::new(&room).unwrap();
+            assert_eq!(Layout::read(&layout.header(), layout.size).unwrap(), layout);
+            assert!(is_bounded(&layout, layout.size), "{layout:?}");
+            let (records, words) = layout.records();
+            assert_eq!(layout.counters_end(), counters(9, 5).unwrap().size);
+            assert!(layout.counters_end() <= records && words == connections * RECORD_WORDS);
+            assert!(layout.words_end() <= layout.data_at && layout.data_at.is_multiple_of(PAGE));
+            assert_eq!(Some(layout.data), layout.spans().bytes());
+        }
+    }
+
+    #[test]
+    fn more_connections_than_an_arena_can_have_are_refused() {
+        let room = Room { rows: 1, methods: 1, connections: MAX_RECORDS + 1, buffers: 0 };
+        let error = Layout::new(&room).unwrap_err();
+        assert!(matches!(error, ArenaError::Connections { .. }), "{error}");
+    }
+
+    #[test]
     fn two_rows_share_no_cache_line() {
         for methods in 0..20 {
-            let layout = Layout::new(3, methods).unwrap();
+            let layout = counters(3, methods).unwrap();
             for row in 0..3 {
                 assert!(layout.row(row).unwrap().is_multiple_of(LINE), "row {row}, {methods} methods");
             }
@@ -232,14 +371,14 @@ mod tests {
             (MAX_ROWS, MAX_METHODS),
             (usize::MAX, usize::MAX),
         ] {
-            let error = Layout::new(rows, methods).unwrap_err();
+            let error = counters(rows, methods).unwrap_err();
             assert!(matches!(error, ArenaError::Size { .. }), "{rows} rows, {methods} methods: {error}");
         }
     }
 
     #[test]
     fn a_damaged_header_field_is_named() {
-        let layout = Layout::new(3, 2).unwrap();
+        let layout = counters(3, 2).unwrap();
         let size = layout.size as u64;
         let table = [
             (2, size + 1, "size"),
@@ -259,6 +398,12 @@ mod tests {
             (8, u64::MAX, "heads_in_row"),
             (8, 12, "heads_in_row"),
             (9, u64::MAX - 7, "histograms_in_row"),
+            (10, size + 8, "records_at"),
+            (11, u64::MAX, "records"),
+            (11, size, "records_at"),
+            (12, size + 8, "data_at"),
+            (12, 4, "data_at"),
+            (13, size + 1, "data"),
         ];
         for (index, value, name) in table {
             let mut header = layout.header();
@@ -271,7 +416,7 @@ mod tests {
 
     #[test]
     fn another_magic_or_version_is_told_apart_from_damage() {
-        let layout = Layout::new(3, 2).unwrap();
+        let layout = counters(3, 2).unwrap();
         let mut header = layout.header();
         header[1] = VERSION + 1;
         assert!(matches!(
@@ -284,7 +429,7 @@ mod tests {
 
     #[test]
     fn sections_may_move_and_grow_without_a_new_version() {
-        let layout = Layout::new(3, 2).unwrap();
+        let layout = counters(3, 2).unwrap();
         let mut header = layout.header();
         header[2] += 4096;
         header[5] += 2048;
@@ -298,10 +443,10 @@ mod tests {
     proptest! {
         #[test]
         fn no_header_leads_out_of_the_file(
-            changes in prop::collection::vec((2_usize..10, prop_oneof![0_u64..8192, any::<u64>()]), 0..6),
+            changes in prop::collection::vec((2_usize..15, prop_oneof![0_u64..8192, any::<u64>()]), 0..6),
             file_size in 0_usize..20_000,
         ) {
-            let mut header = Layout::new(3, 2).unwrap().header();
+            let mut header = counters(3, 2).unwrap().header();
             for (index, value) in changes {
                 header[index] = value;
             }

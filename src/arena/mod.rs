@@ -1,4 +1,5 @@
-//! The shared memory of one worker process: its counters, what each of its threads runs, how long its methods take.
+//! The shared memory of one worker process: its counters, what each of its threads runs, how long its methods take, and
+//! all that its connections are.
 //!
 //! The supervisor makes an arena before the worker is forked ([`create`]). The worker alone maps it for writing
 //! ([`ArenaWriter`], of which each thread owns a [`Row`]); whoever wants to know maps it read-only
@@ -8,7 +9,9 @@
 //! ```text
 //!   worker                                    supervisor, admin
 //!     poller       ─ ArenaWriter ─┐                ┌─ ArenaReader ─→ Snapshot ─→ Scoreboard ─→ Totals
-//!     each thread  ─ its Row ─────┴─→ the memfd ───┘
+//!     each thread  ─ its Row ─────┼─→ the memfd ───┤
+//!     connections  ─ Record ──────┘                └─ KeptArena ─→ KeptConnection
+//!                                             another worker
 //! ```
 //!
 //! Three rules hold everywhere here. Every word has **one writer**, so plain stores do and nobody waits.
@@ -17,8 +20,10 @@
 
 mod error;
 mod histogram;
+mod kept;
 mod layout;
 mod reader;
+mod record;
 mod scoreboard;
 mod snapshot;
 mod totals;
@@ -28,14 +33,17 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
+pub(crate) use kept::{KeptArena, KeptConnection, Most, Moved, Refusal, Waited};
 pub(crate) use reader::ArenaReader;
+pub(crate) use record::{Core, Flags, Key, Place, Record, Records, call_runs, unlink_next, write_call};
 pub(crate) use scoreboard::Scoreboard;
 pub(crate) use snapshot::Snapshot;
 pub(crate) use totals::{Counter, Totals};
 pub(crate) use writer::{ArenaWriter, Outcome, Row};
 
 use crate::sys::memory::{self, WORD, WritableMemory};
-use layout::Layout;
+pub(crate) use layout::Room;
+use layout::{HEADER_WORDS, Layout};
 
 /// How far a worker has come in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,13 +76,14 @@ impl State {
     }
 }
 
-/// Makes the arena of a worker with `rows` threads that may run calls and `methods` methods.
+/// Makes the arena of a worker.
 ///
-/// Memory is used only where something is counted: about 1 KiB for each method that a thread has run.
-pub(crate) fn create(rows: usize, methods: usize) -> io::Result<OwnedFd> {
-    let layout = Layout::new(rows, methods)?;
+/// Memory is used only where something is counted or kept: about 1 KiB for each method that a thread has run, 512 bytes
+/// for each connection, and what connections hold.
+pub(crate) fn create(room: &Room) -> io::Result<OwnedFd> {
+    let layout = Layout::new(room)?;
     let fd = memory::create_sealed(c"tine-arena", layout.size)?;
-    let memory = WritableMemory::map(fd.as_fd(), layout.size)?;
+    let memory = WritableMemory::map(fd.as_fd(), HEADER_WORDS * WORD)?;
     for (index, value) in layout.header().into_iter().enumerate() {
         if let Some(word) = memory.word(index * WORD) {
             word.store(value, Ordering::Release);
@@ -83,10 +92,16 @@ pub(crate) fn create(rows: usize, methods: usize) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// An arena without connections.
+#[cfg(test)]
+fn counters(rows: usize, methods: usize) -> io::Result<OwnedFd> {
+    create(&Room { rows, methods, connections: 0, buffers: 0 })
+}
+
 /// An arena with its writer and a reader, both in this process.
 #[cfg(test)]
 fn writer_and_reader(rows: usize, methods: usize) -> (ArenaWriter, ArenaReader) {
-    let fd = create(rows, methods).unwrap();
+    let fd = counters(rows, methods).unwrap();
     let reader = ArenaReader::open(&fd).unwrap();
     (ArenaWriter::open(fd).unwrap(), reader)
 }
@@ -97,9 +112,9 @@ mod tests {
 
     #[test]
     fn an_arena_for_too_many_threads_is_an_error_that_says_what_to_do() {
-        let error = create(0, 1).unwrap_err();
+        let error = counters(0, 1).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        assert!(create(1 << 40, 1).unwrap_err().to_string().contains("use fewer threads"), "{error}");
+        assert!(counters(1 << 40, 1).unwrap_err().to_string().contains("use fewer threads"), "{error}");
     }
 
     #[test]

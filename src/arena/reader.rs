@@ -15,7 +15,7 @@ use super::layout::{
 };
 use super::snapshot::{Identity, Running, Snapshot};
 use super::totals::{Counter, MethodTotals, Totals};
-use crate::sys::memory::{ReadableMemory, WORD};
+use crate::sys::memory::{self, ReadableMemory, WORD};
 
 /// How often a reader tries again to catch a row between two calls.
 const ATTEMPTS: usize = 8;
@@ -28,11 +28,13 @@ pub(crate) struct ArenaReader {
 }
 
 impl ArenaReader {
-    /// Maps an arena; the descriptor is needed no longer then.
+    /// Maps the counters of an arena; the descriptor is needed no longer then.
     pub(crate) fn open(fd: impl AsFd) -> Result<Self, ArenaError> {
         let memory = ReadableMemory::map(fd.as_fd(), HEADER_WORDS * WORD)?;
         let header = std::array::from_fn(|index| memory.load(index * WORD).unwrap_or(0));
-        let layout = Layout::read(&header, memory.size())?;
+        let layout = Layout::read(&header, memory::sealed_size(fd.as_fd())?)?;
+        // Not what connections hold: that may be a thousand times as much.
+        let memory = ReadableMemory::map(fd.as_fd(), layout.counters_end())?;
         Ok(Self { memory, layout })
     }
 
@@ -155,7 +157,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::arena::{Outcome, create, writer_and_reader};
+    use crate::arena::{Outcome, Room, counters, writer_and_reader};
 
     #[test]
     fn a_fresh_arena_says_nothing() {
@@ -316,6 +318,11 @@ mod tests {
         assert_eq!(reader.snapshot(0).totals.get(Counter::Closed), CONNECTIONS);
     }
 
+    /// That of `counters(3, 2)`.
+    fn layout() -> Layout {
+        Layout::new(&Room { rows: 3, methods: 2, connections: 0, buffers: 0 }).unwrap()
+    }
+
     /// Overwrites words of an arena, by index.
     fn scribble(fd: OwnedFd, changes: &[(usize, u64)], words: usize) -> OwnedFd {
         let file = File::from(fd);
@@ -336,17 +343,17 @@ mod tests {
     #[test]
     fn an_arena_filled_with_one_value_gives_a_bounded_snapshot() {
         for value in [1, 0x7f, u64::MAX, u64::MAX - 1, 1 << 63, 0x0101_0101_0101_0101] {
-            let size = Layout::new(3, 2).unwrap().size / WORD;
+            let size = layout().size / WORD;
             let all: Vec<_> = (HEADER_WORDS..size).map(|index| (index, value)).collect();
-            let reader = ArenaReader::open(scribble(create(3, 2).unwrap(), &all, size)).unwrap();
+            let reader = ArenaReader::open(scribble(counters(3, 2).unwrap(), &all, size)).unwrap();
             assert!(is_bounded(&reader, 3, 2), "{value:#x}");
         }
     }
 
     #[test]
     fn an_arena_scribbled_on_after_it_was_opened_is_still_read_where_it_was() {
-        let size = Layout::new(3, 2).unwrap().size / WORD;
-        let fd = create(3, 2).unwrap();
+        let size = layout().size / WORD;
+        let fd = counters(3, 2).unwrap();
         let reader = ArenaReader::open(&fd).unwrap();
         let all: Vec<_> = (0..size).map(|index| (index, u64::MAX)).collect();
         scribble(fd, &all, size);
@@ -360,8 +367,8 @@ mod tests {
             header in prop::collection::vec((0..HEADER_WORDS, prop_oneof![0_u64..4096, any::<u64>()]), 0..3),
             content in prop::collection::vec((any::<usize>(), prop_oneof![0_u64..8, any::<u64>()]), 0..200),
         ) {
-            let size = Layout::new(3, 2).unwrap().size / WORD;
-            let fd = scribble(scribble(create(3, 2).unwrap(), &content, size), &header, size);
+            let size = layout().size / WORD;
+            let fd = scribble(scribble(counters(3, 2).unwrap(), &content, size), &header, size);
             if let Ok(reader) = ArenaReader::open(fd) {
                 let (rows, methods) = (reader.layout.rows, reader.layout.methods);
                 prop_assert!(rows * 128 <= size * WORD && methods * 1024 <= size * WORD);

@@ -13,8 +13,10 @@ use super::layout::{
     HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_COUNTERS, ROW_METHOD, ROW_SINCE_NS, ROW_WORDS,
     WorkerWord,
 };
+use super::record::Records;
 use super::totals::Counter;
-use crate::sys::memory::{WORD, WritableMemory};
+use crate::sys::blocks::Pool;
+use crate::sys::memory::{self, WORD, WritableMemory};
 
 const _: () = assert!(ROW_COUNTERS + Counter::ALL.len() <= ROW_WORDS, "a row has a word for every counter");
 
@@ -35,25 +37,40 @@ pub(crate) enum Outcome {
 /// The worker's writable arena; there must be one for each arena, in the worker alone.
 #[derive(Debug)]
 pub(crate) struct ArenaWriter {
+    fd: OwnedFd,
     memory: &'static WritableMemory,
     layout: Layout,
+    has_blocks: bool,
     is_taken: Vec<bool>,
 }
 
 impl ArenaWriter {
-    /// Maps a worker's own arena. The descriptor is closed, the mapping needs it no more.
+    /// Maps a worker's own arena, but for the blocks.
     ///
     /// The mapping stays for the life of the process: a thread that is stuck in a handler may come back at any
     /// time and write to its row.
     pub(crate) fn open(fd: OwnedFd) -> Result<Self, ArenaError> {
         let memory = WritableMemory::map(fd.as_fd(), HEADER_WORDS * WORD)?;
-        drop(fd);
         let header = std::array::from_fn(|index| {
             memory.word(index * WORD).map_or(0, |word| word.load(Ordering::Acquire))
         });
-        let layout = Layout::read(&header, memory.size())?;
-        let memory = Box::leak(Box::new(memory));
-        Ok(Self { memory, layout, is_taken: vec![false; layout.rows] })
+        drop(memory);
+        let layout = Layout::read(&header, memory::sealed_size(fd.as_fd())?)?;
+        let memory = Box::leak(Box::new(WritableMemory::map(fd.as_fd(), layout.words_end())?));
+        Ok(Self { fd, memory, layout, has_blocks: false, is_taken: vec![false; layout.rows] })
+    }
+
+    /// The pool of the arena's blocks; to be asked for once.
+    pub(crate) fn blocks(&mut self) -> Result<&'static Pool, ArenaError> {
+        let spans = self.layout.spans();
+        let expected = spans.bytes().unwrap_or(usize::MAX);
+        let Layout { data_at, data, .. } = self.layout;
+        // No mapping that is written to may overlap another one.
+        if data < expected || data_at < self.layout.words_end() || self.has_blocks {
+            return Err(ArenaError::NoBlocks { found: data, expected });
+        }
+        self.has_blocks = true;
+        Ok(Pool::open(self.fd.as_fd(), data_at, &spans)?)
     }
 
     /// Introduces the worker, as booting since `now_ns` (monotonic clock). To be called once.
@@ -66,6 +83,12 @@ impl ArenaWriter {
         self.store(WorkerWord::Slot, slot as u64);
         self.store(WorkerWord::StartedNs, now_ns);
         self.set_state(State::Booting);
+    }
+
+    /// The records of connections.
+    pub(crate) fn records(&self) -> Records {
+        let (at, count) = self.layout.records();
+        Records::new(self.memory.words(at, count).unwrap_or_default())
     }
 
     /// Says how far the worker has come: a single store.
@@ -213,7 +236,7 @@ fn release(word: &AtomicU64, value: u64) {
 mod tests {
     use super::*;
     use crate::arena::snapshot::Running;
-    use crate::arena::{ArenaReader, Snapshot, create, writer_and_reader};
+    use crate::arena::{ArenaReader, Room, Snapshot, counters, create, writer_and_reader};
 
     /// Performs the first `left` stores and loses the others, as a death does.
     fn dying_after(mut left: usize) -> impl FnMut(&AtomicU64, u64) {
@@ -349,6 +372,23 @@ mod tests {
         assert!(matches!(ArenaWriter::open(blank), Err(ArenaError::NotAnArena { found: 0 })));
         let short = crate::sys::memory::create_sealed(c"test", 64).unwrap();
         assert!(matches!(ArenaWriter::open(short), Err(ArenaError::Memory(_))));
-        assert!(ArenaWriter::open(create(1, 1).unwrap()).is_ok());
+        assert!(ArenaWriter::open(counters(1, 1).unwrap()).is_ok());
+    }
+
+    #[test]
+    fn an_arena_has_one_pool_of_blocks_of_the_size_it_was_made_for() {
+        let room = Room { rows: 1, methods: 1, connections: 10, buffers: 1 << 20 };
+        let fd = create(&room).unwrap();
+        let reader = ArenaReader::open(&fd).unwrap();
+        let mut arena = ArenaWriter::open(fd).unwrap();
+        let mut row = arena.row(0).unwrap();
+        let mut block = arena.blocks().unwrap().take(1 << 20).unwrap();
+        assert!(matches!(arena.blocks(), Err(ArenaError::NoBlocks { .. })), "twice");
+        block.fill(0xff);
+        assert_eq!(reader.snapshot(0).totals.begun, 0, "blocks are apart from counters");
+        row.begin(0, 1);
+        assert_eq!(reader.snapshot(0).totals.begun, 1);
+        let mut arena = ArenaWriter::open(counters(1, 1).unwrap()).unwrap();
+        assert!(matches!(arena.blocks(), Err(ArenaError::NoBlocks { found: 0, .. })));
     }
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::arena::{Scoreboard, Totals};
+use crate::arena::{Room, Scoreboard, Totals};
 use crate::config::{Config, Source};
 use crate::line::Line;
 use crate::sys::exec::Program;
@@ -85,7 +85,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         workers: Workers::default(),
         methods: Vec::new(),
         scoreboard: Scoreboard::new(Totals::default()),
-        rows: crate::worker::rows(config.threads),
+        room: crate::worker::room(config),
         program: setup.program,
         source: setup.source,
         bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
@@ -141,8 +141,8 @@ struct Supervisor {
     /// The template's methods, in the order of their numbers in an arena.
     methods: Vec<String>,
     scoreboard: Scoreboard<WorkerId>,
-    /// Rows of a worker's arena.
-    rows: usize,
+    /// What a worker's arena has room for, but for its methods.
+    room: Room,
     program: Program,
     source: Source,
     /// What workers tell each other with that a connection waits.

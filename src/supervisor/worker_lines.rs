@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use super::children::Worker;
 use super::state::{Event, WorkerEvent, WorkerId};
 use super::{FIRST_WORKER, GENERATION, MOST_MESSAGES, Supervisor, TEMPLATE, watch};
-use crate::arena::{self, ArenaReader};
+use crate::arena::{self, ArenaReader, Room};
 use crate::line::{FromWorker, Line, Received, ToTemplate, ToWorker};
 
 impl Supervisor {
@@ -26,7 +26,7 @@ impl Supervisor {
             return Err(io::Error::other("there is no template"));
         };
         let (line, far_end) = Line::pair()?;
-        let memory = arena::create(self.rows, self.methods.len())?;
+        let memory = arena::create(&Room { methods: self.methods.len(), ..self.room })?;
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
         let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         descriptors.extend(listeners.duplicates()?);

@@ -3,6 +3,9 @@
 //! The arena is built on this. The process that owns the content maps it as [`WritableMemory`], everybody else
 //! as [`ReadableMemory`]. What the words mean is not known here.
 //!
+//! `blocks` cuts another part of the same memfd into pieces, through a mapping of its own: no two mappings that can be
+//! written overlap.
+//!
 //! A mapping of a file that can still shrink kills its reader with SIGBUS, so a descriptor is mapped only when
 //! the kernel says that it is sealed against that. Only a memfd can carry the seal, which makes the check
 //! also the check that it is one.
@@ -11,17 +14,22 @@ use std::ffi::{CStr, c_void};
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::sys::stat::fstat;
 
 /// Bytes of one word.
 pub(crate) const WORD: usize = size_of::<AtomicU64>();
+
+/// What mappings are made of. Where the kernel's pages are larger, mappings that begin at a multiple of this are refused.
+pub(crate) const PAGE: usize = 4096;
 
 /// Makes a memfd of `bytes` zero bytes that closes on exec and can change its size no more.
 ///
@@ -29,6 +37,15 @@ pub(crate) const WORD: usize = size_of::<AtomicU64>();
 pub(crate) fn create_sealed(name: &CStr, bytes: usize) -> io::Result<OwnedFd> {
     let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let file = File::from(fd);
+    // Asked first, as the kernel would not only refuse but also send SIGXFSZ.
+    let (most, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
+    if most != RLIM_INFINITY && bytes as u64 > most {
+        let text = format!(
+            "shared memory of {bytes} bytes (most of which is never touched) is larger than the file size limit \
+             (RLIMIT_FSIZE, `ulimit -f`) of {most} bytes; raise that limit, or lower limits.buffers"
+        );
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
     file.set_len(bytes as u64)?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
@@ -42,10 +59,9 @@ pub(crate) struct WritableMemory {
 }
 
 impl WritableMemory {
-    /// Maps the whole of `fd`, a memfd sealed against shrinking, of `at_least` bytes or more.
-    pub(crate) fn map(fd: BorrowedFd<'_>, at_least: usize) -> io::Result<Self> {
-        Mapping::new(fd, at_least, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
-            .map(|mapping| Self { mapping })
+    /// Maps the first `bytes` of `fd`, a memfd sealed against shrinking that has as many or more.
+    pub(crate) fn map(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
+        Mapping::writable(fd, 0..bytes).map(|mapping| Self { mapping })
     }
 
     /// Size in bytes.
@@ -77,9 +93,9 @@ pub(crate) struct ReadableMemory {
 }
 
 impl ReadableMemory {
-    /// Maps the whole of `fd`, a memfd sealed against shrinking, of `at_least` bytes or more.
-    pub(crate) fn map(fd: BorrowedFd<'_>, at_least: usize) -> io::Result<Self> {
-        Mapping::new(fd, at_least, ProtFlags::PROT_READ).map(|mapping| Self { mapping })
+    /// Maps the first `bytes` of `fd`, a memfd sealed against shrinking that has as many or more.
+    pub(crate) fn map(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
+        Mapping::new(fd, 0..bytes, ProtFlags::PROT_READ).map(|mapping| Self { mapping })
     }
 
     /// Size in bytes.
@@ -100,11 +116,27 @@ impl ReadableMemory {
         fence(Ordering::Acquire);
         Some(value)
     }
+
+    /// A copy of these bytes, which others may change meanwhile; none if they aren't wholly inside.
+    pub(crate) fn copy(&self, bytes: Range<usize>) -> Option<Vec<u8>> {
+        if bytes.end > self.size() || bytes.start > bytes.end {
+            return None;
+        }
+        let first = bytes.start / WORD * WORD;
+        let mut copy = Vec::with_capacity(bytes.len() + 2 * WORD);
+        for offset in (first..bytes.end).step_by(WORD) {
+            // The last word of a mapping that isn't a whole number of them can't be loaded.
+            copy.extend_from_slice(&self.load(offset)?.to_ne_bytes());
+        }
+        copy.truncate(bytes.end - first);
+        copy.drain(..bytes.start - first);
+        Some(copy)
+    }
 }
 
-/// One `mmap` of a whole sealed memfd, undone on drop.
+/// One `mmap` of a part of a sealed memfd, undone on drop.
 #[derive(Debug)]
-struct Mapping {
+pub(super) struct Mapping {
     base: NonNull<c_void>,
     bytes: NonZeroUsize,
 }
@@ -115,17 +147,45 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(fd: BorrowedFd<'_>, at_least: usize, protection: ProtFlags) -> io::Result<Self> {
-        let bytes = sealed_size(fd)?;
+    /// A mapping of a part that no other mapping which is written to has.
+    pub(super) fn writable(fd: BorrowedFd<'_>, part: Range<usize>) -> io::Result<Self> {
+        Self::new(fd, part, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    fn new(fd: BorrowedFd<'_>, part: Range<usize>, protection: ProtFlags) -> io::Result<Self> {
+        let size = sealed_size(fd)?;
         let refused = || {
-            let text = format!("shared memory has {bytes} bytes, expected {at_least} or more (and not none)");
+            let text =
+                format!("shared memory has {size} bytes, expected {} or more (and not none)", part.end);
             io::Error::new(io::ErrorKind::InvalidData, text)
         };
-        let bytes = NonZeroUsize::new(bytes).filter(|bytes| bytes.get() >= at_least).ok_or_else(refused)?;
+        let bytes = NonZeroUsize::new(part.len()).filter(|_| part.end <= size).ok_or_else(refused)?;
+        let start = i64::try_from(part.start).map_err(|_| refused())?;
         // SAFETY: no address is asked for, so the kernel places the mapping where nothing else lies. The file can't
-        // shrink below `bytes` any more, so no access inside the mapping raises SIGBUS for a page past its end.
-        let base = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, fd, 0) }?;
+        // shrink below `part.end` any more, so no access inside the mapping raises SIGBUS for a page past its end.
+        let base = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, fd, start) }?;
+        // A core dump would write all of it, and have the kernel find memory for pages that were never touched.
+        // SAFETY: the advice is about exactly the mapping just made and changes nothing that a program can see.
+        let _ = unsafe { madvise(base, bytes.get(), MmapAdvise::MADV_DONTDUMP) };
         Ok(Self { base, bytes })
+    }
+
+    /// Where `count` bytes start that lie at `offset`, if they are wholly inside.
+    pub(super) fn bytes_at(&self, offset: usize, count: usize) -> Option<NonNull<u8>> {
+        if offset.checked_add(count)? > self.bytes.get() {
+            return None;
+        }
+        // SAFETY: `offset` is at most `bytes`, checked above, so the sum stays inside the one mapping (or one past it).
+        Some(unsafe { self.base.byte_add(offset) }.cast())
+    }
+
+    /// Gives the memory of whole pages back to the system; they read as zero from then on.
+    pub(super) fn punch(&self, pages: Range<usize>) {
+        if let Some(start) = self.bytes_at(pages.start, pages.len()) {
+            // SAFETY: the range lies inside the mapping. Its content changes, as by any store of another thread to
+            // shared memory; the caller says that it is nobody's. A refusal leaves everything as it was.
+            let _ = unsafe { madvise(start.cast(), pages.len(), MmapAdvise::MADV_REMOVE) };
+        }
     }
 
     /// Where `count` words start that lie at `offset`, if they are aligned and wholly inside.
@@ -148,7 +208,7 @@ impl Drop for Mapping {
 }
 
 /// The size of a memfd that can't shrink; an error that says so for any other descriptor.
-fn sealed_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
+pub(crate) fn sealed_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let unsealed = |found: &str| {
         let text = format!("expected a memfd sealed against shrinking, found {found}: it is not safe to map");
         io::Error::new(io::ErrorKind::InvalidInput, text)
@@ -182,10 +242,29 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_begins_and_ends_anywhere() {
+        let fd = sealed(4096);
+        let ours = WritableMemory::map(fd.as_fd(), 4096).unwrap();
+        let theirs = ReadableMemory::map(fd.as_fd(), 4096).unwrap();
+        for word in 0..4 {
+            let bytes = std::array::from_fn(|byte| u8::try_from(word * 8 + byte).unwrap());
+            ours.word(word * 8).unwrap().store(u64::from_ne_bytes(bytes), Ordering::Release);
+        }
+        for start in 0..32_usize {
+            for end in start..32 {
+                let expected: Vec<u8> = (start..end).map(|byte| u8::try_from(byte).unwrap()).collect();
+                assert_eq!(theirs.copy(start..end), Some(expected), "{start}..{end}");
+            }
+        }
+        assert_eq!(theirs.copy(4090..4096).unwrap().len(), 6);
+        assert_eq!(theirs.copy(4090..4097), None);
+    }
+
+    #[test]
     fn what_is_not_aligned_or_not_wholly_inside_is_refused() {
         let fd = sealed(100);
-        let ours = WritableMemory::map(fd.as_fd(), 1).unwrap();
-        let theirs = ReadableMemory::map(fd.as_fd(), 1).unwrap();
+        let ours = WritableMemory::map(fd.as_fd(), 100).unwrap();
+        let theirs = ReadableMemory::map(fd.as_fd(), 100).unwrap();
         let offsets = [
             (0, true),
             (88, true),
@@ -237,6 +316,14 @@ mod tests {
         assert!(error.to_string().contains("64 bytes, expected 65"), "{error}");
         assert!(WritableMemory::map(sealed(64).as_fd(), 65).is_err());
         assert!(ReadableMemory::map(sealed(0).as_fd(), 0).is_err());
+    }
+
+    #[test]
+    fn no_more_is_mapped_than_was_asked_for() {
+        let fd = sealed(1 << 30);
+        let memory = ReadableMemory::map(fd.as_fd(), 4096).unwrap();
+        assert_eq!(memory.size(), 4096);
+        assert_eq!((memory.load(4088), memory.load(4096)), (Some(0), None));
     }
 
     #[test]

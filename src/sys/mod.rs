@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod allocator;
+pub(crate) mod blocks;
 pub(crate) mod child;
 pub(crate) mod clock;
 pub(crate) mod cpus;
@@ -15,4 +16,5 @@ pub(crate) mod process;
 pub(crate) mod seqpacket;
 pub(crate) mod signals;
 pub(crate) mod socket;
+pub(crate) mod tcp;
 pub(crate) mod text;

@@ -191,10 +191,11 @@ fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
 }
 
 /// Bytes in one of the socket's queues: `TIOCOUTQ` sent and not acknowledged, `FIONREAD` received and not read.
-fn queued(fd: &OwnedFd, request: nix::libc::Ioctl) -> Option<i32> {
+pub(super) fn queued(fd: impl AsFd, request: nix::libc::Ioctl) -> Option<i32> {
+    let fd = fd.as_fd();
     let mut bytes: i32 = 0;
     // SAFETY: both requests write one int through the pointer, which points to a live local; the descriptor is
-    // open for the whole call because `fd` owns it.
+    // open for the whole call because `fd` borrows it.
     let result = unsafe { nix::libc::ioctl(fd.as_raw_fd(), request, &raw mut bytes) };
     (result == 0).then_some(bytes)
 }

@@ -23,6 +23,13 @@ pub(super) fn share(config: &Config, descriptors: u64) -> usize {
     connections(config, descriptors).div_ceil(config.processes)
 }
 
+/// The most that one worker can come to have: those of the whole service, and all that still wait before the doors when
+/// they are closed.
+pub(super) fn most(config: &Config) -> usize {
+    let waiting = config.listeners.iter().map(|listener| listener.backlog as usize);
+    waiting.fold(config.limits.max_connections, usize::saturating_add)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -35,6 +35,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
+use crate::arena::Room;
 use crate::config::Config;
 use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
 use crate::sys::clock;
@@ -58,9 +59,19 @@ const BELL: u64 = LINE - 3;
 /// Listener `n` has the token `FIRST_DOOR - n`.
 const FIRST_DOOR: u64 = LINE - 16;
 
+/// What the arena of a worker has room for, but for its methods.
+pub(crate) fn room(config: &Config) -> Room {
+    Room {
+        rows: rows(config.threads),
+        methods: 0,
+        connections: capacity::most(config),
+        buffers: config.limits.buffers,
+    }
+}
+
 /// Threads that may run calls in a worker with this many pool threads: these, the poller and the watch. Each has a row
 /// of the arena.
-pub(crate) fn rows(threads: usize) -> usize {
+fn rows(threads: usize) -> usize {
     threads + 2
 }
 

@@ -1,0 +1,259 @@
+//! A connection as the arena of another worker says it is: copied, checked, and ready to be gone on with.
+//!
+//! That worker has died, or has let the connection go. Either way a handler of it may have scribbled over its arena, so
+//! everything is copied first and the copy is believed only as far as it makes sense: places inside the blocks, lengths
+//! within the limits, offsets that agree with what the kernel counted. Whatever doesn't costs this connection and no other.
+//!
+//! Who asks is the worker that adopts. What a message means is not known here.
+
+use std::fmt;
+use std::ops::Range;
+use std::os::fd::AsFd;
+
+use super::error::ArenaError;
+use super::layout::{HEADER_WORDS, Layout, RECORD_WORDS};
+use super::record::{CORE_WORDS, CURRENT, Core, Flags, Key, LIFE, LISTENER, Place, VERSIONS, call_word};
+use crate::sys::blocks::HEAD;
+use crate::sys::memory::{self, ReadableMemory, WORD};
+
+/// What a record may ask of its reader at most, from the reader's own configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Most {
+    /// Bytes of input that have not begun: a message and what may stand behind it.
+    pub(crate) input: usize,
+    /// Bytes of answers that were not sent.
+    pub(crate) output: usize,
+    /// Bytes of one message.
+    pub(crate) message: usize,
+    pub(crate) calls: usize,
+    pub(crate) listeners: usize,
+}
+
+/// How far a connection's streams had gone when its worker let go of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// By the kernel's count.
+    Counted { taken: u64, sent: u64 },
+    /// The kernel doesn't count for this kind of socket; the record has to know.
+    Recorded,
+}
+
+/// All that is needed to go on with a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeptConnection {
+    /// The number of the listener that it came in by.
+    pub(crate) listener: usize,
+    pub(crate) flags: Flags,
+    /// Bytes taken out of the receive queue since it began.
+    pub(crate) taken: u64,
+    /// Bytes handed to the kernel since it began.
+    pub(crate) sent: u64,
+    /// The last bytes taken, of messages that have not begun.
+    pub(crate) input: Vec<u8>,
+    /// Answers that come next on the wire, perhaps from within the first of them.
+    pub(crate) output: Vec<u8>,
+    /// The messages of calls that ran and will not be answered by who ran them, oldest first.
+    pub(crate) ran: Vec<Vec<u8>>,
+    /// Calls that waited for a thread, oldest first.
+    pub(crate) waited: Vec<Waited>,
+}
+
+/// A call that had not been started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Waited {
+    pub(crate) message: Vec<u8>,
+    /// In nanoseconds of the monotonic clock, which all processes share.
+    pub(crate) deadline_ns: u64,
+}
+
+/// Why a record can't be gone on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The record is not this connection's, or not any more.
+    NotThere,
+    /// What stands there makes no sense; the name says where.
+    Senseless(&'static str),
+    /// A worker died within a receive or send on a socket whose bytes nobody counts.
+    InTheMiddle,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotThere => f.write_str("its record is not there"),
+            Self::Senseless(what) => {
+                write!(f, "its record makes no sense ({what}): something has overwritten it")
+            }
+            Self::InTheMiddle => f.write_str(
+                "its worker died while it received or sent, and the kernel doesn't count the bytes of a Unix socket",
+            ),
+        }
+    }
+}
+
+/// The arena of another worker, all of it, mapped read-only.
+#[derive(Debug)]
+pub(crate) struct KeptArena {
+    memory: ReadableMemory,
+    layout: Layout,
+}
+
+impl KeptArena {
+    /// Maps an arena; the descriptor is needed no longer then.
+    ///
+    /// # Errors
+    ///
+    /// It can't be mapped, or its header is no arena's any more.
+    pub(crate) fn open(fd: impl AsFd) -> Result<Self, ArenaError> {
+        let size = memory::sealed_size(fd.as_fd())?;
+        let memory = ReadableMemory::map(fd.as_fd(), size)?;
+        let header =
+            std::array::from_fn::<_, HEADER_WORDS, _>(|index| memory.load(index * WORD).unwrap_or(0));
+        let layout = Layout::read(&header, size)?;
+        Ok(Self { memory, layout })
+    }
+
+    /// What the record of a connection says. `moved` must have been asked for after the writer's last receive or send.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing to go on with: the connection can only be closed.
+    pub(crate) fn kept(&self, key: Key, moved: Moved, most: &Most) -> Result<KeptConnection, Refusal> {
+        let record = self.record(key)?;
+        let core = core_of(&record)?;
+        let (taken, sent) = match moved {
+            Moved::Counted { taken, sent } => (taken, sent),
+            Moved::Recorded if core.flags.contains(Flags::IN_IO) => return Err(Refusal::InTheMiddle),
+            Moved::Recorded => (core.taken, core.sent),
+        };
+        let listener = listener_of(&record, most)?;
+        let (ran, waited) = self.calls(&core, most)?;
+        Ok(KeptConnection {
+            listener,
+            flags: core.flags,
+            taken,
+            sent,
+            input: self.input(&core, taken, most)?,
+            output: self.output(&core, sent, most)?,
+            ran,
+            waited,
+        })
+    }
+
+    fn record(&self, key: Key) -> Result<[u64; RECORD_WORDS], Refusal> {
+        let (first, words) = self.layout.records();
+        let word = key.index as usize * RECORD_WORDS;
+        if word >= words {
+            return Err(Refusal::NotThere);
+        }
+        let record = std::array::from_fn(|index| self.load(first + (word + index) * WORD));
+        if record[LIFE] == key.life() { Ok(record) } else { Err(Refusal::NotThere) }
+    }
+
+    fn input(&self, core: &Core, taken: u64, most: &Most) -> Result<Vec<u8>, Refusal> {
+        let senseless = Refusal::Senseless("input");
+        let unbegun = taken.checked_sub(core.begun).ok_or(senseless)?;
+        if unbegun > core.input.length {
+            return Err(senseless);
+        }
+        self.bytes(Place { at: core.input.at, length: unbegun }, most.input).ok_or(senseless)
+    }
+
+    fn output(&self, core: &Core, sent: u64, most: &Most) -> Result<Vec<u8>, Refusal> {
+        let senseless = Refusal::Senseless("output");
+        let gone = sent.checked_sub(core.out_from).ok_or(senseless)?;
+        let length = core.output.length.checked_sub(gone).ok_or(senseless)?;
+        let at = core.output.at.checked_add(gone).ok_or(senseless)?;
+        self.bytes(Place { at, length }, most.output).ok_or(senseless)
+    }
+
+    /// The messages of calls that ran, and the calls that waited.
+    fn calls(&self, core: &Core, most: &Most) -> Result<(Vec<Vec<u8>>, Vec<Waited>), Refusal> {
+        let senseless = Refusal::Senseless("calls");
+        let mut calls = Vec::new();
+        let mut at = core.calls;
+        while at != 0 {
+            // One more than there may be: one whose answer is published and that was not unlinked.
+            if calls.len() > most.calls {
+                return Err(senseless);
+            }
+            let call = self.call_at(at, most).ok_or(senseless)?;
+            at = call.next;
+            calls.push(call);
+        }
+        calls.retain(|call| call.number != core.answered);
+        calls.sort_unstable_by_key(|call| call.number);
+        let (mut ran, mut waited) = (Vec::new(), Vec::new());
+        for call in calls {
+            if call.runs {
+                ran.push(call.message);
+            } else {
+                waited.push(Waited { message: call.message, deadline_ns: call.deadline_ns });
+            }
+        }
+        if core.inline.length > 0 {
+            ran.push(self.bytes(core.inline, most.message).ok_or(Refusal::Senseless("inline call"))?);
+        }
+        Ok((ran, waited))
+    }
+
+    fn call_at(&self, at: u64, most: &Most) -> Option<Linked> {
+        let head = self
+            .within_blocks(Place { at, length: HEAD as u64 })
+            .filter(|head| head.start.is_multiple_of(WORD))?;
+        let word = |index: usize| self.load(head.start + index * WORD);
+        let message = Place { at: head.end as u64, length: word(call_word::LENGTH) };
+        Some(Linked {
+            number: word(call_word::NUMBER),
+            next: word(call_word::NEXT),
+            runs: word(call_word::RUNS) != 0,
+            deadline_ns: word(call_word::DEADLINE_NS),
+            message: self.bytes(message, most.message)?,
+        })
+    }
+
+    /// A copy of these bytes, if they lie within the blocks and are no more than `most`.
+    fn bytes(&self, place: Place, most: usize) -> Option<Vec<u8>> {
+        if place.length == 0 {
+            return Some(Vec::new());
+        }
+        let range = self.within_blocks(place).filter(|range| range.len() <= most)?;
+        self.memory.copy(range)
+    }
+
+    fn load(&self, offset: usize) -> u64 {
+        self.memory.load(offset).unwrap_or(0)
+    }
+
+    fn within_blocks(&self, place: Place) -> Option<Range<usize>> {
+        let start = usize::try_from(place.at).ok()?;
+        let end = start.checked_add(usize::try_from(place.length).ok()?)?;
+        let (first, blocks) = (self.layout.data_at, self.layout.data);
+        (start >= first && end <= first + blocks).then_some(start..end)
+    }
+}
+
+/// A call as a block says it.
+struct Linked {
+    number: u64,
+    next: u64,
+    runs: bool,
+    deadline_ns: u64,
+    message: Vec<u8>,
+}
+
+fn core_of(record: &[u64; RECORD_WORDS]) -> Result<Core, Refusal> {
+    let senseless = Refusal::Senseless("version");
+    let current = usize::try_from(record[CURRENT]).map_err(|_| senseless)?;
+    let version = *VERSIONS.get(current).ok_or(senseless)?;
+    let words: &[u64; CORE_WORDS] = record.get(version..).and_then(<[u64]>::first_chunk).ok_or(senseless)?;
+    Ok(Core::from_words(*words))
+}
+
+fn listener_of(record: &[u64; RECORD_WORDS], most: &Most) -> Result<usize, Refusal> {
+    let listener = usize::try_from(record[LISTENER]).ok().filter(|listener| *listener < most.listeners);
+    listener.ok_or(Refusal::Senseless("listener"))
+}
+
+#[cfg(test)]
+mod tests;
