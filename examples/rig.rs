@@ -4,7 +4,8 @@
 //! `ping`, `echo`, `tine.methods`, `tine.worker`.
 //!
 //! Environment variables make it fail before it serves, or after: `RIG_PRELOAD`, `RIG_WORKER_START` and
-//! `RIG_WORKER_STOP` are each `fail`, `exit`, `hang` or `thread` (leaves a thread behind).
+//! `RIG_WORKER_STOP` are each `fail`, `exit`, `hang`, `thread` (leaves a thread behind) or `later` (leaves one that soon ends
+//! the process). `@FILE` is what stands in that file, if there is one: so it can change from one reload to the next.
 
 #![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
 
@@ -44,6 +45,7 @@ fn rig() -> Server {
         .method("mix", mix)
         .method("flaky", flaky)
         .method("crash", crash)
+        .method("scribble", scribble)
         .method("panic", panic)
         .method("fail", fail)
         .method("hang", hang)
@@ -55,17 +57,26 @@ fn rig() -> Server {
 }
 
 fn misbehave(variable: &str) -> Result<(), BoxError> {
-    match std::env::var(variable).as_deref() {
-        Ok("fail") => Err(format!("{variable} asked for it").into()),
-        Ok("exit") => process::exit(7),
-        Ok("hang") => {
+    let wish = std::env::var(variable).unwrap_or_default();
+    let from_file = wish.strip_prefix('@').map(|file| std::fs::read_to_string(file).unwrap_or_default());
+    match from_file.as_deref().unwrap_or(&wish).trim() {
+        "fail" => Err(format!("{variable} asked for it").into()),
+        "exit" => process::exit(7),
+        "later" => {
+            thread::Builder::new().name("ends it".into()).spawn(|| {
+                thread::sleep(Duration::from_millis(300));
+                process::exit(9)
+            })?;
+            Ok(())
+        }
+        "hang" => {
             // In one piece, or lines of other processes could get in between.
             std::io::stderr().write_all(format!("{variable} hangs {}\n", process::id()).as_bytes())?;
             loop {
                 thread::park();
             }
         }
-        Ok("thread") => {
+        "thread" => {
             // A thread gives itself its name when it first runs.
             let (runs, running) = std::sync::mpsc::channel();
             let body = move || {
@@ -192,6 +203,36 @@ fn write_to_nowhere() {
 fn recurse_for_ever(depth: u64) -> u64 {
     let frame = black_box([depth; 64]);
     recurse_for_ever(depth + 1) + frame[0]
+}
+
+/// Overwrites all that this worker shares with the supervisor by noise of this seed, and takes the worker down: what a
+/// wild pointer could do at worst.
+#[allow(unsafe_code)]
+fn scribble(_call: &Call<'_>, Seed { seed }: Seed) -> Result<(), Error> {
+    let maps = std::fs::read_to_string("/proc/self/maps").map_err(Error::internal)?;
+    let mut noise = StdRng::seed_from_u64(seed);
+    for line in maps.lines().filter(|line| line.contains("memfd:tine-arena") && line.contains(" rw-s ")) {
+        let place = line.split_whitespace().next().and_then(|range| range.split_once('-'));
+        let number = |text| usize::from_str_radix(text, 16).map_err(Error::internal);
+        let (from, to) = place.ok_or_else(|| Error::internal("expected a range"))?;
+        let (from, to) = (number(from)?, number(to)?);
+        // Most of it is a sparse file that nobody reads; the rest is enough for every record.
+        for at in (from..to.min(from + SCRIBBLED)).step_by(8) {
+            let word = std::ptr::with_exposed_provenance_mut::<u64>(at);
+            // SAFETY: none is meant: this is what a broken handler does. The address is aligned and mapped for writing,
+            // as the line of `maps` says; what other threads make of the noise ends with the process, below.
+            unsafe { word.write_volatile(noise.next_u64()) }
+        }
+    }
+    raise(Signal::SIGKILL).map_err(Error::internal)
+}
+
+/// Bytes that `scribble` overwrites at the beginning of a mapping.
+const SCRIBBLED: usize = 64 << 20;
+
+#[derive(Deserialize)]
+struct Seed {
+    seed: u64,
 }
 
 #[derive(Deserialize)]

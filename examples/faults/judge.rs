@@ -116,6 +116,6 @@ impl Judge {
     /// Keeps what the service said, for the case of a failure, and judges what it must never say.
     pub fn heard(&mut self, service: &Service) {
         self.holds("no process of the service panics", !service.has_panicked());
-        self.evidence = service.complaints(12);
+        self.evidence = service.complaints(6);
     }
 }

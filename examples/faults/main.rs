@@ -8,6 +8,8 @@
 //! It prints a line for each part of a row, with the figures it measured, and ends with 1 if any failed.
 //! `--markdown` prints the table that README.md shows.
 
+#![allow(unreachable_pub)] // nothing outside can reach into a program anyway
+
 mod judge;
 mod rows;
 #[path = "../support/mod.rs"]
@@ -80,7 +82,8 @@ fn main() -> ExitCode {
     let mut table = Vec::new();
     for (row, parts) in wanted {
         println!("# {}: {}", row.name, row.fault);
-        let judged: Vec<(&Part, Judge)> = parts.into_iter().map(|part| (part, run(row, part, extent))).collect();
+        let judged: Vec<(&Part, Judge)> =
+            parts.into_iter().map(|part| (part, run(row, part, extent))).collect();
         table.push((row, judged));
     }
     if arguments.markdown {

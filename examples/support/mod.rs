@@ -4,5 +4,6 @@
 #![allow(dead_code, unreachable_pub)] // each of them uses its part
 
 pub mod load;
+pub mod plain;
 pub mod proc;
 pub mod service;

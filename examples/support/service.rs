@@ -76,6 +76,7 @@ pub struct Service {
     log: Arc<Log>,
     address: SocketAddr,
     processes: usize,
+    program: PathBuf,
 }
 
 impl Service {
@@ -97,7 +98,9 @@ impl Service {
             let log = Arc::clone(&log);
             std::thread::Builder::new().name("log".into()).spawn(move || read_log(stderr, &log))?;
         }
-        let mut service = Self { child, folder, log, address: ([127, 0, 0, 1], 0).into(), processes };
+        let program = PathBuf::from(command.get_program());
+        let mut service =
+            Self { child, program, folder, log, address: ([127, 0, 0, 1], 0).into(), processes };
         let listening = service.await_log(0, "listening").ok_or_else(|| service.failed("listening"))?;
         service.address = listening["listen"].as_str().ok_or("the log names the address")?.parse()?;
         if !service.await_workers(processes) {
@@ -161,6 +164,19 @@ impl Service {
         self.lines().iter().filter(is_ready).filter_map(pid).collect()
     }
 
+    /// The generation of each worker that ever became ready, by pid.
+    pub fn generations(&self) -> std::collections::BTreeMap<i32, u64> {
+        let is_ready = |line: &&Value| line["message"].as_str() == Some("worker ready");
+        let entry =
+            |line: &Value| Some((i32::try_from(line["pid"].as_i64()?).ok()?, line["generation"].as_u64()?));
+        self.lines().iter().filter(is_ready).filter_map(entry).collect()
+    }
+
+    /// The path of the program that was started.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// How much was said so far: where `await_log` may begin.
     pub fn mark(&self) -> usize {
         self.lines().len()
@@ -187,6 +203,12 @@ impl Service {
         self.lines().iter().skip(mark).filter(|line| line.to_string().contains(text)).count()
     }
 
+    /// How many calls of a method were run to a result, as the service says at its end.
+    pub fn served(&self, method: &str) -> Option<u64> {
+        let lines = self.lines();
+        lines.iter().find(|line| said(line) == "served" && line["method"] == method)?["ok"].as_u64()
+    }
+
     /// The last lines, for a person.
     pub fn tail(&self, count: usize) -> String {
         let lines = self.lines();
@@ -201,7 +223,11 @@ impl Service {
             let level = line["level"].as_str().unwrap_or("");
             level == "ERROR" || level == "WARN" || level.is_empty() || said(line).contains("panicked")
         };
-        let mut found: Vec<String> = lines.iter().filter(bad).map(|line| format!("    {line}\n")).collect();
+        let mut found: Vec<String> = lines
+            .iter()
+            .filter(bad)
+            .map(|line| format!("    {}\n", line.to_string().chars().take(400).collect::<String>()))
+            .collect();
         found.truncate(most);
         found.concat()
     }

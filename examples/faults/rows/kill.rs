@@ -51,7 +51,11 @@ const BETWEEN_KILLS: Duration = Duration::from_millis(100);
 
 fn killed(extent: Extent, group: Group) -> Result<Judge, BoxError> {
     let mut judge = Judge::default();
-    let service = Service::start(4, &format!("threads = {THREADS}"))?;
+    // A worker that is killed before it has answered anything counts as one that can't boot, and would back off.
+    let config = format!(
+        "threads = {THREADS}\n[restart]\nmax_restarts = 0\nbackoff = \"10ms\"\nbackoff_max = \"50ms\"\n[quarantine]\ncrashes = 0"
+    );
+    let service = Service::start(4, &config)?;
     let load = Load::start(service.address(), &[group])?;
     judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
     // Until all are in the keeping.

@@ -1,6 +1,13 @@
 //! The rows of the table, in its order.
 
+mod crash;
 mod kill;
+mod lifecycle;
+mod overload;
+mod points;
+mod reload;
+mod scarce;
+mod stuck;
 
 use tine::BoxError;
 
@@ -22,4 +29,22 @@ pub struct Part {
     pub run: fn(Extent) -> Result<Judge, BoxError>,
 }
 
-pub const ALL: &[Row] = &[kill::ROW];
+pub const ALL: &[Row] = &[
+    reload::RELOAD,
+    reload::BAD,
+    reload::BINARY,
+    kill::ROW,
+    points::ROW,
+    crash::GARBAGE,
+    crash::CRASH,
+    crash::QUARANTINE,
+    stuck::HANG,
+    stuck::STOPPED,
+    lifecycle::RECYCLE,
+    lifecycle::SCALE,
+    lifecycle::SUPERVISOR,
+    overload::OVERLOAD,
+    overload::FLOODS,
+    scarce::ROW,
+    lifecycle::STOP,
+];

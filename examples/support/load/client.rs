@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, connect, getpeername, getsockopt, recv, send,
-    setsockopt, shutdown, socket, sockopt,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, connect, getpeername, getsockopt,
+    recv, send, setsockopt, shutdown, socket, sockopt,
 };
 
 use super::content::{Name, Verdict, id_of, judge, write_call};
@@ -440,7 +440,8 @@ impl Client {
 
     /// Counts what never came.
     pub(super) fn give_up(&mut self, tally: &mut Tally) {
-        if self.has_unanswered() && self.group.life != Life::Nuisance && self.group.reading != Reading::Never {
+        if self.has_unanswered() && self.group.life != Life::Nuisance && self.group.reading != Reading::Never
+        {
             tally.missing += self.waiting.len() as u64;
             let first = self.waiting.front().map_or(0, |waiting| waiting.call);
             let (unsent, half) = (self.output.len() - self.sent, self.input.len());

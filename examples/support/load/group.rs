@@ -38,7 +38,10 @@ pub enum Reading {
     /// As soon as there is something.
     Eager,
     /// So many bytes each time this has passed, with little room in the kernel.
-    Paced { bytes: usize, every: Duration },
+    Paced {
+        bytes: usize,
+        every: Duration,
+    },
     Never,
 }
 
