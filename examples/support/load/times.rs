@@ -1,6 +1,7 @@
 //! Durations by when they were measured, in little memory: what a percentile of a window is taken from.
 //!
-//! Each tenth of a second has a histogram of its own, whose classes are 6 % apart.
+//! Each tenth of a second has a histogram of its own, whose classes are 1.6 % apart; of those that are over only the
+//! classes that were met are kept.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 const SLOT: Duration = Duration::from_millis(100);
 
 /// Classes for each doubling of a duration.
-const STEPS: u32 = 16;
+const STEPS: u32 = 64;
 
 /// Up to 2^36 ns, more than a minute; what is longer counts as that.
 const DOUBLINGS: u32 = 36;
@@ -18,54 +19,67 @@ const CLASSES: usize = (DOUBLINGS * STEPS) as usize;
 /// Durations by when they were measured.
 #[derive(Debug, Clone, Default)]
 pub struct Times {
+    /// Those that are over, and the one that is not, which `counts` has the rest of.
     slots: Vec<Slot>,
+    /// All classes of the last slot; empty before the first.
+    counts: Vec<u32>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Slot {
-    /// Empty until something is counted; then `CLASSES` long.
-    counts: Vec<u32>,
+    met: Vec<(u16, u32)>,
     longest_ns: u64,
 }
 
 impl Times {
-    /// Counts a duration that was measured `at` after the beginning.
+    /// Counts a duration that was measured `at` after the beginning. Time doesn't go back: what comes late counts as of the
+    /// last slot.
     pub fn add(&mut self, at: Duration, duration_ns: u64) {
         let slot = slot_of(at);
         if self.slots.len() <= slot {
+            self.close();
             self.slots.resize_with(slot + 1, Slot::default);
+            self.counts.resize(CLASSES, 0);
         }
-        let slot = &mut self.slots[slot];
-        if slot.counts.is_empty() {
-            slot.counts = vec![0; CLASSES];
+        self.counts[class_of(duration_ns)] += 1;
+        if let Some(slot) = self.slots.last_mut() {
+            slot.longest_ns = slot.longest_ns.max(duration_ns);
         }
-        slot.counts[class_of(duration_ns)] += 1;
-        slot.longest_ns = slot.longest_ns.max(duration_ns);
     }
 
-    /// How many were measured between the two.
-    pub fn count(&self, from: Duration, to: Duration) -> u64 {
-        self.between(from, to).flat_map(|slot| &slot.counts).map(|count| u64::from(*count)).sum()
+    /// Keeps of the last slot what was met.
+    fn close(&mut self) {
+        let Some(last) = self.slots.last_mut() else { return };
+        for (class, count) in self.counts.iter_mut().enumerate().filter(|(_, count)| **count > 0) {
+            last.met.push((u16::try_from(class).unwrap_or(u16::MAX), *count));
+            *count = 0;
+        }
     }
 
     /// The longest between the two.
     pub fn longest(&self, from: Duration, to: Duration) -> Duration {
-        Duration::from_nanos(self.between(from, to).map(|slot| slot.longest_ns).max().unwrap_or(0))
+        let end = slot_of(to).min(self.slots.len());
+        let between = &self.slots[slot_of(from).min(end)..end];
+        Duration::from_nanos(between.iter().map(|slot| slot.longest_ns).max().unwrap_or(0))
     }
 
     /// The duration that `percent` of those measured within any of the windows did not exceed.
     pub fn percentile(&self, percent: f64, windows: &[(Duration, Duration)]) -> Duration {
         let mut is_in = vec![false; self.slots.len()];
         for (from, to) in windows {
-            is_in[slot_of(*from).min(self.slots.len())..slot_of(*to).min(self.slots.len())].fill(true);
+            let end = slot_of(*to).min(self.slots.len());
+            is_in[slot_of(*from).min(end)..end].fill(true);
         }
         let mut counts = vec![0_u64; CLASSES];
         let mut longest = 0;
-        for (slot, _) in self.slots.iter().zip(is_in).filter(|(_, is_in)| *is_in) {
+        for (slot, _) in self.slots.iter().zip(&is_in).filter(|(_, is_in)| **is_in) {
             longest = longest.max(slot.longest_ns);
-            for (sum, count) in counts.iter_mut().zip(&slot.counts) {
-                *sum += u64::from(*count);
+            for (class, count) in &slot.met {
+                counts[usize::from(*class)] += u64::from(*count);
             }
+        }
+        if is_in.last() == Some(&true) {
+            counts.iter_mut().zip(&self.counts).for_each(|(sum, count)| *sum += u64::from(*count));
         }
         let all: u64 = counts.iter().sum();
         #[expect(
@@ -83,11 +97,6 @@ impl Times {
             }
         }
         Duration::ZERO
-    }
-
-    fn between(&self, from: Duration, to: Duration) -> impl Iterator<Item = &Slot> {
-        let end = slot_of(to).min(self.slots.len());
-        self.slots[slot_of(from).min(end)..end].iter()
     }
 }
 
