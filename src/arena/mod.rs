@@ -98,6 +98,14 @@ fn counters(rows: usize, methods: usize) -> io::Result<OwnedFd> {
     create(&Room { rows, methods, connections: 0, buffers: 0 })
 }
 
+/// An arena for this many connections, and what their worker has of it.
+#[cfg(test)]
+pub(crate) fn of_connections(connections: usize) -> (OwnedFd, Records, &'static crate::sys::blocks::Pool) {
+    let fd = create(&Room { rows: 1, methods: 0, connections, buffers: 16 << 20 }).unwrap();
+    let mut writer = ArenaWriter::open(fd.try_clone().unwrap()).unwrap();
+    (fd, writer.records(), writer.blocks().unwrap())
+}
+
 /// An arena with its writer and a reader, both in this process.
 #[cfg(test)]
 fn writer_and_reader(rows: usize, methods: usize) -> (ArenaWriter, ArenaReader) {

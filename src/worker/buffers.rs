@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::connection::Key;
+use crate::arena::Key;
 
 /// What any connection may hold, however full the buffers are.
 pub(super) const LITTLE: usize = 4 * 1024;

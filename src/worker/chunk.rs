@@ -1,29 +1,31 @@
 //! Bytes that arrived together, held by all who need a part of them.
 //!
-//! The poller reads into its [`Scratch`] and looks for messages in the [`Chunk`] that this makes. A call that runs right
-//! there needs no copy: if the poller has to be relieved meanwhile, the connection still holds the chunk.
+//! The poller receives into its [`Scratch`] and looks for messages in the [`Chunk`] that this makes. A call that runs
+//! right there needs no copy: if the poller has to be relieved meanwhile, the connection still holds the chunk. All of it
+//! lies in blocks of the arena, so that it outlives the worker.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-/// Bytes read from a connection in one go.
-pub(super) const SCRATCH: usize = 64 * 1024;
+use crate::arena::Place;
+use crate::sys::blocks::{Block, HEAD, Pool};
 
-/// A part of some bytes that nobody changes any more.
-#[derive(Debug, Clone, Default)]
+/// Bytes received from a connection in one go, at most: what a block of 64 KiB has room for.
+pub(super) const SCRATCH: usize = 64 * 1024 - HEAD;
+
+/// A part of a block that nobody changes any more.
+#[derive(Debug, Clone)]
 pub(super) struct Chunk {
-    bytes: Arc<Vec<u8>>,
+    block: Arc<Block>,
     part: Range<usize>,
 }
 
 impl Chunk {
-    pub(super) fn new(bytes: Vec<u8>) -> Self {
-        let part = 0..bytes.len();
-        Self { bytes: Arc::new(bytes), part }
-    }
-
-    pub(super) fn copy_of(bytes: &[u8]) -> Self {
-        Self::new(bytes.to_vec())
+    /// A copy in a block of its own, with room for `room` bytes or more. None where there is no block for it.
+    pub(super) fn copy_of(bytes: &[u8], room: usize, pool: &'static Pool) -> Option<Self> {
+        let mut block = pool.take(room.max(bytes.len()))?;
+        block.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(Self { block: Arc::new(block), part: 0..bytes.len() })
     }
 
     /// Without its first `count` bytes.
@@ -32,39 +34,75 @@ impl Chunk {
         self
     }
 
-    /// The bytes themselves, copied only where others hold them too. They begin where the second value says.
-    pub(super) fn into_bytes(self) -> (Vec<u8>, usize) {
-        match Arc::try_unwrap(self.bytes) {
-            Ok(mut bytes) => {
-                bytes.truncate(self.part.end);
-                (bytes, self.part.start)
-            }
-            Err(shared) => (shared.get(self.part).unwrap_or_default().to_vec(), 0),
-        }
+    pub(super) fn block(&self) -> &Block {
+        &self.block
+    }
+
+    /// Where these of its bytes are.
+    pub(super) fn place_of(&self, bytes: Range<usize>) -> Place {
+        let at = self.block.place() + (self.part.start + bytes.start) as u64;
+        Place { at, length: bytes.len() as u64 }
+    }
+
+    /// Where what comes behind its first `consumed` bytes is, and goes: up to the end of the block. A chunk that is used
+    /// up leaves all of its block.
+    pub(super) fn place_behind(&self, consumed: usize) -> Place {
+        let start = self.part.start + consumed;
+        let start = if start >= self.part.end { 0 } else { start };
+        Place { at: self.block.place() + start as u64, length: (self.block.len() - start) as u64 }
+    }
+
+    /// Bytes that its block has room for.
+    pub(super) fn held(&self) -> usize {
+        self.block.len()
+    }
+
+    /// Bytes that could be received behind it; none while others hold the block too, who count on it as it is.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        let end = self.part.end;
+        Arc::get_mut(&mut self.block).and_then(|block| block.get_mut(end..)).unwrap_or_default()
+    }
+
+    /// So many bytes of the room have been filled.
+    pub(super) fn grow(&mut self, count: usize) {
+        self.part.end = self.block.len().min(self.part.end.saturating_add(count));
     }
 }
 
 impl Deref for Chunk {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        self.bytes.get(self.part.clone()).unwrap_or_default()
+        self.block.get(self.part.clone()).unwrap_or_default()
     }
 }
 
-/// Memory to read into, used again for as long as nobody holds on to what was read.
-#[derive(Debug, Default)]
-pub(super) struct Scratch(Arc<Vec<u8>>);
+/// A thread's memory to receive into, used again for as long as nobody holds on to what was received.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    pool: &'static Pool,
+    block: Option<Arc<Block>>,
+}
 
 impl Scratch {
-    pub(super) fn room(&mut self) -> &mut [u8] {
-        if self.0.is_empty() || Arc::get_mut(&mut self.0).is_none() {
-            self.0 = Arc::new(vec![0; SCRATCH]);
-        }
-        Arc::get_mut(&mut self.0).map_or(&mut [], Vec::as_mut_slice)
+    pub(super) fn new(pool: &'static Pool) -> Self {
+        Self { pool, block: None }
     }
 
-    /// The first `count` bytes of it.
-    pub(super) fn filled(&self, count: usize) -> Chunk {
-        Chunk { bytes: Arc::clone(&self.0), part: 0..count }
+    /// All of it. None where there is no block.
+    pub(super) fn block(&mut self) -> Option<&mut Block> {
+        if self.block.as_mut().and_then(Arc::get_mut).is_none() {
+            self.block = Some(Arc::new(self.pool.take(SCRATCH)?));
+        }
+        self.block.as_mut().and_then(Arc::get_mut)
+    }
+
+    /// The first `count` bytes of it. None where it has been given away.
+    pub(super) fn filled(&self, count: usize) -> Option<Chunk> {
+        Some(Chunk { block: Arc::clone(self.block.as_ref()?), part: 0..count })
+    }
+
+    /// True for a part of this very memory, which the next receive overwrites.
+    pub(super) fn is_where(&self, chunk: &Chunk) -> bool {
+        self.block.as_ref().is_some_and(|block| Arc::ptr_eq(block, &chunk.block))
     }
 }

@@ -1,10 +1,15 @@
 //! One connection: what has arrived and not begun, which calls run, what waits to be sent.
 //!
 //! Whichever thread holds the connection's lock moves it on; `flow` decides where to. Nothing here knows of the
-//! poller, the pool or other connections.
+//! poller, the pool or other connections. `recorded` has what the arena is told, so that another worker could go on.
 
-use std::io;
-use std::ops::{Deref, DerefMut, Range};
+mod calls;
+mod input;
+mod output;
+mod recorded;
+mod stream;
+
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,23 +18,16 @@ use nix::sys::epoll::EpollFlags;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::chunk::Chunk;
-use crate::rpc::{MethodIndex, Peer, RawJson, Span, native};
+use crate::arena::{Core, Flags, Key, Place, Record};
+use crate::rpc::Peer;
+use crate::sys::blocks::Pool;
 use crate::sys::socket::Socket;
 use crate::wire::length::LengthFraming;
 
-/// How long input is still read and thrown away after our FIN, so that the last answer is not lost to a reset.
-const LINGER: Duration = Duration::from_secs(2);
-
-/// Memory that a thread keeps for the next answers, at most: one large answer must not keep its memory for ever.
-pub(super) const SPARE: usize = 16 * 1024;
-
-/// Where a connection stands in its worker's table. Epoll reports this and never a descriptor, whose number may
-/// belong to another connection by the time the report is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Key {
-    pub(super) index: u32,
-    pub(super) generation: u32,
-}
+pub(super) use calls::{CallId, InFlight, InHand, InlineCall};
+pub(super) use input::Input;
+pub(super) use output::{Output, SPARE};
+pub(super) use recorded::Answered;
 
 /// What one connection may have, from the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +47,8 @@ pub(super) struct Connection {
     pub(super) socket: Socket,
     pub(super) peer: Peer,
     pub(super) framing: LengthFraming,
+    /// The number of the listener that it came in by.
+    pub(super) listener: usize,
     /// The caller is gone; handlers see it without a lock.
     pub(super) gone: AtomicBool,
     state: Mutex<State>,
@@ -109,66 +109,32 @@ pub(super) struct State {
     pub(super) accounted: usize,
     last_progress: Instant,
     next_number: u64,
+    pool: &'static Pool,
+    /// None once nobody is to go on with it.
+    record: Option<Record>,
+    /// What the record says, or will with the next commit.
+    core: Core,
 }
 
-/// A call that has begun and has not been answered.
+/// What a connection is made of.
 #[derive(Debug)]
-pub(super) struct InFlight {
-    pub(super) number: u64,
-    pub(super) allowed: Duration,
-    pub(super) deadline: Instant,
-    /// None once a thread runs it.
-    pub(super) queued_since: Option<Instant>,
-    /// Nothing may begin beside it: it has no id, so that answers keep their order, or nobody knows yet whether it has.
-    pub(super) ordered: bool,
-    pub(super) message: Chunk,
-    pub(super) id: CallId,
-}
-
-/// Where a call's id is.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum CallId {
-    Known(Option<Span>),
-    /// Its message has not been parsed.
-    NotParsed,
-}
-
-impl CallId {
-    /// The id that the answer carries. To find it in a message that nobody has parsed takes as long as to parse that.
-    pub(super) fn in_message(self, message: &[u8]) -> Option<RawJson<'_>> {
-        match self {
-            Self::Known(span) => span.map(|span| span.in_message(message)),
-            Self::NotParsed => native::id_of(message),
-        }
-    }
-}
-
-/// What the poller has taken from a connection while it runs one call of it with the lock released. Its input is empty
-/// meanwhile. Whoever relieves the poller [takes it over](State::take_over).
-#[derive(Debug)]
-pub(super) struct InHand {
-    pub(super) chunk: Chunk,
-    /// Where in the chunk begins what has not begun.
-    pub(super) rest: usize,
-    /// None while the lock is held.
-    pub(super) call: Option<InlineCall>,
-}
-
-/// A call that the poller runs itself.
-#[derive(Debug)]
-pub(super) struct InlineCall {
-    pub(super) number: u64,
-    pub(super) method: MethodIndex,
-    pub(super) allowed: Duration,
-    pub(super) deadline: Instant,
-    /// Where in the chunk its message is.
-    pub(super) message: Range<usize>,
-    pub(super) id: Option<Span>,
+pub(super) struct Parts {
+    pub(super) key: Key,
+    pub(super) socket: Socket,
+    pub(super) peer: Peer,
+    pub(super) framing: LengthFraming,
+    pub(super) listener: usize,
+    pub(super) pool: &'static Pool,
+    pub(super) record: Record,
+    /// What the record says. The streams go on from there: with nothing in its input, its output and its calls.
+    pub(super) core: Core,
 }
 
 impl Connection {
-    pub(super) fn new(key: Key, socket: Socket, peer: Peer, framing: LengthFraming, now: Instant) -> Self {
-        Self { key, socket, peer, framing, gone: AtomicBool::new(false), state: Mutex::new(State::new(now)) }
+    pub(super) fn new(parts: Parts, now: Instant) -> Self {
+        let Parts { key, socket, peer, framing, listener, pool, record, core } = parts;
+        let state = Mutex::new(State::new(pool, record, core, now));
+        Self { key, socket, peer, framing, listener, gone: AtomicBool::new(false), state }
     }
 
     pub(super) fn lock(self: &Arc<Self>) -> Locked<'_> {
@@ -204,52 +170,28 @@ impl Locked<'_> {
     pub(super) fn unlocked<T>(&mut self, work: impl FnOnce() -> T) -> T {
         MutexGuard::unlocked(&mut self.state, work)
     }
-
-    /// Sends what waits, as far as the socket takes it.
-    ///
-    /// # Errors
-    ///
-    /// The connection is broken.
-    pub(super) fn flush(&mut self, now: Instant, spare: &mut Vec<u8>) -> io::Result<()> {
-        while !self.output.is_empty() {
-            match self.connection.socket.send(self.state.output.waiting()) {
-                Ok(sent) => {
-                    self.state.output.sent(sent);
-                    self.state.last_progress = now;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
-        }
-        self.output.give_back(spare);
-        Ok(())
-    }
-
-    /// Sends our FIN and from then on only throws input away.
-    pub(super) fn linger(&mut self, now: Instant) {
-        self.connection.socket.shut_down_sending();
-        self.phase = Phase::Lingering { until: now + LINGER };
-        self.input = Input::default();
-    }
 }
 
 impl State {
-    fn new(now: Instant) -> Self {
+    fn new(pool: &'static Pool, record: Record, core: Core, now: Instant) -> Self {
         Self {
             phase: Phase::Open,
-            recognised: false,
+            recognised: core.flags.contains(Flags::RECOGNISED),
             input: Input::default(),
             in_hand: None,
             input_ended: false,
             message_since: None,
             paused: None,
             calls: Vec::new(),
-            output: Output::default(),
+            output: Output::after(core.sent),
             armed: Interest { input: true, output: false },
             timer: None,
             accounted: 0,
             last_progress: now,
             next_number: 0,
+            pool,
+            record: Some(record),
+            core,
         }
     }
 
@@ -279,11 +221,12 @@ impl State {
     /// The poller runs this call, and holds what is behind it in the chunk, until it [has run](Self::has_run_inline) it or
     /// is relieved.
     pub(super) fn take_in_hand(&mut self, chunk: &Chunk, call: InlineCall) {
-        let rest = call.message.end;
+        let (rest, message) = (call.message.end, chunk.place_of(call.message.clone()));
         match &mut self.in_hand {
             Some(in_hand) => (in_hand.rest, in_hand.call) = (rest, Some(call)),
             none => *none = Some(InHand { chunk: chunk.clone(), rest, call: Some(call) }),
         }
+        self.record_inline(message);
     }
 
     /// The poller is back in time. It may have another call of the chunk.
@@ -291,30 +234,7 @@ impl State {
         if let Some(in_hand) = &mut self.in_hand {
             in_hand.call = None;
         }
-    }
-
-    /// Brings call `number`, which the poller ran when it was relieved, among those that any thread runs, and what
-    /// the poller had not begun back to the input. Nothing, where that has been done.
-    pub(super) fn take_over(&mut self, number: u64) {
-        if self.inline_call().is_none_or(|call| call.number != number) {
-            return;
-        }
-        let Some(InHand { chunk, rest, call: Some(call) }) = self.in_hand.take() else {
-            return;
-        };
-        let message = Chunk::copy_of(chunk.get(call.message).unwrap_or_default());
-        self.input = Input::from(chunk.skip(rest));
-        // The call's own message has arrived whole. What is behind it, if anything, is looked at anew.
-        self.message_since = None;
-        self.calls.push(InFlight {
-            number,
-            allowed: call.allowed,
-            deadline: call.deadline,
-            queued_since: None,
-            ordered: call.id.is_none(),
-            message,
-            id: CallId::Known(call.id),
-        });
+        self.end_inline();
     }
 
     pub(super) fn next_call_number(&mut self) -> u64 {
@@ -326,6 +246,11 @@ impl State {
     pub(super) fn take_call(&mut self, number: u64) -> Option<InFlight> {
         let index = self.calls.iter().position(|call| call.number == number)?;
         Some(self.calls.swap_remove(index))
+    }
+
+    /// Bytes of input taken out of the receive queue since the connection began.
+    pub(super) fn taken(&self) -> u64 {
+        self.core.taken
     }
 
     pub(super) fn progressed(&mut self, now: Instant) {
@@ -381,116 +306,13 @@ impl State {
 
     /// Bytes it holds.
     pub(super) fn held(&self) -> usize {
-        self.input.bytes.capacity() + self.output.bytes.capacity() + self.held_by_calls()
+        self.input.held() + self.output.held() + self.held_by_calls()
     }
 
     /// Bytes that its calls hold.
     pub(super) fn held_by_calls(&self) -> usize {
         let inline = self.inline_call().map_or(0, |call| call.message.len());
         inline + self.calls.iter().map(|call| call.message.len()).sum::<usize>()
-    }
-}
-
-impl InFlight {
-    pub(super) fn id(&self) -> Option<RawJson<'_>> {
-        self.id.in_message(&self.message)
-    }
-
-    fn due(&self, bounds: &Bounds) -> Instant {
-        self.queued_since.map_or(self.deadline, |since| self.deadline.min(since + bounds.queue_wait))
-    }
-}
-
-/// Bytes that have arrived and have not been begun.
-#[derive(Debug, Default)]
-pub(super) struct Input {
-    bytes: Vec<u8>,
-    start: usize,
-}
-
-impl Input {
-    pub(super) fn waiting(&self) -> &[u8] {
-        self.bytes.get(self.start..).unwrap_or_default()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting().is_empty()
-    }
-
-    pub(super) fn append(&mut self, arrived: &[u8]) {
-        if self.start > 0 {
-            self.bytes.drain(..self.start);
-            self.start = 0;
-        }
-        self.bytes.extend_from_slice(arrived);
-    }
-
-    /// All of it, to begin calls from; the input is empty then.
-    pub(super) fn take(&mut self) -> Chunk {
-        let Self { bytes, start } = std::mem::take(self);
-        Chunk::new(bytes).skip(start)
-    }
-}
-
-impl From<Chunk> for Input {
-    /// What was not begun of a chunk. An empty input holds no memory: most connections are idle.
-    fn from(rest: Chunk) -> Self {
-        if rest.is_empty() {
-            return Self::default();
-        }
-        let (bytes, start) = rest.into_bytes();
-        Self { bytes, start }
-    }
-}
-
-/// Bytes that the socket has not taken yet.
-#[derive(Debug, Default)]
-pub(super) struct Output {
-    bytes: Vec<u8>,
-    start: usize,
-}
-
-impl Output {
-    pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len() - self.start
-    }
-
-    /// Adds an answer. One that finds nothing waiting borrows the memory of `spare`.
-    pub(super) fn append(&mut self, bytes: &[u8], spare: &mut Vec<u8>) {
-        if self.bytes.capacity() == 0 {
-            std::mem::swap(&mut self.bytes, spare);
-        }
-        if self.start > self.bytes.len() / 2 {
-            self.bytes.drain(..self.start);
-            self.start = 0;
-        }
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    fn waiting(&self) -> &[u8] {
-        self.bytes.get(self.start..).unwrap_or_default()
-    }
-
-    fn sent(&mut self, count: usize) {
-        self.start += count;
-        if self.start >= self.bytes.len() {
-            self.start = 0;
-            self.bytes.clear();
-        }
-    }
-
-    /// Gives the memory back once nothing waits. Where there is none, `spare` keeps what it has.
-    fn give_back(&mut self, spare: &mut Vec<u8>) {
-        if self.is_empty() && self.bytes.capacity() > 0 {
-            let bytes = std::mem::take(self).bytes;
-            if bytes.capacity() <= SPARE {
-                *spare = bytes;
-            }
-        }
     }
 }
 
@@ -504,6 +326,17 @@ impl Interest {
         flags.set(EpollFlags::EPOLLONESHOT, self == Self::default());
         flags
     }
+}
+
+/// A connection with an arena of its own.
+#[cfg(test)]
+pub(super) fn of(socket: Socket, key: Key) -> Connection {
+    let (_, records, pool) = crate::arena::of_connections(key.index as usize + 1);
+    let core = Core::default();
+    let record = records.open(key, 0, &core).unwrap();
+    let framing = LengthFraming { order: crate::wire::ByteOrder::Little, max_message: 64 };
+    let peer = Peer::Unix { uid: 0, pid: 0 };
+    Connection::new(Parts { key, socket, peer, framing, listener: 0, pool, record, core }, Instant::now())
 }
 
 #[cfg(test)]

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
 
-use super::connection::{Connection, Key};
+use super::connection::Connection;
 use super::flow::Hand;
 use super::listening::Door;
 use super::{Due, Shared};
-use crate::arena::{ArenaWriter, State};
+use crate::arena::{ArenaWriter, Key, State};
 use crate::line::{FromWorker, Line, Received, ToWorker};
 use crate::log;
 use crate::sys::process;
@@ -150,7 +150,7 @@ impl Desk {
         self.arena.set_state(State::Draining);
         let epoll = Arc::clone(&hand.shared.epoll);
         for door in self.doors.iter_mut().filter_map(Option::take) {
-            door.close(&epoll, |socket, peer, framing| hand.accepted(socket, peer, framing));
+            door.close(&epoll, |socket, peer, entrance| hand.accepted(socket, peer, entrance));
         }
         self.todo.extend(hand.shared.all_connections().into_iter().map(Todo::Drain));
     }

@@ -26,13 +26,13 @@ pub(super) fn open_all(
     listeners: Vec<Listener>,
     config: &Config,
 ) -> io::Result<Vec<Option<Door>>> {
-    let tokens = (0..).map(|number| FIRST_DOOR - number);
     listeners
         .into_iter()
         .zip(&config.listeners)
-        .zip(tokens)
-        .map(|((listener, configured), token)| {
-            let mut door = Door::new(listener, configured, token, config.limits.max_message);
+        .enumerate()
+        .map(|(number, (listener, configured))| {
+            let token = FIRST_DOOR - number as u64;
+            let mut door = Door::new(listener, number, configured, token, config.limits.max_message);
             door.open(epoll)?;
             Ok(Some(door))
         })
@@ -81,8 +81,8 @@ impl Desk {
     fn visit_as(&mut self, number: usize, standing: Standing, hand: &mut Hand) -> Option<Visit> {
         let shared = Arc::clone(&hand.shared);
         let door = self.doors.get_mut(number).and_then(Option::as_mut)?;
-        let visit = door.visit(&shared.epoll, standing, |socket, peer, framing| {
-            hand.accepted(socket, peer, framing);
+        let visit = door.visit(&shared.epoll, standing, |socket, peer, entrance| {
+            hand.accepted(socket, peer, entrance);
         });
         if let Visit::Shut { why, .. } = visit {
             shared.look_again_at(number, why);

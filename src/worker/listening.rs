@@ -30,13 +30,21 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 pub(super) struct Door {
     listener: Listener,
     token: u64,
-    framing: LengthFraming,
+    entrance: Entrance,
     allow_uids: Option<Vec<u32>>,
     /// While it is shut it is not in the epoll set.
     shut: Option<Shut>,
     /// When it was shut last.
     shut_since: Instant,
     complained: bool,
+}
+
+/// What a connection has from the listener that it came in by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entrance {
+    /// The listener's number, from 0.
+    pub(super) listener: usize,
+    pub(super) framing: LengthFraming,
 }
 
 /// Why a door is shut for a while.
@@ -90,11 +98,20 @@ impl Shut {
 }
 
 impl Door {
-    pub(super) fn new(listener: Listener, config: &config::Listener, token: u64, max_message: usize) -> Self {
+    pub(super) fn new(
+        listener: Listener,
+        number: usize,
+        config: &config::Listener,
+        token: u64,
+        max_message: usize,
+    ) -> Self {
         Self {
             listener,
             token,
-            framing: LengthFraming { order: config.prefix, max_message },
+            entrance: Entrance {
+                listener: number,
+                framing: LengthFraming { order: config.prefix, max_message },
+            },
             allow_uids: config.allow_uids.clone(),
             shut: Some(Shut::Refused),
             shut_since: Instant::now(),
@@ -141,7 +158,7 @@ impl Door {
         &mut self,
         epoll: &Epoll,
         standing: Standing,
-        mut accepted: impl FnMut(Socket, PeerAddress, LengthFraming),
+        mut accepted: impl FnMut(Socket, PeerAddress, Entrance),
     ) -> Visit {
         if self.shut.is_some() {
             return Visit::Done;
@@ -158,7 +175,7 @@ impl Door {
             }
             match self.accept() {
                 Ok(Some((socket, peer))) => {
-                    accepted(socket, peer, self.framing);
+                    accepted(socket, peer, self.entrance);
                     room -= 1;
                     took_any = true;
                 }
@@ -199,11 +216,11 @@ impl Door {
     }
 
     /// Closes it for good, after taking what still waits.
-    pub(super) fn close(self, epoll: &Epoll, mut accepted: impl FnMut(Socket, PeerAddress, LengthFraming)) {
+    pub(super) fn close(self, epoll: &Epoll, mut accepted: impl FnMut(Socket, PeerAddress, Entrance)) {
         let _ = epoll.delete(&self.listener);
         loop {
             match self.accept() {
-                Ok(Some((socket, peer))) => accepted(socket, peer, self.framing),
+                Ok(Some((socket, peer))) => accepted(socket, peer, self.entrance),
                 Ok(None) => {}
                 Err(error)
                     if sort_accept_error(&error) == AcceptFailure::NextConnection
@@ -281,7 +298,7 @@ mod tests {
                 owner: None,
                 allow_uids,
             };
-            let mut door = Door::new(listener, &config, TOKEN, 64);
+            let mut door = Door::new(listener, 0, &config, TOKEN, 64);
             door.open(&epoll).unwrap();
             let address = SocketAddr::from_abstract_name("unused").unwrap();
             Self { epoll, door, address, accepted: Vec::new() }

@@ -35,14 +35,15 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
-use crate::arena::Room;
+use crate::arena::{Key, Records, Room};
 use crate::config::Config;
 use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
+use crate::sys::blocks::Pool;
 use crate::sys::clock;
 
 use buffers::Buffers;
 pub(crate) use capacity::connections;
-use connection::{Bounds, Connection, Key};
+use connection::{Bounds, Connection};
 use deadlines::Deadlines;
 use dispatch::Gate;
 use duty::Task;
@@ -88,6 +89,8 @@ pub(crate) struct Shared {
     epoll: Arc<Epoll>,
     wake: EventFd,
     table: Mutex<Table>,
+    records: Records,
+    pool: &'static Pool,
     deadlines: Arc<Deadlines<Due>>,
     role: Role,
     /// Where the call is that the poller runs, or ran last: a connection's token.
@@ -122,6 +125,7 @@ impl Shared {
         states: States,
         config: &Config,
         info: WorkerInfo,
+        (records, pool): (Records, &'static Pool),
         queue: Sender<Task>,
     ) -> std::io::Result<Self> {
         let limits = &config.limits;
@@ -145,6 +149,8 @@ impl Shared {
             epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             table: Mutex::default(),
+            records,
+            pool,
             deadlines: Arc::new(Deadlines::new()),
             role: Role::new(),
             inline_at: AtomicU64::new(0),

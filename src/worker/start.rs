@@ -111,7 +111,9 @@ impl Gathered {
         // The gate bounds what waits; this is room for that, for what threads are about to take, and for the word that
         // somebody should be the watch.
         let (queue, tasks) = crossbeam_channel::bounded(config.limits.queue + rows(config.threads));
-        let shared = Arc::new(Shared::new(service, states, config, info, queue).map_err(failed("epoll"))?);
+        let memory = (arena.records(), arena.blocks().map_err(|error| format!("arena: {error}"))?);
+        let shared = Shared::new(service, states, config, info, memory, queue).map_err(failed("epoll"))?;
+        let shared = Arc::new(shared);
         let rows = (0..rows(config.threads)).map(|row| arena.row(row)).collect::<Result<_, _>>();
         let rows = rows.map_err(|error| format!("arena: {error}"))?;
         Ok(Self { shared, arena, rows, tasks, term, bell, listeners })

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::connection::{Connection, Key};
+use super::connection::Connection;
+use crate::arena::Key;
 
 /// Connections by their place; a freed place is used again under the next generation.
 #[derive(Debug, Default)]
@@ -18,17 +19,19 @@ struct Place {
 }
 
 impl Table {
-    /// Puts a new connection in; `make` is given the key it will be known by.
-    pub(super) fn insert(&mut self, make: impl FnOnce(Key) -> Connection) -> Arc<Connection> {
+    /// Puts a new connection in; `make` is given the key it will be known by. None where that makes none.
+    pub(super) fn insert(&mut self, make: impl FnOnce(Key) -> Option<Connection>) -> Option<Arc<Connection>> {
         let index = self.free.pop().unwrap_or_else(|| {
             self.places.push(Place::default());
             // Far more connections than a process can have descriptors.
             u32::try_from(self.places.len() - 1).unwrap_or(u32::MAX)
         });
         let place = &mut self.places[index as usize];
-        let connection = Arc::new(make(Key { index, generation: place.generation }));
-        place.connection = Some(Arc::clone(&connection));
-        connection
+        place.connection = make(Key { index, generation: place.generation }).map(Arc::new);
+        if place.connection.is_none() {
+            self.free.push(index);
+        }
+        place.connection.as_ref().map(Arc::clone)
     }
 
     pub(super) fn get(&self, key: Key) -> Option<Arc<Connection>> {
@@ -60,19 +63,12 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
-    use crate::rpc::Peer;
     use crate::sys::socket::Socket;
-    use crate::wire::ByteOrder;
-    use crate::wire::length::LengthFraming;
 
     fn insert(table: &mut Table) -> Key {
-        let framing = LengthFraming { order: ByteOrder::Little, max_message: 64 };
         let (socket, _) = Socket::pair();
-        let peer = Peer::Unix { uid: 0, pid: 0 };
-        table.insert(|key| Connection::new(key, socket, peer, framing, Instant::now())).key
+        table.insert(|key| Some(crate::worker::connection::of(socket, key))).unwrap().key
     }
 
     #[test]
@@ -101,6 +97,14 @@ mod tests {
         assert!(table.get(stale).is_none());
         assert!(table.get(lives).is_some());
         assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn a_place_for_which_there_is_no_connection_stays_free() {
+        let mut table = Table::default();
+        assert!(table.insert(|_| None).is_none());
+        assert_eq!((table.len(), table.all().len()), (0, 0));
+        assert_eq!(insert(&mut table), Key { index: 0, generation: 0 });
     }
 
     #[test]

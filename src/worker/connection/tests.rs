@@ -2,8 +2,10 @@
 
 use std::io::Read;
 
+use super::stream::LINGER;
 use super::*;
-use crate::wire::ByteOrder;
+use crate::rpc::{MethodIndex, native};
+use crate::worker::chunk::Scratch;
 
 const IDLE: Duration = Duration::from_secs(600);
 const MESSAGE: Duration = Duration::from_secs(30);
@@ -20,21 +22,33 @@ const OUTPUT: Interest = Interest { input: false, output: true };
 /// A fresh connection's state, and when it began.
 fn fresh() -> (State, Instant) {
     let now = Instant::now();
-    (State::new(now), now)
+    let (_, records, pool) = crate::arena::of_connections(1);
+    let core = Core::default();
+    let record = records.open(Key { index: 0, generation: 0 }, 0, &core).unwrap();
+    (State::new(pool, record, core, now), now)
+}
+
+fn chunk(bytes: &[u8], state: &State) -> Chunk {
+    Chunk::copy_of(bytes, 0, state.pool).unwrap()
+}
+
+/// An answer waits to be sent.
+fn put_out(state: &mut State, answer: &[u8]) {
+    assert!(state.publish(answer, Answered::Message, &mut None));
+}
+
+/// Input waits.
+fn put_in(state: &mut State, bytes: &[u8]) {
+    let chunk = chunk(bytes, state);
+    assert!(state.keep(chunk, 0, &Scratch::new(state.pool)));
 }
 
 /// A call that has just been queued.
 fn call(state: &mut State, now: Instant, ordered: bool) -> u64 {
     let number = state.next_call_number();
-    state.calls.push(InFlight {
-        number,
-        allowed: REQUEST,
-        deadline: now + REQUEST,
-        queued_since: Some(now),
-        ordered,
-        message: Chunk::copy_of(&[0; 10]),
-        id: CallId::Known(None),
-    });
+    let id = if ordered { None } else { native::parse(b"{\"id\":7,\"in\":\"x\"}").unwrap().id };
+    let message = chunk(&[0; 10], state);
+    state.enqueue(InFlight::queued(number, message, CallId::Known(id), REQUEST, now), 0);
     number
 }
 
@@ -63,9 +77,9 @@ fn nothing_begins_beside_a_call_without_an_id() {
 #[test]
 fn nothing_begins_while_the_output_is_full() {
     let (mut state, _) = fresh();
-    state.output.append(&[0; 99], &mut Vec::new());
+    put_out(&mut state, &[0; 99]);
     assert!(state.may_begin(&BOUNDS));
-    state.output.append(&[0], &mut Vec::new());
+    put_out(&mut state, &[0]);
     assert!(!state.may_begin(&BOUNDS));
     state.output.sent(1);
     assert!(state.may_begin(&BOUNDS));
@@ -101,14 +115,14 @@ fn epoll_is_asked_for_what_can_be_used() {
         ("nor one whose peer has said all", |state| state.input_ended = true, NOTHING),
         (
             "what waits is sent as soon as there is room, and input still comes",
-            |state| state.output.append(b"answer", &mut Vec::new()),
+            |state| put_out(state, b"answer"),
             Interest { input: true, output: true },
         ),
         (
             "what waits is sent to the half-closed",
             |state| {
                 state.input_ended = true;
-                state.output.append(b"answer", &mut Vec::new());
+                put_out(state, b"answer");
             },
             OUTPUT,
         ),
@@ -116,7 +130,7 @@ fn epoll_is_asked_for_what_can_be_used() {
             "one that finishes only sends",
             |state| {
                 state.phase = Phase::Finishing;
-                state.output.append(b"answer", &mut Vec::new());
+                put_out(state, b"answer");
             },
             OUTPUT,
         ),
@@ -126,7 +140,7 @@ fn epoll_is_asked_for_what_can_be_used() {
                 state.phase = Phase::Lingering { until: Instant::now() };
                 state.input_ended = true;
                 state.paused = Some(Pause::Parked);
-                state.output.append(b"answer", &mut Vec::new());
+                put_out(state, b"answer");
             },
             INPUT,
         ),
@@ -224,82 +238,17 @@ fn lingering_ends_at_its_time_and_a_closed_connection_has_none() {
 }
 
 #[test]
-fn input_keeps_what_was_not_begun_and_no_memory_once_it_is_empty() {
-    let mut input = Input::default();
-    input.append(b"one two");
-    let chunk = input.take();
-    assert!(input.is_empty());
-    assert_eq!(&*chunk, b"one two");
-    input = Input::from(chunk.clone().skip(4));
-    assert_eq!(&*chunk, b"one two", "others may hold it still");
-    input.append(b" three");
-    assert_eq!(&*input.take(), b"two three");
-    input = Input::from(chunk.clone().skip(7));
-    assert!(input.is_empty());
-    assert_eq!(input.bytes.capacity(), 0);
-    assert!(chunk.skip(8).is_empty(), "more than there was is all there was");
-}
-
-#[test]
-fn input_that_nobody_else_holds_stays_where_it_is() {
-    let mut input = Input::default();
-    input.append(&[7; 1000]);
-    let at = input.bytes.as_ptr();
-    input = Input::from(input.take());
-    assert_eq!(input.bytes.as_ptr(), at);
-    input = Input::from(input.take().skip(10));
-    assert_eq!(input.bytes.as_ptr(), at);
-    input.append(b"8");
-    assert_eq!(&*input.take(), [&[7; 990][..], b"8"].concat());
-}
-
-#[test]
-fn output_keeps_its_order_and_gives_its_memory_back_once_it_is_sent() {
-    let (mut output, mut taken, mut given) = (Output::default(), Vec::new(), Vec::new());
-    let mut spare = Vec::with_capacity(77);
-    for round in 0..100_u8 {
-        let answer = vec![round; 7];
-        output.append(&answer, &mut spare);
-        assert!(output.bytes.len() <= 2 * output.len(), "what was sent must not pile up");
-        given.extend(answer);
-        let count = usize::from(round % 12).min(output.len());
-        taken.extend_from_slice(&output.waiting()[..count]);
-        output.sent(count);
-        assert_eq!(output.len(), given.len() - taken.len());
-        output.give_back(&mut spare);
-        assert_eq!(output.is_empty(), output.bytes.capacity() == 0);
-    }
-    taken.extend_from_slice(output.waiting());
-    output.sent(output.len());
-    assert_eq!(taken, given);
-    output.give_back(&mut spare);
-    assert_eq!(output.bytes.capacity(), 0);
-    output.give_back(&mut spare);
-    assert!(spare.capacity() >= 77 && spare.is_empty(), "an output that has no memory takes none away");
-}
-
-#[test]
-fn one_large_answer_does_not_keep_its_memory() {
-    let (mut output, mut spare) = (Output::default(), Vec::new());
-    output.append(&vec![0; SPARE + 1], &mut spare);
-    output.sent(SPARE + 1);
-    output.give_back(&mut spare);
-    assert_eq!(spare.capacity(), 0);
-}
-
-#[test]
 fn what_it_holds_is_buffers_and_queued_messages() {
     let (mut state, now) = fresh();
-    let mut spare = Vec::new();
     assert_eq!(state.held(), 0);
     call(&mut state, now, false);
     assert_eq!(state.held(), 10);
-    state.input.append(&[0; 1_000]);
-    state.output.append(&[0; 500], &mut spare);
+    put_in(&mut state, &[0; 1_000]);
+    put_out(&mut state, &[0; 500]);
     assert!(state.held() >= 1_510, "{}", state.held());
     state.input.take();
     state.output.sent(500);
-    state.output.give_back(&mut spare);
+    state.output.give_back(&mut None);
     state.take_call(1);
     assert_eq!(state.held(), 0);
 }
@@ -307,18 +256,16 @@ fn what_it_holds_is_buffers_and_queued_messages() {
 /// The poller runs a call of the connection, which has arrived with another behind it.
 fn inline(state: &mut State, now: Instant) -> u64 {
     let number = state.next_call_number();
-    state.in_hand = Some(InHand {
-        chunk: Chunk::copy_of(b"{\"id\":7} {}"),
-        rest: 8,
-        call: Some(InlineCall {
-            number,
-            method: MethodIndex(0),
-            allowed: REQUEST,
-            deadline: now + REQUEST,
-            message: 0..8,
-            id: native::parse(b"{\"id\":7,\"in\":\"x\"}").unwrap().id,
-        }),
-    });
+    let call = InlineCall {
+        number,
+        method: MethodIndex(0),
+        allowed: REQUEST,
+        deadline: now + REQUEST,
+        message: 0..8,
+        id: native::parse(b"{\"id\":7,\"in\":\"x\"}").unwrap().id,
+    };
+    let chunk = chunk(b"{\"id\":7} {}", state);
+    state.take_in_hand(&chunk, call);
     number
 }
 
@@ -335,13 +282,12 @@ fn while_the_poller_runs_a_call_nothing_begins_or_ends() {
 fn what_a_blocked_poller_had_in_hand_is_taken_over_once() {
     let (mut state, now) = fresh();
     let number = inline(&mut state, now);
-    state.take_over(number + 1);
+    assert!(state.take_over(number + 1));
     assert!(state.inline_call().is_some_and(|call| call.number == number), "that was another one");
     for _ in 0..2 {
-        state.take_over(number);
+        assert!(state.take_over(number));
         assert!(state.inline_call().is_none());
-        assert_eq!(&*state.input.take(), b" {}");
-        state.input.append(b" {}");
+        assert_eq!(state.input.waiting(), b" {}");
         assert_eq!(state.calls.len(), 1);
     }
     assert!(state.may_begin(&BOUNDS), "it has an id, so others may run beside it");
@@ -357,15 +303,15 @@ fn a_call_that_is_taken_over_leaves_no_message_that_arrives_slowly() {
     let (mut state, now) = fresh();
     state.message_since = Some(now);
     let number = inline(&mut state, now);
-    state.take_over(number);
+    assert!(state.take_over(number));
     state.take_call(number);
     assert_eq!(state.message_due(&BOUNDS), None);
 }
 
 #[test]
 fn a_call_that_nobody_has_parsed_has_the_id_that_stands_in_it() {
-    let message = Chunk::copy_of(br#"{"in": "x", "params": [1, 2], "id": "a"}"#);
     let (mut state, now) = fresh();
+    let message = chunk(br#"{"in": "x", "params": [1, 2], "id": "a"}"#, &state);
     call(&mut state, now, true);
     let mut call = state.take_call(1).unwrap();
     (call.message, call.id) = (message, CallId::NotParsed);
@@ -373,9 +319,7 @@ fn a_call_that_nobody_has_parsed_has_the_id_that_stands_in_it() {
 }
 
 fn connection(socket: Socket) -> Arc<Connection> {
-    let key = Key { index: 0, generation: 0 };
-    let framing = LengthFraming { order: ByteOrder::Little, max_message: 64 };
-    Arc::new(Connection::new(key, socket, Peer::Unix { uid: 0, pid: 0 }, framing, Instant::now()))
+    Arc::new(of(socket, Key { index: 0, generation: 0 }))
 }
 
 #[test]
@@ -384,14 +328,14 @@ fn a_client_that_does_not_read_keeps_its_answers_waiting() {
     let connection = connection(socket);
     let mut state = connection.lock();
     let answer = vec![7; 4 << 20];
-    state.output.append(&answer, &mut Vec::new());
-    state.flush(Instant::now(), &mut Vec::new()).unwrap();
+    put_out(&mut state, &answer);
+    state.flush(Instant::now(), &mut None).unwrap();
     assert!(!state.output.is_empty(), "the test needs more than the socket takes");
     let mut read = vec![0; 64 << 10];
     let mut total = 0;
     while total < answer.len() {
         total += client.read(&mut read).unwrap();
-        state.flush(Instant::now(), &mut Vec::new()).unwrap();
+        state.flush(Instant::now(), &mut None).unwrap();
     }
     assert!(state.is_quiet());
     assert_eq!(state.held(), 0);
@@ -403,8 +347,8 @@ fn to_a_client_that_is_gone_nothing_is_sent() {
     let connection = connection(socket);
     drop(client);
     let mut state = connection.lock();
-    state.output.append(b"answer", &mut Vec::new());
-    assert!(state.flush(Instant::now(), &mut Vec::new()).is_err());
+    put_out(&mut state, b"answer");
+    assert!(state.flush(Instant::now(), &mut None).is_err());
 }
 
 #[test]
@@ -412,9 +356,9 @@ fn lingering_tells_the_client_that_nothing_follows_and_forgets_its_input() {
     let (socket, mut client) = Socket::pair();
     let connection = connection(socket);
     let (mut state, now) = (connection.lock(), Instant::now());
-    state.output.append(b"answer", &mut Vec::new());
-    state.input.append(b"more");
-    state.flush(Instant::now(), &mut Vec::new()).unwrap();
+    put_out(&mut state, b"answer");
+    put_in(&mut state, b"more");
+    state.flush(Instant::now(), &mut None).unwrap();
     state.linger(now);
     assert_eq!(state.phase, Phase::Lingering { until: now + LINGER });
     assert_eq!(state.held(), 0);

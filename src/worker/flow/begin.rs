@@ -1,6 +1,7 @@
 //! From bytes to calls: messages are taken off a connection's input and put in the queue, or answered where they
 //! stand.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use crate::wire::length::LengthFraming;
 use crate::worker::Shared;
 use crate::worker::buffers::LITTLE;
 use crate::worker::chunk::Chunk;
-use crate::worker::connection::{CallId, Connection, InFlight, Input, Locked, Pause, Phase, SPARE};
+use crate::worker::connection::{Answered, CallId, Connection, InFlight, Locked, Pause, Phase, SPARE};
 use crate::worker::dispatch::Refused;
 use crate::worker::duty::Task;
 use crate::worker::pace::Speed;
@@ -53,8 +54,8 @@ pub(super) struct Parsed {
 
 /// Why input stopped being taken as messages. `consumed` bytes of it were.
 enum Begun {
-    /// The rest is incomplete.
-    Incomplete { consumed: usize },
+    /// The rest is incomplete: its message needs so many bytes, as far as is known.
+    Incomplete { consumed: usize, needs: usize },
     /// Calls must finish before more may begin.
     Blocked { consumed: usize },
     /// The poller goes on with it when it comes round.
@@ -73,15 +74,6 @@ pub(super) enum Next {
 }
 
 impl Hand {
-    /// Begins what it can of newly arrived bytes and keeps the rest.
-    pub(super) fn arrived(&mut self, state: &mut Locked<'_>, chunk: Chunk) {
-        if !state.input.is_empty() {
-            state.input.append(&chunk);
-            return self.begin_waiting(state);
-        }
-        self.begin(state, chunk);
-    }
-
     /// Moves a connection on after something about it changed.
     pub(super) fn go_on(&mut self, state: &mut Locked<'_>) {
         if state.phase == Phase::Open && !state.input.is_empty() {
@@ -92,20 +84,24 @@ impl Hand {
 
     /// Begins what it can of the input that waits.
     pub(super) fn begin_waiting(&mut self, state: &mut Locked<'_>) {
-        if state.paused != Some(Pause::Turn) {
-            let chunk = state.input.take();
+        if state.paused != Some(Pause::Turn)
+            && let Some(chunk) = state.input.take()
+        {
             self.begin(state, chunk);
         }
     }
 
-    fn begin(&mut self, state: &mut Locked<'_>, chunk: Chunk) {
+    /// Begins what it can of a chunk that begins where the input has not begun, and keeps the rest.
+    pub(super) fn begin(&mut self, state: &mut Locked<'_>, chunk: Chunk) {
         let begun = self.begin_messages(state, &chunk);
         if matches!(begun, Begun::Relieved) {
             return;
         }
         state.in_hand = None;
         if state.phase == Phase::Open {
-            state.input = Input::from(chunk.skip(begun.consumed()));
+            if !state.keep(chunk.skip(begun.consumed()), begun.needs(), &self.scratch) {
+                return self.fail(state, &io::ErrorKind::OutOfMemory.into());
+            }
             begun.note(state, self.now);
             if matches!(begun, Begun::Turn { .. }) {
                 self.leave_to_poller(state);
@@ -128,7 +124,7 @@ impl Hand {
         loop {
             let rest = chunk.get(consumed..).unwrap_or_default();
             if rest.is_empty() {
-                return Begun::Incomplete { consumed };
+                return Begun::Incomplete { consumed, needs: 0 };
             }
             // A connection whose own answers fill the buffers is given no further ones to wait for.
             let adds_to_full = state.output.len() >= LITTLE && self.shared.buffers.are_full();
@@ -140,7 +136,9 @@ impl Hand {
             }
             if !state.recognised {
                 match detect::recognise(rest, framing.order) {
-                    Recognised::NeedMore { .. } => return Begun::Incomplete { consumed },
+                    Recognised::NeedMore { at_least } => {
+                        return Begun::Incomplete { consumed, needs: at_least };
+                    }
                     Recognised::Length => state.recognised = true,
                     Recognised::Unknown { looks_like } => {
                         let peer = &state.connection.peer;
@@ -151,22 +149,29 @@ impl Hand {
                 }
             }
             match framing.decode(rest) {
-                Step::NeedMore { .. } => return Begun::Incomplete { consumed },
+                Step::NeedMore { at_least } => return Begun::Incomplete { consumed, needs: at_least },
                 Step::Message { body, consumed: length } => {
                     let message = consumed + body.start..consumed + body.end;
+                    let mark = state.begun_to(chunk, consumed, consumed + length);
                     match self.begin_message(state, chunk, message) {
                         Next::Message => consumed += length,
-                        Next::LeaveToPoller => return Begun::Turn { consumed },
+                        Next::LeaveToPoller => {
+                            state.back_to(mark);
+                            return Begun::Turn { consumed };
+                        }
                         Next::Relieved => return Begun::Relieved,
                     }
                 }
                 Step::Wrong(error) => {
-                    let skipped = error.consumed();
-                    self.answer_error(state, &error.into(), None);
-                    match skipped {
-                        Some(length) => consumed += length,
+                    // Before the answer is published: who goes on with the connection must not answer it again.
+                    match error.consumed() {
+                        Some(length) => {
+                            state.begun_to(chunk, consumed, consumed + length);
+                            consumed += length;
+                        }
                         None => state.phase = Phase::Finishing,
                     }
+                    self.answer_error(state, &error.into(), None, Answered::Message);
                 }
             }
         }
@@ -181,14 +186,14 @@ impl Hand {
         let request = match native::parse(message) {
             Ok(request) => request,
             Err(Rejected { error, id }) => {
-                self.answer_error(state, &error, id);
+                self.answer_error(state, &error, id, Answered::Message);
                 return Next::Message;
             }
         };
         let call = match self.shared.understand(&request, self.now) {
             Ok(call) => call,
             Err(error) => {
-                self.answer_error(state, &error, request.id());
+                self.answer_error(state, &error, request.id(), Answered::Message);
                 return Next::Message;
             }
         };
@@ -212,47 +217,63 @@ impl Hand {
         let allowed = call.map_or(self.shared.request_timeout, |call| call.allowed);
         let id = call.map_or(CallId::NotParsed, |call| CallId::Known(call.id));
         if let Err(refused) = self.shared.gate.admit(allowed) {
-            return self.refuse(state, refused, message, id);
+            return self.refuse(state, refused, id.in_message(message), Answered::Message);
         }
-        let copy = Chunk::copy_of(message);
-        let in_flight = InFlight {
-            number: state.next_call_number(),
-            allowed,
-            deadline: self.now + allowed,
-            queued_since: Some(self.now),
-            ordered: matches!(id, CallId::NotParsed | CallId::Known(None)),
-            message: copy.clone(),
-            id,
+        let Some(copy) = Chunk::copy_of(message, 0, self.shared.pool) else {
+            let refused = self.not_admitted();
+            return self.refuse(state, refused, id.in_message(message), Answered::Message);
         };
+        let number = state.next_call_number();
+        let in_flight = InFlight::queued(number, copy.clone(), id, allowed, self.now);
+        // It may be taken from the queue at once, but not looked at before the lock is released.
+        state.enqueue(in_flight, self.now_ns.saturating_add(clock::whole_ns(allowed)));
         let connection = Arc::clone(state.connection);
-        let job = Job { connection, number: in_flight.number, message: copy, arrived: self.now, call };
-        match self.shared.queue.try_send(Task::Run(job)) {
-            Ok(()) => state.calls.push(in_flight),
-            // The gate admits no more than fit.
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.shared.call_ended();
-                let retry_after = self.shared.gate.retry_after();
-                self.refuse(state, Refused { retry_after }, message, id);
-            }
+        let job = Job { connection, number, message: copy, arrived: self.now, call };
+        // The gate admits no more than fit.
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.shared.queue.try_send(Task::Run(job))
+            && let Some(call) = state.take_call(number)
+        {
+            let refused = self.not_admitted();
+            self.refuse(state, refused, call.id(), Answered::Call(&call));
         }
     }
 
-    fn refuse(&mut self, state: &mut Locked<'_>, refused: Refused, message: &[u8], id: CallId) {
+    /// A call that was admitted is not run after all.
+    fn not_admitted(&self) -> Refused {
+        self.shared.call_ended();
+        Refused { retry_after: self.shared.gate.retry_after() }
+    }
+
+    fn refuse(
+        &mut self,
+        state: &mut Locked<'_>,
+        refused: Refused,
+        id: Option<RawJson<'_>>,
+        answered: Answered<'_>,
+    ) {
         self.row.refused();
-        let id = id.in_message(message);
-        self.answer_error(state, &Error::overloaded(refused.retry_after), id);
+        self.answer_error(state, &Error::overloaded(refused.retry_after), id, answered);
     }
 
     /// Writes an error answer for a message or call that no handler answers.
-    pub(super) fn answer_error(&mut self, state: &mut Locked<'_>, error: &Error, id: Option<RawJson<'_>>) {
+    pub(super) fn answer_error(
+        &mut self,
+        state: &mut Locked<'_>,
+        error: &Error,
+        id: Option<RawJson<'_>>,
+        answered: Answered<'_>,
+    ) {
         self.answer.clear();
         write_error(&mut self.answer, state.connection.framing, error, id);
-        self.put_out(state);
+        self.put_out(state, answered);
     }
 
     /// Adds `self.answer` to what is to be sent.
-    pub(super) fn put_out(&mut self, state: &mut Locked<'_>) {
-        state.output.append(&self.answer, &mut self.spare);
+    pub(super) fn put_out(&mut self, state: &mut Locked<'_>, answered: Answered<'_>) {
+        if !state.publish(&self.answer, answered, &mut self.spare) {
+            self.fail(state, &io::ErrorKind::OutOfMemory.into());
+        }
         if self.answer.capacity() > SPARE {
             self.answer = Vec::new();
         }
@@ -262,8 +283,17 @@ impl Hand {
 impl Begun {
     fn consumed(&self) -> usize {
         match self {
-            Self::Incomplete { consumed } | Self::Blocked { consumed } | Self::Turn { consumed } => *consumed,
+            Self::Incomplete { consumed, .. } | Self::Blocked { consumed } | Self::Turn { consumed } => {
+                *consumed
+            }
             Self::Relieved => 0,
+        }
+    }
+
+    fn needs(&self) -> usize {
+        match self {
+            Self::Incomplete { needs, .. } => *needs,
+            Self::Blocked { .. } | Self::Turn { .. } | Self::Relieved => 0,
         }
     }
 
@@ -271,7 +301,7 @@ impl Begun {
     fn note(&self, state: &mut Locked<'_>, now: Instant) {
         state.message_since = match self {
             Self::Incomplete { .. } if state.input.is_empty() => None,
-            Self::Incomplete { consumed: 0 } => state.message_since.or(Some(now)),
+            Self::Incomplete { consumed: 0, .. } => state.message_since.or(Some(now)),
             Self::Incomplete { .. } => Some(now),
             Self::Blocked { .. } | Self::Turn { .. } | Self::Relieved => None,
         };

@@ -17,19 +17,20 @@ use nix::sys::epoll::EpollEvent;
 
 use super::buffers::{LITTLE, Ration};
 use super::chunk::Scratch;
-use super::connection::{Connection, Interest, Key, Locked, Pause, Phase};
+use super::connection::{Answered, Connection, Interest, Locked, Parts, Pause, Phase};
+use super::listening::Entrance;
 use super::role::Term;
 use super::{Shared, token_of};
-use crate::arena::Row;
+use crate::arena::{Core, Key, Row};
 use crate::rpc::{Error, Peer};
+use crate::sys::blocks::Block;
 use crate::sys::clock;
 use crate::sys::socket::{PeerAddress, Socket};
-use crate::wire::length::LengthFraming;
 
 pub(super) use begin::Job;
 
 /// The most input taken from one connection when the worker drains: more than any receive queue holds.
-const MOST_AT_DRAIN: usize = 16 << 20;
+const MOST_AT_DRAIN: u64 = 16 << 20;
 
 /// One thread's part in the work: what all share, and what is its own.
 pub(super) struct Hand {
@@ -48,11 +49,12 @@ pub(super) struct Hand {
     /// The answer being written; kept for its memory.
     answer: Vec<u8>,
     /// Memory for answers that wait to be sent.
-    spare: Vec<u8>,
+    spare: Option<Block>,
 }
 
 impl Hand {
     pub(super) fn new(shared: Arc<Shared>, row: Row, thread: usize) -> Self {
+        let scratch = Scratch::new(shared.pool);
         Self {
             shared,
             row,
@@ -60,9 +62,9 @@ impl Hand {
             term: None,
             now: Instant::now(),
             now_ns: clock::monotonic_ns(),
-            scratch: Scratch::default(),
+            scratch,
             answer: Vec::new(),
-            spare: Vec::new(),
+            spare: None,
         }
     }
 
@@ -82,14 +84,22 @@ impl Hand {
     }
 
     /// Takes in a connection that was just accepted.
-    pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, framing: LengthFraming) {
+    pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, entrance: Entrance) {
         let peer = match peer {
             PeerAddress::Tcp(address) => Peer::Tcp(address),
             PeerAddress::Unix { uid, pid } => Peer::Unix { uid, pid },
         };
-        let now = self.now;
-        let make = |key| Connection::new(key, socket, peer, framing, now);
-        let connection = self.shared.table.lock().insert(make);
+        let (now, shared) = (self.now, &self.shared);
+        let Entrance { listener, framing } = entrance;
+        let (pool, core) = (shared.pool, Core::default());
+        let make = |key| {
+            let record = shared.records.open(key, listener, &core)?;
+            Some(Connection::new(Parts { key, socket, peer, framing, listener, pool, record, core }, now))
+        };
+        let Some(connection) = shared.table.lock().insert(make) else {
+            tracing::error!(listener, "the arena has no record left for a connection, which is closed");
+            return;
+        };
         self.row.connection_opened();
         let flags = connection.lock().armed.flags();
         let event = EpollEvent::new(flags, token_of(connection.key));
@@ -146,32 +156,41 @@ impl Hand {
             return self.settle(state);
         }
         let (held, unsent) = (state.held(), state.output.len());
-        let room = self.scratch.room();
         let most = match self.shared.buffers.ration(state.connection.key, held, unsent) {
-            Ration::All => room.len(),
+            Ration::All => usize::MAX,
             Ration::Little => LITTLE,
             Ration::Nothing => {
                 state.paused = Some(Pause::Starved);
                 return self.settle(state);
             }
         };
-        match state.connection.socket.receive(room.get_mut(..most).unwrap_or_default()) {
-            Ok(0) => {
+        match state.receive(&mut self.scratch, most) {
+            Ok(None) => {
                 state.input_ended = true;
                 self.go_on(state);
             }
-            Ok(count) => {
+            Ok(Some(chunk)) => {
                 state.progressed(self.now);
-                self.arrived(state, self.scratch.filled(count));
+                self.begin(state, chunk);
                 self.settle(state);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => self.close(state),
+            Err(error) => self.fail(state, &error),
         }
     }
 
+    /// Ends a connection that can't go on, for a reason that may be ours.
+    pub(super) fn fail(&mut self, state: &mut Locked<'_>, error: &io::Error) {
+        if error.kind() == io::ErrorKind::OutOfMemory {
+            let peer = &state.connection.peer;
+            tracing::error!(%peer, "no block of the arena is left for a connection, which is closed; is limits.buffers low?");
+        }
+        self.close(state);
+    }
+
     fn discard(&mut self, state: &mut Locked<'_>) {
-        match state.connection.socket.receive(self.scratch.room()) {
+        let room = self.scratch.block().map_or(&mut [][..], |block| &mut block[..]);
+        match state.connection.socket.receive(room) {
             Ok(0) => self.close(state),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -204,8 +223,9 @@ impl Hand {
         if state.message_due(&bounds).is_some_and(|due| due <= now) {
             let why =
                 format!("the message did not arrive whole within timeouts.message ({:?})", bounds.message);
-            self.answer_error(&mut state, &Error::invalid_request(&why), None);
+            // With the answer, or a worker that goes on with it would look at the message again.
             state.phase = Phase::Finishing;
+            self.answer_error(&mut state, &Error::invalid_request(&why), None, Answered::Message);
         } else if state.idle_due(&bounds).is_some_and(|due| due <= now) {
             tracing::debug!(peer = %connection.peer, "closed after timeouts.idle");
             return self.end(&mut state);
@@ -229,7 +249,7 @@ impl Hand {
             };
             let call = state.calls.remove(index);
             self.shared.buffers.hold_on(call.message.len());
-            self.answer_error(state, &error, call.id());
+            self.answer_error(state, &error, call.id(), Answered::Call(&call));
         }
     }
 
@@ -263,7 +283,9 @@ impl Hand {
                 let (number, method) = (call.number, call.method);
                 // Before what is behind it begins: more calls of it would block one poller after the other.
                 self.shared.paces.has_blocked(method);
-                state.take_over(number);
+                if !state.take_over(number) {
+                    return self.fail(&mut state, &io::ErrorKind::OutOfMemory.into());
+                }
             }
             self.go_on(&mut state);
         }
@@ -273,15 +295,15 @@ impl Hand {
     pub(super) fn drain(&mut self, connection: &Arc<Connection>) {
         let mut state = connection.lock();
         if state.phase == Phase::Open && !state.input_ended {
-            let room = self.scratch.room();
-            let mut taken = 0;
-            while taken < MOST_AT_DRAIN {
-                match state.connection.socket.receive(room) {
-                    Ok(count) if count > 0 => {
-                        state.input.append(room.get(..count).unwrap_or_default());
-                        taken += count;
+            let before = state.taken();
+            while state.taken() - before < MOST_AT_DRAIN {
+                match state.receive(&mut self.scratch, usize::MAX) {
+                    Ok(Some(chunk)) => {
+                        if !state.keep(chunk, 0, &self.scratch) {
+                            return self.fail(&mut state, &io::ErrorKind::OutOfMemory.into());
+                        }
                     }
-                    Ok(_) | Err(_) => break,
+                    Ok(None) | Err(_) => break,
                 }
             }
             state.input_ended = true;

@@ -1,6 +1,7 @@
 //! From a call to its answer: what pool threads do with calls from the queue, and the poller with quick ones.
 
 use std::error::Error as _;
+use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::rpc::{Call, CallParts, Error};
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
 use crate::worker::chunk::Chunk;
-use crate::worker::connection::{CallId, Connection, InlineCall, Locked, Phase};
+use crate::worker::connection::{Answered, CallId, Connection, InlineCall, Locked, Phase};
 use crate::worker::role::Term;
 use crate::worker::token_of;
 
@@ -40,13 +41,14 @@ impl Hand {
         self.shared.call_ended();
         let mut state = job.connection.lock();
         // Where the call is no longer on the list its caller was told that the time was up, or is gone.
-        let wanted = state.phase != Phase::Closed && state.take_call(job.number).is_some();
+        let in_flight = if state.phase == Phase::Closed { None } else { state.take_call(job.number) };
+        let wanted = in_flight.as_ref().map(Answered::Call);
         self.conclude(&mut state, &job.message, &call, &ran, wanted);
-        if wanted {
+        if wanted.is_some() {
             self.go_on(&mut state);
         }
         drop(state);
-        if !wanted {
+        if wanted.is_none() {
             self.let_go(&job.message);
         }
     }
@@ -87,50 +89,61 @@ impl Hand {
         fail_points::delay();
         let is_poller = shared.role.leave(&term);
         let is_open = state.phase != Phase::Closed;
+        let in_flight;
         let wanted = if is_poller {
             self.term = Some(term);
             state.has_run_inline();
-            is_open
+            is_open.then_some(Answered::Inline(number))
         } else {
             // As at the end of any call of the pool, which this is now; its connection may not have been taken over yet.
             shared.gate.ran(ran.took);
             shared.call_ended();
-            state.take_over(number);
-            is_open && state.take_call(number).is_some()
+            if !state.take_over(number) {
+                self.fail(state, &io::ErrorKind::OutOfMemory.into());
+            }
+            in_flight = if state.phase == Phase::Closed { None } else { state.take_call(number) };
+            in_flight.as_ref().map(Answered::Call)
         };
         self.conclude(state, message, call, &ran, wanted);
-        if !wanted {
+        if wanted.is_none() {
             self.let_go(message);
         }
         if is_poller {
             return Next::Message;
         }
-        if wanted {
+        if wanted.is_some() {
             self.go_on(state);
         }
         Next::Relieved
     }
 
     /// Counts a run, and puts its answer out where one is wanted.
-    fn conclude(&mut self, state: &mut Locked<'_>, message: &[u8], call: &Parsed, ran: &Ran, wanted: bool) {
+    fn conclude(
+        &mut self,
+        state: &mut Locked<'_>,
+        message: &[u8],
+        call: &Parsed,
+        ran: &Ran,
+        wanted: Option<Answered<'_>>,
+    ) {
         // A handler that sees its deadline pass may return at once, before the poller has told its caller; and what it
         // returns then is whatever it likes.
         let in_time = self.now < call.deadline;
-        let outcome = if wanted && in_time { ran.outcome } else { Outcome::Late };
+        let outcome = if wanted.is_some() && in_time { ran.outcome } else { Outcome::Late };
         self.row.finish(call.method.0, outcome, clock::whole_ns(ran.took));
-        if wanted && in_time {
-            self.put_out(state);
-        } else if wanted {
-            self.give_up(state, message, call);
+        match wanted {
+            Some(answered) if in_time => self.put_out(state, answered),
+            Some(answered) => self.give_up(state, message, call, answered),
+            None => {}
         }
         self.shared.paces.ran(call.method, ran.took);
     }
 
     /// Answers a call whose time is up.
-    fn give_up(&mut self, state: &mut Locked<'_>, message: &[u8], call: &Parsed) {
+    fn give_up(&mut self, state: &mut Locked<'_>, message: &[u8], call: &Parsed, answered: Answered<'_>) {
         self.row.deadline_exceeded();
         let id = call.id.map(|span| span.in_message(message));
-        self.answer_error(state, &Error::deadline(call.allowed), id);
+        self.answer_error(state, &Error::deadline(call.allowed), id, answered);
     }
 
     /// A call that was given up while it waited or ran is over, and its message with it.
@@ -147,14 +160,14 @@ impl Hand {
             None => self.parse(job),
         };
         let mut state = job.connection.lock();
-        let Some(in_flight) = state.calls.iter_mut().find(|call| call.number == job.number) else {
+        if !state.calls.iter().any(|call| call.number == job.number) {
             drop(state);
             self.let_go(&job.message);
             return None;
-        };
+        }
         match call {
             Ok(call) if self.now < call.deadline => {
-                in_flight.queued_since = None;
+                let in_flight = state.runs(job.number)?;
                 if job.call.is_none() {
                     (in_flight.deadline, in_flight.allowed) = (call.deadline, call.allowed);
                     in_flight.ordered = call.id.is_none();
@@ -164,12 +177,14 @@ impl Hand {
                 return Some(call);
             }
             Ok(call) => {
-                state.take_call(job.number);
-                self.give_up(&mut state, &job.message, &call);
+                if let Some(in_flight) = state.take_call(job.number) {
+                    self.give_up(&mut state, &job.message, &call, Answered::Call(&in_flight));
+                }
             }
             Err(Rejected { error, id }) => {
-                state.take_call(job.number);
-                self.answer_error(&mut state, &error, id);
+                if let Some(in_flight) = state.take_call(job.number) {
+                    self.answer_error(&mut state, &error, id, Answered::Call(&in_flight));
+                }
             }
         }
         self.go_on(&mut state);

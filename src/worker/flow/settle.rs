@@ -55,14 +55,14 @@ impl Hand {
             if !self.shared.draining.load(Ordering::SeqCst) || !is_over(state) {
                 return;
             }
-            match state.connection.socket.receive(self.scratch.room()) {
-                Ok(count) if count > 0 => {
-                    self.arrived(state, self.scratch.filled(count));
+            match state.receive(&mut self.scratch, usize::MAX) {
+                Ok(Some(chunk)) => {
+                    self.begin(state, chunk);
                     if self.send(state).is_err() {
                         return self.close(state);
                     }
                 }
-                Ok(_) | Err(_) => return,
+                Ok(None) | Err(_) => return,
             }
         }
     }
@@ -127,6 +127,9 @@ impl Hand {
     /// Ends a connection from our side: at once where nothing can be lost by it, otherwise lingering. An answer that
     /// refuses what is still being sent is followed by input even if none is there yet.
     pub(super) fn end(&mut self, state: &mut Locked<'_>) {
+        if state.phase == Phase::Closed {
+            return;
+        }
         if state.phase == Phase::Open && state.is_quiet() && state.connection.socket.is_settled() {
             return self.close(state);
         }
@@ -138,6 +141,11 @@ impl Hand {
     /// Takes a connection out of everything. Its socket is closed with the last thread that holds it.
     pub(super) fn close(&mut self, state: &mut Locked<'_>) {
         let connection = state.connection;
+        if state.phase == Phase::Closed {
+            return;
+        }
+        // First: its place is another connection's as soon as this one has left the table.
+        state.leave_record();
         if !self.shared.table.lock().remove(connection.key) {
             return;
         }
