@@ -7,3 +7,4 @@ pub mod load;
 pub mod plain;
 pub mod proc;
 pub mod service;
+pub mod stalls;
