@@ -74,7 +74,9 @@ fn main() -> ExitCode {
     if arguments.list {
         for (row, parts) in wanted {
             println!("{:12} {}", row.name, row.fault);
-            parts.iter().for_each(|part| println!("    {}/{}", row.name, part.name));
+            for part in parts {
+                println!("    {}/{}", row.name, part.name);
+            }
         }
         return ExitCode::SUCCESS;
     }

@@ -190,7 +190,7 @@ fn garbage(extent: Extent) -> Result<Judge, BoxError> {
         judge.holds("no answer is missing", tallies.iter().all(|tally| tally.missing == 0));
         judge.holds("somebody's connection stays", closed < CLIENTS.clients as u64);
         if !judge.failures.is_empty() {
-            judge.failures.extend(tallies.iter().flat_map(|tally| tally.first_wrong.clone()));
+            judge.failures.extend(tallies.iter().filter_map(|tally| tally.first_wrong.clone()));
             break;
         }
     }

@@ -12,6 +12,7 @@ use crate::judge::Judge;
 use crate::support::load::Load;
 use crate::support::load::content::Work;
 use crate::support::load::group::{Group, Life, Reading, Sending};
+use crate::support::load::tally::Tally;
 use crate::support::proc;
 use crate::support::service::{PATIENCE, Service};
 use crate::support::stalls::Stalls;
@@ -72,7 +73,7 @@ fn killed(extent: Extent, group: Group) -> Result<Judge, BoxError> {
     let rate = |from: (Duration, u64), to: (Duration, u64)| {
         #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
         let answers = (to.1 - from.1) as f64;
-        (answers / (to.0 - from.0).as_secs_f64()).round()
+        (answers / to.0.saturating_sub(from.0).as_secs_f64()).round()
     };
     let (before, meanwhile) = (rate(quiet, faulted), rate(faulted, ended));
     judge.tell(format!("{kills} kills"));
@@ -80,7 +81,7 @@ fn killed(extent: Extent, group: Group) -> Result<Judge, BoxError> {
     judge.only_errors(&tallies, |failure| {
         failure.code == -32002 && failure.cause == "SIGKILL" && !failure.method.is_empty()
     });
-    let errors: u64 = tallies.iter().map(|tally| tally.all_errors()).sum();
+    let errors: u64 = tallies.iter().map(Tally::all_errors).sum();
     judge.holds(
         "at most as many failed calls as threads that were killed",
         errors <= kills * (THREADS as u64 + 1),

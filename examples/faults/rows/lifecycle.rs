@@ -1,6 +1,6 @@
 //! Workers that are recycled, more and fewer of them, the end of the service, and the end of its supervisor.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -125,18 +125,18 @@ fn connections(service: &Service) -> Vec<usize> {
     let port = format!(":{:04X} ", service.address().port());
     let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
     // Columns: number, local address, remote address, state (01 is established), …, inode.
-    let inodes: HashMap<String, ()> = table
+    let inodes: HashSet<String> = table
         .lines()
         .filter(|line| {
             line.split_whitespace().nth(1).is_some_and(|local| format!("{local} ").ends_with(&port))
         })
         .filter(|line| line.split_whitespace().nth(3) == Some("01"))
-        .filter_map(|line| Some((format!("socket:[{}]", line.split_whitespace().nth(9)?), ())))
+        .filter_map(|line| Some(format!("socket:[{}]", line.split_whitespace().nth(9)?)))
         .collect();
     let held = |pid: i32| {
         let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         let links = open.filter_map(|entry| fs::read_link(entry.path()).ok());
-        links.filter(|link| inodes.contains_key(&*link.to_string_lossy())).count()
+        links.filter(|link| inodes.contains(&*link.to_string_lossy())).count()
     };
     service.workers().into_iter().map(held).collect()
 }

@@ -185,6 +185,7 @@ fn fork_refused(extent: Extent) -> Result<Judge, BoxError> {
     Ok(judge)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "all parts have one shape")]
 fn too_many_references(_extent: Extent) -> Result<Judge, BoxError> {
     Ok(Judge::impossible(
         "the kernel refuses descriptors in flight (ETOOMANYREFS) to no process with CAP_SYS_RESOURCE or CAP_SYS_ADMIN, \
@@ -292,6 +293,7 @@ fn log_pipe_full(_extent: Extent) -> Result<Judge, BoxError> {
     Ok(judge)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "all parts have one shape")]
 fn clock(_extent: Extent) -> Result<Judge, BoxError> {
     Ok(Judge::impossible(
         "the clock is the machine's, and setting it would harm others; every time that is kept is monotonic",

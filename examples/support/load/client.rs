@@ -197,12 +197,12 @@ impl Client {
         }
         let is_all_sent = self.sent == self.output.len();
         match self.group.life {
-            Life::HalfClosing { .. } if !self.has_finished_sending && is_all_sent => {
-                if self.calls == most || !may_call {
-                    self.has_finished_sending = true;
-                    if let Some(socket) = &self.socket {
-                        let _ = shutdown(socket.as_raw_fd(), Shutdown::Write);
-                    }
+            Life::HalfClosing { .. }
+                if !self.has_finished_sending && is_all_sent && (self.calls == most || !may_call) =>
+            {
+                self.has_finished_sending = true;
+                if let Some(socket) = &self.socket {
+                    let _ = shutdown(socket.as_raw_fd(), Shutdown::Write);
                 }
             }
             Life::Visit { calls } if self.calls == calls && self.waiting.is_empty() => {

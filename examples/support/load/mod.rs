@@ -173,7 +173,7 @@ impl Engine {
             // Rounded up, or it would spin through the last millisecond.
             let wait = if next.is_zero() { 0 } else { next.min(TICK).as_millis().max(1) };
             let timeout =
-                EpollTimeout::try_from(u16::try_from(wait).unwrap_or(10)).unwrap_or(EpollTimeout::ZERO);
+                EpollTimeout::from(u8::try_from(wait).unwrap_or(10));
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
