@@ -214,7 +214,8 @@ impl Record {
     pub(crate) fn commit(&mut self, core: &Core) {
         self.current = !self.current;
         let version = VERSIONS[usize::from(self.current)];
-        for (word, value) in self.words.iter().skip(version).zip(core.to_words()) {
+        let words: Option<&[AtomicU64; CORE_WORDS]> = self.words.get(version..).and_then(<[_]>::first_chunk);
+        for (word, value) in words.into_iter().flatten().zip(core.to_words()) {
             // What reads it comes after the word that says which version counts, and that one releases.
             fail_points::step(fail_points::Kind::Path);
             word.store(value, Ordering::Relaxed);

@@ -50,3 +50,12 @@ pub(crate) struct Snapshot {
     /// What runs, by row.
     pub(crate) running: Vec<Running>,
 }
+
+impl Snapshot {
+    /// Numbers the methods of its totals anew, so that those of workers with different methods can be added up:
+    /// `numbers` has the new number of each.
+    pub(crate) fn renumber(mut self, numbers: &[usize]) -> Self {
+        self.totals.renumber(numbers);
+        self
+    }
+}

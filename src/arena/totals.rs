@@ -64,7 +64,7 @@ pub(crate) struct Totals {
     /// Calls begun. Each is running, or counted once as `Ok`, `Errors`, `Panics` or `Late`; a call whose
     /// worker died while it ran, or just then ended, stays counted here alone.
     pub(crate) begun: u64,
-    /// By method, in the order in which they were registered.
+    /// By method, in the order in which they were registered; or numbered anew, where workers have different ones.
     pub(crate) methods: Vec<MethodTotals>,
     counts: [u64; Counter::ALL.len()],
 }
@@ -134,6 +134,18 @@ impl Totals {
         *count = count.saturating_add(more);
     }
 
+    /// Gives each method another number: `numbers` has the new one of each, and no number twice. Methods beyond it are
+    /// nobody's, out of a scribbled arena, and are dropped.
+    pub(super) fn renumber(&mut self, numbers: &[usize]) {
+        let methods = std::mem::take(&mut self.methods);
+        for (method, number) in methods.into_iter().zip(numbers) {
+            self.make_room(number.saturating_add(1));
+            if let Some(place) = self.methods.get_mut(*number) {
+                *place = method;
+            }
+        }
+    }
+
     fn make_room(&mut self, methods: usize) {
         if self.methods.len() < methods {
             self.methods.resize_with(methods, MethodTotals::default);
@@ -161,6 +173,15 @@ mod tests {
         ended.fold_ended(&worker);
         assert_eq!((worker.connections_open(), ended.connections_open()), (3, 0));
         assert_eq!(ended.get(Counter::Accepted), 5);
+    }
+
+    #[test]
+    fn methods_get_other_numbers() {
+        let of = |ok| MethodTotals { ok, ..MethodTotals::default() };
+        let mut totals = Totals::of_methods(vec![of(10), of(11), of(12)]);
+        totals.renumber(&[3, 0]);
+        let ok: Vec<u64> = totals.methods.iter().map(|method| method.ok).collect();
+        assert_eq!(ok, [11, 0, 0, 10]);
     }
 
     #[test]

@@ -31,8 +31,10 @@ pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
             return CAN_NOT_BIND;
         }
     };
-    let ended =
-        Program::current().and_then(|program| supervisor::run(Setup { program, source, config, listeners }));
+    let ended = Program::current().and_then(|program| {
+        let config_path = args.config.clone();
+        supervisor::run(Setup { program, config_path, source, config, listeners })
+    });
     ended.unwrap_or_else(|error| {
         tracing::error!(%error, "the supervisor can't go on");
         GAVE_UP

@@ -7,11 +7,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// What the kernel's `sockaddr_un` holds, less the byte that ends it.
 const UNIX_PATH_BYTES: usize = 107;
 
 /// One endpoint. Displays in the notation it is written in.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Address {
     /// A host name was looked up when the text was read. Port 0 lets the system choose.
     Tcp(SocketAddr),

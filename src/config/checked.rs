@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 use tracing::level_filters::LevelFilter;
 
@@ -20,7 +21,11 @@ use super::{ConfigError, Overrides, Source};
 use crate::sys::cpus;
 
 /// Everything that can be set, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// A template tells the supervisor what it has checked, and the two may be of different versions: keys that are missing
+/// have their defaults there, keys that are not known are passed over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Config {
     /// At least one.
     pub(crate) listeners: Vec<Listener>,
@@ -37,7 +42,8 @@ pub(crate) struct Config {
 }
 
 /// What bounds memory and waiting.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Limits {
     /// Bytes of one message, without its framing.
     pub(crate) max_message: usize,
@@ -56,7 +62,8 @@ pub(crate) struct Limits {
 }
 
 /// How long things may take.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Timeouts {
     /// A call, from its last byte to its answer.
     pub(crate) request: Duration,
@@ -73,7 +80,8 @@ pub(crate) struct Timeouts {
 }
 
 /// What happens to workers that die while they boot.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Restart {
     /// Boot failures within `window` that are borne; one more ends the service. Zero: any number.
     pub(crate) max_restarts: u32,
@@ -85,15 +93,18 @@ pub(crate) struct Restart {
 }
 
 /// Settings of one method.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct MethodSettings {
     /// Instead of `timeouts.request`.
     pub(crate) timeout: Option<Duration>,
 }
 
 /// What is logged, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Log {
+    #[serde(with = "level")]
     pub(crate) level: LevelFilter,
     pub(crate) format: LogFormat,
     /// Calls that take longer are logged; zero: none are.
@@ -101,7 +112,8 @@ pub(crate) struct Log {
 }
 
 /// One line for each event, for people or for machines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum LogFormat {
     Text,
     Json,
@@ -373,4 +385,20 @@ fn resolve(processes: usize) -> usize {
 fn one_for_each_cpu() -> usize {
     let most = usize::try_from(*PROCESSES.end()).unwrap_or(usize::MAX);
     cpus::available().min(most)
+}
+
+/// A level by its name, which is all that it has.
+mod level {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use tracing::level_filters::LevelFilter;
+
+    // The signature is serde's.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub(super) fn serialize<S: Serializer>(level: &LevelFilter, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(level)
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<LevelFilter, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
 }

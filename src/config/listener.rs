@@ -6,6 +6,7 @@
 use std::ops::RangeInclusive;
 
 use nix::unistd::{Group, User};
+use serde::{Deserialize, Serialize};
 
 use super::address::Address;
 use super::error::{Problems, quoted};
@@ -20,18 +21,23 @@ const BACKLOG: RangeInclusive<u32> = 1..=65535;
 const IDS: RangeInclusive<u32> = 0..=u32::MAX - 1;
 
 /// One socket to accept from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Listener {
     pub(crate) address: Address,
     /// Connections that may wait to be accepted; `net.core.somaxconn` may allow fewer.
+    #[serde(default = "default_backlog")]
     pub(crate) backlog: u32,
     /// How length prefixes are read and written.
+    #[serde(default)]
     pub(crate) prefix: ByteOrder,
     /// Permission bits of the socket file; `None` leaves them to the umask. Unix sockets alone.
+    #[serde(default)]
     pub(crate) mode: Option<u32>,
     /// User and group the socket file is given to, each `None` to leave it. Unix sockets alone.
+    #[serde(default)]
     pub(crate) owner: Option<(Option<u32>, Option<u32>)>,
     /// Users whose processes may connect; `None`: whoever the file's permissions let. Unix sockets alone.
+    #[serde(default)]
     pub(crate) allow_uids: Option<Vec<u32>>,
 }
 
@@ -46,6 +52,10 @@ impl Listener {
             allow_uids: None,
         }
     }
+}
+
+fn default_backlog() -> u32 {
+    DEFAULT_BACKLOG
 }
 
 /// What is listened on when nothing is said: this machine alone can reach it.

@@ -1,11 +1,11 @@
 //! Where a config's text comes from: a file, a pipe, or nothing at all.
 //!
-//! `cli` and `template` call this first and hand the result to `check`. What the text means is not known
-//! here.
+//! `cli` calls this first and hands the result to `check`; the supervisor reads the text anew for a reload. What the
+//! text means is not known here.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::ConfigError;
@@ -27,9 +27,22 @@ pub(crate) struct Source {
 /// Reads the named file, which must exist; without a name `config.toml` in the working directory if it is
 /// there, and otherwise nothing, which means the defaults.
 pub(crate) fn read_source(path: Option<&Path>) -> Result<Source, ConfigError> {
+    read(path, Again(false))
+}
+
+/// As [`read_source`], for a process that must not wait: only a regular file is read.
+pub(crate) fn read_source_again(path: Option<&Path>) -> Result<Source, ConfigError> {
+    read(path, Again(true))
+}
+
+/// Whether the text has been read before. What came through a pipe can't be had twice, and to open one may wait for ever.
+#[derive(Clone, Copy)]
+struct Again(bool);
+
+fn read(path: Option<&Path>, again: Again) -> Result<Source, ConfigError> {
     let file = path.unwrap_or(Path::new(DEFAULT_FILE));
     let name = file.display().to_string();
-    match read_text(file) {
+    match read_text(file, again) {
         Ok(text) => Ok(Source { name, text }),
         Err(Unreadable::Io(error)) if path.is_none() && error.kind() == io::ErrorKind::NotFound => {
             Ok(Source { name: "defaults".to_owned(), text: String::new() })
@@ -41,6 +54,7 @@ pub(crate) fn read_source(path: Option<&Path>) -> Result<Source, ConfigError> {
 enum Unreadable {
     Io(io::Error),
     NoFile(&'static str),
+    Pipe,
     TooLarge,
     NotUtf8 { line: usize },
 }
@@ -50,6 +64,10 @@ impl Unreadable {
         match self {
             Unreadable::Io(error) => format!("expected a config file that can be read, found: {error}"),
             Unreadable::NoFile(kind) => format!("expected a config file or a pipe, found {kind}"),
+            Unreadable::Pipe => {
+                "expected a config file, found a pipe, which can't be read again; restart the service"
+                    .to_owned()
+            }
             Unreadable::TooLarge => "expected a config file of at most 1MiB, found a larger one".to_owned(),
             Unreadable::NotUtf8 { line } => {
                 format!("expected text in UTF-8, found other bytes in line {line}; save the file as UTF-8")
@@ -58,7 +76,7 @@ impl Unreadable {
     }
 }
 
-fn read_text(path: &Path) -> Result<String, Unreadable> {
+fn read_text(path: &Path, Again(again): Again) -> Result<String, Unreadable> {
     // Looked at before it is opened: opening a device can do something, opening a socket fails obscurely.
     let kind = fs::metadata(path).map_err(Unreadable::Io)?.file_type();
     if kind.is_dir() {
@@ -67,8 +85,20 @@ fn read_text(path: &Path) -> Result<String, Unreadable> {
     if !kind.is_file() && !kind.is_fifo() {
         return Err(Unreadable::NoFile("a device or a socket"));
     }
+    if again && kind.is_fifo() {
+        return Err(Unreadable::Pipe);
+    }
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(Unreadable::Io)?;
+    let mut open = File::options();
+    open.read(true);
+    if again {
+        // Another file may have come in its place since it was looked at.
+        open.custom_flags(nix::libc::O_NONBLOCK);
+    }
+    let file = open.open(path).map_err(Unreadable::Io)?;
+    if again && !file.metadata().map_err(Unreadable::Io)?.is_file() {
+        return Err(Unreadable::Pipe);
+    }
     file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(Unreadable::Io)?;
     if bytes.len() as u64 > LARGEST_FILE {
         return Err(Unreadable::TooLarge);

@@ -12,16 +12,22 @@ pub(crate) enum ToTemplate {
     /// The first message. Its one descriptor holds the text of the configuration, which errors call `source`.
     Begin { version: u32, generation: u32, source: String },
     /// Fork the worker process number `worker` for `slot`. Its descriptors are the worker's line, its arena, the bell and
-    /// then every listener in the order of the configuration.
-    Fork { worker: u32, slot: usize },
+    /// then every listener in the order of the configuration. `doors_shut`: it accepts nothing before it is told to open.
+    Fork {
+        worker: u32,
+        slot: usize,
+        #[serde(default)]
+        doors_shut: bool,
+    },
 }
 
 /// From a template to the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(crate) enum FromTemplate {
-    /// Preload is done; workers of these methods can be forked.
-    Ready { version: u32, methods: Vec<String> },
+    /// Preload is done; workers of these methods can be forked. `config` is what it made of the text it was given, which
+    /// the supervisor has not read.
+    Ready { version: u32, methods: Vec<String>, config: serde_json::Value },
     /// It can't serve and ends itself.
     Failed { reason: String },
     /// The kernel refused to fork worker process `worker`.
@@ -32,8 +38,12 @@ pub(crate) enum FromTemplate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(crate) enum ToWorker {
-    /// Stop accepting, finish what has begun, end.
+    /// The service ends: stop accepting, finish what has begun, end.
     Drain,
+    /// This worker ends and the service goes on: let every connection go, finish running calls, end.
+    Leave,
+    /// Open the doors, with which it was forked shut.
+    Open,
 }
 
 /// From a worker to the supervisor.
@@ -46,6 +56,12 @@ pub(crate) enum FromWorker {
     Ready,
     /// A hook or a state failed; it ends itself.
     BootFailed { reason: String },
-    /// It was asked by a signal to drain and will end by itself.
+    /// It was asked by a signal to end; it goes on until it is told to leave.
     Leaving,
+    /// A thread is stuck in a call of `method` that nobody waits for any more.
+    Wedged { method: String },
+    /// It has grown or served as much as it may, and goes on until it is told to leave.
+    Retiring { why: String },
+    /// It has let everything go; only calls that are stuck still run.
+    OnlyStuckLeft,
 }

@@ -6,18 +6,20 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::state::WorkerId;
+use super::methods::Methods;
+use super::state::{GenerationId, WorkerId};
 use crate::arena::{ArenaReader, Scoreboard, Snapshot};
 use crate::line::Line;
 use crate::sys::clock;
 use crate::sys::process::{self, Ended};
 
-/// The template process.
+/// The template process of one generation.
 #[derive(Debug)]
 pub(crate) struct Template {
     pub(crate) pid: Pid,
@@ -32,7 +34,10 @@ pub(crate) struct Template {
 /// One worker process, from the request to fork it until it is reaped.
 #[derive(Debug)]
 pub(crate) struct Worker {
+    pub(crate) generation: GenerationId,
     pub(crate) slot: usize,
+    /// Those of its generation.
+    pub(crate) methods: Rc<Methods>,
     /// Known from its first message on.
     pub(crate) pid: Option<Pid>,
     pub(crate) line: Line,
@@ -41,6 +46,8 @@ pub(crate) struct Worker {
     pub(crate) started: Instant,
     /// It was told to end, or said that it will: its end is no news.
     pub(crate) end_expected: bool,
+    /// Why it can't start, if it said so.
+    pub(crate) boot_failure: Option<String>,
 }
 
 impl Worker {
@@ -55,23 +62,25 @@ impl Worker {
     }
 
     /// Logs its end with all that helps to find out why.
-    pub(crate) fn log_end(&self, ended: Ended, snapshot: &Snapshot, methods: &[String]) {
+    pub(crate) fn log_end(&self, ended: Ended, snapshot: &Snapshot) {
         let pid = self.pid.map_or(0, Pid::as_raw);
         let uptime = format_args!("{:.1?}", self.started.elapsed()).to_string();
-        let running = running_calls(snapshot, methods);
+        let (generation, slot) = (self.generation, self.slot);
+        let running = running_calls(snapshot, &self.methods.names);
         if self.end_expected && running.is_empty() {
-            tracing::info!(slot = self.slot, pid, uptime, cause = ended.to_string(), "worker ended");
+            tracing::info!(slot, pid, generation, uptime, cause = ended.to_string(), "worker ended");
         } else if self.end_expected {
             tracing::warn!(
-                slot = self.slot,
+                slot,
                 pid,
+                generation,
                 uptime,
                 cause = ended.to_string(),
                 running,
                 "worker ended with calls running"
             );
         } else {
-            tracing::error!(slot = self.slot, pid, uptime, cause = ended.to_string(), running, "worker died");
+            tracing::error!(slot, pid, generation, uptime, cause = ended.to_string(), running, "worker died");
         }
     }
 }
@@ -117,7 +126,7 @@ impl Workers {
     pub(crate) fn observe(&self, scoreboard: &mut Scoreboard<WorkerId>) {
         let now = clock::monotonic_ns();
         for (id, worker) in &self.by_id {
-            scoreboard.observe(*id, &worker.arena.snapshot(now));
+            scoreboard.observe(*id, &worker.arena.snapshot(now).renumber(&worker.methods.numbers));
         }
     }
 

@@ -1,4 +1,4 @@
-//! The sockets that the service listens on: binding them at the start, removing their files at the end.
+//! The sockets that the service listens on: binding them at the start and for a reload, removing their files at the end.
 
 use std::fs;
 use std::io;
@@ -6,16 +6,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use nix::sys::stat::{Mode, umask};
 
 use crate::config;
 use crate::sys::socket::Listener;
 
-/// All listeners of the service, in the order of the configuration.
+/// All listeners of one configuration, in its order.
 #[derive(Debug)]
 pub(crate) struct Listeners {
-    bound: Vec<Bound>,
+    /// What each was to be, and is. A socket that the next configuration keeps belongs to both.
+    bound: Vec<(config::Listener, Rc<Bound>)>,
 }
 
 #[derive(Debug)]
@@ -41,18 +43,55 @@ impl Listeners {
     ///
     /// A sentence that names the address and says what is in the way; what was bound already is released.
     pub(crate) fn bind(wanted: &[config::Listener]) -> Result<Self, String> {
-        let bound = wanted.iter().map(bind_one).collect::<Result<_, _>>()?;
+        Self { bound: Vec::new() }.followed_by(wanted)
+    }
+
+    /// Those of the next configuration: an address that is configured as before keeps its socket, with whoever waits
+    /// there, the others are bound. Nothing changes for these here.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::bind`].
+    pub(crate) fn followed_by(&self, wanted: &[config::Listener]) -> Result<Self, String> {
+        let mut kept: Vec<_> = self.bound.iter().collect();
+        let mut follow = |wanted: &config::Listener| {
+            let before = kept.iter().position(|(configured, _)| configured.address == wanted.address);
+            let bound = match before.map(|place| kept.remove(place)) {
+                Some((_, bound)) => Rc::clone(bound),
+                None => Rc::new(bind_one(wanted)?),
+            };
+            Ok((wanted.clone(), bound))
+        };
+        let bound = wanted.iter().map(&mut follow).collect::<Result<_, String>>()?;
         Ok(Self { bound })
+    }
+
+    /// Gives the sockets that were kept what this configuration says otherwise than the one `before`.
+    pub(crate) fn settle(&self, before: &Self) {
+        for (wanted, bound) in &self.bound {
+            let was = before.bound.iter().find(|(_, other)| Rc::ptr_eq(bound, other));
+            let Some((was, _)) = was.filter(|(was, _)| was != wanted) else { continue };
+            if let Err(error) = bound.listener.set_backlog(wanted.backlog) {
+                tracing::warn!(address = bound.address, %error, "the backlog can't be changed");
+            }
+            let owns_file = (was.mode, was.owner) != (wanted.mode, wanted.owner);
+            if let config::Address::Unix(path) = &wanted.address
+                && owns_file
+                && let Err(error) = set_owner_and_mode(path, wanted)
+            {
+                tracing::warn!(address = bound.address, %error, "the socket's owner and mode can't be changed");
+            }
+        }
     }
 
     /// The addresses that clients can use.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
-        self.bound.iter().map(|bound| bound.address.as_str())
+        self.bound.iter().map(|(_, bound)| bound.address.as_str())
     }
 
     /// Duplicates to hand to a worker.
     pub(crate) fn duplicates(&self) -> io::Result<Vec<OwnedFd>> {
-        self.bound.iter().map(|bound| bound.listener.as_fd().try_clone_to_owned()).collect()
+        self.bound.iter().map(|(_, bound)| bound.listener.as_fd().try_clone_to_owned()).collect()
     }
 }
 
@@ -262,6 +301,47 @@ mod tests {
         let error = Listeners::bind(&wanted).unwrap_err();
         assert!(error.starts_with(&format!("{address} is in use, by another program")), "{error}");
         assert!(!folder.socket().exists());
+    }
+
+    #[test]
+    fn the_next_configuration_keeps_the_sockets_of_its_addresses_and_has_the_others_bound() {
+        let folder = Folder::new();
+        let here = folder.socket();
+        let anywhere = || wanted(config::Address::Tcp("127.0.0.1:0".parse().unwrap()));
+        let unix = || wanted(config::Address::Unix(here.clone()));
+        let first = Listeners::bind(&[anywhere(), unix()]).unwrap();
+        let second = first.followed_by(&[unix(), anywhere(), anywhere()]).unwrap();
+        let (before, after): (Vec<_>, Vec<_>) = (first.addresses().collect(), second.addresses().collect());
+        assert_eq!((after[0], after[1]), (before[1], before[0]));
+        assert_ne!(after[2], before[0], "port 0 twice is two sockets");
+        drop(first);
+        assert!(UnixStream::connect(&here).is_ok(), "kept");
+        let third = second.followed_by(&[anywhere()]).unwrap();
+        drop(second);
+        assert!(!here.exists(), "removed with the last configuration that had it");
+        drop(third);
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_bound_leaves_the_listeners_before_as_they_are() {
+        let folder = Folder::new();
+        let first = bind(&folder.socket()).unwrap();
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let unix = wanted(config::Address::Unix(folder.socket()));
+        let next = [unix, wanted(config::Address::Tcp(taken.local_addr().unwrap()))];
+        assert!(first.followed_by(&next).is_err());
+        assert!(UnixStream::connect(folder.socket()).is_ok());
+    }
+
+    #[test]
+    fn a_kept_socket_gets_its_new_mode() {
+        let folder = Folder::new();
+        let first = bind(&folder.socket()).unwrap();
+        let next = config::Listener { mode: Some(0o600), ..wanted(config::Address::Unix(folder.socket())) };
+        let second = first.followed_by(&[next]).unwrap();
+        second.settle(&first);
+        let mode = fs::metadata(folder.socket()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

@@ -6,7 +6,9 @@
 
 mod children;
 mod listeners;
+mod methods;
 mod news;
+mod reload;
 mod report;
 mod restart;
 mod state;
@@ -15,14 +17,16 @@ mod worker_lines;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::arena::{Room, Scoreboard, Totals};
+use crate::arena::{Scoreboard, Totals};
 use crate::config::{Config, Source};
-use crate::line::Line;
+use crate::line::{Line, ToWorker};
 use crate::sys::exec::Program;
 use crate::sys::limits;
 use crate::sys::process;
@@ -30,28 +34,29 @@ use crate::sys::signals::Signals;
 
 use children::{Template, Workers};
 pub(crate) use listeners::Listeners;
-use state::{Action, Event, Settings, State, Timer, WorkerId};
+use methods::{AllMethods, Methods};
+use reload::{Next, Origin, Terms};
+use state::{Action, Event, GenerationId, State, Timer, WorkerId};
 
 /// All that a supervisor starts from.
 #[derive(Debug)]
 pub(crate) struct Setup {
     pub(crate) program: Program,
+    /// The file that was named for the configuration, to be read again.
+    pub(crate) config_path: Option<PathBuf>,
     pub(crate) source: Source,
     pub(crate) config: Config,
     pub(crate) listeners: Listeners,
 }
 
 const SIGNALS: u64 = 0;
-const TEMPLATE: u64 = 1;
-/// Worker process `n` has the token `FIRST_WORKER + n`.
-const FIRST_WORKER: u64 = 2;
+/// Worker process `n` has the token `FIRST_WORKER + n`, and the template of generation `n` `FIRST_TEMPLATE + n`.
+const FIRST_WORKER: u64 = 1 << 32;
+const FIRST_TEMPLATE: u64 = 2 << 32;
 
 /// Messages taken from one line in one go, so that a child which writes without end holds up nobody. A dead child's
 /// line never holds as many: the kernel lets about 280 wait.
 const MOST_MESSAGES: usize = 1024;
-
-/// The only generation there is until reload exists.
-const GENERATION: u32 = 1;
 
 /// Runs the service until it has ended; the result is the process's exit code.
 ///
@@ -75,21 +80,25 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         "listening"
     );
     raise_descriptor_limit(config);
-    let (state, actions) = State::start(settings(config));
+    let (state, actions) = State::start(reload::settings(config));
     let mut supervisor = Supervisor {
         epoll,
         signals,
         state,
         timers: BTreeMap::new(),
-        template: None,
+        templates: BTreeMap::new(),
         workers: Workers::default(),
-        methods: Vec::new(),
+        all_methods: AllMethods::default(),
         scoreboard: Scoreboard::new(Totals::default()),
-        room: crate::worker::room(config),
-        program: setup.program,
-        source: setup.source,
+        origin: Origin { number: 1, program: setup.program, source: setup.source },
+        terms: Terms {
+            config: setup.config,
+            methods: Rc::new(Methods::default()),
+            listeners: Some(setup.listeners),
+        },
+        next: None,
+        config_path: setup.config_path,
         bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
-        listeners: Some(setup.listeners),
         news: VecDeque::new(),
         finished: None,
     };
@@ -116,39 +125,23 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
-fn settings(config: &Config) -> Settings {
-    Settings {
-        processes: config.processes,
-        restart: restart::Limits {
-            max_restarts: config.restart.max_restarts,
-            window: config.restart.window,
-            backoff: config.restart.backoff,
-            backoff_max: config.restart.backoff_max,
-        },
-        boot: config.timeouts.boot,
-        drain: config.timeouts.drain,
-        pre_stop: config.timeouts.pre_stop,
-    }
-}
-
 struct Supervisor {
     epoll: Epoll,
     signals: Signals,
     state: State,
     timers: BTreeMap<Timer, Instant>,
-    template: Option<Template>,
+    /// Those that have not been reaped, by generation.
+    templates: BTreeMap<GenerationId, Template>,
     workers: Workers,
-    /// The template's methods, in the order of their numbers in an arena.
-    methods: Vec<String>,
+    all_methods: AllMethods,
     scoreboard: Scoreboard<WorkerId>,
-    /// What a worker's arena has room for, but for its methods.
-    room: Room,
-    program: Program,
-    source: Source,
+    /// The generation that serves.
+    origin: Origin,
+    terms: Terms,
+    next: Option<Next>,
+    config_path: Option<PathBuf>,
     /// What workers tell each other with that a connection waits.
     bell: EventFd,
-    /// None once accepting has ended.
-    listeners: Option<Listeners>,
     /// What happened and has not been decided about.
     news: VecDeque<Event>,
     finished: Option<i32>,
@@ -159,7 +152,7 @@ impl Supervisor {
         let mut events = [EpollEvent::empty(); 64];
         loop {
             if let Some(code) = self.finished {
-                report::ended(self.scoreboard.ended(), &self.methods);
+                report::ended(self.scoreboard.ended(), &self.all_methods.names);
                 return Ok(code);
             }
             let arrived = match self.epoll.wait(&mut events, self.timeout()) {
@@ -206,10 +199,13 @@ impl Supervisor {
     fn arrived(&mut self, token: u64, flags: EpollFlags) {
         match token {
             SIGNALS => self.read_signals(),
-            TEMPLATE => self.template_line(flags),
+            FIRST_TEMPLATE.. => {
+                if let Ok(generation) = GenerationId::try_from(token - FIRST_TEMPLATE) {
+                    self.template_line(generation, flags);
+                }
+            }
             token => {
-                let number = token.checked_sub(FIRST_WORKER).map(WorkerId::try_from);
-                if let Some(Ok(worker)) = number {
+                if let Some(Ok(worker)) = token.checked_sub(FIRST_WORKER).map(WorkerId::try_from) {
                     self.worker_line(worker, flags);
                 }
             }
@@ -232,18 +228,24 @@ impl Supervisor {
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::StartTemplate => self.start_template(),
-                Action::KillTemplate => self.kill_template(),
-                Action::Fork { worker, slot } => self.request_fork(worker, slot),
-                Action::Drain(worker) => self.tell_to_drain(worker),
+                Action::StartTemplate { generation } => self.start_template(generation),
+                Action::KillTemplate { generation } => self.kill_template(generation),
+                Action::Fork { generation, worker, slot, doors_shut } => {
+                    self.request_fork(generation, worker, slot, doors_shut);
+                }
+                Action::Open(worker) => self.tell(worker, &ToWorker::Open),
+                Action::Leave(worker) => self.tell_to_end(worker, &ToWorker::Leave),
+                Action::Drain(worker) => self.tell_to_end(worker, &ToWorker::Drain),
                 Action::Kill(worker) => {
                     if let Some(worker) = self.workers.get_mut(worker) {
                         worker.kill();
                     }
                 }
                 Action::Abandon(worker) => self.abandon(worker),
+                Action::Switch { generation } => self.switch(generation),
+                Action::ReloadFailed { generation, why } => self.reload_failed(generation, &why),
                 Action::CloseListeners => {
-                    self.listeners = None;
+                    self.terms.listeners = None;
                     self.workers.observe(&mut self.scoreboard);
                     report::draining(&self.scoreboard.sum());
                 }
@@ -258,6 +260,7 @@ impl Supervisor {
                 }
                 Action::Tell(text) => tracing::info!("{text}"),
                 Action::Warn(text) => tracing::warn!("{text}"),
+                Action::Complain(text) => tracing::error!("{text}"),
                 Action::Finish { code } => self.finished = Some(code),
             }
         }

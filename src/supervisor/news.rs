@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::Supervisor;
-use super::state::{Event, Request, WorkerEvent, WorkerId};
+use super::state::{Event, GenerationId, Request, WorkerEvent, WorkerId};
 use crate::sys::clock;
 use crate::sys::process::{self, Ended, Reaped};
 
@@ -36,11 +36,7 @@ impl Supervisor {
             Signal::SIGQUIT => self.asked(Request::End),
             Signal::SIGTTIN => self.asked(Request::OneMore),
             Signal::SIGTTOU => self.asked(Request::OneFewer),
-            Signal::SIGHUP | Signal::SIGUSR2 => {
-                tracing::warn!(
-                    "this version can't reload; restart it to use a changed configuration or program"
-                );
-            }
+            Signal::SIGHUP | Signal::SIGUSR2 => self.asked(Request::Reload),
             // There is no log file to open again.
             _ => {}
         }
@@ -68,8 +64,10 @@ impl Supervisor {
     }
 
     fn child_ended(&mut self, pid: Pid, ended: Ended) {
-        if self.template.as_ref().is_some_and(|template| template.pid == pid) {
-            self.template_ended(ended);
+        let mut templates = self.templates.iter();
+        if let Some((generation, _)) = templates.find(|(_, template)| template.pid == pid) {
+            let generation = *generation;
+            self.template_ended(generation, ended);
             return;
         }
         if self.workers.with_pid(pid).is_none() {
@@ -99,27 +97,29 @@ impl Supervisor {
             let _ = self.epoll.delete(&worker.line);
         }
         let last = worker.arena.snapshot(clock::monotonic_ns());
-        worker.log_end(ended, &last, &self.methods);
+        worker.log_end(ended, &last);
         let answered = worker.arena.answered() > 0;
-        self.scoreboard.end(&id, Some(&last));
-        self.happened(Event::Worker(id, WorkerEvent::Ended { answered }));
+        self.scoreboard.end(&id, Some(&last.renumber(&worker.methods.numbers)));
+        let cause = worker.boot_failure.unwrap_or_else(|| ended.to_string());
+        self.happened(Event::Worker(id, WorkerEvent::Ended { answered, cause }));
     }
 
-    fn template_ended(&mut self, ended: Ended) {
-        self.read_template();
+    fn template_ended(&mut self, generation: GenerationId, ended: Ended) {
+        self.read_template(generation);
         // Who is born already is not given up with it.
         self.read_unborn();
-        if let Some(template) = self.template.take() {
+        if let Some(template) = self.templates.remove(&generation) {
             if template.line_open {
                 let _ = self.epoll.delete(&template.line);
             }
             let uptime = format!("{:.1?}", template.started.elapsed());
+            let (pid, cause) = (template.pid, ended.to_string());
             if template.end_expected {
-                tracing::debug!(pid = %template.pid, uptime, cause = ended.to_string(), "template ended");
+                tracing::debug!(%pid, generation, uptime, cause, "template ended");
             } else {
-                tracing::error!(pid = %template.pid, uptime, cause = ended.to_string(), "template died");
+                tracing::error!(%pid, generation, uptime, cause, "template died");
             }
         }
-        self.happened(Event::TemplateEnded);
+        self.happened(Event::TemplateEnded { generation, cause: ended.to_string() });
     }
 }

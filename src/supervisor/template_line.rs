@@ -7,43 +7,41 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::signal::Signal;
 
 use super::children::{self, Template};
-use super::state::{Event, WorkerEvent};
-use super::{GENERATION, MOST_MESSAGES, Supervisor, TEMPLATE, watch};
+use super::state::{Event, GenerationId, WorkerEvent};
+use super::{FIRST_TEMPLATE, MOST_MESSAGES, Supervisor, watch};
 use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
 use crate::sys::process;
 
 impl Supervisor {
-    pub(super) fn start_template(&mut self) {
-        if let Err(error) = self.try_start_template() {
-            tracing::warn!(%error, "a template can't be started");
-            self.happened(Event::TemplateRefused);
+    pub(super) fn start_template(&mut self, generation: GenerationId) {
+        if let Err(error) = self.try_start_template(generation) {
+            self.happened(Event::TemplateRefused { generation, why: error.to_string() });
         }
     }
 
-    fn try_start_template(&mut self) -> io::Result<()> {
+    fn try_start_template(&mut self, generation: GenerationId) -> io::Result<()> {
+        self.look_for_the_next(generation)?;
+        let origin = self.origin(generation).ok_or_else(|| io::Error::other("its generation is gone"))?;
         let (mut line, far_end) = Line::pair()?;
-        let config = children::text_in_memory(&self.source.text)?;
-        let begin = ToTemplate::Begin {
-            version: line::VERSION,
-            generation: GENERATION,
-            source: self.source.name.clone(),
-        };
+        let config = children::text_in_memory(&origin.source.text)?;
+        let begin =
+            ToTemplate::Begin { version: line::VERSION, generation, source: origin.source.name.clone() };
         line.send(&begin, vec![config])?;
-        self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, TEMPLATE))?;
-        let pid = self.program.start(line::TEMPLATE_VARIABLE, &far_end, |far_end, error| {
+        self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(generation)))?;
+        let pid = origin.program.start(line::TEMPLATE_VARIABLE, &far_end, |far_end, error| {
             let Ok(far_end) = far_end.try_clone() else { return };
-            let reason = format!("the program can't be executed again: {error}");
+            let reason = format!("the program can't be executed: {error}");
             // The child that runs this ends right after: nothing is left to do if the line is broken too.
             let _ = Line::from(far_end).send(&FromTemplate::Failed { reason }, Vec::new());
         })?;
-        tracing::debug!(%pid, generation = GENERATION, "template started");
-        self.template =
-            Some(Template { pid, line, line_open: true, end_expected: false, started: Instant::now() });
+        tracing::debug!(%pid, generation, "template started");
+        let template = Template { pid, line, line_open: true, end_expected: false, started: Instant::now() };
+        self.templates.insert(generation, template);
         Ok(())
     }
 
-    pub(super) fn kill_template(&mut self) {
-        if let Some(template) = &mut self.template {
+    pub(super) fn kill_template(&mut self, generation: GenerationId) {
+        if let Some(template) = self.templates.get_mut(&generation) {
             template.end_expected = true;
             if let Err(error) = process::kill(template.pid, Signal::SIGKILL) {
                 tracing::warn!(pid = %template.pid, %error, "the template can't be killed");
@@ -51,58 +49,60 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn template_line(&mut self, flags: EpollFlags) {
+    pub(super) fn template_line(&mut self, generation: GenerationId, flags: EpollFlags) {
         if flags.contains(EpollFlags::EPOLLOUT)
-            && let Some(template) = &mut self.template
+            && let Some(template) = self.templates.get_mut(&generation)
         {
             let _ = template.line.flush();
-            watch(&self.epoll, &template.line, TEMPLATE);
+            watch(&self.epoll, &template.line, token(generation));
         }
-        self.read_template();
+        self.read_template(generation);
     }
 
-    pub(super) fn read_template(&mut self) {
+    pub(super) fn read_template(&mut self, generation: GenerationId) {
         for _ in 0..MOST_MESSAGES {
-            let Some(template) = self.template.as_mut().filter(|template| template.line_open) else {
-                break;
-            };
+            let template = self.templates.get_mut(&generation).filter(|template| template.line_open);
+            let Some(template) = template else { break };
             match template.line.receive() {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Closed) => {
                     let _ = self.epoll.delete(&template.line);
                     template.line_open = false;
                 }
-                Ok(Received::Message(message, _)) => self.template_says(message),
+                Ok(Received::Message(message, _)) => self.template_says(generation, message),
+                Err(error) if error.raw_os_error().is_some() => {
+                    tracing::warn!(%error, "a template's line can't be read");
+                    break;
+                }
+                // Of another version, or user code in it writes to descriptors at random.
                 Err(error) => {
-                    tracing::warn!(%error, "a message of the template is not understood");
-                    if error.raw_os_error().is_some() {
-                        break;
-                    }
+                    template.end_expected = true;
+                    let why = format!("a message of the template is not understood: {error}");
+                    self.happened(Event::TemplateFailed { generation, why });
                 }
             }
         }
     }
 
-    fn template_says(&mut self, message: FromTemplate) {
+    fn template_says(&mut self, generation: GenerationId, message: FromTemplate) {
         match message {
-            FromTemplate::Ready { version, methods } if version == line::VERSION => {
-                self.methods = methods;
-                self.happened(Event::TemplateReady);
+            FromTemplate::Ready { version, methods, config } if version == line::VERSION => {
+                let event = self.template_is_ready(generation, methods, config);
+                self.happened(event);
             }
             FromTemplate::Ready { version, .. } => {
-                tracing::error!(
-                    expected = line::VERSION,
-                    found = version,
-                    "the template is of another version of this program"
+                let why = format!(
+                    "the template is of another version of this program: expected messages of version {}, found \
+                     {version}; restart the service",
+                    line::VERSION
                 );
-                self.happened(Event::TemplateFailed);
+                self.happened(Event::TemplateFailed { generation, why });
             }
             FromTemplate::Failed { reason } => {
-                tracing::error!("{reason}");
-                if let Some(template) = &mut self.template {
+                if let Some(template) = self.templates.get_mut(&generation) {
                     template.end_expected = true;
                 }
-                self.happened(Event::TemplateFailed);
+                self.happened(Event::TemplateFailed { generation, why: reason });
             }
             FromTemplate::ForkFailed { worker, reason } => {
                 tracing::warn!(reason, "the kernel refused to fork a worker");
@@ -117,4 +117,8 @@ impl Supervisor {
             }
         }
     }
+}
+
+pub(super) fn token(generation: GenerationId) -> u64 {
+    FIRST_TEMPLATE + u64::from(generation)
 }

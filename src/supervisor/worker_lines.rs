@@ -2,47 +2,70 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Instant;
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
 use super::children::Worker;
-use super::state::{Event, WorkerEvent, WorkerId};
-use super::{FIRST_WORKER, GENERATION, MOST_MESSAGES, Supervisor, TEMPLATE, watch};
+use super::state::{Event, GenerationId, WorkerEvent, WorkerId};
+use super::{FIRST_WORKER, MOST_MESSAGES, Supervisor, template_line, watch};
 use crate::arena::{self, ArenaReader, Room};
 use crate::line::{FromWorker, Line, Received, ToTemplate, ToWorker};
 
 impl Supervisor {
-    pub(super) fn request_fork(&mut self, worker: WorkerId, slot: usize) {
-        if let Err(error) = self.try_request_fork(worker, slot) {
-            tracing::warn!(slot, %error, "a worker can't be started");
+    pub(super) fn request_fork(
+        &mut self,
+        generation: GenerationId,
+        worker: WorkerId,
+        slot: usize,
+        doors_shut: bool,
+    ) {
+        if let Err(error) = self.try_request_fork(generation, worker, slot, doors_shut) {
+            tracing::warn!(slot, generation, %error, "a worker can't be started");
             self.forget_unborn(worker, WorkerEvent::ForkRefused);
         }
     }
 
-    fn try_request_fork(&mut self, id: WorkerId, slot: usize) -> io::Result<()> {
-        let (Some(template), Some(listeners)) = (&mut self.template, &self.listeners) else {
-            return Err(io::Error::other("there is no template"));
+    fn try_request_fork(
+        &mut self,
+        generation: GenerationId,
+        id: WorkerId,
+        slot: usize,
+        doors_shut: bool,
+    ) -> io::Result<()> {
+        let terms = self.terms(generation);
+        let Some((terms, listeners)) = terms.and_then(|terms| Some((terms, terms.listeners.as_ref()?)))
+        else {
+            return Err(io::Error::other("its generation is gone"));
         };
+        let methods = Rc::clone(&terms.methods);
         let (line, far_end) = Line::pair()?;
-        let memory = arena::create(&Room { methods: self.methods.len(), ..self.room })?;
+        let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
+        let memory = arena::create(&room)?;
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
         let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         descriptors.extend(listeners.duplicates()?);
+        let Some(template) = self.templates.get_mut(&generation) else {
+            return Err(io::Error::other("there is no template"));
+        };
         self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
         let worker = Worker {
+            generation,
             slot,
+            methods,
             pid: None,
             line,
             line_open: true,
             arena,
             started: Instant::now(),
             end_expected: false,
+            boot_failure: None,
         };
         self.workers.insert(id, worker);
-        template.line.send(&ToTemplate::Fork { worker: id, slot }, descriptors)?;
-        watch(&self.epoll, &template.line, TEMPLATE);
+        template.line.send(&ToTemplate::Fork { worker: id, slot, doors_shut }, descriptors)?;
+        watch(&self.epoll, &template.line, template_line::token(generation));
         Ok(())
     }
 
@@ -62,11 +85,18 @@ impl Supervisor {
         worker.kill();
     }
 
-    pub(super) fn tell_to_drain(&mut self, id: WorkerId) {
+    pub(super) fn tell_to_end(&mut self, id: WorkerId, how: &ToWorker) {
         if let Some(worker) = self.workers.get_mut(id) {
             worker.end_expected = true;
-            if let Err(error) = worker.line.send(&ToWorker::Drain, Vec::new()) {
-                tracing::warn!(slot = worker.slot, %error, "a worker can't be told to drain and is killed");
+        }
+        self.tell(id, how);
+    }
+
+    /// A worker that does not hear is of no use.
+    pub(super) fn tell(&mut self, id: WorkerId, message: &ToWorker) {
+        if let Some(worker) = self.workers.get_mut(id) {
+            if let Err(error) = worker.line.send(message, Vec::new()) {
+                tracing::warn!(slot = worker.slot, %error, "a worker can't be told {message:?} and is killed");
                 worker.kill();
             } else {
                 watch(&self.epoll, &worker.line, token(id));
@@ -111,10 +141,11 @@ impl Supervisor {
 
     /// It will never say its pid.
     fn vanished(&mut self, id: WorkerId) {
-        let template_lives = self.template.as_ref().is_some_and(|template| !template.end_expected);
-        if let Some(worker) = self.workers.get_mut(id).filter(|worker| template_lives && !worker.end_expected)
-        {
-            tracing::warn!(slot = worker.slot, "a worker ended before its first word");
+        if let Some(worker) = self.workers.get_mut(id).filter(|worker| !worker.end_expected) {
+            let template = self.templates.get(&worker.generation);
+            if template.is_some_and(|template| !template.end_expected) {
+                tracing::warn!(slot = worker.slot, "a worker ended before its first word");
+            }
         }
         self.forget_unborn(id, WorkerEvent::Vanished);
     }
@@ -123,7 +154,7 @@ impl Supervisor {
         let Some(worker) = self.workers.get_mut(id) else {
             return;
         };
-        let slot = worker.slot;
+        let (slot, generation) = (worker.slot, worker.generation);
         let event = match message {
             FromWorker::Born { pid, .. } => {
                 // Only the first word counts, which is ours: later ones may come from anything that a handler runs,
@@ -138,18 +169,36 @@ impl Supervisor {
             FromWorker::Ready => {
                 let pid = worker.pid.map_or(0, Pid::as_raw);
                 let after = format!("{:.1?}", worker.started.elapsed());
-                tracing::info!(slot, pid, generation = GENERATION, after, "worker ready");
+                tracing::info!(slot, pid, generation, after, "worker ready");
                 WorkerEvent::Ready
             }
             FromWorker::BootFailed { reason } => {
-                tracing::error!(slot, "a worker can't start: {reason}");
+                tracing::error!(slot, generation, "a worker can't start: {reason}");
+                worker.boot_failure = Some(reason);
                 return;
             }
             FromWorker::Leaving => {
-                worker.end_expected = true;
-                tracing::info!(slot, "a worker was signalled to end; it drains and is replaced");
+                tracing::info!(
+                    slot,
+                    generation,
+                    "a worker was signalled to end; it is replaced, then it drains"
+                );
                 WorkerEvent::Leaving
             }
+            FromWorker::Wedged { method } => {
+                tracing::warn!(
+                    slot,
+                    generation,
+                    method,
+                    "a worker has a thread that is stuck; it is replaced"
+                );
+                WorkerEvent::Wedged
+            }
+            FromWorker::Retiring { why } => {
+                tracing::info!(slot, generation, why, "a worker retires; it is replaced");
+                WorkerEvent::Retiring
+            }
+            FromWorker::OnlyStuckLeft => WorkerEvent::OnlyStuckLeft,
         };
         self.happened(Event::Worker(id, event));
     }

@@ -1,10 +1,12 @@
-//! Starting this very program again: how a template comes to be.
+//! Starting this very program again, or what has taken its place: how a template comes to be.
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::Signal;
@@ -12,11 +14,13 @@ use nix::unistd::{Pid, getppid};
 
 use super::process::{Forked, fork, reset_signals};
 
-/// The running program as it was started: its file, held open so that a later file of the same name cannot
-/// take its place, and its arguments.
+/// A program to execute: its file, held open so that a later file of the same name cannot take its place, and the
+/// arguments that this process was started with.
 #[derive(Debug)]
 pub(crate) struct Program {
     file: File,
+    /// Where the running program was found when it was started. A symbolic link is kept as such.
+    path: PathBuf,
     arguments: Vec<CString>,
 }
 
@@ -25,7 +29,27 @@ impl Program {
     pub(crate) fn current() -> io::Result<Self> {
         let file = File::open("/proc/self/exe")?;
         let arguments = std::env::args_os().map(c_string).collect::<io::Result<_>>()?;
-        Ok(Self { file, arguments })
+        let path = match path_as_started(&file) {
+            Some(path) => path,
+            None => std::env::current_exe()?,
+        };
+        Ok(Self { file, path, arguments })
+    }
+
+    /// What the path now leads to, which may be another program than the one that runs.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is there, or nothing that this user may read. The error names the path.
+    pub(crate) fn found_now(&self) -> io::Result<Self> {
+        let file = File::open(&self.path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display())))?;
+        Ok(Self { file, path: self.path.clone(), arguments: self.arguments.clone() })
+    }
+
+    /// Where it was found.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Forks and executes the program anew with the same arguments, with `line` left open and its number in
@@ -79,6 +103,24 @@ impl Program {
         };
         prepared().err().map_or_else(|| io::Error::other("execveat returned"), io::Error::from)
     }
+}
+
+/// The path by which a shell, or whoever executed the running program, found `file`: from it alone another file can be
+/// found when a deployment has put one there, or has turned a link to it.
+fn path_as_started(file: &File) -> Option<PathBuf> {
+    let called = PathBuf::from(std::env::args_os().next()?);
+    let is_it = |path: &PathBuf| is_same(path, file).unwrap_or(false);
+    if called.components().count() > 1 || called.is_absolute() {
+        return std::path::absolute(called).ok().filter(is_it);
+    }
+    let folders = std::env::var_os("PATH")?;
+    let found = std::env::split_paths(&folders).map(|folder| folder.join(&called)).find(is_it)?;
+    std::path::absolute(found).ok()
+}
+
+fn is_same(path: &Path, file: &File) -> io::Result<bool> {
+    let (found, expected) = (std::fs::metadata(path)?, file.metadata()?);
+    Ok((found.dev(), found.ino()) == (expected.dev(), expected.ino()))
 }
 
 /// Takes the descriptor whose number a parent left in the environment variable `variable`, and removes the

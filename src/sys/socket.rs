@@ -74,6 +74,11 @@ impl Listener {
         }
     }
 
+    /// Changes how many connections may wait.
+    pub(crate) fn set_backlog(&self, backlog: u32) -> io::Result<()> {
+        set_backlog(self, backlog)
+    }
+
     /// The address it is bound to, with the port the kernel chose where 0 was asked for.
     pub(crate) fn local_tcp_address(&self) -> Option<SocketAddr> {
         match self {
@@ -109,15 +114,17 @@ impl AsFd for Listener {
 }
 
 fn prepare(listener: &impl AsFd, backlog: u32) -> io::Result<()> {
-    // The kernel cuts the backlog to net.core.somaxconn without an error.
-    listen(
-        &listener.as_fd(),
-        Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX)).unwrap_or(Backlog::MAXCONN),
-    )?;
+    set_backlog(listener, backlog)?;
     let flags = nix::fcntl::fcntl(listener.as_fd(), nix::fcntl::FcntlArg::F_GETFL)?;
     let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
     nix::fcntl::fcntl(listener.as_fd(), nix::fcntl::FcntlArg::F_SETFL(flags))?;
     Ok(())
+}
+
+fn set_backlog(listener: &impl AsFd, backlog: u32) -> io::Result<()> {
+    // The kernel cuts the backlog to net.core.somaxconn without an error.
+    let backlog = Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX)).unwrap_or(Backlog::MAXCONN);
+    Ok(listen(&listener.as_fd(), backlog)?)
 }
 
 /// Sorts an error of `accept` by what follows from it. Linux reports errors that were pending on the new

@@ -71,7 +71,9 @@ fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u
     // A library that ignores SIGCHLD would have every fork look as if it had failed.
     process::keep_exit_statuses().map_err(|error| format!("SIGCHLD: {error}"))?;
     let methods = service.method_names();
-    line.send(&FromTemplate::Ready { version: line::VERSION, methods }, Vec::new())
+    let checked = serde_json::to_value(&config).map_err(|error| format!("the configuration: {error}"))?;
+    let ready = FromTemplate::Ready { version: line::VERSION, methods, config: checked };
+    line.send(&ready, Vec::new())
         .map_err(|error| format!("the supervisor can't be told that the template is ready: {error}"))?;
     Ok((beginning.generation, config))
 }
@@ -133,10 +135,11 @@ impl Template {
         loop {
             match receive(&mut self.line) {
                 Ok(None) => return 0,
-                Ok(Some((ToTemplate::Fork { worker, slot }, descriptors))) => {
+                Ok(Some((ToTemplate::Fork { worker, slot, doors_shut }, descriptors))) => {
                     match fork_twice() {
                         Ok(Grandchild::Here) => {
-                            let birth = self.birth(slot, descriptors);
+                            let generation = self.generation;
+                            let birth = Birth { slot, generation, doors_shut, descriptors };
                             // The template's own line goes with it: a worker has no business on it.
                             drop(self.line);
                             worker::run(service, self.config, birth)
@@ -160,10 +163,6 @@ impl Template {
                 Ok(Some((ToTemplate::Begin { .. }, _))) | Err(_) => {}
             }
         }
-    }
-
-    fn birth(&self, slot: usize, descriptors: Vec<OwnedFd>) -> Birth {
-        Birth { slot, generation: self.generation, descriptors }
     }
 }
 

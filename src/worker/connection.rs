@@ -114,6 +114,8 @@ pub(super) struct State {
     record: Option<Record>,
     /// What the record says, or will with the next commit.
     core: Core,
+    /// No answer is published in the core and not yet in the record.
+    is_committed: bool,
 }
 
 /// What a connection is made of.
@@ -165,9 +167,16 @@ impl DerefMut for Locked<'_> {
     }
 }
 
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.state.commit_what_was_put_off();
+    }
+}
+
 impl Locked<'_> {
     /// Lets others have the connection while `work` is done.
     pub(super) fn unlocked<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        self.state.commit_what_was_put_off();
         MutexGuard::unlocked(&mut self.state, work)
     }
 }
@@ -192,6 +201,7 @@ impl State {
             pool,
             record: Some(record),
             core,
+            is_committed: true,
         }
     }
 

@@ -101,7 +101,8 @@ impl Desk {
         loop {
             match self.line.receive() {
                 Ok(Received::Nothing) => break,
-                Ok(Received::Message(ToWorker::Drain, _)) => self.begin_draining(hand),
+                Ok(Received::Message(ToWorker::Drain | ToWorker::Leave, _)) => self.begin_draining(hand),
+                Ok(Received::Message(ToWorker::Open, _)) => self.open_late(&hand.shared),
                 Ok(Received::Closed) => {
                     let shared = &hand.shared;
                     let _ = shared.epoll.delete(&self.line);
@@ -135,12 +136,11 @@ impl Desk {
         }
     }
 
-    /// SIGTERM to this process alone: it drains, and the supervisor replaces it.
-    pub(super) fn leave(&mut self, hand: &mut Hand) {
+    /// SIGTERM to this process alone: the supervisor has it leave as soon as another has taken its place.
+    pub(super) fn ask_to_leave(&mut self) {
         let _ = self.term.read();
         // Where the supervisor is gone its line says so too.
         let _ = self.line.send(&FromWorker::Leaving, Vec::new());
-        self.begin_draining(hand);
     }
 
     fn begin_draining(&mut self, hand: &mut Hand) {

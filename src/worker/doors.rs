@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::desk::Desk;
 use super::flow::Hand;
@@ -20,26 +20,37 @@ use crate::config::Config;
 use crate::sys::clock;
 use crate::sys::socket::Listener;
 
-/// Opens a door at each listener.
-pub(super) fn open_all(
-    epoll: &Epoll,
-    listeners: Vec<Listener>,
-    config: &Config,
-) -> io::Result<Vec<Option<Door>>> {
+/// A door at each listener, shut.
+pub(super) fn make(listeners: Vec<Listener>, config: &Config) -> Vec<Option<Door>> {
     listeners
         .into_iter()
         .zip(&config.listeners)
         .enumerate()
         .map(|(number, (listener, configured))| {
             let token = FIRST_DOOR - number as u64;
-            let mut door = Door::new(listener, number, configured, token, config.limits.max_message);
-            door.open(epoll)?;
-            Ok(Some(door))
+            Some(Door::new(listener, number, configured, token, config.limits.max_message))
         })
         .collect()
 }
 
 impl Desk {
+    /// Opens all doors for the first time.
+    pub(super) fn open_first(&mut self, shared: &Shared) -> io::Result<()> {
+        for door in self.doors.iter_mut().flatten() {
+            door.open(&shared.epoll)?;
+        }
+        Ok(())
+    }
+
+    /// As `open_first`, where the worker has long reported that it is ready.
+    pub(super) fn open_late(&mut self, shared: &Shared) {
+        for (number, door) in self.doors.iter_mut().enumerate() {
+            if let Some(door) = door.as_mut().filter(|door| door.shut() == Some(Shut::NotYet)) {
+                shared.watch_door(number, door.open(&shared.epoll));
+            }
+        }
+    }
+
     /// Somebody may wait at listener `number`.
     pub(super) fn visit(&mut self, number: usize, hand: &mut Hand) {
         self.visit_and_tell(number, self.standing(&hand.shared), hand);
@@ -56,7 +67,7 @@ impl Desk {
         let waited = match door.shut() {
             Some(Shut::NoThread) => door.has_let_wait(),
             Some(Shut::Refused) => None,
-            Some(Shut::NoRoom) | None => return,
+            Some(Shut::NotYet | Shut::NoRoom) | None => return,
         };
         match (standing.leave_to_others, waited) {
             (Some(patience), Some(waited)) if waited < patience => {
@@ -129,7 +140,7 @@ impl Desk {
                 Some(Shut::NoThread) if standing.leave_to_others.is_some() => wants_thread = true,
                 Some(Shut::NoRoom) if standing.room == 0 => wants_room = true,
                 Some(Shut::NoThread | Shut::NoRoom) => shared.watch_door(number, door.open(&shared.epoll)),
-                Some(Shut::Refused) | None => {}
+                Some(Shut::NotYet | Shut::Refused) | None => {}
             }
         }
         shared.wants_thread.store(wants_thread, Ordering::SeqCst);

@@ -131,7 +131,7 @@ impl Hand {
     fn attend(&mut self, desk: &Mutex<Desk>, todo: Todo) {
         match todo {
             Todo::Event(LINE, _) => desk.lock().read_line(self),
-            Todo::Event(TERM, _) => desk.lock().leave(self),
+            Todo::Event(TERM, _) => desk.lock().ask_to_leave(),
             Todo::Event(WAKE, _) => desk.lock().woken(self),
             Todo::Event(BELL, _) => desk.lock().rung(self),
             Todo::Event(token, _) if token & u64::from(u32::MAX) > FIRST_DOOR - 65_536 => {

@@ -50,6 +50,8 @@ pub(super) struct Entrance {
 /// Why a door is shut for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shut {
+    /// The worker has not been told to open it.
+    NotYet,
     /// Every thread runs a call; other workers may have a free one.
     NoThread,
     /// The worker holds as many connections as it may.
@@ -91,7 +93,7 @@ impl Shut {
     pub(super) fn look_again(self) -> Option<Duration> {
         match self {
             Self::NoThread => Some(LOOK_AT_OTHERS),
-            Self::NoRoom => None,
+            Self::NotYet | Self::NoRoom => None,
             Self::Refused => Some(LOOK_AGAIN),
         }
     }
@@ -113,7 +115,7 @@ impl Door {
                 framing: LengthFraming { order: config.prefix, max_message },
             },
             allow_uids: config.allow_uids.clone(),
-            shut: Some(Shut::Refused),
+            shut: Some(Shut::NotYet),
             shut_since: Instant::now(),
             complained: false,
         }

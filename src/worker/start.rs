@@ -28,6 +28,8 @@ use crate::sys::socket::Listener;
 pub(crate) struct Birth {
     pub(crate) slot: usize,
     pub(crate) generation: u32,
+    /// It accepts nothing before it is told to open.
+    pub(crate) doors_shut: bool,
     /// Its line, its arena, the bell, then the listeners in the order of the configuration.
     pub(crate) descriptors: Vec<OwnedFd>,
 }
@@ -47,7 +49,7 @@ pub(crate) fn run(service: Service, config: Config, birth: Birth) -> ! {
     };
     let Gathered { shared, arena, rows, tasks, term, bell, listeners } = gathered;
     let desk = Arc::new(Mutex::new(Desk::new(line, arena, bell, term, &config)));
-    match open(&shared, &desk, rows, &tasks, listeners, &config) {
+    match open(&shared, &desk, rows, &tasks, listeners, &config, birth.doors_shut) {
         Ok(mut hand) => {
             hand.on_duty(&desk, Duty::Poll(shared.role.first_term()));
             pool::serve(&tasks, |task| hand.work(&desk, &task));
@@ -129,6 +131,7 @@ fn open(
     tasks: &Receiver<Task>,
     listeners: Vec<Listener>,
     config: &Config,
+    doors_shut: bool,
 ) -> Result<Hand, String> {
     let mut rows = rows.into_iter();
     let mut row = move || rows.next().ok_or("the arena has too few rows");
@@ -150,7 +153,10 @@ fn open(
     shared.add(&shared.wake, WAKE).map_err(failed("eventfd"))?;
     shared.add(&desk.term, TERM).map_err(failed("eventfd"))?;
     shared.listen_for(&desk.bell).map_err(failed("bell"))?;
-    desk.doors = doors::open_all(&shared.epoll, listeners, config).map_err(failed("listener"))?;
+    desk.doors = doors::make(listeners, config);
+    if !doors_shut {
+        desk.open_first(shared).map_err(failed("listener"))?;
+    }
     desk.arena.set_state(State::Ready);
     desk.line.live_on().map_err(failed("line"))?;
     desk.line.send(&FromWorker::Ready, Vec::new()).map_err(failed("line"))?;

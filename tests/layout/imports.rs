@@ -21,11 +21,11 @@ const LEVELS: [&[&str]; 7] = [
 
 /// Modules beside the levels: what each may use, and who may use it.
 const BESIDE: [(&str, &[&str], &[&str]); 5] = [
-    ("fail_points", &["sys"], &["worker"]),
+    ("fail_points", &["sys"], &["arena", "worker", "internals"]),
     ("client", &["rpc", "config", "wire", "sys"], &["cli"]),
     ("fork_processes", &["config", "sys"], &["cli"]),
     // For this project's benches and fuzz targets, which stand outside of the crate.
-    ("internals", &["rpc", "arena", "wire", "sys"], &[]),
+    ("internals", &["rpc", "arena", "wire", "sys", "fail_points"], &[]),
     (
         "log",
         &["arena", "config", "sys"],

@@ -1,6 +1,7 @@
 //! The service's part of the brain: what operators ask for, and how everything ends.
 
-use super::slots::{Phase, Slot};
+use super::generation::{Phase, Slot};
+use super::succession::{Marks, Parting, Predecessor};
 use super::template::Template;
 use super::{Action, Request, State, Timer};
 
@@ -25,28 +26,35 @@ impl State {
     pub(super) fn asked(&mut self, request: Request, actions: &mut Vec<Action>) {
         match (self.service, request) {
             (Service::Running, Request::Stop | Request::StopOrEnd) => {
-                if self.settings.pre_stop.is_zero() {
+                let pre_stop = self.serving.settings.pre_stop;
+                self.give_up_reload("the service is to stop".into(), actions);
+                if pre_stop.is_zero() {
                     self.drain(0, actions);
                 } else {
                     self.service = Service::PreStop;
                     actions.push(Action::Tell(format!(
-                        "stopping; accepting goes on for timeouts.pre_stop ({:?})",
-                        self.settings.pre_stop
+                        "stopping; accepting goes on for timeouts.pre_stop ({pre_stop:?})"
                     )));
-                    actions.push(Action::Arm(Timer::PreStop, self.settings.pre_stop));
+                    actions.push(Action::Arm(Timer::PreStop, pre_stop));
                 }
             }
             (Service::Running | Service::PreStop, Request::End) => self.end(0, actions),
             (Service::PreStop, Request::StopOrEnd) => self.end(0, actions),
             (Service::Draining { code }, Request::StopOrEnd | Request::End) => self.end(code, actions),
+            (Service::Running, Request::Reload) => self.reload(actions),
             (Service::Running | Service::PreStop, Request::OneMore) => self.one_more(actions),
             (Service::Running | Service::PreStop, Request::OneFewer) => self.one_fewer(actions),
             // Stopping has begun already.
-            (Service::PreStop | Service::Draining { .. }, Request::Stop)
+            (Service::PreStop | Service::Draining { .. }, Request::Stop | Request::Reload)
             | (Service::Draining { .. }, Request::OneMore | Request::OneFewer)
             | (
                 Service::Ending { .. },
-                Request::Stop | Request::StopOrEnd | Request::End | Request::OneMore | Request::OneFewer,
+                Request::Stop
+                | Request::StopOrEnd
+                | Request::End
+                | Request::OneMore
+                | Request::OneFewer
+                | Request::Reload,
             ) => {}
         }
     }
@@ -61,14 +69,14 @@ impl State {
         if let Service::Draining { code } = self.service {
             actions.push(Action::Warn(format!(
                 "not everything had ended within timeouts.drain ({:?}); what is left is killed",
-                self.settings.drain
+                self.serving.settings.drain
             )));
             self.end(code, actions);
         }
     }
 
     pub(super) fn give_up(&mut self, actions: &mut Vec<Action>) {
-        let limits = self.restarts.limits();
+        let limits = self.serving.restarts.limits();
         actions.push(Action::Warn(format!(
             "giving up: more than restart.max_restarts = {} boot failures within restart.window ({:?})",
             limits.max_restarts, limits.window
@@ -88,15 +96,9 @@ impl State {
             Service::Ending { .. } => {}
         }
         self.service = Service::Ending { code };
-        for index in 0..self.slots.len() {
-            match self.phase_of(index) {
-                None | Some(Phase::Empty | Phase::Requested(_) | Phase::Killed { .. }) => {}
-                Some(Phase::BackingOff) => self.enter(index, Phase::Empty, actions),
-                Some(Phase::Booting(worker) | Phase::Ready(worker) | Phase::Draining(worker)) => {
-                    self.kill(index, worker, actions);
-                }
-            }
-        }
+        self.give_up_reload("the service ends".into(), actions);
+        self.empty_slots(Parting::Kill, actions);
+        self.all_that_leave(Parting::Kill, actions);
         self.end_template(actions);
     }
 
@@ -104,8 +106,8 @@ impl State {
         let (Service::Draining { code } | Service::Ending { code }) = self.service else {
             return;
         };
-        let empty = self.slots.iter().all(|slot| slot.phase.worker().is_none());
-        if empty && self.template == Template::Gone && !self.finished {
+        let no_template = self.serving.template == Template::Gone && self.ending.is_empty();
+        if self.departing.is_empty() && no_template && !self.finished {
             self.finished = true;
             actions.push(Action::Finish { code });
         }
@@ -116,30 +118,63 @@ impl State {
     }
 
     fn one_more(&mut self, actions: &mut Vec<Action>) {
-        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.removed) {
-            slot.removed = false;
-        } else if self.slots.len() < MOST_SLOTS {
-            self.slots.push(Slot::new());
-        } else {
+        let index = self.serving.slots.len();
+        if index >= MOST_SLOTS {
             actions.push(Action::Warn(format!("no more than {MOST_SLOTS} workers can be asked for")));
             return;
         }
-        actions.push(Action::Tell(format!("one worker more: {}", self.wanted_slots())));
+        let slot = self.come_home(index);
+        self.serving.slots.push(slot);
+        actions.push(Action::Tell(format!("one worker more: {}", self.serving.slots.len())));
         self.fill_slots(actions);
     }
 
+    /// The slot `index`, with the worker that was forked for it, if that still waits for another one to be ready.
+    fn come_home(&mut self, index: usize) -> Slot {
+        let before = self.serving.slots.iter_mut().map(|slot| &mut slot.predecessor);
+        let mut at_home = before.filter_map(|before| before.take_if(|before| before.home == index));
+        match at_home.next() {
+            Some(Predecessor { worker, marks, .. }) => {
+                Slot { phase: Phase::Ready(worker), marks, ..Slot::default() }
+            }
+            None => Slot::default(),
+        }
+    }
+
     fn one_fewer(&mut self, actions: &mut Vec<Action>) {
-        if self.wanted_slots() <= 1 {
+        let Some(index) = self.serving.slots.len().checked_sub(1).filter(|index| *index > 0) else {
             actions.push(Action::Warn("the last worker stays".into()));
             return;
+        };
+        let Some(mut slot) = self.serving.slots.pop() else { return };
+        actions.push(Action::Tell(format!("one worker fewer: {index}")));
+        let idle = self.serving.slots.iter().position(|other| !other.serves());
+        if let Some(idle) = idle {
+            self.stand_in(idle, index, &mut slot);
         }
-        let last = self.slots.iter_mut().enumerate().rfind(|(_, slot)| !slot.removed);
-        if let Some((index, slot)) = last {
-            slot.removed = true;
-            actions.push(Action::Tell(format!("one worker fewer: {}", self.wanted_slots())));
-            self.release(index, actions);
+        self.part_with(index, slot, Parting::Leave, actions);
+    }
+
+    /// The ready worker of a slot that goes away serves on until the one of slot `idle` is ready.
+    fn stand_in(&mut self, idle: usize, home: usize, slot: &mut Slot) {
+        let before = match (slot.phase, slot.predecessor.take()) {
+            (_, Some(before)) => before,
+            (Phase::Ready(worker), None) => {
+                slot.phase = Phase::Empty;
+                Predecessor { worker, marks: Marks { retiring: false, ..slot.marks }, home }
+            }
+            (
+                Phase::Empty
+                | Phase::BackingOff
+                | Phase::Requested(_)
+                | Phase::Booting(_)
+                | Phase::TooSlow(_),
+                None,
+            ) => return,
+        };
+        if let Some(other) = self.serving.slots.get_mut(idle) {
+            other.predecessor = Some(before);
         }
-        self.drop_removed_slots();
     }
 
     fn drain(&mut self, code: i32, actions: &mut Vec<Action>) {
@@ -147,15 +182,18 @@ impl State {
             actions.push(Action::Disarm(Timer::PreStop));
         }
         self.service = Service::Draining { code };
+        self.give_up_reload("the service ends".into(), actions);
         actions.push(Action::CloseListeners);
-        actions.push(Action::Arm(Timer::DrainAll, self.settings.drain));
-        for index in 0..self.slots.len() {
-            self.release(index, actions);
-        }
+        actions.push(Action::Arm(Timer::DrainAll, self.serving.settings.drain));
+        self.all_that_leave(Parting::Drain, actions);
+        self.empty_slots(Parting::Drain, actions);
         self.end_template(actions);
     }
 
-    pub(super) fn wanted_slots(&self) -> usize {
-        self.slots.iter().filter(|slot| !slot.removed).count()
+    fn empty_slots(&mut self, how: Parting, actions: &mut Vec<Action>) {
+        let slots = std::mem::take(&mut self.serving.slots);
+        for (index, slot) in slots.into_iter().enumerate() {
+            self.part_with(index, slot, how, actions);
+        }
     }
 }

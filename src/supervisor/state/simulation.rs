@@ -1,15 +1,17 @@
 //! The brain against a model of the world that does what it is told, late, in any order, and fails at will.
 //!
-//! After every step the promises that matter are checked: one process a slot, no fork without a ready template, no
-//! timer without a cause, no slot forgotten, one end and nothing after it.
+//! After every step the promises that matter are checked: see `check` and `compare`.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
+use super::generation::Slot;
 use super::service::Service;
-use super::{Action, Event, Request, Settings, State, Timer, WorkerEvent, WorkerId};
+use super::{Action, Event, GenerationId, Request, Settings, State, Timer, WorkerEvent, WorkerId};
 use crate::supervisor::restart::Limits;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,18 +30,41 @@ enum Stage {
     Requested,
     Booting,
     Ready,
+    Leaving,
     Draining,
     Killed,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Process {
+    generation: GenerationId,
+    slot: usize,
+    stage: Stage,
+    doors_shut: bool,
+    wedged: bool,
+}
+
+impl Process {
+    fn is_open(&self) -> bool {
+        self.stage == Stage::Ready && !self.doors_shut
+    }
+}
+
 struct World {
     brain: State,
+    settings: Settings,
     now: Instant,
     timers: BTreeSet<Timer>,
-    template: Option<TemplateProcess>,
-    processes: BTreeMap<WorkerId, (usize, Stage)>,
-    /// Workers that operators want.
+    templates: BTreeMap<GenerationId, TemplateProcess>,
+    processes: BTreeMap<WorkerId, Process>,
+    serving: GenerationId,
+    /// Workers that operators want; and those that the next generation is to have.
     wanted: usize,
+    wanted_next: usize,
+    /// A reload is under way; another was asked for.
+    reloading: Option<GenerationId>,
+    again: bool,
+    switches: usize,
     /// The kernel refuses the next start of a template.
     refuses: bool,
     accepting: bool,
@@ -49,108 +74,169 @@ struct World {
     history: Vec<Event>,
 }
 
+/// What is compared before and after an event.
+struct Before {
+    open: usize,
+    slots: Vec<Slot>,
+}
+
 impl World {
     fn new(settings: Settings) -> Self {
         let (brain, actions) = State::start(settings);
         let mut world = Self {
             brain,
+            settings,
             now: Instant::now(),
             timers: BTreeSet::new(),
-            template: None,
+            templates: BTreeMap::new(),
             processes: BTreeMap::new(),
+            serving: 1,
             wanted: settings.processes,
+            wanted_next: 0,
+            reloading: None,
+            again: false,
+            switches: 0,
             refuses: false,
             accepting: true,
             failed: false,
             finished: None,
             history: Vec::new(),
         };
-        world.perform(actions);
+        world.perform(&actions);
         world
     }
 
     fn happens(&mut self, event: Event) {
         self.history.push(event.clone());
+        let before = self.before();
         self.in_the_world(&event);
-        let actions = self.brain.on(event, self.now);
-        self.perform(actions);
+        let actions = self.brain.on(event.clone(), self.now);
+        self.perform(&actions);
+        self.compare(&before, &event, &actions);
         self.check();
+    }
+
+    fn before(&self) -> Before {
+        Before { open: self.open(), slots: self.brain.serving.slots.clone() }
+    }
+
+    fn open(&self) -> usize {
+        self.processes.values().filter(|process| process.is_open()).count()
     }
 
     /// What has changed outside by the time that the brain is told.
     fn in_the_world(&mut self, event: &Event) {
-        match *event {
-            Event::TemplateReady if self.template == Some(TemplateProcess::Booting) => {
-                self.template = Some(TemplateProcess::Ready);
+        match event {
+            Event::TemplateReady { generation, settings } => {
+                if let Some(template @ TemplateProcess::Booting) = self.templates.get_mut(generation) {
+                    *template = TemplateProcess::Ready;
+                }
+                if self.reloading == Some(*generation) {
+                    self.wanted_next = settings.processes;
+                }
             }
-            Event::TemplateFailed => self.template = Some(TemplateProcess::Ending),
-            Event::TemplateEnded | Event::TemplateRefused => self.template = None,
-            Event::Worker(worker, event) => self.of_worker(worker, event),
-            Event::Due(timer) => assert!(self.timers.remove(&timer), "{timer:?} fired unarmed"),
+            Event::TemplateFailed { generation, .. } => {
+                self.templates.insert(*generation, TemplateProcess::Ending);
+            }
+            Event::TemplateEnded { generation, .. } | Event::TemplateRefused { generation, .. } => {
+                self.templates.remove(generation);
+            }
+            Event::Worker(worker, event) => self.of_worker(*worker, event),
+            Event::Due(timer) => assert!(self.timers.remove(timer), "{timer:?} fired unarmed"),
             Event::Asked(Request::OneMore) if self.accepting => self.wanted += 1,
             Event::Asked(Request::OneFewer) if self.accepting => self.wanted = 1.max(self.wanted - 1),
-            Event::TemplateReady | Event::Asked(_) => {}
+            Event::Asked(Request::Reload) if self.brain.service == Service::Running => {
+                self.again = self.reloading.is_some();
+            }
+            Event::Asked(_) => {}
         }
     }
 
-    fn of_worker(&mut self, worker: WorkerId, event: WorkerEvent) {
+    fn of_worker(&mut self, worker: WorkerId, event: &WorkerEvent) {
+        let move_on = |process: &mut Process, from, to| {
+            if process.stage == from {
+                process.stage = to;
+            }
+        };
+        let Some(process) = self.processes.get_mut(&worker) else { return };
         match event {
             WorkerEvent::ForkRefused | WorkerEvent::Vanished | WorkerEvent::Ended { .. } => {
                 self.processes.remove(&worker);
             }
-            WorkerEvent::Born => self.move_on(worker, Stage::Requested, Stage::Booting),
-            WorkerEvent::Ready => self.move_on(worker, Stage::Booting, Stage::Ready),
-            WorkerEvent::Leaving => self.move_on(worker, Stage::Ready, Stage::Draining),
+            WorkerEvent::Born => move_on(process, Stage::Requested, Stage::Booting),
+            WorkerEvent::Ready => move_on(process, Stage::Booting, Stage::Ready),
+            WorkerEvent::Wedged => process.wedged = true,
+            WorkerEvent::Leaving | WorkerEvent::Retiring | WorkerEvent::OnlyStuckLeft => {}
         }
     }
 
-    fn move_on(&mut self, worker: WorkerId, from: Stage, to: Stage) {
-        if let Some((_, stage)) = self.processes.get_mut(&worker)
-            && *stage == from
-        {
-            *stage = to;
-        }
+    fn process(&mut self, worker: WorkerId) -> &mut Process {
+        self.processes.get_mut(&worker).expect("a process")
     }
 
-    fn perform(&mut self, actions: Vec<Action>) {
+    fn perform(&mut self, actions: &[Action]) {
         for action in actions {
-            let is_text = matches!(action, Action::Tell(_) | Action::Warn(_));
+            let is_text = matches!(action, Action::Tell(_) | Action::Warn(_) | Action::Complain(_));
             assert!(self.finished.is_none() || is_text, "{action:?} after the end");
-            match action {
-                Action::StartTemplate => {
-                    assert_eq!(self.template, None, "two templates");
+            match *action {
+                Action::StartTemplate { generation } => {
+                    if generation != self.serving {
+                        assert_eq!(self.reloading, None, "two reloads");
+                        self.reloading = Some(generation);
+                    }
                     let refused = std::mem::take(&mut self.refuses);
-                    self.template =
-                        Some(if refused { TemplateProcess::Refused } else { TemplateProcess::Booting });
+                    let started = if refused { TemplateProcess::Refused } else { TemplateProcess::Booting };
+                    assert_eq!(self.templates.insert(generation, started), None, "two templates");
                 }
-                Action::KillTemplate => match self.template {
-                    Some(TemplateProcess::Refused) => {}
-                    Some(_) => self.template = Some(TemplateProcess::Ending),
-                    None => panic!("no template to kill"),
-                },
-                Action::Fork { worker, slot } => {
-                    assert_eq!(self.template, Some(TemplateProcess::Ready), "forked without a template");
-                    let taken = self.processes.values().any(|(other, _)| *other == slot);
-                    assert!(!taken, "two processes in slot {slot}");
+                Action::KillTemplate { generation } => {
+                    let template = self.templates.get_mut(&generation).expect("a template to kill");
+                    if *template != TemplateProcess::Refused {
+                        *template = TemplateProcess::Ending;
+                    }
+                }
+                Action::Fork { generation, worker, slot, doors_shut } => {
+                    let template = self.templates.get(&generation);
+                    assert_eq!(template, Some(&TemplateProcess::Ready), "forked without a template");
+                    assert_eq!(doors_shut, generation != self.serving, "the doors");
                     assert!(self.accepting, "forked while everything ends");
-                    assert!(
-                        self.processes.insert(worker, (slot, Stage::Requested)).is_none(),
-                        "number reused"
-                    );
+                    let stage = Stage::Requested;
+                    let process = Process { generation, slot, stage, doors_shut, wedged: false };
+                    assert!(self.processes.insert(worker, process).is_none(), "number reused");
+                }
+                Action::Open(worker) => {
+                    let serving = self.serving;
+                    let process = self.process(worker);
+                    assert!(process.doors_shut && process.stage == Stage::Ready, "opened");
+                    assert_eq!(process.generation, serving, "opened before the switch");
+                    process.doors_shut = false;
+                }
+                Action::Leave(worker) => {
+                    let process = self.process(worker);
+                    assert!(process.is_open(), "told to leave: {process:?}");
+                    process.stage = Stage::Leaving;
                 }
                 Action::Drain(worker) => {
-                    let (_, stage) = self.processes.get_mut(&worker).expect("a process to drain");
-                    assert_eq!(*stage, Stage::Ready, "told to drain");
-                    *stage = Stage::Draining;
+                    let process = self.process(worker);
+                    assert!(matches!(process.stage, Stage::Ready | Stage::Leaving), "told to drain");
+                    process.stage = Stage::Draining;
                 }
                 Action::Kill(worker) => {
-                    let (_, stage) = self.processes.get_mut(&worker).expect("a process to kill");
-                    assert_ne!(*stage, Stage::Requested, "its pid is not known");
-                    *stage = Stage::Killed;
+                    let process = self.process(worker);
+                    assert_ne!(process.stage, Stage::Requested, "its pid is not known");
+                    process.stage = Stage::Killed;
                 }
                 Action::Abandon(worker) => {
-                    let abandoned = self.processes.remove(&worker).map(|(_, stage)| stage);
+                    let abandoned = self.processes.remove(&worker).map(|process| process.stage);
                     assert_eq!(abandoned, Some(Stage::Requested), "abandoned");
+                }
+                Action::Switch { generation } => {
+                    assert_eq!(self.reloading.take(), Some(generation), "switched");
+                    self.switches += 1;
+                    self.serving = generation;
+                    self.wanted = self.wanted_next;
+                }
+                Action::ReloadFailed { generation, .. } => {
+                    assert_eq!(self.reloading.take(), Some(generation), "failed");
                 }
                 Action::CloseListeners => {
                     assert!(self.accepting, "closed twice");
@@ -158,8 +244,8 @@ impl World {
                 }
                 Action::Arm(timer, _) => drop(self.timers.insert(timer)),
                 Action::Disarm(timer) => drop(self.timers.remove(&timer)),
-                Action::Tell(_) => {}
-                Action::Warn(text) => {
+                Action::Tell(_) | Action::Complain(_) => {}
+                Action::Warn(ref text) => {
                     self.failed |= text.starts_with("giving up") || text == "the service can't start";
                 }
                 Action::Finish { code } => self.finished = Some(code),
@@ -167,97 +253,148 @@ impl World {
         }
     }
 
+    /// What one event may change.
+    fn compare(&mut self, before: &Before, event: &Event, actions: &[Action]) {
+        let over = |action: &Action| matches!(action, Action::Switch { .. } | Action::ReloadFailed { .. });
+        if actions.iter().any(over) {
+            let again = std::mem::take(&mut self.again) && self.brain.service == Service::Running;
+            assert_eq!(self.reloading.is_some(), again, "reloads fold into one more");
+        }
+        if !self.brain.is_serving() {
+            return;
+        }
+        let worker_ended = matches!(event, Event::Worker(_, WorkerEvent::Ended { .. }));
+        let least = before.open.saturating_sub(usize::from(worker_ended)).min(self.wanted);
+        assert!(self.open() >= least, "fewer workers serve than could: {} of {}", self.open(), before.open);
+        let failed = actions.iter().find_map(|action| match action {
+            Action::ReloadFailed { generation, .. } => Some(*generation),
+            _ => None,
+        });
+        if let Some(failed) = failed {
+            assert_eq!(self.brain.serving.slots, before.slots, "touched by a failed reload");
+            let alive = |process: &&Process| process.generation == failed && process.stage != Stage::Killed;
+            let unborn = |process: &Process| process.stage == Stage::Requested;
+            assert!(self.processes.values().filter(alive).all(unborn), "a worker of a failed reload lives");
+            assert!(!matches!(
+                self.templates.get(&failed),
+                Some(TemplateProcess::Booting | TemplateProcess::Ready)
+            ));
+        }
+    }
+
+    /// What must hold at any time.
     fn check(&self) {
-        assert!(self.processes.len() <= self.brain.slots.len(), "more processes than slots");
         for timer in &self.timers {
             assert!(self.has_a_cause(*timer), "{timer:?} is armed for nothing");
         }
-        let is_wanted = |slot: &usize| self.brain.is_serving() && !self.brain.slots[*slot].removed;
-        for (worker, (slot, stage)) in &self.processes {
-            let serves = matches!(stage, Stage::Booting | Stage::Ready);
-            assert!(!serves || is_wanted(slot), "worker {worker} was not ended");
-            assert!(
-                *stage != Stage::Requested || self.template.is_some(),
-                "worker {worker} is waited for in vain"
-            );
+        let mut open = BTreeSet::new();
+        for (worker, process) in &self.processes {
+            assert!(self.brain.is_known(*worker), "worker {worker} is forgotten: {process:?}");
+            let once = !process.is_open() || open.insert((process.generation, process.slot));
+            assert!(once, "two open workers in slot {} of {}", process.slot, process.generation);
+            assert!(!process.is_open() || process.generation == self.serving, "open before the switch");
+            let waits = process.stage == Stage::Requested;
+            assert!(!waits || self.templates.contains_key(&process.generation), "{worker} is waited for");
         }
-        if self.brain.is_serving() {
-            assert_eq!(self.brain.wanted_slots(), self.wanted);
-            for (index, slot) in self.brain.slots.iter().enumerate() {
-                assert!(slot.removed || self.is_cared_for(index), "slot {index} is forgotten");
+        let brain = &self.brain;
+        let retiring = brain.serving.slots.iter().filter_map(|slot| slot.predecessor);
+        let retiring = retiring.map(|before| before.marks).filter(|marks| marks.retiring).count()
+            + brain.departing.values().filter(|departing| departing.marks.retiring).count();
+        assert!(retiring <= 1, "{retiring} retire at once");
+        if brain.is_serving() {
+            assert_eq!(brain.serving.slots.len(), self.wanted);
+            assert_eq!(brain.serving.number, self.serving);
+            let wedged = self.processes.values().filter(|process| {
+                let alive = matches!(process.stage, Stage::Ready | Stage::Leaving);
+                process.wedged && alive && Some(process.generation) != self.reloading
+            });
+            assert!(wedged.count() <= self.wanted, "too many are wedged");
+            for index in 0..brain.serving.slots.len() {
+                assert!(self.is_cared_for(index), "slot {index} is forgotten");
             }
+        } else {
+            assert_eq!(self.reloading, None);
+            assert_eq!(self.open(), 0, "{:?}", brain.service);
         }
         if self.finished.is_some() {
-            assert!(self.processes.is_empty() && self.template.is_none(), "ended with somebody alive");
+            assert!(self.processes.is_empty() && self.templates.is_empty(), "ended with somebody alive");
         }
     }
 
     fn has_a_cause(&self, timer: Timer) -> bool {
-        let stage_of = |worker| self.processes.get(&worker).map(|(_, stage)| *stage);
+        let stage_of = |worker| self.processes.get(&worker).map(|process: &Process| process.stage);
         match timer {
-            Timer::TemplateBoot => {
-                matches!(self.template, Some(TemplateProcess::Booting | TemplateProcess::Refused))
-            }
-            Timer::TemplateRetry => self.brain.is_serving() && self.template.is_none(),
+            Timer::TemplateBoot(generation) => matches!(
+                self.templates.get(&generation),
+                Some(TemplateProcess::Booting | TemplateProcess::Refused)
+            ),
+            Timer::TemplateRetry => self.brain.is_serving() && !self.templates.contains_key(&self.serving),
             Timer::Boot(worker) => matches!(stage_of(worker), Some(Stage::Requested | Stage::Booting)),
             Timer::Refill(index) => {
-                self.brain.is_serving() && self.processes.values().all(|(slot, _)| *slot != index)
+                let boots = |(worker, process): (&WorkerId, &Process)| {
+                    let here = (process.generation, process.slot) == (self.serving, index);
+                    let boots = matches!(process.stage, Stage::Requested | Stage::Booting);
+                    here && boots && !self.brain.departing.contains_key(worker)
+                };
+                self.brain.is_serving() && !self.processes.iter().any(boots)
             }
-            Timer::Drain(worker) => stage_of(worker) == Some(Stage::Draining),
+            Timer::Probation => self.reloading.is_some_and(|generation| {
+                let of_it = |process: &&Process| process.generation == generation;
+                self.processes.values().filter(of_it).all(|process| process.stage == Stage::Ready)
+            }),
+            Timer::Depart(worker) => stage_of(worker) == Some(Stage::Leaving),
             Timer::PreStop => self.brain.service == Service::PreStop,
             Timer::DrainAll => matches!(self.brain.service, Service::Draining { .. }),
         }
     }
 
     fn is_cared_for(&self, index: usize) -> bool {
-        let has_process = self.processes.values().any(|(slot, _)| *slot == index);
-        let waits_for_template = match self.template {
+        let worker = self.brain.serving.slots[index].phase.worker();
+        let waits_for_template = match self.templates.get(&self.serving) {
             None => self.timers.contains(&Timer::TemplateRetry),
-            Some(TemplateProcess::Booting) => self.timers.contains(&Timer::TemplateBoot),
+            Some(TemplateProcess::Booting) => self.timers.contains(&Timer::TemplateBoot(self.serving)),
             // Its end is news that will come.
             Some(TemplateProcess::Ending | TemplateProcess::Refused) => true,
             Some(TemplateProcess::Ready) => false,
         };
-        has_process || waits_for_template || self.timers.contains(&Timer::Refill(index))
+        worker.is_some_and(|worker| self.processes.contains_key(&worker))
+            || waits_for_template
+            || self.timers.contains(&Timer::Refill(index))
     }
 
     /// All that can happen next without anybody asking. What only `chance` brings can also never happen.
     fn possible(&self, chance: bool) -> Vec<Event> {
         let mut events: Vec<Event> = self.timers.iter().copied().map(Event::Due).collect();
-        match self.template {
-            None => {}
-            Some(TemplateProcess::Refused) => events.push(Event::TemplateRefused),
-            Some(TemplateProcess::Ending) => {
-                events.push(Event::TemplateEnded);
-                if chance {
-                    events.push(Event::TemplateReady); // it crossed with the kill
+        for (generation, template) in &self.templates {
+            let generation = *generation;
+            let processes = 1 + self.history.len() % 4;
+            let ready =
+                Event::TemplateReady { generation, settings: Settings { processes, ..self.settings } };
+            let (why, cause) = (String::new(), String::new());
+            let ended = Event::TemplateEnded { generation, cause };
+            match template {
+                TemplateProcess::Refused => events.push(Event::TemplateRefused { generation, why }),
+                TemplateProcess::Ending => {
+                    events.push(ended);
+                    if chance {
+                        events.push(ready); // it crossed with the kill
+                    }
                 }
-            }
-            Some(TemplateProcess::Booting) => {
-                events.push(Event::TemplateReady);
-                if chance {
-                    events.extend([Event::TemplateFailed, Event::TemplateEnded]);
+                TemplateProcess::Booting => {
+                    events.push(ready);
+                    if chance {
+                        events.extend([Event::TemplateFailed { generation, why }, ended]);
+                    }
                 }
+                TemplateProcess::Ready if chance => events.push(ended),
+                TemplateProcess::Ready => {}
             }
-            Some(TemplateProcess::Ready) if chance => events.push(Event::TemplateEnded),
-            Some(TemplateProcess::Ready) => {}
         }
-        for (worker, (_, stage)) in &self.processes {
-            let ended = [WorkerEvent::Ended { answered: true }, WorkerEvent::Ended { answered: false }];
-            let (due, unlucky): (&[_], &[_]) = match stage {
-                Stage::Requested if self.template == Some(TemplateProcess::Ready) => {
-                    (&[WorkerEvent::Born], &[WorkerEvent::ForkRefused, WorkerEvent::Vanished])
-                }
-                Stage::Requested => {
-                    (&[WorkerEvent::Vanished], &[WorkerEvent::Born, WorkerEvent::ForkRefused])
-                }
-                Stage::Booting => (&[WorkerEvent::Ready], &ended[1..]),
-                Stage::Ready => (&[], &[ended[0], ended[1], WorkerEvent::Leaving]),
-                Stage::Draining => (&ended, &[WorkerEvent::Leaving]),
-                Stage::Killed => (&ended, &[WorkerEvent::Ready, WorkerEvent::Leaving]),
-            };
-            let unlucky = if chance { unlucky } else { &[] };
-            events.extend(due.iter().chain(unlucky).map(|event| Event::Worker(*worker, *event)));
+        for (worker, process) in &self.processes {
+            let template = self.templates.get(&process.generation);
+            let (due, unlucky) = of_process(process.stage, template == Some(&TemplateProcess::Ready));
+            let unlucky = unlucky.into_iter().filter(|_| chance);
+            events.extend(due.into_iter().chain(unlucky).map(|event| Event::Worker(*worker, event)));
         }
         events
     }
@@ -265,14 +402,21 @@ impl World {
     fn step(&mut self, random: u32) {
         self.now += Duration::from_millis(u64::from(random >> 24));
         self.refuses = (random >> 16).is_multiple_of(8);
-        let event = match (random >> 6) & 0x3ff {
-            0..12 => Event::Asked(Request::OneMore),
-            12..24 => Event::Asked(Request::OneFewer),
-            24 => Event::Asked(Request::Stop),
-            25 => Event::Asked(Request::StopOrEnd),
-            26 => Event::Asked(Request::End),
+        let event = match (random >> 6) & 0x3fff {
+            0..160 => Event::Asked(Request::OneMore),
+            160..320 => Event::Asked(Request::OneFewer),
+            320..720 => Event::Asked(Request::Reload),
+            720 => Event::Asked(Request::Stop),
+            721 => Event::Asked(Request::StopOrEnd),
             kind => {
-                let possible = self.possible(kind % 4 == 0);
+                let chance = kind % 16 == 0;
+                let mut possible = self.possible(chance);
+                if !chance && possible.iter().any(|event| !is_timeout(event)) {
+                    possible.retain(|event| !is_timeout(event));
+                }
+                if possible.is_empty() {
+                    possible = self.possible(true);
+                }
                 let Some(event) = possible.get(random as usize % possible.len().max(1)) else { return };
                 event.clone()
             }
@@ -294,33 +438,62 @@ impl World {
         }
         let code = self.finished.expect("everything ended, and still no end of the service");
         assert_eq!(code, i32::from(self.failed));
-        for request in [Request::Stop, Request::End, Request::OneMore, Request::StopOrEnd] {
+        for request in [Request::Stop, Request::End, Request::OneMore, Request::StopOrEnd, Request::Reload] {
             self.happens(Event::Asked(request));
         }
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+/// Something took too long.
+fn is_timeout(event: &Event) -> bool {
+    let Event::Due(timer) = event else { return false };
+    match timer {
+        Timer::TemplateBoot(_) | Timer::Boot(_) | Timer::Depart(_) | Timer::DrainAll => true,
+        Timer::TemplateRetry | Timer::Refill(_) | Timer::Probation | Timer::PreStop => false,
+    }
+}
 
-    #[test]
-    fn whatever_happens_in_whatever_order_no_promise_is_broken(
-        processes in 1..5_usize,
-        max_restarts in prop_oneof![Just(0_u32), Just(4), Just(100)],
-        pre_stop in prop_oneof![Just(0_u64), Just(1)],
-        steps in prop::collection::vec(any::<u32>(), 0..1_500),
-        order in any::<u32>(),
-        stop in prop_oneof![Just(Request::Stop), Just(Request::StopOrEnd), Just(Request::End)],
-    ) {
-        let restart = Limits {
-            max_restarts,
-            window: Duration::from_secs(60),
-            backoff: Duration::from_millis(1),
-            backoff_max: Duration::from_secs(1),
-        };
-        let (boot, drain) = (Duration::from_secs(10), Duration::from_secs(20));
-        let pre_stop = Duration::from_secs(pre_stop);
-        let mut world = World::new(Settings { processes, restart, boot, drain, pre_stop });
+/// What a process does by itself, and what it may do besides.
+fn of_process(stage: Stage, template_forks: bool) -> (Vec<WorkerEvent>, Vec<WorkerEvent>) {
+    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckLeft, Ready, Retiring, Vanished, Wedged};
+    let ended = |answered| WorkerEvent::Ended { answered, cause: String::new() };
+    let ends = || vec![ended(true), ended(false)];
+    match stage {
+        Stage::Requested if template_forks => (vec![Born], vec![ForkRefused, Vanished]),
+        Stage::Requested => (vec![Vanished], vec![Born, ForkRefused]),
+        Stage::Booting => (vec![Ready], vec![ended(false)]),
+        Stage::Ready => (vec![], vec![ended(true), ended(false), Leaving, Wedged, Retiring, OnlyStuckLeft]),
+        Stage::Leaving | Stage::Draining => (ends(), vec![Leaving, Wedged, Retiring, OnlyStuckLeft]),
+        Stage::Killed => (ends(), vec![Ready, Leaving, Wedged, OnlyStuckLeft]),
+    }
+}
+
+/// The service at its start, what happens to it step by step, and how it is told to end.
+fn any_life() -> impl Strategy<Value = (Settings, Vec<u32>, Request, u32)> {
+    let restart = Limits {
+        max_restarts: 0,
+        window: Duration::from_secs(10),
+        backoff: Duration::from_millis(1),
+        backoff_max: Duration::from_secs(1),
+    };
+    let (boot, drain) = (Duration::from_secs(10), Duration::from_secs(20));
+    let max_restarts = prop_oneof![3 => Just(0_u32), 1 => Just(100)];
+    let settings =
+        (1..5_usize, max_restarts, 0..2_u64).prop_map(move |(processes, max_restarts, pre_stop)| {
+            let restart = Limits { max_restarts, ..restart };
+            Settings { processes, restart, boot, drain, pre_stop: Duration::from_secs(pre_stop) }
+        });
+    let steps = prop::collection::vec(any::<u32>(), 0..4_000);
+    let stop = prop_oneof![Just(Request::Stop), Just(Request::StopOrEnd), Just(Request::End)];
+    (settings, steps, stop, any::<u32>())
+}
+
+#[test]
+fn whatever_happens_in_whatever_order_no_promise_is_broken() {
+    let config = ProptestConfig { cases: 800, failure_persistence: None, ..ProptestConfig::default() };
+    let (steps_in_all, switches) = (Cell::new(0), Cell::new(0));
+    let run = TestRunner::new(config).run(&any_life(), |(settings, steps, stop, order)| {
+        let mut world = World::new(settings);
         let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for random in &steps {
                 if world.finished.is_some() {
@@ -330,6 +503,13 @@ proptest! {
             }
             world.finish(stop, order);
         }));
-        prop_assert!(run.is_ok(), "last events: {:?}", &world.history[world.history.len().saturating_sub(12)..]);
-    }
+        let last = world.history.len().saturating_sub(12);
+        prop_assert!(run.is_ok(), "last events: {:?}", &world.history[last..]);
+        steps_in_all.set(steps_in_all.get() + world.history.len());
+        switches.set(switches.get() + world.switches);
+        Ok(())
+    });
+    run.unwrap_or_else(|failure| panic!("{failure}"));
+    assert!(steps_in_all.get() > 1_000_000, "{steps_in_all:?} steps");
+    assert!(switches.get() > 1_000, "{switches:?} generations came to serve");
 }

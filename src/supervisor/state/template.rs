@@ -1,9 +1,10 @@
-//! The template's part of the brain: when one is started, killed and started again.
+//! The template's part of the brain: when the serving generation's is started, killed and started again.
 
 use std::time::Instant;
 
-use super::slots::Phase;
-use super::{Action, State, Timer};
+use super::generation::Phase;
+use super::succession::Stage;
+use super::{Action, GenerationId, Settings, State, Timer};
 use crate::supervisor::restart::{Streak, Verdict};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,43 +24,96 @@ pub(super) enum Template {
     Gone,
 }
 
+/// Whose template something is about.
+enum Whose {
+    Serving,
+    Next,
+    /// Of a generation that is gone: it can only end.
+    NoMore,
+}
+
 impl State {
-    pub(super) fn template_ready(&mut self, actions: &mut Vec<Action>) {
-        match self.template {
-            Template::Starting => {
-                actions.push(Action::Disarm(Timer::TemplateBoot));
-                self.template = Template::Ready { proven: false };
+    fn whose(&self, generation: GenerationId) -> Whose {
+        if generation == self.serving.number {
+            Whose::Serving
+        } else if self.reload.as_ref().is_some_and(|next| next.generation.number == generation) {
+            Whose::Next
+        } else {
+            Whose::NoMore
+        }
+    }
+
+    pub(super) fn template_ready(
+        &mut self,
+        generation: GenerationId,
+        settings: Settings,
+        actions: &mut Vec<Action>,
+    ) {
+        match (self.whose(generation), self.serving.template) {
+            (Whose::Next, _) => self.next_template_ready(settings, actions),
+            // One that is started again has the settings it had.
+            (Whose::Serving, Template::Starting) => {
+                actions.push(Action::Disarm(Timer::TemplateBoot(generation)));
+                self.serving.template = Template::Ready { proven: false };
                 self.first_start = false;
                 self.fill_slots(actions);
             }
             // It was killed while the message was on its way.
-            Template::Killed { .. } | Template::Ready { .. } | Template::Waiting | Template::Gone => {}
+            (
+                Whose::Serving,
+                Template::Killed { .. } | Template::Ready { .. } | Template::Waiting | Template::Gone,
+            )
+            | (Whose::NoMore, _) => {}
         }
     }
 
     /// It has said why and would end by itself. Killed nevertheless: what it runs at its exit is user code, which
     /// may hang, and then neither a new start nor the end of the service would ever come.
-    pub(super) fn template_failed(&mut self, actions: &mut Vec<Action>) {
-        match self.template {
-            Template::Starting | Template::Ready { .. } => {
+    pub(super) fn template_failed(
+        &mut self,
+        generation: GenerationId,
+        why: String,
+        actions: &mut Vec<Action>,
+    ) {
+        match (self.whose(generation), self.serving.template) {
+            (Whose::Next, _) => self.reload_failed(why, actions),
+            (Whose::Serving, Template::Starting | Template::Ready { .. }) => {
+                actions.push(Action::Complain(why));
                 self.kill_template(actions);
-                self.template = Template::Killed { proven: false };
+                self.serving.template = Template::Killed { proven: false };
                 if self.first_start && self.is_serving() {
                     actions.push(Action::Warn("the service can't start".into()));
                     self.end(1, actions);
                 }
             }
-            Template::Killed { .. } | Template::Waiting | Template::Gone => {}
+            (Whose::Serving, Template::Killed { .. } | Template::Waiting | Template::Gone)
+            | (Whose::NoMore, _) => {}
         }
     }
 
-    pub(super) fn template_ended(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        // Reaped, whatever follows: giving up must not wait for its end once more.
-        let before = std::mem::replace(&mut self.template, Template::Gone);
-        if before == Template::Starting {
-            actions.push(Action::Disarm(Timer::TemplateBoot));
+    pub(super) fn template_ended(
+        &mut self,
+        generation: GenerationId,
+        cause: String,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        self.abandon_unborn(generation, actions);
+        match self.whose(generation) {
+            Whose::Next => self.next_template_ended(&cause, actions),
+            Whose::Serving => self.serving_template_ended(now, actions),
+            Whose::NoMore => {
+                self.ending.remove(&generation);
+            }
         }
-        self.abandon_unborn(actions);
+    }
+
+    fn serving_template_ended(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        // Reaped, whatever follows: giving up must not wait for its end once more.
+        let before = std::mem::replace(&mut self.serving.template, Template::Gone);
+        if before == Template::Starting {
+            actions.push(Action::Disarm(Timer::TemplateBoot(self.serving.number)));
+        }
         if !self.is_serving() {
             return;
         }
@@ -71,80 +125,102 @@ impl State {
             }
             // One that becomes ready and ends again and again must not do so without pause.
             Template::Starting | Template::Ready { proven: false } | Template::Killed { proven: false } => {
-                match self.restarts.boot_failed(&mut self.template_streak, now) {
+                let serving = &mut self.serving;
+                match serving.restarts.boot_failed(&mut serving.template_streak, now) {
                     Verdict::GiveUp => self.give_up(actions),
                     Verdict::RetryAfter(wait) => {
-                        self.template = Template::Waiting;
+                        self.serving.template = Template::Waiting;
                         actions.push(Action::Arm(Timer::TemplateRetry, wait));
                         actions.push(Action::Warn(format!("the template is started again in {wait:?}")));
                     }
                 }
             }
             // There was none to end.
-            Template::Waiting | Template::Gone => self.template = before,
+            Template::Waiting | Template::Gone => self.serving.template = before,
         }
     }
 
-    pub(super) fn template_refused(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        match self.template {
-            Template::Starting | Template::Killed { .. } => {
-                if self.template == Template::Starting {
-                    actions.push(Action::Disarm(Timer::TemplateBoot));
+    pub(super) fn template_refused(
+        &mut self,
+        generation: GenerationId,
+        why: String,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        match (self.whose(generation), self.serving.template) {
+            (Whose::Next, _) => self.next_template_refused(why, actions),
+            (Whose::Serving, Template::Starting | Template::Killed { .. }) => {
+                if self.serving.template == Template::Starting {
+                    actions.push(Action::Disarm(Timer::TemplateBoot(generation)));
                 }
                 if self.is_serving() {
-                    let wait = self.restarts.refused(&mut self.template_streak, now);
-                    self.template = Template::Waiting;
+                    actions.push(Action::Warn(format!("a template can't be started: {why}")));
+                    let serving = &mut self.serving;
+                    let wait = serving.restarts.refused(&mut serving.template_streak, now);
+                    serving.template = Template::Waiting;
                     actions.push(Action::Arm(Timer::TemplateRetry, wait));
                 } else {
-                    self.template = Template::Gone;
+                    self.serving.template = Template::Gone;
                 }
             }
-            Template::Ready { .. } | Template::Waiting | Template::Gone => {}
+            (Whose::Serving, Template::Ready { .. } | Template::Waiting | Template::Gone) => {}
+            (Whose::NoMore, _) => {
+                self.ending.remove(&generation);
+            }
         }
     }
 
     /// A worker that the template forked is alive: its start was no failure.
     pub(super) fn template_has_proven_itself(&mut self) {
         if let Template::Ready { proven: proven @ false } | Template::Killed { proven: proven @ false } =
-            &mut self.template
+            &mut self.serving.template
         {
             *proven = true;
-            self.template_streak = Streak::default();
+            self.serving.template_streak = Streak::default();
         }
     }
 
-    pub(super) fn template_boot_timed_out(&mut self, actions: &mut Vec<Action>) {
-        if self.template == Template::Starting {
-            actions.push(Action::Warn(format!(
-                "the template was not ready within timeouts.boot ({:?}) and is killed",
-                self.settings.boot
-            )));
-            self.kill_template(actions);
+    pub(super) fn template_boot_timed_out(&mut self, generation: GenerationId, actions: &mut Vec<Action>) {
+        match (self.whose(generation), self.serving.template) {
+            (Whose::Next, _) => self.next_template_timed_out(actions),
+            (Whose::Serving, Template::Starting) => {
+                actions.push(Action::Warn(format!(
+                    "the template was not ready within timeouts.boot ({:?}) and is killed",
+                    self.serving.settings.boot
+                )));
+                self.kill_template(actions);
+            }
+            (
+                Whose::Serving,
+                Template::Ready { .. } | Template::Killed { .. } | Template::Waiting | Template::Gone,
+            )
+            | (Whose::NoMore, _) => {}
         }
     }
 
     pub(super) fn retry_template(&mut self, actions: &mut Vec<Action>) {
-        if self.template == Template::Waiting {
+        if self.serving.template == Template::Waiting {
             self.start_template(actions);
         }
     }
 
     pub(super) fn kill_template(&mut self, actions: &mut Vec<Action>) {
-        match self.template {
+        let generation = self.serving.number;
+        match self.serving.template {
             Template::Starting => {
-                actions.push(Action::Disarm(Timer::TemplateBoot));
-                self.template = Template::Killed { proven: false };
+                actions.push(Action::Disarm(Timer::TemplateBoot(generation)));
+                self.serving.template = Template::Killed { proven: false };
             }
-            Template::Ready { proven } => self.template = Template::Killed { proven },
+            Template::Ready { proven } => self.serving.template = Template::Killed { proven },
             Template::Killed { .. } | Template::Waiting | Template::Gone => return,
         }
-        actions.push(Action::KillTemplate);
+        actions.push(Action::KillTemplate { generation });
     }
 
-    /// No template is needed any more.
+    /// No template of the serving generation is needed any more.
     pub(super) fn end_template(&mut self, actions: &mut Vec<Action>) {
-        if self.template == Template::Waiting {
-            self.template = Template::Gone;
+        if self.serving.template == Template::Waiting {
+            self.serving.template = Template::Gone;
             actions.push(Action::Disarm(Timer::TemplateRetry));
         } else {
             self.kill_template(actions);
@@ -152,20 +228,29 @@ impl State {
     }
 
     fn start_template(&mut self, actions: &mut Vec<Action>) {
-        self.template = Template::Starting;
-        actions.push(Action::StartTemplate);
-        actions.push(Action::Arm(Timer::TemplateBoot, self.settings.boot));
+        let generation = self.serving.number;
+        self.serving.template = Template::Starting;
+        actions.push(Action::StartTemplate { generation });
+        actions.push(Action::Arm(Timer::TemplateBoot(generation), self.serving.settings.boot));
     }
 
     /// What the template was asked to fork and has not said a word by now is not waited for: the request may have
     /// died with the template.
-    fn abandon_unborn(&mut self, actions: &mut Vec<Action>) {
-        for index in 0..self.slots.len() {
-            if let Some(Phase::Requested(worker)) = self.phase_of(index) {
-                actions.push(Action::Abandon(worker));
-                self.enter(index, Phase::Empty, actions);
+    fn abandon_unborn(&mut self, generation: GenerationId, actions: &mut Vec<Action>) {
+        if generation == self.serving.number {
+            for index in 0..self.serving.slots.len() {
+                if let Some(Phase::Requested(worker)) = self.serving.phase_of(index) {
+                    actions.push(Action::Abandon(worker));
+                    self.serving.enter(index, Phase::Empty, actions);
+                }
             }
         }
-        self.drop_removed_slots();
+        self.departing.retain(|worker, departing| {
+            let lost = departing.generation == generation && departing.stage == Stage::Unborn;
+            if lost {
+                actions.push(Action::Abandon(*worker));
+            }
+            !lost
+        });
     }
 }

@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn what_nobody_else_holds_stays_where_it_is_while_there_is_room() {
-        let (mut input, pool) = input(b"one two", 0, 1 << 20);
+        let (mut input, pool) = input(b"one two", FIRST, 1 << 20);
         assert!(input.moved(pool).is_none());
         input.room()[..6].copy_from_slice(b" three");
         input.grow(6);

@@ -8,6 +8,7 @@
 //!   socket it doesn't, so a flag stands for as long as that is uncertain, and such a connection is lost.
 //! - **beginning**: the message is still input, or it is a call; whoever reads the one doesn't find the other.
 //! - **answering**: no answer and a call, or an answer and no call: the same commit adds the one and ends the other.
+//!   Where the poller goes on with the next call right away, that commit also begins that one.
 //!   A call that stays linked for a moment longer has the number that the record says was answered.
 //! - **sending**: the kernel says how much it took of what was published.
 
@@ -50,6 +51,14 @@ impl State {
         core.flags.set(Flags::FINISHING, self.phase == Phase::Finishing);
         core.flags.set(Flags::LINGERING, matches!(self.phase, Phase::Lingering { .. }));
         record.commit(core);
+        self.is_committed = true;
+    }
+
+    /// Commits what was put off.
+    pub(super) fn commit_what_was_put_off(&mut self) {
+        if !self.is_committed {
+            self.commit();
+        }
     }
 
     /// Nobody is to go on with it any more. What it holds may be given back after that.
@@ -191,6 +200,12 @@ impl State {
                     linked = Some(call);
                 }
             }
+        }
+        if matches!(answered, Answered::Inline(_)) && left.is_none() {
+            // The next call of the chunk begins right away more often than not, and both are one commit then. Whatever
+            // others can see comes after it: the lock's release, a send.
+            self.is_committed = false;
+            return true;
         }
         self.commit();
         drop(left);

@@ -62,6 +62,7 @@ impl Locked<'_> {
     ///
     /// The connection is broken.
     pub(in crate::worker) fn flush(&mut self, now: Instant, spare: &mut Option<Block>) -> io::Result<()> {
+        self.commit_what_was_put_off();
         while !self.output.is_empty() {
             self.begin_io();
             let sent = self.connection.socket.send(self.output.waiting());

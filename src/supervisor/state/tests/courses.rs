@@ -1,20 +1,23 @@
 //! Courses of events: how failing, stopping and scaling go, from the first event to the last.
 
-use super::super::slots::Phase;
+use super::super::generation::Phase;
+use super::super::succession::Stage;
 use super::super::template::Template;
 use super::super::{Action, Event, Request, Settings, Timer, WorkerEvent, WorkerId};
-use super::{ANSWERED, Brain, DRAIN, PRE_STOP, UNANSWERED, fork, settings};
+use super::{
+    ANSWERED, Brain, DRAIN, PRE_STOP, UNANSWERED, failed, fork, kill_template, leave, refused, settings,
+};
 
 #[test]
 fn a_first_template_that_says_why_it_fails_ends_the_service_and_one_that_dies_is_tried_again() {
     let mut brain = Brain::new(settings(2));
-    let actions = brain.on(Event::TemplateFailed);
-    assert!(actions.contains(&Action::KillTemplate), "its exit may hang: {actions:?}");
-    assert_eq!(brain.on(Event::TemplateEnded), [Action::Finish { code: 1 }]);
+    let actions = brain.on(failed(1));
+    assert!(actions.contains(&kill_template(1)), "its exit may hang: {actions:?}");
+    assert_eq!(brain.template_ended(1), [Action::Finish { code: 1 }]);
 
     let mut brain = Brain::new(settings(2));
-    brain.on(Event::TemplateEnded);
-    assert_eq!(brain.state.template, Template::Waiting);
+    brain.template_ended(1);
+    assert_eq!(brain.state.serving.template, Template::Waiting);
 }
 
 #[test]
@@ -22,18 +25,18 @@ fn a_template_that_dies_with_a_request_is_asked_again_without_a_wait_for_the_los
     let mut brain = Brain::serving(2);
     brain.worker(1, ANSWERED);
     assert_eq!(brain.phases(), [Phase::Ready(0), Phase::Requested(2)]);
-    let actions = brain.on(Event::TemplateEnded);
+    let actions = brain.template_ended(1);
     assert_eq!(actions[..2], [Action::Abandon(2), Action::Disarm(Timer::Boot(2))]);
     assert_eq!(brain.worker(2, WorkerEvent::Born), [], "too late");
-    assert_eq!(brain.on(Event::TemplateReady)[1..], fork(3, 1));
+    assert_eq!(brain.template_ready(1)[1..], fork(3, 1));
 }
 
 #[test]
 fn a_worker_that_is_never_born_is_not_waited_for_again_once_its_template_is_replaced() {
     let mut brain = Brain::serving(1);
     brain.worker(0, ANSWERED);
-    brain.on(Event::TemplateEnded);
-    brain.on(Event::TemplateReady);
+    brain.template_ended(1);
+    brain.template_ready(1);
     assert_eq!(brain.due(Timer::Boot(1)), [], "the new template has nothing to do with it");
 }
 
@@ -45,16 +48,15 @@ fn more_boot_failures_than_max_restarts_drain_the_service_and_end_it_with_1() {
         brain.worker(worker, UNANSWERED);
         brain.due(Timer::Refill(1));
         worker += 1;
-        brain.worker(worker, WorkerEvent::Born);
-        brain.worker(worker, WorkerEvent::Ready);
+        brain.boots(worker);
     }
     let actions = brain.worker(worker, UNANSWERED);
     let drained =
-        [Action::CloseListeners, Action::Arm(Timer::DrainAll, DRAIN), Action::Drain(0), Action::KillTemplate];
+        [Action::CloseListeners, Action::Arm(Timer::DrainAll, DRAIN), Action::Drain(0), kill_template(1)];
     assert_eq!(actions, drained);
     assert_eq!(brain.asked(Request::Stop), [], "it drains already");
     assert_eq!(brain.worker(0, ANSWERED), []);
-    assert_eq!(brain.on(Event::TemplateEnded), [Action::Finish { code: 1 }]);
+    assert_eq!(brain.template_ended(1), [Action::Finish { code: 1 }]);
 }
 
 #[test]
@@ -84,12 +86,13 @@ fn a_stop_drains_what_serves_kills_what_boots_and_waits_for_what_was_requested()
         Action::Drain(0),
         Action::Disarm(Timer::Boot(4)),
         Action::Kill(4),
+        Action::Disarm(Timer::Boot(5)),
         Action::Disarm(Timer::Refill(3)),
-        Action::KillTemplate,
+        kill_template(1),
     ];
     assert_eq!(brain.asked(Request::Stop), stopped);
-    assert_eq!(brain.worker(5, WorkerEvent::Born), [Action::Disarm(Timer::Boot(5)), Action::Kill(5)]);
-    assert_eq!(brain.on(Event::TemplateEnded), []);
+    assert_eq!(brain.worker(5, WorkerEvent::Born), [Action::Kill(5)]);
+    assert_eq!(brain.template_ended(1), []);
     assert_eq!(brain.worker(5, UNANSWERED), []);
     assert_eq!(brain.worker(4, UNANSWERED), []);
     assert_eq!(brain.worker(0, ANSWERED), [Action::Finish { code: 0 }]);
@@ -100,7 +103,7 @@ fn a_stop_drains_what_serves_kills_what_boots_and_waits_for_what_was_requested()
 fn what_has_not_drained_in_time_is_killed() {
     let mut brain = Brain::serving(1);
     brain.asked(Request::Stop);
-    brain.on(Event::TemplateEnded);
+    brain.template_ended(1);
     assert_eq!(brain.due(Timer::DrainAll), [Action::Kill(0)]);
     assert_eq!(brain.worker(0, UNANSWERED), [Action::Finish { code: 0 }]);
 }
@@ -116,16 +119,16 @@ fn a_second_interrupt_ends_at_once_a_second_stop_does_not() {
 #[test]
 fn an_end_while_the_template_boots_waits_for_it_alone() {
     let mut brain = Brain::new(settings(2));
-    let ended = [Action::CloseListeners, Action::Disarm(Timer::TemplateBoot), Action::KillTemplate];
+    let ended = [Action::CloseListeners, Action::Disarm(Timer::TemplateBoot(1)), kill_template(1)];
     assert_eq!(brain.asked(Request::End), ended);
-    assert_eq!(brain.on(Event::TemplateReady), [], "it crossed with the kill");
-    assert_eq!(brain.on(Event::TemplateEnded), [Action::Finish { code: 0 }]);
+    assert_eq!(brain.template_ready(1), [], "it crossed with the kill");
+    assert_eq!(brain.template_ended(1), [Action::Finish { code: 0 }]);
 }
 
 #[test]
 fn a_stop_between_two_templates_is_over_at_once() {
     let mut brain = Brain::new(settings(2));
-    brain.on(Event::TemplateRefused);
+    brain.on(refused(1));
     let actions = brain.asked(Request::Stop);
     let last = [Action::Disarm(Timer::TemplateRetry), Action::Finish { code: 0 }];
     assert_eq!(actions[actions.len() - 2..], last);
@@ -134,9 +137,8 @@ fn a_stop_between_two_templates_is_over_at_once() {
 #[test]
 fn pre_stop_keeps_serving_until_its_time_is_over() {
     let mut brain = Brain::new(Settings { pre_stop: PRE_STOP, ..settings(1) });
-    brain.on(Event::TemplateReady);
-    brain.worker(0, WorkerEvent::Born);
-    brain.worker(0, WorkerEvent::Ready);
+    brain.template_ready(1);
+    brain.boots(0);
     assert_eq!(brain.asked(Request::Stop), [Action::Arm(Timer::PreStop, PRE_STOP)]);
     assert_eq!(brain.asked(Request::Stop), []);
     assert_eq!(brain.worker(0, ANSWERED), fork(1, 0), "it still serves");
@@ -147,10 +149,10 @@ fn pre_stop_keeps_serving_until_its_time_is_over() {
 #[test]
 fn one_worker_fewer_takes_the_last_slot_and_the_last_worker_stays() {
     let mut brain = Brain::serving(2);
-    assert_eq!(brain.asked(Request::OneFewer), [Action::Drain(1), Action::Arm(Timer::Drain(1), DRAIN)]);
-    assert_eq!(brain.asked(Request::OneFewer), []);
-    assert_eq!(brain.worker(1, ANSWERED), [Action::Disarm(Timer::Drain(1))]);
+    assert_eq!(brain.asked(Request::OneFewer), leave(1));
     assert_eq!(brain.phases(), [Phase::Ready(0)], "the slot is gone");
+    assert_eq!(brain.asked(Request::OneFewer), []);
+    assert_eq!(brain.worker(1, ANSWERED), [Action::Disarm(Timer::Depart(1))]);
 }
 
 #[test]
@@ -163,31 +165,51 @@ fn one_fewer_while_a_slot_backs_off_takes_its_timer_with_it() {
 }
 
 #[test]
-fn one_more_while_the_removed_slot_drains_fills_it_after_the_drain() {
+fn one_more_while_the_worker_of_the_slot_leaves_fills_it_at_once() {
     let mut brain = Brain::serving(2);
     brain.asked(Request::OneFewer);
-    assert_eq!(brain.asked(Request::OneMore), [], "two processes in one slot must never be");
-    let actions = brain.worker(1, ANSWERED);
-    assert_eq!(actions[1..], fork(2, 1));
+    assert_eq!(brain.asked(Request::OneMore), fork(2, 1));
+    assert_eq!(brain.departing(), [(1, Stage::Leaving)]);
 }
 
 #[test]
 fn one_fewer_before_the_process_is_born_kills_it_at_birth() {
     let mut brain = Brain::serving(1);
     assert_eq!(brain.asked(Request::OneMore), fork(1, 1));
-    assert_eq!(brain.asked(Request::OneFewer), []);
-    assert_eq!(brain.worker(1, WorkerEvent::Born), [Action::Disarm(Timer::Boot(1)), Action::Kill(1)]);
+    assert_eq!(brain.asked(Request::OneFewer), [Action::Disarm(Timer::Boot(1))]);
+    assert_eq!(brain.worker(1, WorkerEvent::Born), [Action::Kill(1)]);
     assert_eq!(brain.worker(1, UNANSWERED), []);
     assert_eq!(brain.phases(), [Phase::Ready(0)]);
+}
+
+#[test]
+fn the_only_worker_that_is_ready_stays_until_another_one_is_when_its_slot_is_taken_away() {
+    let mut brain = Brain::serving(2);
+    brain.worker(0, ANSWERED);
+    assert_eq!(brain.asked(Request::OneFewer), []);
+    assert_eq!((brain.phases(), brain.predecessors()), (vec![Phase::Requested(2)], vec![Some(1)]));
+    brain.worker(2, WorkerEvent::Born);
+    let left = brain.worker(2, WorkerEvent::Ready);
+    assert_eq!(left[1..], leave(1));
+}
+
+#[test]
+fn a_worker_that_stands_in_for_another_slot_comes_home_when_its_own_is_back() {
+    let mut brain = Brain::serving(2);
+    brain.worker(0, ANSWERED);
+    brain.asked(Request::OneFewer);
+    assert_eq!(brain.asked(Request::OneMore), [], "two open workers in slot 1 must never be");
+    assert_eq!(brain.phases(), [Phase::Requested(2), Phase::Ready(1)]);
+    assert_eq!(brain.predecessors(), [None, None]);
 }
 
 #[test]
 fn operators_can_ask_for_1024_workers_and_no_more() {
     let mut brain = Brain::new(settings(1_023));
     brain.asked(Request::OneMore);
-    assert_eq!(brain.state.slots.len(), 1_024);
+    assert_eq!(brain.state.serving.slots.len(), 1_024);
     assert!(matches!(&brain.state.on(Event::Asked(Request::OneMore), brain.now)[..], [Action::Warn(_)]));
-    assert_eq!(brain.state.slots.len(), 1_024);
+    assert_eq!(brain.state.serving.slots.len(), 1_024);
 }
 
 #[test]

@@ -1,22 +1,26 @@
-//! The brain's answers, event by event: tables for slot and template, and whole courses of events.
+//! The brain's answers, event by event: tables for slot, template and those that leave, and whole courses of events.
 
 mod courses;
+mod reloads;
+mod successions;
 mod tables;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::slots::Phase;
-use super::{Action, Event, Request, Settings, State, Timer, WorkerEvent, WorkerId};
+use super::generation::Phase;
+use super::succession::Stage;
+use super::{Action, Event, GenerationId, Request, Settings, State, Timer, WorkerEvent, WorkerId};
 use crate::supervisor::restart::Limits;
 
 const BOOT: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(20);
+const DEPART: Duration = Duration::from_secs(21);
 const PRE_STOP: Duration = Duration::from_secs(30);
 const BACKOFF: Duration = Duration::from_millis(100);
 
-const ANSWERED: WorkerEvent = WorkerEvent::Ended { answered: true };
-const UNANSWERED: WorkerEvent = WorkerEvent::Ended { answered: false };
+const ANSWERED: WorkerEvent = WorkerEvent::Ended { answered: true, cause: String::new() };
+const UNANSWERED: WorkerEvent = WorkerEvent::Ended { answered: false, cause: String::new() };
 
 fn settings(processes: usize) -> Settings {
     let restart = Limits {
@@ -46,10 +50,9 @@ impl Brain {
     /// With these processes, all serving; worker n in slot n.
     fn serving(processes: usize) -> Self {
         let mut brain = Self::new(settings(processes));
-        brain.on(Event::TemplateReady);
+        brain.template_ready(1);
         for worker in 0..WorkerId::try_from(processes).unwrap() {
-            brain.worker(worker, WorkerEvent::Born);
-            brain.worker(worker, WorkerEvent::Ready);
+            brain.boots(worker);
         }
         brain
     }
@@ -65,7 +68,7 @@ impl Brain {
     /// What it does, without what it only says and what changes nothing.
     fn follow(&mut self, mut actions: Vec<Action>) -> Vec<Action> {
         actions.retain(|action| match action {
-            Action::Tell(_) | Action::Warn(_) => false,
+            Action::Tell(_) | Action::Warn(_) | Action::Complain(_) => false,
             Action::Arm(timer, _) => {
                 self.armed.insert(*timer);
                 true
@@ -80,6 +83,21 @@ impl Brain {
         self.on(Event::Worker(worker, event))
     }
 
+    /// It is born and gets ready; what follows from that.
+    fn boots(&mut self, worker: WorkerId) -> Vec<Action> {
+        self.worker(worker, WorkerEvent::Born);
+        self.worker(worker, WorkerEvent::Ready)
+    }
+
+    fn template_ready(&mut self, generation: GenerationId) -> Vec<Action> {
+        let settings = self.state.serving.settings;
+        self.on(Event::TemplateReady { generation, settings })
+    }
+
+    fn template_ended(&mut self, generation: GenerationId) -> Vec<Action> {
+        self.on(ended(generation))
+    }
+
     fn asked(&mut self, request: Request) -> Vec<Action> {
         self.on(Event::Asked(request))
     }
@@ -89,7 +107,17 @@ impl Brain {
     }
 
     fn phases(&self) -> Vec<Phase> {
-        self.state.slots.iter().map(|slot| slot.phase).collect()
+        self.state.serving.slots.iter().map(|slot| slot.phase).collect()
+    }
+
+    /// Who waits to leave, by slot.
+    fn predecessors(&self) -> Vec<Option<WorkerId>> {
+        let slots = self.state.serving.slots.iter();
+        slots.map(|slot| slot.predecessor.map(|before| before.worker)).collect()
+    }
+
+    fn departing(&self) -> Vec<(WorkerId, Stage)> {
+        self.state.departing.iter().map(|(worker, departing)| (*worker, departing.stage)).collect()
     }
 
     /// One slot, brought to `phase` by the shortest way; its worker, if any, is number 0.
@@ -98,27 +126,42 @@ impl Brain {
         if phase == Phase::Empty {
             return brain;
         }
-        brain.on(Event::TemplateReady);
+        brain.template_ready(1);
         let way: &[Event] = &match phase {
             Phase::Empty | Phase::Requested(_) => vec![],
             Phase::BackingOff => vec![of(WorkerEvent::ForkRefused)],
             Phase::Booting(_) => vec![of(WorkerEvent::Born)],
             Phase::Ready(_) => vec![of(WorkerEvent::Born), of(WorkerEvent::Ready)],
-            Phase::Draining(_) => {
-                vec![of(WorkerEvent::Born), of(WorkerEvent::Ready), of(WorkerEvent::Leaving)]
-            }
-            Phase::Killed { boot: true, .. } => vec![of(WorkerEvent::Born), Event::Due(Timer::Boot(0))],
-            Phase::Killed { boot: false, .. } => vec![
-                of(WorkerEvent::Born),
-                of(WorkerEvent::Ready),
-                of(WorkerEvent::Leaving),
-                Event::Due(Timer::Drain(0)),
-            ],
+            Phase::TooSlow(_) => vec![of(WorkerEvent::Born), Event::Due(Timer::Boot(0))],
         };
         for event in way {
             brain.on(event.clone());
         }
         assert_eq!(brain.phases(), [phase], "the way there");
+        brain
+    }
+
+    /// Worker 0 departs and has come to `stage`; worker 1 serves in its place, if there is a service.
+    fn departing_at(stage: Stage) -> Self {
+        let mut brain = Self::serving(1);
+        match stage {
+            Stage::Unborn => {
+                brain = Self::new(settings(1));
+                brain.template_ready(1);
+                brain.asked(Request::Stop);
+            }
+            Stage::Leaving => {
+                brain.worker(0, WorkerEvent::Leaving);
+                brain.boots(1);
+            }
+            Stage::Draining => drop(brain.asked(Request::Stop)),
+            Stage::Killed => {
+                brain.worker(0, WorkerEvent::Leaving);
+                brain.boots(1);
+                brain.due(Timer::Depart(0));
+            }
+        }
+        assert_eq!(brain.departing(), [(0, stage)], "the way there");
         brain
     }
 }
@@ -128,6 +171,35 @@ fn of(event: WorkerEvent) -> Event {
     Event::Worker(0, event)
 }
 
+fn failed(generation: GenerationId) -> Event {
+    Event::TemplateFailed { generation, why: "why".into() }
+}
+
+fn ended(generation: GenerationId) -> Event {
+    Event::TemplateEnded { generation, cause: "exit 1".into() }
+}
+
+fn refused(generation: GenerationId) -> Event {
+    Event::TemplateRefused { generation, why: "why".into() }
+}
+
 fn fork(worker: WorkerId, slot: usize) -> [Action; 2] {
-    [Action::Fork { worker, slot }, Action::Arm(Timer::Boot(worker), BOOT)]
+    let fork = Action::Fork { generation: 1, worker, slot, doors_shut: false };
+    [fork, Action::Arm(Timer::Boot(worker), BOOT)]
+}
+
+fn kill_template(generation: GenerationId) -> Action {
+    Action::KillTemplate { generation }
+}
+
+fn leave(worker: WorkerId) -> [Action; 2] {
+    [Action::Leave(worker), Action::Arm(Timer::Depart(worker), DEPART)]
+}
+
+/// Everything that can be said of worker 0.
+fn all() -> Vec<Event> {
+    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckLeft, Ready, Retiring, Vanished, Wedged};
+    let said =
+        [ForkRefused, Born, Ready, Leaving, Wedged, Retiring, OnlyStuckLeft, Vanished, ANSWERED, UNANSWERED];
+    said.map(of).to_vec()
 }

@@ -1,30 +1,32 @@
-//! One row for each thing that can happen to a slot or to the template, in each of its phases.
+//! One row for each thing that can happen to a slot, to a worker that leaves or to the template, in each of its phases.
 
-use super::super::slots::Phase;
+use super::super::generation::Phase;
+use super::super::succession::Stage;
 use super::super::template::Template;
 use super::super::{Action, Event, Timer, WorkerEvent};
-use super::{ANSWERED, BACKOFF, BOOT, Brain, DRAIN, UNANSWERED, fork, of, settings};
+use super::{
+    ANSWERED, BACKOFF, BOOT, Brain, UNANSWERED, all, ended, failed, fork, kill_template, of, refused,
+    settings,
+};
 
 const EMPTY: Phase = Phase::Empty;
 const BACKING_OFF: Phase = Phase::BackingOff;
 const REQUESTED: Phase = Phase::Requested(0);
 const BOOTING: Phase = Phase::Booting(0);
 const READY: Phase = Phase::Ready(0);
-const DRAINING: Phase = Phase::Draining(0);
-const TOO_SLOW: Phase = Phase::Killed { worker: 0, boot: true };
-const KILLED: Phase = Phase::Killed { worker: 0, boot: false };
+const TOO_SLOW: Phase = Phase::TooSlow(0);
 /// Its next process is requested.
 const REPLACED: Phase = Phase::Requested(1);
 
 #[test]
 fn a_slot_before_its_process_is_born() {
-    use WorkerEvent::{Born, ForkRefused, Leaving, Ready, Vanished};
+    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckLeft, Ready, Retiring, Vanished, Wedged};
     slot(
         "an empty slot is filled when the template is ready",
         EMPTY,
-        vec![Event::TemplateReady],
+        vec![Event::TemplateReady { generation: 1, settings: settings(1) }],
         REQUESTED,
-        vec![disarm(Timer::TemplateBoot), fork(0, 0).to_vec()],
+        vec![disarm(Timer::TemplateBoot(1)), fork(0, 0).to_vec()],
     );
     slot("an empty slot has nobody to hear of", EMPTY, all(), EMPTY, vec![]);
     slot("a waiting slot has nobody to hear of", BACKING_OFF, all(), BACKING_OFF, vec![]);
@@ -46,7 +48,7 @@ fn a_slot_before_its_process_is_born() {
     slot(
         "a requested process can't be ready or leave",
         REQUESTED,
-        vec![of(Ready), of(Leaving)],
+        vec![of(Ready), of(Leaving), of(Wedged), of(Retiring), of(OnlyStuckLeft)],
         REQUESTED,
         vec![],
     );
@@ -55,13 +57,13 @@ fn a_slot_before_its_process_is_born() {
         REQUESTED,
         vec![Event::Due(Timer::Boot(0))],
         BACKING_OFF,
-        vec![vec![Action::KillTemplate, Action::Abandon(0)], retry()],
+        vec![vec![kill_template(1), Action::Abandon(0)], retry()],
     );
 }
 
 #[test]
 fn a_slot_whose_process_boots_or_serves() {
-    use WorkerEvent::{Born, ForkRefused, Leaving, Ready, Vanished};
+    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckLeft, Ready, Retiring, Vanished, Wedged};
     slot(
         "an end before ready is a boot failure",
         BOOTING,
@@ -80,7 +82,15 @@ fn a_slot_whose_process_boots_or_serves() {
     slot(
         "a booting worker has a pid and will be reaped",
         BOOTING,
-        vec![of(Born), of(Leaving), of(ForkRefused), of(Vanished)],
+        vec![
+            of(Born),
+            of(Leaving),
+            of(Wedged),
+            of(Retiring),
+            of(OnlyStuckLeft),
+            of(ForkRefused),
+            of(Vanished),
+        ],
         BOOTING,
         vec![],
     );
@@ -99,11 +109,11 @@ fn a_slot_whose_process_boots_or_serves() {
         vec![retry()],
     );
     slot(
-        "a worker that leaves has its time to drain",
+        "a worker that is to be replaced goes on until another is ready",
         READY,
-        vec![of(Leaving)],
-        DRAINING,
-        vec![vec![Action::Arm(Timer::Drain(0), DRAIN)]],
+        vec![of(Leaving), of(Wedged), of(Retiring)],
+        REPLACED,
+        vec![replace()],
     );
     slot(
         "a ready worker stays",
@@ -113,8 +123,9 @@ fn a_slot_whose_process_boots_or_serves() {
             of(Ready),
             of(ForkRefused),
             of(Vanished),
+            of(OnlyStuckLeft),
             Event::Due(Timer::Boot(0)),
-            Event::Due(Timer::Drain(0)),
+            Event::Due(Timer::Depart(0)),
         ],
         READY,
         vec![],
@@ -122,29 +133,9 @@ fn a_slot_whose_process_boots_or_serves() {
 }
 
 #[test]
-fn a_slot_whose_process_is_to_end() {
-    use WorkerEvent::{Born, ForkRefused, Leaving, Ready, Vanished};
-    slot(
-        "a drained worker is replaced",
-        DRAINING,
-        vec![of(ANSWERED), of(UNANSWERED)],
-        REPLACED,
-        vec![disarm(Timer::Drain(0)), replace()],
-    );
-    slot(
-        "a worker that is too slow to drain is killed",
-        DRAINING,
-        vec![Event::Due(Timer::Drain(0))],
-        KILLED,
-        vec![vec![Action::Kill(0)]],
-    );
-    slot(
-        "a draining worker drains",
-        DRAINING,
-        vec![of(Born), of(Ready), of(Leaving), of(ForkRefused), of(Vanished)],
-        DRAINING,
-        vec![],
-    );
+fn a_slot_whose_process_was_too_slow() {
+    let words: Vec<Event> = all().into_iter().filter(|event| !is_end(event)).collect();
+    slot("a last word does not raise the killed", TOO_SLOW, words, TOO_SLOW, vec![]);
     slot(
         "killed for its boot counts as a boot failure",
         TOO_SLOW,
@@ -152,27 +143,39 @@ fn a_slot_whose_process_is_to_end() {
         BACKING_OFF,
         vec![retry()],
     );
-    slot(
-        "killed for its drain counts for nothing",
-        KILLED,
-        vec![of(ANSWERED), of(UNANSWERED)],
-        REPLACED,
-        vec![replace()],
-    );
-    slot(
-        "a last word does not raise the killed",
-        KILLED,
-        vec![of(Born), of(Ready), of(Leaving), of(ForkRefused), of(Vanished)],
-        KILLED,
-        vec![],
-    );
-    slot(
-        "a last word does not raise the killed at boot",
-        TOO_SLOW,
-        vec![of(Born), of(Ready), of(Leaving), Event::Due(Timer::Boot(0))],
-        TOO_SLOW,
-        vec![],
-    );
+}
+
+#[test]
+fn a_worker_that_leaves_in_every_stage() {
+    use WorkerEvent::{Born, ForkRefused, OnlyStuckLeft, Vanished};
+    for stage in [Stage::Unborn, Stage::Leaving, Stage::Draining, Stage::Killed] {
+        let mut events = all();
+        events.extend([Event::Due(Timer::Depart(0)), Event::Due(Timer::Boot(0))]);
+        for event in events {
+            let killed = match stage {
+                Stage::Unborn => event == of(Born),
+                Stage::Leaving => event == of(OnlyStuckLeft) || event == Event::Due(Timer::Depart(0)),
+                Stage::Draining | Stage::Killed => false,
+            };
+            let never_was = stage == Stage::Unborn && (event == of(ForkRefused) || event == of(Vanished));
+            let gone = is_end(&event) || never_was;
+            let mut brain = Brain::departing_at(stage);
+            let before = brain.phases();
+            let actions = brain.on(event.clone());
+            let kills = actions.contains(&Action::Kill(0));
+            assert_eq!(kills, killed, "{stage:?}: {event:?}: {actions:?}");
+            let then = if killed { Stage::Killed } else { stage };
+            let expected = if gone { vec![] } else { vec![(0, then)] };
+            assert_eq!(brain.departing(), expected, "{stage:?}: {event:?}");
+            assert_eq!(brain.phases(), before, "others are not concerned");
+            let awaited = brain.armed.contains(&Timer::Depart(0));
+            assert_eq!(awaited, stage == Stage::Leaving && !gone && !killed, "{stage:?}: {event:?}");
+        }
+    }
+}
+
+fn is_end(event: &Event) -> bool {
+    matches!(event, Event::Worker(_, WorkerEvent::Ended { .. }))
 }
 
 /// What happens to a slot in `phase` when any of `events` comes: the phase after it, and what is done.
@@ -196,12 +199,6 @@ fn disarm(timer: Timer) -> Vec<Action> {
     vec![Action::Disarm(timer)]
 }
 
-/// Everything that can be said of worker 0.
-fn all() -> Vec<Event> {
-    use WorkerEvent::{Born, ForkRefused, Leaving, Ready, Vanished};
-    [ForkRefused, Born, Ready, Leaving, Vanished, ANSWERED, UNANSWERED].map(of).to_vec()
-}
-
 const STARTING: Template = Template::Starting;
 const UNPROVEN: Template = Template::Ready { proven: false };
 const PROVEN: Template = Template::Ready { proven: true };
@@ -211,18 +208,19 @@ const WAITING: Template = Template::Waiting;
 
 #[test]
 fn the_template_in_every_phase() {
-    use Event::{Due, TemplateEnded, TemplateFailed, TemplateReady, TemplateRefused};
-    let unboot = || Action::Disarm(Timer::TemplateBoot);
+    use Event::Due;
+    let unboot = || Action::Disarm(Timer::TemplateBoot(1));
     let retry = || Action::Arm(Timer::TemplateRetry, BACKOFF);
-    let start = || vec![Action::StartTemplate, Action::Arm(Timer::TemplateBoot, BOOT)];
-    let kill = || Action::KillTemplate;
-    let boot = || Due(Timer::TemplateBoot);
+    let start = || vec![Action::StartTemplate { generation: 1 }, Action::Arm(Timer::TemplateBoot(1), BOOT)];
+    let kill = || kill_template(1);
+    let boot = || Due(Timer::TemplateBoot(1));
     let again = || Due(Timer::TemplateRetry);
-    template("a template gets ready", STARTING, vec![TemplateReady], UNPROVEN, vec![unboot()]);
+    let ready = || Event::TemplateReady { generation: 1, settings: settings(0) };
+    template("a template gets ready", STARTING, vec![ready()], UNPROVEN, vec![unboot()]);
     template(
         "a template that fails is ended",
         STARTING,
-        vec![TemplateFailed],
+        vec![failed(1)],
         KILLED_UNPROVEN,
         vec![unboot(), kill()],
     );
@@ -230,47 +228,41 @@ fn the_template_in_every_phase() {
     template(
         "one that dies is started again after a wait",
         STARTING,
-        vec![TemplateEnded],
+        vec![ended(1)],
         WAITING,
         vec![unboot(), retry()],
     );
-    template("one that is refused too", STARTING, vec![TemplateRefused], WAITING, vec![unboot(), retry()]);
+    template("one that is refused too", STARTING, vec![refused(1)], WAITING, vec![unboot(), retry()]);
     template("its retry is not due while it starts", STARTING, vec![again()], STARTING, vec![]);
     template(
         "ready and dead at once is a failure to start",
         UNPROVEN,
-        vec![TemplateEnded],
+        vec![ended(1)],
         WAITING,
         vec![retry()],
     );
-    template("one that has forked is replaced at once", PROVEN, vec![TemplateEnded], STARTING, start());
-    template("a ready one may still fail", UNPROVEN, vec![TemplateFailed], KILLED_UNPROVEN, vec![kill()]);
+    template("one that has forked is replaced at once", PROVEN, vec![ended(1)], STARTING, start());
+    template("a ready one may still fail", UNPROVEN, vec![failed(1)], KILLED_UNPROVEN, vec![kill()]);
     template(
         "a ready one is not started again",
         PROVEN,
-        vec![TemplateReady, TemplateRefused, boot(), again()],
+        vec![ready(), refused(1), boot(), again()],
         PROVEN,
         vec![],
     );
-    template(
-        "a killed one is replaced when it has ended",
-        KILLED_PROVEN,
-        vec![TemplateEnded],
-        STARTING,
-        start(),
-    );
-    template("killed before it forked", KILLED_UNPROVEN, vec![TemplateEnded], WAITING, vec![retry()]);
+    template("a killed one is replaced when it has ended", KILLED_PROVEN, vec![ended(1)], STARTING, start());
+    template("killed before it forked", KILLED_UNPROVEN, vec![ended(1)], WAITING, vec![retry()]);
     template(
         "killed before it was known to be refused",
         KILLED_UNPROVEN,
-        vec![TemplateRefused],
+        vec![refused(1)],
         WAITING,
         vec![retry()],
     );
     template(
         "a last word does not raise the killed",
         KILLED_PROVEN,
-        vec![TemplateReady, TemplateFailed, boot(), again()],
+        vec![ready(), failed(1), boot(), again()],
         KILLED_PROVEN,
         vec![],
     );
@@ -278,7 +270,7 @@ fn the_template_in_every_phase() {
     template(
         "where there is none, nothing is heard of it",
         WAITING,
-        vec![TemplateReady, TemplateFailed, TemplateEnded, TemplateRefused, boot()],
+        vec![ready(), failed(1), ended(1), refused(1), boot()],
         WAITING,
         vec![],
     );
@@ -289,8 +281,8 @@ fn template(name: &str, before: Template, events: Vec<Event>, then: Template, ac
     for event in events {
         let mut brain = Brain::new(settings(0));
         brain.state.first_start = false;
-        brain.state.template = before;
+        brain.state.serving.template = before;
         assert_eq!(brain.on(event.clone()), actions, "{name}: {event:?}");
-        assert_eq!(brain.state.template, then, "{name}: {event:?}");
+        assert_eq!(brain.state.serving.template, then, "{name}: {event:?}");
     }
 }

@@ -1,0 +1,164 @@
+//! The supervisor's dealings with generations: what the one that serves is made of, and how the next one takes its place.
+//!
+//! When each of this happens is decided in `state`. Until the switch nothing of the serving generation is touched.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::listeners::Listeners;
+use super::methods::Methods;
+use super::state::{Event, GenerationId, Settings};
+use super::{Supervisor, raise_descriptor_limit, restart};
+use crate::config::{self, Config, Source};
+use crate::sys::exec::Program;
+
+/// What a generation's processes are started from.
+#[derive(Debug)]
+pub(super) struct Origin {
+    pub(super) number: GenerationId,
+    /// Held open: a template that dies is started again from the same file, whatever the path leads to by then.
+    pub(super) program: Program,
+    pub(super) source: Source,
+}
+
+/// What a generation's workers are to be.
+#[derive(Debug)]
+pub(super) struct Terms {
+    pub(super) config: Config,
+    pub(super) methods: Rc<Methods>,
+    /// None once accepting has ended.
+    pub(super) listeners: Option<Listeners>,
+}
+
+/// The generation that is to follow.
+#[derive(Debug)]
+pub(super) struct Next {
+    pub(super) origin: Origin,
+    /// Known when its template is ready.
+    terms: Option<Terms>,
+    begun: Instant,
+}
+
+impl Supervisor {
+    /// A number that is not known yet begins the next generation, from what the paths of program and configuration lead
+    /// to now.
+    pub(super) fn look_for_the_next(&mut self, generation: GenerationId) -> io::Result<()> {
+        if generation == self.origin.number {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let program = self.origin.program.found_now()?;
+        let source = config::read_source_again(self.config_path.as_deref()).map_err(io::Error::other)?;
+        let origin = Origin { number: generation, program, source };
+        tracing::info!(
+            generation,
+            config = origin.source.name,
+            program = %origin.program.path().display(),
+            "reloading"
+        );
+        self.next = Some(Next { origin, terms: None, begun });
+        Ok(())
+    }
+
+    /// Where the template of a generation comes from.
+    pub(super) fn origin(&self, generation: GenerationId) -> Option<&Origin> {
+        let next = self.next.as_ref().map(|next| &next.origin);
+        [Some(&self.origin), next].into_iter().flatten().find(|origin| origin.number == generation)
+    }
+
+    pub(super) fn terms(&self, generation: GenerationId) -> Option<&Terms> {
+        if generation == self.origin.number {
+            return Some(&self.terms);
+        }
+        let next = self.next.as_ref().filter(|next| next.origin.number == generation)?;
+        next.terms.as_ref()
+    }
+
+    /// A template has done its preload: what the brain is to hear of it.
+    pub(super) fn template_is_ready(
+        &mut self,
+        generation: GenerationId,
+        methods: Vec<String>,
+        checked: Value,
+    ) -> Event {
+        if generation == self.origin.number {
+            self.terms.methods = Rc::new(self.all_methods.number(methods));
+            return Event::TemplateReady { generation, settings: settings(&self.terms.config) };
+        }
+        match self.take_terms(generation, methods, checked) {
+            Ok(settings) => Event::TemplateReady { generation, settings },
+            Err(why) => Event::TemplateFailed { generation, why },
+        }
+    }
+
+    fn take_terms(
+        &mut self,
+        generation: GenerationId,
+        methods: Vec<String>,
+        checked: Value,
+    ) -> Result<Settings, String> {
+        let Some(next) = self.next.as_mut().filter(|next| next.origin.number == generation) else {
+            return Err("it was given up".into());
+        };
+        let config: Config = serde_json::from_value(checked).map_err(|error| {
+            format!("what the template says of its configuration is not understood: {error}")
+        })?;
+        let listeners = match &self.terms.listeners {
+            Some(before) => before.followed_by(&config.listeners)?,
+            None => return Err("the service is to end".into()),
+        };
+        let settings = settings(&config);
+        let methods = Rc::new(self.all_methods.number(methods));
+        next.terms = Some(Terms { config, methods, listeners: Some(listeners) });
+        Ok(settings)
+    }
+
+    pub(super) fn switch(&mut self, generation: GenerationId) {
+        let Some(Next { origin, terms: Some(terms), begun }) = self.next.take() else {
+            return;
+        };
+        let addresses: Vec<&str> = terms.listeners.iter().flat_map(Listeners::addresses).collect();
+        let took = format!("{:.1?}", begun.elapsed());
+        tracing::info!(
+            generation,
+            took,
+            processes = terms.config.processes,
+            threads = terms.config.threads,
+            listen = addresses.join(", "),
+            "reloaded"
+        );
+        raise_descriptor_limit(&terms.config);
+        if let (Some(listeners), Some(before)) = (&terms.listeners, &self.terms.listeners) {
+            listeners.settle(before);
+        }
+        self.origin = origin;
+        self.terms = terms;
+    }
+
+    pub(super) fn reload_failed(&mut self, generation: GenerationId, why: &str) {
+        let begun = self.next.take().map(|next| next.begun);
+        let took = begun.map_or_else(|| "0s".to_owned(), |begun| format!("{:.1?}", begun.elapsed()));
+        let serving = self.origin.number;
+        // One line, also where the configuration has many mistakes.
+        let why = why.trim_end().replace('\n', "; ");
+        tracing::error!(generation, serving, took, "reload failed: {why}");
+    }
+}
+
+pub(super) fn settings(config: &Config) -> Settings {
+    Settings {
+        processes: config.processes,
+        restart: restart::Limits {
+            max_restarts: config.restart.max_restarts,
+            window: config.restart.window,
+            backoff: config.restart.backoff,
+            backoff_max: config.restart.backoff_max,
+        },
+        boot: config.timeouts.boot,
+        drain: config.timeouts.drain,
+        pre_stop: config.timeouts.pre_stop,
+    }
+}

@@ -1,0 +1,310 @@
+//! Succession: how a worker leaves while another takes its place, and what follows for those that have no slot any more.
+//!
+//! A worker that asks to be replaced, or is wedged, goes on as its slot's *predecessor* until the next process of the
+//! slot is ready, so that the service never has fewer workers for it. Then it *departs*: it is told to leave, and it
+//! is killed when that takes too long.
+
+use std::time::Duration;
+
+use super::generation::{Phase, Slot};
+use super::{Action, GenerationId, State, Timer, WorkerEvent, WorkerId};
+
+/// What a worker gets beyond the time to drain, to say that it ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What a worker has said of itself, for which it is to be replaced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// Threads of it are stuck; the lower the number, the longer ago it said so.
+    pub(super) wedged: Option<u64>,
+    pub(super) signalled: bool,
+    /// It is to be recycled, which happens to one at a time.
+    pub(super) retiring: bool,
+}
+
+/// A ready worker whose place another is about to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Predecessor {
+    pub(super) worker: WorkerId,
+    pub(super) marks: Marks,
+    /// The slot that it was forked for. Another one than it waits for, where its own was taken away.
+    pub(super) home: usize,
+}
+
+/// A worker that has no slot any more and has not been reaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Departing {
+    pub(super) generation: GenerationId,
+    pub(super) stage: Stage,
+    pub(super) marks: Marks,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Requested, and to be killed when it is born.
+    Unborn,
+    /// Told to leave; a timer runs.
+    Leaving,
+    /// Told to drain, with the whole service.
+    Draining,
+    Killed,
+}
+
+/// How a worker that serves is ended when its slot goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parting {
+    Leave,
+    Drain,
+    Kill,
+}
+
+/// Events.
+impl State {
+    pub(super) fn event_of_predecessor(&mut self, index: usize, event: WorkerEvent) {
+        let order = self.next_wedged();
+        let Some(slot) = self.serving.slots.get_mut(index) else {
+            return;
+        };
+        match event {
+            // Whoever was to follow it is the slot's worker already.
+            WorkerEvent::Ended { .. } => slot.predecessor = None,
+            WorkerEvent::Wedged => {
+                if let Some(before) = &mut slot.predecessor {
+                    before.marks.wedged.get_or_insert(order);
+                }
+            }
+            // It will be told to leave as it is.
+            WorkerEvent::Leaving
+            | WorkerEvent::Retiring
+            | WorkerEvent::OnlyStuckLeft
+            // Word that comes twice, or of one whose pid is known.
+            | WorkerEvent::Born
+            | WorkerEvent::Ready
+            | WorkerEvent::ForkRefused
+            | WorkerEvent::Vanished => {}
+        }
+    }
+
+    pub(super) fn event_of_departing(
+        &mut self,
+        worker: WorkerId,
+        stage: Stage,
+        event: WorkerEvent,
+        actions: &mut Vec<Action>,
+    ) {
+        match (stage, event) {
+            (Stage::Unborn, WorkerEvent::Born) => self.kill_departing(worker, actions),
+            (Stage::Leaving, WorkerEvent::OnlyStuckLeft) => self.kill_departing(worker, actions),
+            (Stage::Leaving, WorkerEvent::Wedged) => {
+                let order = self.next_wedged();
+                if let Some(departing) = self.departing.get_mut(&worker) {
+                    departing.marks.wedged.get_or_insert(order);
+                }
+            }
+            (Stage::Unborn, WorkerEvent::ForkRefused | WorkerEvent::Vanished)
+            | (
+                Stage::Unborn | Stage::Leaving | Stage::Draining | Stage::Killed,
+                WorkerEvent::Ended { .. },
+            ) => {
+                self.departing.remove(&worker);
+                if stage == Stage::Leaving {
+                    actions.push(Action::Disarm(Timer::Depart(worker)));
+                }
+            }
+            // It ends already; when all drain, the time of all is what counts.
+            (Stage::Leaving, WorkerEvent::Leaving | WorkerEvent::Retiring)
+            | (
+                Stage::Draining | Stage::Killed,
+                WorkerEvent::Leaving
+                | WorkerEvent::Retiring
+                | WorkerEvent::Wedged
+                | WorkerEvent::OnlyStuckLeft,
+            )
+            // Nothing before its first word, and that twice is a word too many.
+            | (
+                Stage::Unborn,
+                WorkerEvent::Ready
+                | WorkerEvent::Leaving
+                | WorkerEvent::Retiring
+                | WorkerEvent::Wedged
+                | WorkerEvent::OnlyStuckLeft,
+            )
+            | (
+                Stage::Leaving | Stage::Draining | Stage::Killed,
+                WorkerEvent::Born
+                | WorkerEvent::Ready
+                | WorkerEvent::ForkRefused
+                | WorkerEvent::Vanished,
+            ) => {}
+        }
+    }
+
+    pub(super) fn departure_timed_out(&mut self, worker: WorkerId, actions: &mut Vec<Action>) {
+        if self.departing.get(&worker).is_some_and(|departing| departing.stage == Stage::Leaving) {
+            self.kill_departing(worker, actions);
+        }
+    }
+}
+
+/// Steps.
+impl State {
+    pub(super) fn mark(&mut self, index: usize, mark: impl FnOnce(&mut Marks, u64)) {
+        let order = self.next_wedged();
+        if let Some(slot) = self.serving.slots.get_mut(index) {
+            mark(&mut slot.marks, order);
+        }
+    }
+
+    /// Has everybody who is marked replaced, as far as that may be now.
+    pub(super) fn arrange_successions(&mut self, actions: &mut Vec<Action>) {
+        self.bound_the_wedged(actions);
+        let mut one_retires = self.one_retires();
+        for index in 0..self.serving.slots.len() {
+            let Some(slot) = self.serving.slots.get_mut(index) else { continue };
+            let Phase::Ready(worker) = slot.phase else { continue };
+            let mut marks = slot.marks;
+            let must = marks.signalled || marks.wedged.is_some();
+            if must {
+                marks.retiring = false;
+            } else if !marks.retiring || one_retires {
+                continue;
+            }
+            one_retires |= marks.retiring;
+            slot.predecessor = Some(Predecessor { worker, marks, home: index });
+            self.serving.enter(index, Phase::Empty, actions);
+        }
+        self.fill_slots(actions);
+    }
+
+    /// The process of a slot is ready: who went before it has done its duty.
+    pub(super) fn predecessor_may_leave(&mut self, index: usize, actions: &mut Vec<Action>) {
+        let before = self.serving.slots.get_mut(index).and_then(|slot| slot.predecessor.take());
+        if let Some(before) = before {
+            self.part_with_ready(before.worker, before.marks, Parting::Leave, actions);
+        }
+    }
+
+    /// Ends whatever a slot of the serving generation had, which is gone.
+    pub(super) fn part_with(&mut self, index: usize, slot: Slot, how: Parting, actions: &mut Vec<Action>) {
+        if let Some(timer) = slot.phase.timer(index) {
+            actions.push(Action::Disarm(timer));
+        }
+        if let Some(before) = slot.predecessor {
+            self.part_with_ready(before.worker, before.marks, how, actions);
+        }
+        match slot.phase {
+            Phase::Empty | Phase::BackingOff => {}
+            // It has no pid yet.
+            Phase::Requested(worker) => self.depart(worker, Stage::Unborn, Marks::default()),
+            Phase::Booting(worker) => self.part_with_ready(worker, Marks::default(), Parting::Kill, actions),
+            Phase::Ready(worker) => {
+                // Of those that wait for their turn to retire several may leave at once.
+                let marks = Marks { retiring: false, ..slot.marks };
+                self.part_with_ready(worker, marks, how, actions);
+            }
+            Phase::TooSlow(worker) => self.depart(worker, Stage::Killed, Marks::default()),
+        }
+    }
+
+    pub(super) fn part_with_ready(
+        &mut self,
+        worker: WorkerId,
+        marks: Marks,
+        how: Parting,
+        actions: &mut Vec<Action>,
+    ) {
+        match how {
+            Parting::Leave => {
+                actions.push(Action::Leave(worker));
+                let time = self.serving.settings.drain.saturating_add(LAST_WORDS);
+                actions.push(Action::Arm(Timer::Depart(worker), time));
+                self.depart(worker, Stage::Leaving, marks);
+            }
+            Parting::Drain => {
+                actions.push(Action::Drain(worker));
+                self.depart(worker, Stage::Draining, marks);
+            }
+            Parting::Kill => {
+                actions.push(Action::Kill(worker));
+                self.depart(worker, Stage::Killed, marks);
+            }
+        }
+    }
+
+    /// The whole service drains or ends: so do those that had been told to leave, and nobody is left to take over
+    /// their connections.
+    pub(super) fn all_that_leave(&mut self, how: Parting, actions: &mut Vec<Action>) {
+        for (worker, departing) in &mut self.departing {
+            match (how, departing.stage) {
+                (Parting::Drain, Stage::Leaving) => {
+                    departing.stage = Stage::Draining;
+                    actions.push(Action::Disarm(Timer::Depart(*worker)));
+                    actions.push(Action::Drain(*worker));
+                }
+                (Parting::Kill, Stage::Leaving | Stage::Draining) => {
+                    if departing.stage == Stage::Leaving {
+                        actions.push(Action::Disarm(Timer::Depart(*worker)));
+                    }
+                    departing.stage = Stage::Killed;
+                    actions.push(Action::Kill(*worker));
+                }
+                (Parting::Drain, Stage::Draining)
+                | (Parting::Leave, Stage::Leaving | Stage::Draining)
+                | (Parting::Leave | Parting::Drain | Parting::Kill, Stage::Unborn | Stage::Killed) => {}
+            }
+        }
+    }
+
+    /// At most as many workers are wedged as there are slots: what wedges them wedges their successors too.
+    fn bound_the_wedged(&mut self, actions: &mut Vec<Action>) {
+        let most = self.serving.slots.len();
+        if most == 0 {
+            return;
+        }
+        let in_slots = |slot: &Slot| {
+            let before = slot.predecessor.map(|before| before.marks);
+            slot.marks.wedged.is_some() || before.is_some_and(|marks| marks.wedged.is_some())
+        };
+        let in_slots = self.serving.slots.iter().filter(|slot| in_slots(slot)).count();
+        let mut departing: Vec<(u64, WorkerId)> = self
+            .departing
+            .iter()
+            .filter(|(_, departing)| departing.stage == Stage::Leaving)
+            .filter_map(|(worker, departing)| Some((departing.marks.wedged?, *worker)))
+            .collect();
+        departing.sort_unstable();
+        // In each slot is one at most, so that those who depart are enough.
+        let too_many = (in_slots + departing.len()).saturating_sub(most);
+        for (_, worker) in departing.into_iter().take(too_many) {
+            actions.push(Action::Warn(format!(
+                "more than {most} workers are wedged; the one that was first is killed"
+            )));
+            self.kill_departing(worker, actions);
+        }
+    }
+
+    fn one_retires(&self) -> bool {
+        self.serving.slots.iter().any(|slot| slot.predecessor.is_some_and(|before| before.marks.retiring))
+            || self.departing.values().any(|departing| departing.marks.retiring)
+    }
+
+    fn kill_departing(&mut self, worker: WorkerId, actions: &mut Vec<Action>) {
+        if let Some(departing) = self.departing.get_mut(&worker) {
+            if departing.stage == Stage::Leaving {
+                actions.push(Action::Disarm(Timer::Depart(worker)));
+            }
+            departing.stage = Stage::Killed;
+            actions.push(Action::Kill(worker));
+        }
+    }
+
+    fn depart(&mut self, worker: WorkerId, stage: Stage, marks: Marks) {
+        let generation = self.serving.number;
+        self.departing.insert(worker, Departing { generation, stage, marks });
+    }
+
+    pub(super) fn next_wedged(&mut self) -> u64 {
+        self.wedged_so_far = self.wedged_so_far.wrapping_add(1);
+        self.wedged_so_far
+    }
+}
