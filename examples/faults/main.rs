@@ -51,10 +51,12 @@ impl Extent {
         Duration::from_secs(if self.short { short } else { full })
     }
 
+    /// How often: in full, or short.
     pub fn count(self, full: usize, short: usize) -> usize {
         if self.short { short } else { full }
     }
 
+    /// True when only some seconds are wanted.
     pub fn is_short(self) -> bool {
         self.short
     }

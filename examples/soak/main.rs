@@ -117,7 +117,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(complaints) => {
-            complaints.iter().for_each(|complaint| println!("== {complaint}"));
+            for complaint in complaints {
+                println!("== {complaint}");
+            }
             ExitCode::FAILURE
         }
         Err(error) => {

@@ -172,8 +172,7 @@ impl Engine {
             let next = self.timers.peek().map_or(TICK, |Reverse((at, _))| at.saturating_duration_since(now));
             // Rounded up, or it would spin through the last millisecond.
             let wait = if next.is_zero() { 0 } else { next.min(TICK).as_millis().max(1) };
-            let timeout =
-                EpollTimeout::from(u8::try_from(wait).unwrap_or(10));
+            let timeout = EpollTimeout::from(u8::try_from(wait).unwrap_or(10));
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
