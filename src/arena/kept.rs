@@ -133,7 +133,12 @@ impl KeptArena {
             flags: core.flags,
             taken,
             sent,
-            input: self.input(&core, taken, most)?,
+            // What is thrown away is not counted as begun.
+            input: if core.flags.contains(Flags::LINGERING) {
+                Vec::new()
+            } else {
+                self.input(&core, taken, most)?
+            },
             output: self.output(&core, sent, most)?,
             ran,
             waited,

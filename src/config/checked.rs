@@ -77,6 +77,8 @@ pub(crate) struct Timeouts {
     pub(crate) drain: Duration,
     /// From "not ready" on the health checks to closed listeners, so that balancers notice first.
     pub(crate) pre_stop: Duration,
+    /// From when on a connection outlives its worker; zero: at once.
+    pub(crate) keep_after: Duration,
 }
 
 /// What happens to workers that die while they boot.
@@ -157,6 +159,7 @@ impl Default for Timeouts {
             boot: Duration::from_secs(30),
             drain: Duration::from_secs(30),
             pre_stop: Duration::ZERO,
+            keep_after: Duration::from_millis(100),
         }
     }
 }
@@ -286,6 +289,7 @@ fn timeouts(mut section: Section<'_, '_>) -> Timeouts {
         boot: section.read("boot", default.boot, duration(SHORTEST..=DAY)),
         drain: section.read("drain", default.drain, duration(INSTANT..=DAY)),
         pre_stop: section.read("pre_stop", default.pre_stop, duration(INSTANT..=HOUR)),
+        keep_after: section.read("keep_after", default.keep_after, duration(INSTANT..=HOUR)),
     };
     section.finish();
     timeouts

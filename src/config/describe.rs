@@ -57,6 +57,7 @@ impl Config {
         line(text, "timeouts.boot", &show(timeouts.boot));
         line(text, "timeouts.drain", &or_word(timeouts.drain, "0s, running calls are cut off"));
         line(text, "timeouts.pre_stop", &show(timeouts.pre_stop));
+        line(text, "timeouts.keep_after", &show(timeouts.keep_after));
         let restart = &self.restart;
         let failures = match restart.max_restarts {
             0 => "no limit".to_owned(),

@@ -84,6 +84,7 @@ idle = "3m"
 boot = "4s"
 drain = "0s"
 pre_stop = "6s"
+keep_after = "7ms"
 [restart]
 max_restarts = 0
 window = "1m 30s"
@@ -141,6 +142,7 @@ fn every_key_is_read_into_its_field() {
             boot: seconds(4),
             drain: Duration::ZERO,
             pre_stop: seconds(6),
+            keep_after: Duration::from_millis(7),
         },
         restart: Restart {
             max_restarts: 0,
@@ -179,6 +181,7 @@ timeouts.idle                    3m
 timeouts.boot                    4s
 timeouts.drain                   0s, running calls are cut off
 timeouts.pre_stop                6s
+timeouts.keep_after              7ms
 restart.max_restarts             no limit
 restart.window                   1m 30s
 restart.backoff                  1ms
@@ -398,7 +401,7 @@ fn every_mistake_is_told_in_the_order_of_the_file() {
 }
 
 /// Every key, and a value of its right type.
-const KEYS: [(&str, &str); 32] = [
+const KEYS: [(&str, &str); 33] = [
     ("listen", "['[::1]:80']"),
     ("processes", "1"),
     ("threads", "1"),
@@ -421,6 +424,7 @@ const KEYS: [(&str, &str); 32] = [
     ("timeouts.boot", "'1s'"),
     ("timeouts.drain", "'1s'"),
     ("timeouts.pre_stop", "'1s'"),
+    ("timeouts.keep_after", "'1s'"),
     ("restart.max_restarts", "1"),
     ("restart.window", "'1s'"),
     ("restart.backoff", "'1s'"),

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::arena::Key;
+
 /// The version of this set of messages. Both ends of a line say theirs first.
 pub(crate) const VERSION: u32 = 1;
 
@@ -44,6 +46,15 @@ pub(crate) enum ToWorker {
     Leave,
     /// Open the doors, with which it was forked shut.
     Open,
+    /// Let so many connections go, so that others serve them.
+    LetGo { count: usize },
+    /// Go on with connections that were worker process `from`'s. Its descriptors are that worker's arena and then a socket for
+    /// each. `cause` is what that worker died of, if it has died.
+    Adopt { from: u32, cause: Option<String>, connections: Vec<Key> },
+    /// Others have what this worker offered: to be forgotten without a word to the peer.
+    Released { connections: Vec<Key> },
+    /// What this worker asked to have kept could not be: they end with it.
+    NotKept { connections: Vec<Key> },
 }
 
 /// From a worker to the supervisor.
@@ -64,4 +75,15 @@ pub(crate) enum FromWorker {
     Retiring { why: String },
     /// It has let everything go; only calls that are stuck still run.
     OnlyStuckLeft,
+    /// Connections that should outlive this worker, a descriptor for each.
+    Keep { connections: Vec<Key> },
+    /// Connections that were kept have ended.
+    Closed { connections: Vec<Key> },
+    /// Connections that this worker touches no more: their records are whole and no call of theirs runs.
+    Offered { connections: Vec<Key> },
+    /// This worker goes on with connections that were `from`'s, in the order in which it was asked to, each under this key. None:
+    /// nothing could be made of the record. What is missing at the end did not arrive.
+    Adopted { from: u32, results: Vec<Option<Key>> },
+    /// Calls wait here for threads, and connections could go to where they would not have to.
+    Crowded,
 }

@@ -16,6 +16,8 @@ use serde::de::DeserializeOwned;
 
 use crate::sys::seqpacket::{self, Packet};
 
+pub(crate) use seqpacket::MOST_DESCRIPTORS;
+
 pub(crate) use messages::{FromTemplate, FromWorker, ToTemplate, ToWorker, VERSION};
 
 /// The environment variable by which a process learns that it is a template, and which descriptor its line is.
@@ -39,6 +41,7 @@ pub(crate) struct Line {
 /// What a receive found.
 #[derive(Debug)]
 pub(crate) enum Received<M> {
+    /// Descriptors that this process has no room for are missing at the end.
     Message(M, Vec<OwnedFd>),
     /// Nothing has arrived.
     Nothing,
@@ -92,6 +95,23 @@ impl Line {
         Ok(())
     }
 
+    /// Sends `message` at once or not at all, so that whoever sends it knows whether it is on its way, and still has the
+    /// descriptors.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` while others wait to be sent or the socket takes no more; otherwise the kernel refused it.
+    pub(crate) fn send_now(
+        &self,
+        message: &impl Serialize,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        if self.has_queued() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        seqpacket::send(self.fd.as_fd(), &serde_json::to_vec(message)?, descriptors)
+    }
+
     /// Has the kernel kill this process as soon as the other end is closed or sends anything, until
     /// [`Self::live_on`].
     pub(crate) fn die_with_other_end(&self) -> io::Result<()> {
@@ -111,12 +131,13 @@ impl Line {
     ///
     /// # Errors
     ///
-    /// The message is not one of `M`, was cut short, or lost descriptors. The line can still be used.
+    /// The message is not one of `M`, or was cut short. The line can still be used.
     pub(crate) fn receive<M: DeserializeOwned>(&mut self) -> io::Result<Received<M>> {
         match seqpacket::receive(self.fd.as_fd(), &mut self.buffer)? {
             Packet::Nothing => Ok(Received::Nothing),
             Packet::Closed => Ok(Received::Closed),
-            Packet::Message { truncated: true, .. } => Err(io::Error::other("a message arrived cut short")),
+            Packet::Message { cut_short: true, .. } => Err(io::Error::other("a message arrived cut short")),
+            // Which descriptors are missing only the message says, so its receiver counts them.
             Packet::Message { length, descriptors, .. } => {
                 let bytes = self.buffer.get(..length).unwrap_or_default();
                 Ok(Received::Message(serde_json::from_slice(bytes)?, descriptors))

@@ -179,6 +179,13 @@ impl Error {
         )
     }
 
+    /// The call began to run and its handler will not be heard of again: its worker died of `cause`, or had to end.
+    pub(crate) fn crashed(method: &str, cause: &str) -> Error {
+        let method = shortened(method);
+        Error::plain(Error::CRASHED, format!("the worker ended while {method} was running ({cause})"))
+            .with_data(json!({ "method": method, "cause": cause }))
+    }
+
     pub(crate) fn too_large(length: usize, limit: usize) -> Error {
         Error::plain(Error::TOO_LARGE, WireError::TooLarge { length, limit }.to_string())
             .with_data(json!({ "limit": limit }))

@@ -110,6 +110,10 @@ impl Workers {
         self.by_id.insert(id, worker);
     }
 
+    pub(crate) fn get(&self, id: WorkerId) -> Option<&Worker> {
+        self.by_id.get(&id)
+    }
+
     pub(crate) fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
         self.by_id.get_mut(&id)
     }

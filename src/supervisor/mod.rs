@@ -5,6 +5,8 @@
 //! blocks and never serves a call.
 
 mod children;
+mod hand_over;
+mod keeping;
 mod listeners;
 mod methods;
 mod news;
@@ -33,6 +35,7 @@ use crate::sys::process;
 use crate::sys::signals::Signals;
 
 use children::{Template, Workers};
+use hand_over::Keeper;
 pub(crate) use listeners::Listeners;
 use methods::{AllMethods, Methods};
 use reload::{Next, Origin, Terms};
@@ -80,6 +83,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         "listening"
     );
     raise_descriptor_limit(config);
+    let keeper = Keeper::new(config.processes);
     let (state, actions) = State::start(reload::settings(config));
     let mut supervisor = Supervisor {
         epoll,
@@ -89,6 +93,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         templates: BTreeMap::new(),
         workers: Workers::default(),
         all_methods: AllMethods::default(),
+        keeper,
         scoreboard: Scoreboard::new(Totals::default()),
         origin: Origin { number: 1, program: setup.program, source: setup.source },
         terms: Terms {
@@ -134,6 +139,7 @@ struct Supervisor {
     templates: BTreeMap<GenerationId, Template>,
     workers: Workers,
     all_methods: AllMethods,
+    keeper: Keeper,
     scoreboard: Scoreboard<WorkerId>,
     /// The generation that serves.
     origin: Origin,
@@ -165,11 +171,13 @@ impl Supervisor {
                 self.decide();
             }
             self.fire_timers();
+            self.hand_over();
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let Some(next) = self.timers.values().min() else {
+        let moments = self.timers.values().copied().chain(self.keeper.try_again_at());
+        let Some(next) = moments.min() else {
             return EpollTimeout::NONE;
         };
         // Rounded up, or the loop would spin through the last millisecond.

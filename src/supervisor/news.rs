@@ -100,6 +100,7 @@ impl Supervisor {
         worker.log_end(ended, &last);
         let answered = worker.arena.answered() > 0;
         self.scoreboard.end(&id, Some(&last.renumber(&worker.methods.numbers)));
+        self.bequeath(id, ended.to_string());
         let cause = worker.boot_failure.unwrap_or_else(|| ended.to_string());
         self.happened(Event::Worker(id, WorkerEvent::Ended { answered, cause }));
     }

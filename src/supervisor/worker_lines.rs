@@ -45,6 +45,7 @@ impl Supervisor {
         let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
         let memory = arena::create(&room)?;
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
+        let lasting = memory.try_clone()?;
         let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         descriptors.extend(listeners.duplicates()?);
         let Some(template) = self.templates.get_mut(&generation) else {
@@ -64,6 +65,7 @@ impl Supervisor {
             boot_failure: None,
         };
         self.workers.insert(id, worker);
+        self.keeper.keeping.begin(id, lasting);
         template.line.send(&ToTemplate::Fork { worker: id, slot, doors_shut }, descriptors)?;
         watch(&self.epoll, &template.line, template_line::token(generation));
         Ok(())
@@ -75,6 +77,7 @@ impl Supervisor {
     }
 
     pub(super) fn abandon(&mut self, id: WorkerId) {
+        self.keeper.keeping.ended(id, String::new());
         let Some(mut worker) = self.workers.remove(id) else {
             return;
         };
@@ -92,15 +95,16 @@ impl Supervisor {
         self.tell(id, how);
     }
 
-    /// A worker that does not hear is of no use.
+    /// Sends a worker a message that it must not miss: one that does not hear is of no use.
     pub(super) fn tell(&mut self, id: WorkerId, message: &ToWorker) {
-        if let Some(worker) = self.workers.get_mut(id) {
-            if let Err(error) = worker.line.send(message, Vec::new()) {
-                tracing::warn!(slot = worker.slot, %error, "a worker can't be told {message:?} and is killed");
-                worker.kill();
-            } else {
-                watch(&self.epoll, &worker.line, token(id));
-            }
+        let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.line_open) else {
+            return;
+        };
+        if let Err(error) = worker.line.send(message, Vec::new()) {
+            tracing::warn!(slot = worker.slot, %error, "a worker can't be told {message:?} and is killed");
+            worker.kill();
+        } else if worker.line.has_queued() {
+            watch(&self.epoll, &worker.line, token(id));
         }
     }
 
@@ -128,7 +132,7 @@ impl Supervisor {
                         self.vanished(id);
                     }
                 }
-                Ok(Received::Message(message, _)) => self.worker_says(id, message),
+                Ok(Received::Message(message, descriptors)) => self.worker_says(id, message, descriptors),
                 Err(error) => {
                     tracing::warn!(slot = worker.slot, %error, "a message of a worker is not understood");
                     if error.raw_os_error().is_some() {
@@ -150,7 +154,7 @@ impl Supervisor {
         self.forget_unborn(id, WorkerEvent::Vanished);
     }
 
-    fn worker_says(&mut self, id: WorkerId, message: FromWorker) {
+    fn worker_says(&mut self, id: WorkerId, message: FromWorker, descriptors: Vec<OwnedFd>) {
         let Some(worker) = self.workers.get_mut(id) else {
             return;
         };
@@ -178,11 +182,7 @@ impl Supervisor {
                 return;
             }
             FromWorker::Leaving => {
-                tracing::info!(
-                    slot,
-                    generation,
-                    "a worker was signalled to end; it is replaced, then it drains"
-                );
+                tracing::info!(slot, generation, "a worker was signalled to end; it is replaced, then it leaves");
                 WorkerEvent::Leaving
             }
             FromWorker::Wedged { method } => {
@@ -199,6 +199,11 @@ impl Supervisor {
                 WorkerEvent::Retiring
             }
             FromWorker::OnlyStuckLeft => WorkerEvent::OnlyStuckLeft,
+            FromWorker::Keep { connections } => return self.keep(id, connections, descriptors),
+            FromWorker::Closed { connections } => return self.keeper.keeping.closed(id, &connections),
+            FromWorker::Offered { connections } => return self.offered(id, connections),
+            FromWorker::Adopted { from, results } => return self.adopted(id, from, results),
+            FromWorker::Crowded => return,
         };
         self.happened(Event::Worker(id, event));
     }

@@ -23,8 +23,10 @@ const F_SETSIG: libc::c_int = 10;
 pub(crate) enum Packet {
     Message {
         length: usize,
+        /// Those at the end are missing when this process has no room for them (EMFILE).
         descriptors: Vec<OwnedFd>,
-        truncated: bool,
+        /// Its bytes did not fit.
+        cut_short: bool,
     },
     /// Nothing has arrived.
     Nothing,
@@ -82,8 +84,7 @@ fn set_signalling(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives one message into `buffer`. A message that did not fit, or whose descriptors the kernel could not
-/// deliver in full, is marked `truncated`.
+/// Receives one message into `buffer`.
 pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
     let mut control = nix::cmsg_space!([std::os::fd::RawFd; MOST_DESCRIPTORS]);
     let mut slices = [IoSliceMut::new(buffer)];
@@ -114,8 +115,8 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packe
     if message.bytes == 0 && descriptors.is_empty() {
         return Ok(Packet::Closed);
     }
-    let truncated = message.flags.intersects(MsgFlags::MSG_CTRUNC | MsgFlags::MSG_TRUNC);
-    Ok(Packet::Message { length: message.bytes, descriptors, truncated })
+    let cut_short = message.flags.contains(MsgFlags::MSG_TRUNC);
+    Ok(Packet::Message { length: message.bytes, descriptors, cut_short })
 }
 
 #[cfg(test)]
@@ -129,11 +130,11 @@ mod tests {
         let (here, there) = pair().unwrap();
         send(here.as_fd(), b"hello", &[there.as_fd(), here.as_fd()]).unwrap();
         let mut buffer = [0; 64];
-        let Packet::Message { length, descriptors, truncated } = receive(there.as_fd(), &mut buffer).unwrap()
+        let Packet::Message { length, descriptors, cut_short } = receive(there.as_fd(), &mut buffer).unwrap()
         else {
             panic!("expected a message");
         };
-        assert_eq!((&buffer[..length], descriptors.len(), truncated), (&b"hello"[..], 2, false));
+        assert_eq!((&buffer[..length], descriptors.len(), cut_short), (&b"hello"[..], 2, false));
         assert!(matches!(receive(there.as_fd(), &mut buffer).unwrap(), Packet::Nothing));
     }
 
@@ -143,7 +144,7 @@ mod tests {
         send(here.as_fd(), b"longer than four", &[]).unwrap();
         assert!(matches!(
             receive(there.as_fd(), &mut [0; 4]).unwrap(),
-            Packet::Message { truncated: true, length: 4, .. }
+            Packet::Message { cut_short: true, length: 4, .. }
         ));
     }
 

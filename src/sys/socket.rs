@@ -144,6 +144,31 @@ pub(crate) fn sort_accept_error(error: &io::Error) -> AcceptFailure {
 pub(crate) struct Socket(OwnedFd);
 
 impl Socket {
+    /// A connection that another process accepted, and who is at its other end.
+    ///
+    /// # Errors
+    ///
+    /// It is no connection, or its peer is gone already.
+    pub(crate) fn handed_over(fd: OwnedFd) -> io::Result<(Self, PeerAddress)> {
+        let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+        let peer = match name.family() {
+            Some(AddressFamily::Inet | AddressFamily::Inet6) => {
+                let stream = std::net::TcpStream::from(fd);
+                let peer = PeerAddress::Tcp(stream.peer_addr()?);
+                return Ok((Self(stream.into()), peer));
+            }
+            Some(AddressFamily::Unix) => {
+                let credentials = getsockopt(&fd, sockopt::PeerCredentials)?;
+                PeerAddress::Unix { uid: credentials.uid(), pid: credentials.pid() }
+            }
+            other => {
+                let text = format!("expected a TCP or Unix connection, found family {other:?}");
+                return Err(io::Error::other(text));
+            }
+        };
+        Ok((Self(fd), peer))
+    }
+
     /// Receives what is there; `Ok(0)` is the peer's FIN, `WouldBlock` means nothing is there now.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let received = retry(|| recv(&self.0, &mut *buffer, RecvFlags::DONTWAIT))?;

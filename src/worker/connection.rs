@@ -18,6 +18,7 @@ use nix::sys::epoll::EpollFlags;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::chunk::Chunk;
+use super::leave::Going;
 use crate::arena::{Core, Flags, Key, Place, Record};
 use crate::rpc::Peer;
 use crate::sys::blocks::Pool;
@@ -51,6 +52,8 @@ pub(super) struct Connection {
     pub(super) listener: usize,
     /// The caller is gone; handlers see it without a lock.
     pub(super) gone: AtomicBool,
+    /// The supervisor has a duplicate of the socket, or is being sent one. Set under the lock.
+    pub(super) kept: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -89,6 +92,7 @@ pub(super) struct Interest {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) phase: Phase,
+    pub(super) going: Going,
     /// The first bytes were those of our framing.
     pub(super) recognised: bool,
     pub(super) input: Input,
@@ -136,7 +140,8 @@ impl Connection {
     pub(super) fn new(parts: Parts, now: Instant) -> Self {
         let Parts { key, socket, peer, framing, listener, pool, record, core } = parts;
         let state = Mutex::new(State::new(pool, record, core, now));
-        Self { key, socket, peer, framing, listener, gone: AtomicBool::new(false), state }
+        let (gone, kept) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { key, socket, peer, framing, listener, gone, kept, state }
     }
 
     pub(super) fn lock(self: &Arc<Self>) -> Locked<'_> {
@@ -185,6 +190,7 @@ impl State {
     fn new(pool: &'static Pool, record: Record, core: Core, now: Instant) -> Self {
         Self {
             phase: Phase::Open,
+            going: Going::Not,
             recognised: core.flags.contains(Flags::RECOGNISED),
             input: Input::default(),
             in_hand: None,
@@ -208,6 +214,7 @@ impl State {
     /// True when another message may be looked at.
     pub(super) fn may_begin(&self, bounds: &Bounds) -> bool {
         self.phase == Phase::Open
+            && self.going == Going::Not
             && !self.runs_inline()
             && self.calls.len() < bounds.in_flight
             && self.output.len() < bounds.output
@@ -274,7 +281,7 @@ impl State {
             Phase::Lingering { .. } => Interest { input: true, output: false },
             Phase::Finishing => Interest { input: false, output: !self.output.is_empty() },
             Phase::Open => Interest {
-                input: !self.input_ended && self.paused.is_none(),
+                input: !self.input_ended && self.paused.is_none() && self.going == Going::Not,
                 output: !self.output.is_empty(),
             },
         }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
 
+use super::adopt::Adoption;
 use super::connection::Connection;
 use super::flow::Hand;
 use super::listening::Door;
@@ -34,7 +35,13 @@ pub(super) enum Todo {
     Turn(Key),
     /// There is room again for this connection's input.
     Feed(Key),
-    Drain(Arc<Connection>),
+    LetGo(Arc<Connection>),
+    /// Nobody will go on with it: it takes what has arrived, answers that and closes.
+    Finish(Arc<Connection>),
+    /// Another worker has it.
+    Release(Key),
+    /// Another worker had it.
+    TakeUp(Key),
 }
 
 /// The poller's side of the worker.
@@ -56,6 +63,11 @@ pub(super) struct Desk {
     pub(super) log_lines_dropped: u64,
     /// The number of the thread that is the poller.
     pub(super) poller: usize,
+    pub(super) adoptions: VecDeque<Adoption>,
+    /// It was said that connections can't be kept.
+    pub(super) has_complained: bool,
+    /// The time to drain is up for a worker that leaves: what still runs was answered and is cut off.
+    pub(super) has_left: bool,
 }
 
 impl Desk {
@@ -80,7 +92,14 @@ impl Desk {
     /// All that was to do is done: the last call may have been answered.
     pub(super) fn end_round(&mut self, hand: &mut Hand) {
         let shared = &hand.shared;
-        if shared.draining.load(Ordering::SeqCst) && shared.table.lock().len() == 0 {
+        self.tell_offers(shared);
+        let is_done = if shared.draining.load(Ordering::SeqCst) {
+            true
+        } else {
+            shared.leaving.load(Ordering::SeqCst) && (self.has_left || shared.gate.is_idle())
+        };
+        if is_done && shared.table.lock().len() == 0 {
+            self.tell_notes(shared, hand.now());
             self.end(shared);
         }
         let dropped = log::dropped_lines();
@@ -101,8 +120,7 @@ impl Desk {
         loop {
             match self.line.receive() {
                 Ok(Received::Nothing) => break,
-                Ok(Received::Message(ToWorker::Drain | ToWorker::Leave, _)) => self.begin_draining(hand),
-                Ok(Received::Message(ToWorker::Open, _)) => self.open_late(&hand.shared),
+                Ok(Received::Message(message, descriptors)) => self.told(hand, message, descriptors),
                 Ok(Received::Closed) => {
                     let shared = &hand.shared;
                     let _ = shared.epoll.delete(&self.line);
@@ -110,6 +128,7 @@ impl Desk {
                         slot = shared.info.slot(),
                         "the supervisor is gone; finishing what has begun"
                     );
+                    self.release_all(hand);
                     self.begin_draining(hand);
                     self.bound_draining(&hand.shared);
                     break;
@@ -117,6 +136,22 @@ impl Desk {
                 Err(error) => {
                     tracing::warn!(slot = hand.shared.info.slot(), %error, "a message is not understood");
                 }
+            }
+        }
+    }
+
+    fn told(&mut self, hand: &mut Hand, message: ToWorker, descriptors: Vec<OwnedFd>) {
+        match message {
+            ToWorker::Drain => self.begin_draining(hand),
+            ToWorker::Leave => self.begin_leaving(hand),
+            ToWorker::Open => self.open_late(&hand.shared),
+            ToWorker::LetGo { count } => self.let_some_go(&hand.shared, count),
+            ToWorker::Released { connections } => {
+                self.todo.extend(connections.into_iter().map(Todo::Release));
+            }
+            ToWorker::NotKept { connections } => self.not_kept(&hand.shared, &connections),
+            ToWorker::Adopt { from, cause, connections } => {
+                self.adopt(hand, from, cause.as_deref(), &connections, descriptors);
             }
         }
     }
@@ -136,7 +171,7 @@ impl Desk {
         }
     }
 
-    /// SIGTERM to this process alone: the supervisor has it leave as soon as another has taken its place.
+    /// SIGTERM to this process alone: the supervisor says when it is time to leave.
     pub(super) fn ask_to_leave(&mut self) {
         let _ = self.term.read();
         // Where the supervisor is gone its line says so too.
@@ -148,11 +183,16 @@ impl Desk {
             return;
         }
         self.arena.set_state(State::Draining);
+        self.close_doors(hand);
+        self.todo.extend(hand.shared.all_connections().into_iter().map(Todo::Finish));
+    }
+
+    /// Accepts who waits, and nobody after.
+    pub(super) fn close_doors(&mut self, hand: &mut Hand) {
         let epoll = Arc::clone(&hand.shared.epoll);
         for door in self.doors.iter_mut().filter_map(Option::take) {
             door.close(&epoll, |socket, peer, entrance| hand.accepted(socket, peer, entrance));
         }
-        self.todo.extend(hand.shared.all_connections().into_iter().map(Todo::Drain));
     }
 
     pub(super) fn woken(&mut self, hand: &mut Hand) {

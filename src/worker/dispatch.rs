@@ -97,6 +97,11 @@ impl Gate {
         self.unfinished.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// No call runs or waits.
+    pub(super) fn is_idle(&self) -> bool {
+        count(self.unfinished.load(Ordering::SeqCst)) == 0
+    }
+
     /// For how long nothing has ended, when a call that came now would have to wait; None when it would not.
     pub(super) fn busy_for(&self, now_ns: u64) -> Option<Duration> {
         let all_busy = count(self.unfinished.load(Ordering::SeqCst)) >= self.threads;

@@ -141,7 +141,10 @@ impl Hand {
             Todo::TakeOver(key) => self.take_over(key),
             Todo::Turn(key) => self.take_turn(key),
             Todo::Feed(key) => self.feed(key),
-            Todo::Drain(connection) => self.drain(&connection),
+            Todo::LetGo(connection) => self.let_connection_go(&connection),
+            Todo::Finish(connection) => self.finish(&connection),
+            Todo::Release(key) => self.release(key),
+            Todo::TakeUp(key) => self.take_up(key),
         }
     }
 
@@ -168,6 +171,12 @@ impl Hand {
             match due {
                 Due::Connection(key) => self.due(key, at),
                 Due::Door(number) => desk.lock().look_again(number, self),
+                Due::Notes => desk.lock().tell_notes(&self.shared, self.now()),
+                Due::Adoptions => desk.lock().tell_adoptions(self),
+                Due::LeaveEnd => {
+                    desk.lock().has_left = true;
+                    self.end_leaving();
+                }
                 Due::DrainEnd => {
                     let slot = self.shared.info.slot();
                     tracing::warn!(slot, "calls still run after timeouts.drain; ended");

@@ -47,6 +47,12 @@ pub(super) struct Entrance {
     pub(super) framing: LengthFraming,
 }
 
+pub(super) fn entrances(config: &config::Config) -> Vec<Entrance> {
+    let framing = |order| LengthFraming { order, max_message: config.limits.max_message };
+    let numbered = config.listeners.iter().enumerate();
+    numbered.map(|(listener, of)| Entrance { listener, framing: framing(of.prefix) }).collect()
+}
+
 /// Why a door is shut for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shut {

@@ -8,6 +8,7 @@
 //! This file wires the parts together and builds them after the fork. `duty` is what each thread does, `desk` what the
 //! poller looks after, `flow` moves calls; the other parts know nothing of each other.
 
+mod adopt;
 mod buffers;
 mod capacity;
 mod chunk;
@@ -18,6 +19,8 @@ mod dispatch;
 mod doors;
 mod duty;
 mod flow;
+mod keep;
+mod leave;
 mod listening;
 mod pace;
 mod poller;
@@ -35,7 +38,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
-use crate::arena::{Key, Records, Room};
+use crate::arena::{Key, Most, Records, Room};
 use crate::config::Config;
 use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
 use crate::sys::blocks::Pool;
@@ -47,6 +50,8 @@ use connection::{Bounds, Connection};
 use deadlines::Deadlines;
 use dispatch::Gate;
 use duty::Task;
+use keep::Notes;
+use listening::Entrance;
 use pace::Paces;
 use role::Role;
 pub(crate) use start::{Birth, run};
@@ -89,6 +94,9 @@ pub(crate) struct Shared {
     epoll: Arc<Epoll>,
     wake: EventFd,
     table: Mutex<Table>,
+    /// What connections have from the listener that they came in by, by its number.
+    entrances: Vec<Entrance>,
+    most: Most,
     records: Records,
     pool: &'static Pool,
     deadlines: Arc<Deadlines<Due>>,
@@ -101,7 +109,11 @@ pub(crate) struct Shared {
     gate: Gate,
     queue: Sender<Task>,
     buffers: Buffers,
+    /// The service ends: what has begun is finished, and then all is closed.
     draining: AtomicBool,
+    /// This worker ends and the service goes on: connections go to others.
+    leaving: AtomicBool,
+    notes: Mutex<Notes>,
     /// The word that there is no watch lies in the queue.
     wants_watch: AtomicBool,
     /// A door is shut until a connection leaves: the poller wants to hear of it.
@@ -115,6 +127,12 @@ pub(crate) struct Shared {
 enum Due {
     Connection(Key),
     Door(usize),
+    /// There is something to tell the supervisor about connections.
+    Notes,
+    /// The supervisor is to be told what was adopted.
+    Adoptions,
+    /// The time to drain is up for a worker that leaves.
+    LeaveEnd,
     /// The supervisor is gone and the time to drain is up.
     DrainEnd,
 }
@@ -149,6 +167,8 @@ impl Shared {
             epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             table: Mutex::default(),
+            entrances: listening::entrances(config),
+            most: Self::most_kept(config),
             records,
             pool,
             deadlines: Arc::new(Deadlines::new()),
@@ -160,6 +180,8 @@ impl Shared {
             queue,
             buffers: Buffers::new(limits.buffers),
             draining: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            notes: Mutex::new(Notes::new(config.timeouts.keep_after)),
             wants_watch: AtomicBool::new(false),
             wants_room: AtomicBool::new(false),
             wants_thread: AtomicBool::new(false),
@@ -169,6 +191,11 @@ impl Shared {
 
     fn add(&self, fd: impl std::os::fd::AsFd, token: u64) -> std::io::Result<()> {
         Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
+    }
+
+    /// Accepts nothing any more, and ends when its connections have gone, wherever to.
+    fn is_ending(&self) -> bool {
+        self.draining.load(Ordering::SeqCst) || self.leaving.load(Ordering::SeqCst)
     }
 
     fn find(&self, key: Key) -> Option<Arc<Connection>> {
@@ -194,7 +221,7 @@ impl Shared {
     /// A call occupies its thread no longer.
     fn call_ended(&self) {
         self.gate.ended(clock::monotonic_ns());
-        if self.wants_thread.load(Ordering::SeqCst) {
+        if self.wants_thread.load(Ordering::SeqCst) || self.leaving.load(Ordering::SeqCst) {
             self.wake_poller();
         }
     }

@@ -108,6 +108,12 @@ impl Gathered {
             .collect::<Result<Vec<_>, _>>()
             .map_err(failed("listener"))?;
 
+        if listeners.len() < config.listeners.len() {
+            let (expected, found) = (config.listeners.len(), listeners.len());
+            return Err(format!(
+                "expected {expected} listeners, found {found}: the descriptor limit is too low"
+            ));
+        }
         let states = service.make_states(&info)?;
         service.worker_start(&info)?;
         // The gate bounds what waits; this is room for that, for what threads are about to take, and for the word that
@@ -177,6 +183,9 @@ impl Desk {
             todo: std::collections::VecDeque::new(),
             log_lines_dropped: 0,
             poller: 0,
+            adoptions: std::collections::VecDeque::new(),
+            has_complained: false,
+            has_left: false,
         }
     }
 }

@@ -21,17 +21,42 @@ struct Place {
 impl Table {
     /// Puts a new connection in; `make` is given the key it will be known by. None where that makes none.
     pub(super) fn insert(&mut self, make: impl FnOnce(Key) -> Option<Connection>) -> Option<Arc<Connection>> {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place::default());
-            // Far more connections than a process can have descriptors.
-            u32::try_from(self.places.len() - 1).unwrap_or(u32::MAX)
-        });
+        let index = self.free_place();
         let place = &mut self.places[index as usize];
         place.connection = make(Key { index, generation: place.generation }).map(Arc::new);
         if place.connection.is_none() {
             self.free.push(index);
         }
         place.connection.as_ref().map(Arc::clone)
+    }
+
+    /// Takes a place for a connection that is being made; nobody finds it there before it [fills](Self::fill) the place.
+    pub(super) fn reserve(&mut self) -> Key {
+        let index = self.free_place();
+        let generation = self.places.get(index as usize).map_or(0, |place| place.generation);
+        Key { index, generation }
+    }
+
+    pub(super) fn fill(&mut self, key: Key, connection: Arc<Connection>) {
+        if let Some(place) = self.places.get_mut(key.index as usize) {
+            place.connection = Some(connection);
+        }
+    }
+
+    /// Nobody came to fill a reserved place.
+    pub(super) fn give_back(&mut self, key: Key) {
+        if let Some(place) = self.places.get_mut(key.index as usize) {
+            place.generation = place.generation.wrapping_add(1);
+            self.free.push(key.index);
+        }
+    }
+
+    fn free_place(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            // Far more connections than a process can have descriptors.
+            u32::try_from(self.places.len() - 1).unwrap_or(u32::MAX)
+        })
     }
 
     pub(super) fn get(&self, key: Key) -> Option<Arc<Connection>> {
@@ -114,6 +139,22 @@ mod tests {
         let never = Key { index: 7, generation: 0 };
         assert!(table.get(never).is_none());
         assert!(!table.remove(never));
+    }
+
+    #[test]
+    fn nobody_finds_a_connection_before_it_fills_its_place() {
+        let mut table = Table::default();
+        let key = table.reserve();
+        assert!(table.get(key).is_none());
+        assert_eq!((table.len(), table.all().len()), (1, 0), "it counts, so that the worker does not end");
+        let other = insert(&mut table);
+        assert_ne!(other.index, key.index);
+        let connection = table.get(other).unwrap();
+        table.fill(key, connection);
+        assert!(table.get(key).is_some());
+        let unfilled = table.reserve();
+        table.give_back(unfilled);
+        assert_ne!(table.reserve(), unfilled);
     }
 
     #[test]

@@ -21,10 +21,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::restart::Limits;
-use generation::Generation;
+use generation::{Generation, Phase, Slot};
 use reload::Reload;
 use service::Service;
-use succession::Departing;
+use succession::{Departing, Stage};
 
 /// The number of a worker process.
 pub(crate) type WorkerId = u32;
@@ -239,6 +239,26 @@ impl State {
         self.arrange_successions(&mut actions);
         self.finish_if_empty(&mut actions);
         actions
+    }
+
+    /// Workers that can take connections of others. When the service ends, those that drain: what has arrived on a
+    /// connection is still to be answered.
+    pub(crate) fn adopters(&self) -> Vec<WorkerId> {
+        let in_slot = |slot: &Slot| match slot.phase {
+            Phase::Ready(worker) => Some(worker),
+            // What it was asked to end for is not known; but others may have nobody else.
+            Phase::Empty | Phase::BackingOff | Phase::Requested(_) | Phase::Booting(_) | Phase::TooSlow(_) => {
+                slot.predecessor.map(|before| before.worker)
+            }
+        };
+        let serving = self.serving.slots.iter().filter_map(in_slot);
+        let draining = self.departing.iter().filter(|(_, departing)| departing.stage == Stage::Draining);
+        serving.chain(draining.map(|(worker, _)| *worker)).collect()
+    }
+
+    /// The service ends: no worker will ever be ready again.
+    pub(crate) fn is_ending(&self) -> bool {
+        !self.is_serving()
     }
 
     fn due(&mut self, timer: Timer, now: Instant, actions: &mut Vec<Action>) {

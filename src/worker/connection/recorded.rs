@@ -39,7 +39,7 @@ pub(in crate::worker) struct Mark {
 
 impl State {
     /// Brings the record in line with everything; nothing where the connection has left it.
-    pub(super) fn commit(&mut self) {
+    pub(in crate::worker) fn commit(&mut self) {
         let Some(record) = &mut self.record else {
             return;
         };
@@ -104,6 +104,22 @@ impl State {
             own
         };
         self.input.put(rest, needs);
+        true
+    }
+
+    /// What another worker had taken and not begun.
+    #[must_use]
+    pub(in crate::worker) fn adopt_input(&mut self, bytes: &[u8]) -> bool {
+        if bytes.is_empty() {
+            self.commit();
+            return true;
+        }
+        let Some(chunk) = Chunk::copy_of(bytes, room_for(bytes.len(), 0), self.pool) else {
+            return false;
+        };
+        self.core.input = chunk.place_behind(0);
+        self.commit();
+        self.input.put(chunk, 0);
         true
     }
 

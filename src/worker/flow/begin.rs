@@ -75,7 +75,7 @@ pub(super) enum Next {
 
 impl Hand {
     /// Moves a connection on after something about it changed.
-    pub(super) fn go_on(&mut self, state: &mut Locked<'_>) {
+    pub(in crate::worker) fn go_on(&mut self, state: &mut Locked<'_>) {
         if state.phase == Phase::Open && !state.input.is_empty() {
             self.begin_waiting(state);
         }
@@ -257,7 +257,7 @@ impl Hand {
     }
 
     /// Writes an error answer for a message or call that no handler answers.
-    pub(super) fn answer_error(
+    pub(in crate::worker) fn answer_error(
         &mut self,
         state: &mut Locked<'_>,
         error: &Error,

@@ -4,6 +4,7 @@
 //! lock with the same steps, so it does not matter which of them comes first. Here is what the poller brings;
 //! `begin` makes calls of bytes, `run` runs them, and `settle` draws the consequences of every change.
 
+mod adopt;
 mod begin;
 mod run;
 mod settle;
@@ -18,6 +19,7 @@ use nix::sys::epoll::EpollEvent;
 use super::buffers::{LITTLE, Ration};
 use super::chunk::Scratch;
 use super::connection::{Answered, Connection, Interest, Locked, Parts, Pause, Phase};
+use super::leave::Going;
 use super::listening::Entrance;
 use super::role::Term;
 use super::{Shared, token_of};
@@ -27,10 +29,11 @@ use crate::sys::blocks::Block;
 use crate::sys::clock;
 use crate::sys::socket::{PeerAddress, Socket};
 
+pub(super) use adopt::Prepared;
 pub(super) use begin::Job;
 
 /// The most input taken from one connection when the worker drains: more than any receive queue holds.
-const MOST_AT_DRAIN: u64 = 16 << 20;
+pub(super) const MOST_AT_DRAIN: usize = 16 << 20;
 
 /// One thread's part in the work: what all share, and what is its own.
 pub(super) struct Hand {
@@ -85,10 +88,7 @@ impl Hand {
 
     /// Takes in a connection that was just accepted.
     pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, entrance: Entrance) {
-        let peer = match peer {
-            PeerAddress::Tcp(address) => Peer::Tcp(address),
-            PeerAddress::Unix { uid, pid } => Peer::Unix { uid, pid },
-        };
+        let peer = Peer::from(peer);
         let (now, shared) = (self.now, &self.shared);
         let Entrance { listener, framing } = entrance;
         let (pool, core) = (shared.pool, Core::default());
@@ -101,6 +101,7 @@ impl Hand {
             return;
         };
         self.row.connection_opened();
+        self.shared.note(|notes| notes.began(connection.key, now));
         let flags = connection.lock().armed.flags();
         let event = EpollEvent::new(flags, token_of(connection.key));
         let added = self.shared.epoll.add(&connection.socket, event);
@@ -109,6 +110,9 @@ impl Hand {
             tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
             self.close(&mut state);
         } else {
+            if self.shared.leaving.load(Ordering::SeqCst) {
+                state.going = Going::Asked;
+            }
             self.settle(&mut state);
         }
     }
@@ -148,7 +152,7 @@ impl Hand {
 
     fn read(&mut self, state: &mut Locked<'_>) {
         // Epoll may have seen it before it was told not to look.
-        if state.input_ended || state.paused == Some(Pause::Turn) {
+        if state.input_ended || state.paused == Some(Pause::Turn) || state.going != Going::Not {
             return;
         }
         if !state.may_begin(&self.shared.bounds) {
@@ -211,7 +215,7 @@ impl Hand {
         let now = self.now;
         if let Phase::Lingering { until } = state.phase {
             // A worker that ends does not wait for clients that have everything and keep their side open.
-            let all_arrived = self.shared.draining.load(Ordering::SeqCst) && connection.socket.is_settled();
+            let all_arrived = self.shared.is_ending() && connection.socket.is_settled();
             return if until <= now || all_arrived {
                 self.close(&mut state);
             } else {
@@ -294,9 +298,9 @@ impl Hand {
     /// The worker drains: takes what has arrived so far and no more.
     pub(super) fn drain(&mut self, connection: &Arc<Connection>) {
         let mut state = connection.lock();
-        if state.phase == Phase::Open && !state.input_ended {
+        if state.phase == Phase::Open && !state.input_ended && state.going == Going::Not {
             let before = state.taken();
-            while state.taken() - before < MOST_AT_DRAIN {
+            while state.taken() - before < MOST_AT_DRAIN as u64 {
                 match state.receive(&mut self.scratch, usize::MAX) {
                     Ok(Some(chunk)) => {
                         if !state.keep(chunk, 0, &self.scratch) {
@@ -310,6 +314,15 @@ impl Hand {
         }
         if state.phase != Phase::Closed {
             self.go_on(&mut state);
+        }
+    }
+}
+
+impl From<PeerAddress> for Peer {
+    fn from(peer: PeerAddress) -> Self {
+        match peer {
+            PeerAddress::Tcp(address) => Self::Tcp(address),
+            PeerAddress::Unix { uid, pid } => Self::Unix { uid, pid },
         }
     }
 }

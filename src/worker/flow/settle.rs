@@ -21,7 +21,7 @@ const LAST_LOOKS: usize = 64;
 impl Hand {
     /// Brings everything that follows from a connection's state in line with it: what can be sent is sent, what
     /// is over is ended, epoll and the deadlines know what to look for. Every change ends here.
-    pub(super) fn settle(&mut self, state: &mut Locked<'_>) {
+    pub(in crate::worker) fn settle(&mut self, state: &mut Locked<'_>) {
         if state.phase == Phase::Closed {
             return;
         }
@@ -41,6 +41,9 @@ impl Hand {
             }
             if is_over(state) || (state.is_quiet() && state.phase == Phase::Finishing) {
                 return self.end(state);
+            }
+            if self.offer(state) {
+                return self.account(state);
             }
         }
         self.watch(state);
@@ -106,7 +109,7 @@ impl Hand {
         let Some(mut due) = state.due(&shared.bounds) else {
             return;
         };
-        if matches!(state.phase, Phase::Lingering { .. }) && shared.draining.load(Ordering::SeqCst) {
+        if matches!(state.phase, Phase::Lingering { .. }) && shared.is_ending() {
             due = due.min(self.now + LOOK_AT_DRAIN);
         }
         if state.timer.is_none_or(|timer| due < timer) {
@@ -157,6 +160,14 @@ impl Hand {
         connection.caller_is_gone();
         // A handler that outlives its call's deadline still holds the socket; its peer must not wait for that.
         connection.socket.shut_down();
+        if connection.kept.swap(false, Ordering::Relaxed) {
+            self.shared.note(|notes| notes.closed(connection.key, self.now));
+        }
+        self.forget(state);
+    }
+
+    /// Gives back all that a connection has which is no longer in the table.
+    pub(in crate::worker) fn forget(&mut self, state: &mut Locked<'_>) {
         state.phase = Phase::Closed;
         self.shared.buffers.hold_on(state.held_by_calls());
         state.calls.clear();
@@ -166,7 +177,7 @@ impl Hand {
         self.account(state);
         self.row.connection_closed();
         let shared = &self.shared;
-        if shared.wants_room.load(Ordering::SeqCst) || shared.draining.load(Ordering::SeqCst) {
+        if shared.wants_room.load(Ordering::SeqCst) || shared.is_ending() {
             shared.wake_poller();
         }
     }

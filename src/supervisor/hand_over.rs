@@ -1,0 +1,200 @@
+//! Connections that outlive their worker: what workers say about the keeping, and handing over what waits.
+//!
+//! Whose a connection is stands in `keeping`; here the messages go out and come in. Nothing waits for an answer: what can't
+//! be sent now is tried again a little later, and as soon as anything else happens.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::Supervisor;
+use super::keeping::{Handing, Keeping};
+use super::state::WorkerId;
+use crate::arena::Key;
+use crate::line::ToWorker;
+use crate::sys::limits;
+
+/// When it is tried again to hand over what the kernel would not take.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
+
+/// Descriptors that the keeping leaves to everything else: for each worker its line, its arena and what its fork
+/// takes.
+const EACH_WORKER: u64 = 8;
+const OTHERS: u64 = 64;
+
+/// What the supervisor has of connections.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) keeping: Keeping<OwnedFd, OwnedFd>,
+    most: usize,
+    try_again_at: Option<Instant>,
+    has_complained: bool,
+}
+
+impl Keeper {
+    pub(super) fn new(processes: usize) -> Self {
+        Self {
+            keeping: Keeping::default(),
+            most: most_kept(limits::descriptors(), processes),
+            try_again_at: None,
+            has_complained: false,
+        }
+    }
+
+    pub(super) fn try_again_at(&self) -> Option<Instant> {
+        self.try_again_at
+    }
+
+    /// Once, or a service without room would say nothing else.
+    fn complain(&mut self, why: &str) {
+        if !std::mem::replace(&mut self.has_complained, true) {
+            tracing::warn!(
+                kept = self.keeping.len(),
+                "some connections can't be kept and would end with their worker (said once): {why}; raise the \
+                 descriptor limit (ulimit -n, LimitNOFILE=) for more"
+            );
+        }
+    }
+}
+
+/// Connections that may be kept where a process may have `descriptors` open.
+fn most_kept(descriptors: u64, processes: usize) -> usize {
+    let workers = u64::try_from(processes).unwrap_or(u64::MAX);
+    let others = workers.saturating_mul(EACH_WORKER).saturating_add(OTHERS);
+    // A low limit is shared: a keeping of some is better than none.
+    usize::try_from(descriptors - others.min(descriptors / 2)).unwrap_or(usize::MAX)
+}
+
+impl Supervisor {
+    pub(super) fn keep(&mut self, worker: WorkerId, connections: Vec<Key>, mut descriptors: Vec<OwnedFd>) {
+        if descriptors.len() < connections.len() {
+            self.keeper.complain("not all of their descriptors arrived");
+        }
+        let room = self.keeper.most.saturating_sub(self.keeper.keeping.len());
+        if descriptors.len() > room {
+            descriptors.truncate(room);
+            self.keeper.complain("the supervisor may not have more descriptors open");
+        }
+        let not_kept = self.keeper.keeping.keep(worker, connections, descriptors);
+        if !not_kept.is_empty() {
+            self.tell(worker, &ToWorker::NotKept { connections: not_kept });
+        }
+    }
+
+    pub(super) fn offered(&mut self, worker: WorkerId, connections: Vec<Key>) {
+        let not_kept = self.keeper.keeping.offered(worker, connections);
+        if !not_kept.is_empty() {
+            // Nobody has another descriptor of them, so this closes them.
+            self.tell(worker, &ToWorker::Released { connections: not_kept });
+        }
+    }
+
+    pub(super) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Option<Key>>) {
+        let moved = self.keeper.keeping.adopted(adopter, from, results);
+        if moved.refused > 0 {
+            tracing::warn!(
+                connections = moved.refused,
+                "connections of a worker are closed: nothing could be made of what it left of them"
+            );
+        }
+        if moved.wait_again > 0 {
+            self.keeper.complain("a worker has no room for the descriptors of another's");
+            self.try_again_later();
+        }
+        if !moved.released.is_empty() {
+            self.tell(from, &ToWorker::Released { connections: moved.released });
+        }
+    }
+
+    /// A worker has ended and its line was read dry.
+    pub(super) fn bequeath(&mut self, worker: WorkerId, cause: String) {
+        let connections = self.keeper.keeping.served_by(worker);
+        if connections > 0 {
+            tracing::info!(connections, "the connections of a worker that has ended go to others");
+        }
+        self.keeper.keeping.ended(worker, cause);
+    }
+
+    /// Hands over what waits, as far as there is somebody to take it.
+    pub(super) fn hand_over(&mut self) {
+        if self.keeper.keeping.waiting() == 0 {
+            return;
+        }
+        if self.keeper.try_again_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        self.keeper.try_again_at = None;
+        let adopters = self.state.adopters();
+        if adopters.is_empty() {
+            if self.state.is_ending() {
+                self.give_up_waiting();
+            }
+            return;
+        }
+        let keeping = &self.keeper.keeping;
+        let adopters: Vec<(WorkerId, usize)> =
+            adopters.into_iter().map(|worker| (worker, keeping.served_by(worker))).collect();
+        for handing in keeping.plan(&adopters) {
+            match self.ask_to_adopt(handing) {
+                Ok(()) => self.keeper.keeping.sent(handing),
+                Err(error) => {
+                    if !is_for_a_moment(&error) {
+                        tracing::warn!(%error, "a worker can't be handed connections; tried again");
+                    }
+                    self.try_again_later();
+                }
+            }
+        }
+    }
+
+    fn ask_to_adopt(&self, handing: Handing) -> io::Result<()> {
+        let gone = || io::Error::from(Errno::EPIPE);
+        let adopter = self.workers.get(handing.to).ok_or_else(gone)?;
+        let parcel = self.keeper.keeping.parcel(handing.from, handing.count).ok_or_else(gone)?;
+        let (from, cause, connections) = (handing.from, parcel.cause, parcel.connections);
+        let mut descriptors: Vec<BorrowedFd<'_>> = vec![parcel.arena.as_fd()];
+        descriptors.extend(parcel.descriptors.into_iter().map(AsFd::as_fd));
+        adopter.line.send_now(&ToWorker::Adopt { from, cause, connections }, &descriptors)
+    }
+
+    fn try_again_later(&mut self) {
+        self.keeper.try_again_at = Some(Instant::now() + TRY_AGAIN);
+    }
+
+    fn give_up_waiting(&mut self) {
+        for (worker, connections) in self.keeper.keeping.give_up_waiting() {
+            self.tell(worker, &ToWorker::Released { connections });
+        }
+    }
+}
+
+/// The line is full, or too many descriptors are under way: it passes as soon as others have read.
+fn is_for_a_moment(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    error.kind() == io::ErrorKind::WouldBlock || matches!(errno, Some(Errno::ETOOMANYREFS | Errno::ENOBUFS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keeping_leaves_descriptors_to_everything_else() {
+        for (descriptors, processes, kept) in [
+            (1_048_576, 4, 1_048_480),
+            (1024, 4, 928),
+            (128, 4, 64),
+            (100, 1024, 50),
+            (0, 1, 0),
+            (u64::MAX, usize::MAX, u64::MAX - u64::MAX / 2),
+        ] {
+            assert_eq!(
+                most_kept(descriptors, processes) as u64,
+                kept,
+                "{descriptors} descriptors, {processes} processes"
+            );
+        }
+    }
+}

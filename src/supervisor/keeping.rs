@@ -1,0 +1,277 @@
+//! The keeping: the supervisor's duplicates of the workers' connections, and whose each of them is.
+//!
+//! A connection that is kept is served by one living worker; or waits for one, because its worker died or has let it go;
+//! or is on its way to one that has not said yet that it has it. The arena of a worker is kept for as long as a
+//! connection of it may have to be read there, which is longer than the worker lives.
+//!
+//! Pure: `D` is what a connection is held by and `A` what an arena is, so that it is tested without either. Messages are
+//! exchanged in `hand_over`; nothing here knows of lines or processes.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::state::WorkerId;
+use crate::arena::Key;
+
+/// The most connections handed over in one message: the arena travels with them.
+pub(crate) const MOST_AT_ONCE: usize = crate::line::MOST_DESCRIPTORS - 1;
+
+/// Every connection that is kept, and all arenas that are needed.
+#[derive(Debug)]
+pub(crate) struct Keeping<D, A> {
+    estates: BTreeMap<WorkerId, Estate<D, A>>,
+}
+
+/// What is one worker's: its arena, and the connections whose records are there.
+#[derive(Debug)]
+struct Estate<D, A> {
+    arena: A,
+    /// What it died of; None while it lives.
+    cause: Option<String>,
+    /// Those that it serves. None when it has died.
+    served: HashMap<Key, D>,
+    /// Those that nobody serves.
+    waiting: VecDeque<(Key, D)>,
+    /// Those that others were asked to go on with, in the order in which they were asked.
+    on_the_way: Vec<Sent<D>>,
+}
+
+#[derive(Debug)]
+struct Sent<D> {
+    to: WorkerId,
+    connections: Vec<(Key, D)>,
+}
+
+/// Connections that a worker should be asked to go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Handing {
+    pub(crate) from: WorkerId,
+    pub(crate) to: WorkerId,
+    pub(crate) count: usize,
+}
+
+/// What a worker is sent with such a request.
+#[derive(Debug)]
+pub(crate) struct Parcel<'a, D, A> {
+    pub(crate) arena: &'a A,
+    pub(crate) cause: Option<String>,
+    pub(crate) connections: Vec<Key>,
+    pub(crate) descriptors: Vec<&'a D>,
+}
+
+/// What follows from a worker's word that it goes on with connections.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// For the worker they come from, if it lives: they are no longer its own.
+    pub(crate) released: Vec<Key>,
+    /// Records of which nothing could be made. Their connections are closed.
+    pub(crate) refused: usize,
+    /// Those that did not arrive wait again.
+    pub(crate) wait_again: usize,
+}
+
+impl<D, A> Default for Keeping<D, A> {
+    fn default() -> Self {
+        Self { estates: BTreeMap::new() }
+    }
+}
+
+/// What workers say, and their end.
+impl<D, A> Keeping<D, A> {
+    /// A worker process that is about to be forked has this arena.
+    pub(crate) fn begin(&mut self, worker: WorkerId, arena: A) {
+        let (served, waiting, on_the_way) = (HashMap::new(), VecDeque::new(), Vec::new());
+        self.estates.insert(worker, Estate { arena, cause: None, served, waiting, on_the_way });
+    }
+
+    /// A worker asks to have connections kept. Those for which no descriptor arrived are returned.
+    pub(crate) fn keep(&mut self, worker: WorkerId, connections: Vec<Key>, descriptors: Vec<D>) -> Vec<Key> {
+        let Some(estate) = self.estates.get_mut(&worker) else {
+            return connections;
+        };
+        let mut connections = connections.into_iter();
+        estate.served.extend(connections.by_ref().take(descriptors.len()).zip(descriptors));
+        connections.collect()
+    }
+
+    /// Connections of a worker have ended. One that is on its way is its adopter's to find ended.
+    pub(crate) fn closed(&mut self, worker: WorkerId, connections: &[Key]) {
+        if let Some(estate) = self.estates.get_mut(&worker) {
+            for key in connections {
+                estate.served.remove(key);
+            }
+        }
+    }
+
+    /// A worker has let connections go. Those that were not kept are returned: nobody else can have them.
+    pub(crate) fn offered(&mut self, worker: WorkerId, connections: Vec<Key>) -> Vec<Key> {
+        let Some(estate) = self.estates.get_mut(&worker) else {
+            return connections;
+        };
+        let mut not_kept = Vec::new();
+        for key in connections {
+            match estate.served.remove(&key) {
+                Some(descriptor) => estate.waiting.push_back((key, descriptor)),
+                None => not_kept.push(key),
+            }
+        }
+        not_kept
+    }
+
+    /// `adopter` goes on with the connections of `from` that it was asked about first, or says what became of them.
+    pub(crate) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Option<Key>>) -> Moved {
+        let mut moved = Moved::default();
+        let mut adopted = Vec::new();
+        if let Some(estate) = self.estates.get_mut(&from)
+            && let Some(index) = estate.on_the_way.iter().position(|sent| sent.to == adopter)
+        {
+            let sent = estate.on_the_way.remove(index);
+            let mut results = results.into_iter();
+            for (key, descriptor) in sent.connections {
+                match results.next() {
+                    Some(Some(new)) => {
+                        adopted.push((new, descriptor));
+                        moved.released.push(key);
+                    }
+                    Some(None) => {
+                        moved.refused += 1;
+                        moved.released.push(key);
+                    }
+                    None => {
+                        moved.wait_again += 1;
+                        estate.waiting.push_back((key, descriptor));
+                    }
+                }
+            }
+            if estate.cause.is_some() {
+                moved.released.clear();
+            }
+        }
+        if let Some(estate) = self.estates.get_mut(&adopter) {
+            estate.served.extend(adopted);
+        }
+        self.tidy();
+        moved
+    }
+
+    /// A worker has ended, and all it said has been taken in. What it served waits for another, and so does what was on its
+    /// way to it: it had not said that it has it, so it has touched none of that.
+    pub(crate) fn ended(&mut self, worker: WorkerId, cause: String) {
+        for estate in self.estates.values_mut() {
+            let (lost, on_the_way) =
+                std::mem::take(&mut estate.on_the_way).into_iter().partition(|sent| sent.to == worker);
+            estate.on_the_way = on_the_way;
+            estate.waiting.extend(Vec::into_iter(lost).flat_map(|sent: Sent<D>| sent.connections));
+        }
+        if let Some(estate) = self.estates.get_mut(&worker) {
+            estate.cause = Some(cause);
+            estate.waiting.extend(estate.served.drain());
+        }
+        self.tidy();
+    }
+
+    /// Arenas of dead workers go when no connection needs them.
+    fn tidy(&mut self) {
+        self.estates.retain(|_, estate| {
+            estate.cause.is_none() || !estate.waiting.is_empty() || !estate.on_the_way.is_empty()
+        });
+    }
+}
+
+/// Handing over.
+impl<D, A> Keeping<D, A> {
+    /// Who should go on with what waits, so that those with the fewest connections get them. `adopters` are the
+    /// workers that take connections, each with the number that it has beside those on their way to it. None of them
+    /// gets back what it has let go itself unless it is the only one.
+    pub(crate) fn plan(&self, adopters: &[(WorkerId, usize)]) -> Vec<Handing> {
+        let mut loads: Vec<(usize, WorkerId)> =
+            adopters.iter().map(|(worker, has)| (has + self.on_the_way_to(*worker), *worker)).collect();
+        let mut plan = Vec::new();
+        for (from, estate) in &self.estates {
+            let mut counts: BTreeMap<WorkerId, usize> = BTreeMap::new();
+            for _ in 0..estate.waiting.len() {
+                let alone = loads.len() == 1;
+                let others = loads.iter_mut().filter(|(_, worker)| alone || worker != from);
+                let Some((load, worker)) = others.min() else {
+                    break;
+                };
+                *load += 1;
+                *counts.entry(*worker).or_default() += 1;
+            }
+            for (to, mut count) in counts {
+                while count > 0 {
+                    let batch = count.min(MOST_AT_ONCE);
+                    plan.push(Handing { from: *from, to, count: batch });
+                    count -= batch;
+                }
+            }
+        }
+        plan
+    }
+
+    /// What belongs to a request to go on with the first `count` connections that wait.
+    pub(crate) fn parcel(&self, from: WorkerId, count: usize) -> Option<Parcel<'_, D, A>> {
+        let estate = self.estates.get(&from)?;
+        let waiting = || estate.waiting.iter().take(count);
+        Some(Parcel {
+            arena: &estate.arena,
+            cause: estate.cause.clone(),
+            connections: waiting().map(|(key, _)| *key).collect(),
+            descriptors: waiting().map(|(_, descriptor)| descriptor).collect(),
+        })
+    }
+
+    /// The request is on its way.
+    pub(crate) fn sent(&mut self, handing: Handing) {
+        if let Some(estate) = self.estates.get_mut(&handing.from) {
+            let count = handing.count.min(estate.waiting.len());
+            let connections = estate.waiting.drain(..count).collect();
+            estate.on_the_way.push(Sent { to: handing.to, connections });
+        }
+    }
+
+    /// Gives up what waits, as nobody will ever be there for it; the living workers that have let it go.
+    pub(crate) fn give_up_waiting(&mut self) -> Vec<(WorkerId, Vec<Key>)> {
+        let mut released = Vec::new();
+        for (worker, estate) in &mut self.estates {
+            let waiting = std::mem::take(&mut estate.waiting);
+            if estate.cause.is_none() && !waiting.is_empty() {
+                released.push((*worker, waiting.into_iter().map(|(key, _)| key).collect()));
+            }
+        }
+        self.tidy();
+        released
+    }
+
+    /// All that are kept, whoever has them.
+    pub(crate) fn len(&self) -> usize {
+        let on_the_way = |estate: &Estate<D, A>| {
+            estate.on_the_way.iter().map(|sent| sent.connections.len()).sum::<usize>()
+        };
+        self.estates
+            .values()
+            .map(|estate| estate.served.len() + estate.waiting.len() + on_the_way(estate))
+            .sum()
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.estates.values().map(|estate| estate.waiting.len()).sum()
+    }
+
+    /// Connections that this worker serves and that are kept.
+    pub(crate) fn served_by(&self, worker: WorkerId) -> usize {
+        self.estates.get(&worker).map_or(0, |estate| estate.served.len())
+    }
+
+    /// True while something of this worker's is nobody's yet: a balance struck now would count it wrong.
+    pub(crate) fn is_moving(&self) -> bool {
+        self.estates.values().any(|estate| !estate.waiting.is_empty() || !estate.on_the_way.is_empty())
+    }
+
+    fn on_the_way_to(&self, worker: WorkerId) -> usize {
+        let sent = self.estates.values().flat_map(|estate| &estate.on_the_way);
+        sent.filter(|sent| sent.to == worker).map(|sent| sent.connections.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests;

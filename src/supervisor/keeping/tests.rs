@@ -1,0 +1,280 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+type Kept = Keeping<u32, &'static str>;
+
+fn key(index: u32) -> Key {
+    Key { index, generation: 0 }
+}
+
+fn keys(indexes: impl IntoIterator<Item = u32>) -> Vec<Key> {
+    indexes.into_iter().map(key).collect()
+}
+
+/// Workers 0, 1, 2, of which 0 serves connections 0..count, each held by a descriptor of the same number.
+fn keeping(count: u32) -> Kept {
+    let mut keeping = Kept::default();
+    for worker in 0..3 {
+        keeping.begin(worker, "arena");
+    }
+    assert_eq!(keeping.keep(0, keys(0..count), (0..count).collect()), []);
+    keeping
+}
+
+fn send_all(keeping: &mut Kept, adopters: &[(WorkerId, usize)]) -> Vec<Handing> {
+    let plan = keeping.plan(adopters);
+    for handing in &plan {
+        keeping.sent(*handing);
+    }
+    plan
+}
+
+#[test]
+fn connections_of_a_worker_that_died_go_to_those_with_the_fewest() {
+    let cases = [
+        // waiting, what others have, what they get
+        (4, (0, 0), (2, 2)),
+        (4, (10, 0), (0, 4)),
+        (4, (3, 1), (1, 3)),
+        (1, (5, 5), (1, 0)),
+        (0, (0, 0), (0, 0)),
+        (600, (0, 0), (300, 300)),
+    ];
+    for (waiting, has, gets) in cases {
+        let mut keeping = keeping(waiting);
+        keeping.ended(0, "SIGSEGV".into());
+        let plan = keeping.plan(&[(1, has.0), (2, has.1)]);
+        let to = |worker| {
+            let handings = plan.iter().filter(|handing| handing.to == worker);
+            handings.map(|handing| handing.count).sum::<usize>()
+        };
+        assert_eq!((to(1), to(2)), gets, "{waiting} wait, others have {has:?}");
+        assert!(plan.iter().all(|handing| handing.count <= MOST_AT_ONCE && handing.from == 0));
+    }
+}
+
+#[test]
+fn what_is_on_its_way_counts_as_the_adopters() {
+    let mut keeping = keeping(2);
+    keeping.ended(0, "SIGKILL".into());
+    assert_eq!(send_all(&mut keeping, &[(1, 0)]), [Handing { from: 0, to: 1, count: 2 }]);
+    keeping.begin(3, "arena");
+    keeping.keep(3, keys([7]), vec![7]);
+    keeping.ended(3, "SIGKILL".into());
+    assert_eq!(keeping.plan(&[(1, 0), (2, 1)]), [Handing { from: 3, to: 2, count: 1 }]);
+}
+
+#[test]
+fn a_parcel_says_what_its_worker_died_of_and_brings_its_arena() {
+    let mut keeping = keeping(3);
+    keeping.ended(0, "exit 3".into());
+    let parcel = keeping.parcel(0, 2).unwrap();
+    assert_eq!((*parcel.arena, parcel.cause.as_deref()), ("arena", Some("exit 3")));
+    assert_eq!(parcel.connections.len(), 2);
+    assert_eq!(parcel.connections.iter().map(|key| key.index).collect::<Vec<_>>(), {
+        parcel.descriptors.iter().map(|number| **number).collect::<Vec<_>>()
+    });
+}
+
+#[test]
+fn a_connection_that_was_adopted_is_the_adopters_under_its_new_key() {
+    let mut keeping = keeping(2);
+    keeping.ended(0, "SIGKILL".into());
+    send_all(&mut keeping, &[(1, 0)]);
+    let moved = keeping.adopted(1, 0, vec![Some(key(40)), None]);
+    assert_eq!(moved, Moved { released: vec![], refused: 1, wait_again: 0 }, "nobody is left to be told");
+    assert_eq!((keeping.served_by(1), keeping.waiting()), (1, 0));
+    assert!(keeping.parcel(0, 1).is_none(), "the arena of the dead worker is gone");
+    keeping.ended(1, "SIGKILL".into());
+    assert_eq!(keeping.parcel(1, 9).unwrap().connections, [key(40)]);
+}
+
+#[test]
+fn what_did_not_arrive_waits_again() {
+    let mut keeping = keeping(3);
+    keeping.ended(0, "SIGKILL".into());
+    send_all(&mut keeping, &[(1, 0)]);
+    let moved = keeping.adopted(1, 0, vec![Some(key(0))]);
+    assert_eq!((moved.wait_again, keeping.waiting()), (2, 2));
+}
+
+#[test]
+fn an_adopter_that_dies_before_it_said_so_leaves_all_to_the_next() {
+    let mut keeping = keeping(3);
+    keeping.ended(0, "SIGSEGV".into());
+    send_all(&mut keeping, &[(1, 0)]);
+    assert_eq!(keeping.waiting(), 0);
+    keeping.ended(1, "SIGKILL".into());
+    let parcel = keeping.parcel(0, 9).unwrap();
+    assert_eq!((parcel.connections.len(), parcel.cause.as_deref()), (3, Some("SIGSEGV")));
+    assert_eq!(keeping.plan(&[(2, 0)]), [Handing { from: 0, to: 2, count: 3 }]);
+}
+
+#[test]
+fn a_worker_that_lets_go_hears_when_another_has_what_it_offered() {
+    let mut keeping = keeping(2);
+    assert_eq!(keeping.offered(0, keys([0, 9])), [key(9)], "9 was not kept");
+    assert_eq!(
+        send_all(&mut keeping, &[(0, 1), (1, 50)]),
+        [Handing { from: 0, to: 1, count: 1 }],
+        "not back to where it comes from"
+    );
+    assert_eq!(keeping.adopted(1, 0, vec![Some(key(5))]).released, [key(0)]);
+    assert_eq!((keeping.served_by(0), keeping.served_by(1)), (1, 1));
+}
+
+#[test]
+fn a_worker_that_is_alone_gets_back_what_it_let_go() {
+    let mut keeping = keeping(1);
+    keeping.offered(0, keys([0]));
+    assert_eq!(keeping.plan(&[(0, 0)]), [Handing { from: 0, to: 0, count: 1 }]);
+    assert_eq!(keeping.plan(&[]), [], "none is ready: it waits");
+}
+
+#[test]
+fn what_is_closed_is_not_kept_and_what_nobody_will_take_is_given_up() {
+    let mut keeping = keeping(4);
+    keeping.closed(0, &keys([0, 77]));
+    keeping.offered(0, keys([1]));
+    keeping.closed(0, &keys([1]));
+    assert_eq!((keeping.served_by(0), keeping.waiting()), (2, 1));
+    assert_eq!(keeping.give_up_waiting(), [(0, keys([1]))]);
+    keeping.ended(0, "SIGKILL".into());
+    assert_eq!(keeping.give_up_waiting(), []);
+    assert_eq!(keeping.waiting(), 0);
+}
+
+#[test]
+fn descriptors_that_did_not_arrive_are_not_kept() {
+    let mut keeping = keeping(0);
+    assert_eq!(keeping.keep(0, keys([0, 1, 2]), vec![0]), keys([1, 2]));
+    assert_eq!(keeping.keep(99, keys([0]), vec![8]), keys([0]), "of a worker that nobody knows");
+}
+
+#[test]
+fn words_that_fit_nothing_change_nothing() {
+    let mut keeping = keeping(1);
+    assert_eq!(keeping.adopted(1, 0, vec![Some(key(0))]), Moved::default());
+    assert_eq!(keeping.adopted(1, 55, vec![None]), Moved::default());
+    keeping.ended(55, "SIGKILL".into());
+    keeping.sent(Handing { from: 55, to: 1, count: 4 });
+    assert_eq!((keeping.served_by(0), keeping.served_by(1)), (1, 0));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Keep(u32, u32, usize),
+    Close(u32, u32),
+    Offer(u32, u32),
+    HandOver(Vec<u32>),
+    Answer { adopter: u32, from: u32, results: Vec<bool> },
+    Die(u32),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (worker, index) = (0_u32..4, 0_u32..12);
+    prop_oneof![
+        (worker.clone(), 1_u32..4, 0_usize..5).prop_map(|(w, n, d)| Step::Keep(w, n, d)),
+        (worker.clone(), index.clone()).prop_map(|(w, i)| Step::Close(w, i)),
+        (worker.clone(), index).prop_map(|(w, i)| Step::Offer(w, i)),
+        prop::collection::vec(worker.clone(), 0..3).prop_map(Step::HandOver),
+        (worker.clone(), worker.clone(), prop::collection::vec(any::<bool>(), 0..6))
+            .prop_map(|(adopter, from, results)| Step::Answer { adopter, from, results }),
+        worker.prop_map(Step::Die),
+    ]
+}
+
+impl Kept {
+    /// Every descriptor with where it is.
+    fn places(&self) -> Vec<u32> {
+        let mut places = Vec::new();
+        for estate in self.estates.values() {
+            places.extend(estate.served.values());
+            places.extend(estate.waiting.iter().map(|(_, descriptor)| descriptor));
+            let on_the_way = estate.on_the_way.iter().flat_map(|sent| &sent.connections);
+            places.extend(on_the_way.map(|(_, descriptor)| descriptor));
+        }
+        places
+    }
+
+    fn is_sound(&self, living: &BTreeSet<u32>) -> bool {
+        self.estates.iter().all(|(worker, estate)| {
+            let lives = living.contains(worker);
+            let adopters_live = estate.on_the_way.iter().all(|sent| living.contains(&sent.to));
+            lives == estate.cause.is_none()
+                && (lives || estate.served.is_empty())
+                && (lives || !estate.waiting.is_empty() || !estate.on_the_way.is_empty())
+                && adopters_live
+        })
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #[test]
+    fn every_kept_connection_is_in_one_place_whatever_happens(steps in prop::collection::vec(step(), 0..120)) {
+        let mut keeping = Kept::default();
+        // Worker names are never used twice: a slot's number is the place in this list.
+        let mut slots = [0, 1, 2, 3];
+        let (mut next_worker, mut next_key, mut next_descriptor) = (4, 0, 0);
+        let mut last_keys: [Vec<Key>; 4] = Default::default();
+        for worker in slots {
+            keeping.begin(worker, "arena");
+        }
+        for step in steps {
+            let before: BTreeSet<u32> = keeping.places().into_iter().collect();
+            let mut may_vanish = false;
+            match step {
+                Step::Keep(slot, count, arrived) => {
+                    let new = keys(next_key..next_key + count);
+                    next_key += count;
+                    last_keys[slot as usize].extend(&new);
+                    let arrived = arrived.min(count as usize);
+                    let descriptors = (0..).map(|n| next_descriptor + n).take(arrived).collect();
+                    next_descriptor += 10;
+                    let not_kept = keeping.keep(slots[slot as usize], new, descriptors);
+                    prop_assert_eq!(not_kept.len(), count as usize - arrived);
+                }
+                Step::Close(slot, index) => {
+                    may_vanish = true;
+                    let key = last_keys[slot as usize].get(index as usize).copied().unwrap_or(key(999));
+                    keeping.closed(slots[slot as usize], &[key]);
+                }
+                Step::Offer(slot, index) => {
+                    let key = last_keys[slot as usize].get(index as usize).copied().unwrap_or(key(999));
+                    keeping.offered(slots[slot as usize], vec![key]);
+                }
+                Step::HandOver(to) => {
+                    let to: BTreeSet<u32> = to.into_iter().map(|slot| slots[slot as usize]).collect();
+                    let adopters: Vec<_> = to.iter().map(|worker| (*worker, keeping.served_by(*worker))).collect();
+                    send_all(&mut keeping, &adopters);
+                    prop_assert!(adopters.len() < 2 || keeping.waiting() == 0);
+                }
+                Step::Answer { adopter, from, results } => {
+                    may_vanish = results.contains(&false);
+                    let mut made = Vec::new();
+                    for taken in results {
+                        made.push(taken.then(|| { next_key += 1; key(next_key) }));
+                    }
+                    last_keys[adopter as usize].extend(made.iter().flatten());
+                    keeping.adopted(slots[adopter as usize], slots[from as usize], made);
+                }
+                Step::Die(slot) => {
+                    keeping.ended(slots[slot as usize], "SIGKILL".into());
+                    slots[slot as usize] = next_worker;
+                    last_keys[slot as usize].clear();
+                    keeping.begin(next_worker, "arena");
+                    next_worker += 1;
+                }
+            }
+            let places = keeping.places();
+            let now: BTreeSet<u32> = places.iter().copied().collect();
+            prop_assert_eq!(places.len(), now.len(), "a connection is in two places");
+            prop_assert!(may_vanish || before.is_subset(&now), "a connection was lost");
+            prop_assert!(keeping.is_sound(&slots.into_iter().collect()));
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Adopting: going on with connections of a worker that has died or let them go.
+//!
+//! The message brings that worker's arena and a socket for each connection. Whatever the arena says is copied and checked
+//! before anything is made of it (`arena::KeptArena`), and costs one connection where it makes no sense. Connections are
+//! prepared, the supervisor is told, and only then a socket is touched.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use super::desk::{Desk, Todo};
+use super::flow::{Hand, Prepared};
+use super::{Due, Shared};
+use crate::arena::{KeptArena, Key, Most, Moved};
+use crate::fail_points::{self, Kind};
+use crate::line::FromWorker;
+use crate::sys::socket::{PeerAddress, Socket};
+use crate::sys::tcp;
+
+/// When it is tried again to tell a supervisor whose line is full.
+const TELL_AGAIN: Duration = Duration::from_millis(2);
+
+/// Connections that are prepared, and the word about them that the line has not taken yet.
+#[derive(Debug)]
+pub(super) struct Adoption {
+    word: FromWorker,
+    prepared: Vec<Prepared>,
+}
+
+impl Desk {
+    /// Goes on with connections that were worker process `from`'s.
+    pub(super) fn adopt(
+        &mut self,
+        hand: &mut Hand,
+        from: u32,
+        cause: Option<&str>,
+        connections: &[Key],
+        descriptors: Vec<OwnedFd>,
+    ) {
+        fail_points::step(Kind::Adopt);
+        let mut descriptors = descriptors.into_iter();
+        let arena = descriptors.next().map(KeptArena::open);
+        let (mut results, mut prepared) = (Vec::new(), Vec::new());
+        // Where descriptors are missing there are fewer results, and the supervisor sees which did not arrive.
+        for (key, socket) in connections.iter().zip(descriptors) {
+            let made = match &arena {
+                Some(Ok(arena)) => prepare(hand, arena, *key, socket, cause.unwrap_or("ended")),
+                Some(Err(error)) => Err(error.to_string()),
+                None => continue,
+            };
+            fail_points::step(Kind::Adopt);
+            match made {
+                Ok(made) => {
+                    results.push(Some(made.key()));
+                    prepared.push(made);
+                }
+                Err(why) => {
+                    let slot = hand.shared.info.slot();
+                    tracing::debug!(
+                        slot,
+                        from,
+                        ?key,
+                        why,
+                        "a connection of another worker is not gone on with"
+                    );
+                    results.push(None);
+                }
+            }
+        }
+        self.adoptions.push_back(Adoption { word: FromWorker::Adopted { from, results }, prepared });
+        self.tell_adoptions(hand);
+    }
+
+    /// Tells the supervisor, in order, and goes on with what it has been told of.
+    pub(super) fn tell_adoptions(&mut self, hand: &mut Hand) {
+        while let Some(adoption) = self.adoptions.pop_front() {
+            fail_points::step(Kind::Adopt);
+            match self.line.send_now(&adoption.word, &[]) {
+                Ok(()) => {
+                    for prepared in adoption.prepared {
+                        fail_points::step(Kind::Adopt);
+                        self.todo.push_back(Todo::TakeUp(hand.take_in(prepared)));
+                    }
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.adoptions.push_front(adoption);
+                    hand.shared.remind(Instant::now() + TELL_AGAIN, Due::Adoptions);
+                    // What is queued on the line would otherwise stand before it for ever.
+                    let _ = self.line.flush();
+                    break;
+                }
+                // The supervisor is gone, and will never have heard of them.
+                Err(_) => adoption.prepared.into_iter().for_each(|prepared| hand.drop_prepared(prepared)),
+            }
+        }
+    }
+}
+
+fn prepare(
+    hand: &mut Hand,
+    arena: &KeptArena,
+    key: Key,
+    socket: OwnedFd,
+    cause: &str,
+) -> Result<Prepared, String> {
+    let (socket, peer) = Socket::handed_over(socket).map_err(|error| error.to_string())?;
+    let moved = match peer {
+        PeerAddress::Tcp(_) => {
+            let progress = tcp::progress(&socket).map_err(|error| error.to_string())?;
+            if progress.is_over {
+                return Err("its peer is gone".into());
+            }
+            Moved::Counted { taken: progress.taken, sent: progress.sent }
+        }
+        PeerAddress::Unix { .. } => Moved::Recorded,
+    };
+    let kept = arena.kept(key, moved, &hand.shared.most).map_err(|refusal| refusal.to_string())?;
+    hand.prepare(socket, peer, kept, cause).ok_or_else(|| "there is no room for it".into())
+}
+
+impl Shared {
+    /// What is believed of another worker's records at most.
+    pub(super) fn most_kept(config: &crate::config::Config) -> Most {
+        let limits = &config.limits;
+        Most {
+            // A worker that drains takes all that is there.
+            input: limits.max_message + super::flow::MOST_AT_DRAIN + super::chunk::SCRATCH,
+            // A single answer may be longer than what stops further calls.
+            output: limits.buffers.max(limits.output),
+            message: limits.max_message,
+            calls: limits.in_flight_per_connection,
+            listeners: config.listeners.len(),
+        }
+    }
+}

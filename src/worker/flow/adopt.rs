@@ -1,0 +1,212 @@
+//! From what another worker left of a connection to a connection of this one.
+//!
+//! Made first, with a record of its own, and touched only later: until the supervisor has been told, the other worker's
+//! record is the one that counts, and should this process die then, a third worker starts from that again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::TrySendError;
+use nix::sys::epoll::EpollEvent;
+
+use super::Hand;
+use super::begin::{Job, write_error};
+use crate::arena::{Core, Flags, KeptConnection, Key, Waited};
+use crate::fail_points::{self, Kind};
+use crate::rpc::native::{self, Rejected};
+use crate::rpc::{Error, Peer};
+use crate::sys::socket::{PeerAddress, Socket};
+use crate::worker::chunk::Chunk;
+use crate::worker::connection::{Answered, CallId, Connection, InFlight, Locked, Parts, Phase};
+use crate::worker::duty::Task;
+use crate::worker::leave::Going;
+use crate::worker::token_of;
+
+/// A connection that is this worker's as soon as the supervisor knows; nobody else here has it yet.
+#[derive(Debug)]
+pub(in crate::worker) struct Prepared {
+    connection: Arc<Connection>,
+    /// Its calls that waited for a thread and wait again.
+    jobs: Vec<Job>,
+}
+
+impl Prepared {
+    pub(in crate::worker) fn key(&self) -> Key {
+        self.connection.key
+    }
+}
+
+impl Hand {
+    /// Makes a connection of what is left of it. None where this worker has no room for it.
+    ///
+    /// `cause` is for the callers of calls that ran: what their worker died of.
+    pub(in crate::worker) fn prepare(
+        &mut self,
+        socket: Socket,
+        peer: PeerAddress,
+        kept: KeptConnection,
+        cause: &str,
+    ) -> Option<Prepared> {
+        let entrance = *self.shared.entrances.get(kept.listener)?;
+        let (listener, framing, pool) = (entrance.listener, entrance.framing, self.shared.pool);
+        let core = Core {
+            begun: kept.taken.saturating_sub(kept.input.len() as u64),
+            out_from: kept.sent,
+            taken: kept.taken,
+            sent: kept.sent,
+            flags: kept.flags,
+            ..Core::default()
+        };
+        let key = self.shared.table.lock().reserve();
+        let Some(record) = self.shared.records.open(key, listener, &core) else {
+            self.shared.table.lock().give_back(key);
+            return None;
+        };
+        let peer = Peer::from(peer);
+        let parts = Parts { key, socket, peer, framing, listener, pool, record, core };
+        let connection = Arc::new(Connection::new(parts, self.now));
+        connection.kept.store(true, Ordering::Relaxed);
+        let mut state = connection.lock();
+        let jobs = self.fill(&mut state, kept, cause);
+        drop(state);
+        let prepared = Prepared { connection, jobs: Vec::new() };
+        match jobs {
+            Some(jobs) => Some(Prepared { jobs, ..prepared }),
+            None => {
+                self.drop_prepared(prepared);
+                None
+            }
+        }
+    }
+
+    /// Brings all that was left into a new connection. None where there is no memory for it.
+    fn fill(&mut self, state: &mut Locked<'_>, kept: KeptConnection, cause: &str) -> Option<Vec<Job>> {
+        if kept.flags.contains(Flags::LINGERING) {
+            state.phase = Phase::Lingering { until: self.now };
+        } else if kept.flags.contains(Flags::FINISHING) {
+            state.phase = Phase::Finishing;
+        }
+        if !state.adopt_input(&kept.input) {
+            return None;
+        }
+        self.answer.clear();
+        self.answer.extend_from_slice(&kept.output);
+        for message in &kept.ran {
+            self.answer_for_the_dead(state, message, cause);
+        }
+        if !self.answer.is_empty() && !state.publish(&self.answer, Answered::Message, &mut self.spare) {
+            return None;
+        }
+        self.answer = Vec::new();
+        let mut jobs = Vec::new();
+        for waited in &kept.waited {
+            fail_points::step(Kind::Adopt);
+            jobs.extend(self.wait_again(state, waited)?);
+        }
+        Some(jobs)
+    }
+
+    /// Adds to `self.answer` what the caller of a call is told that began and can't be answered by who ran it.
+    fn answer_for_the_dead(&mut self, state: &Locked<'_>, message: &[u8], cause: &str) {
+        let framing = state.connection.framing;
+        match native::parse(message) {
+            Ok(request) => {
+                let error = Error::crashed(&request.method, cause);
+                write_error(&mut self.answer, framing, &error, request.id());
+            }
+            Err(Rejected { error, id }) => write_error(&mut self.answer, framing, &error, id),
+        }
+    }
+
+    /// Links a call that waited. The inner value is None where it is answered at once. None where there is no memory for it.
+    fn wait_again(&mut self, state: &mut Locked<'_>, waited: &Waited) -> Option<Option<Job>> {
+        let parsed = native::parse(&waited.message).and_then(|request| {
+            let understood = self.shared.understand(&request, self.now);
+            understood.map_err(|error| Rejected { error, id: request.id() })
+        });
+        let mut call = match parsed {
+            Ok(call) => call,
+            Err(Rejected { error, id }) => {
+                self.answer.clear();
+                write_error(&mut self.answer, state.connection.framing, &error, id);
+                let published = state.publish(&self.answer, Answered::Message, &mut self.spare);
+                return published.then_some(None);
+            }
+        };
+        let left = Duration::from_nanos(waited.deadline_ns.saturating_sub(self.now_ns));
+        call.deadline = call.deadline.min(self.now + left.min(call.allowed));
+        let message = Chunk::copy_of(&waited.message, 0, self.shared.pool)?;
+        let number = state.next_call_number();
+        let mut in_flight =
+            InFlight::queued(number, message.clone(), CallId::Known(call.id), call.allowed, self.now);
+        in_flight.deadline = call.deadline;
+        state.enqueue(in_flight, waited.deadline_ns);
+        let connection = Arc::clone(state.connection);
+        Some(Some(Job { connection, number, message, arrived: self.now, call: Some(call) }))
+    }
+
+    /// The supervisor knows that this worker has the connection: it is served from now on. What follows is the poller's
+    /// next thing to do with it; no handler runs here.
+    pub(in crate::worker) fn take_in(&mut self, prepared: Prepared) -> Key {
+        let Prepared { connection, jobs } = prepared;
+        let key = connection.key;
+        self.shared.table.lock().fill(key, Arc::clone(&connection));
+        self.row.connection_opened();
+        let mut state = connection.lock();
+        let event = EpollEvent::new(state.armed.flags(), token_of(key));
+        if let Err(error) = self.shared.epoll.add(&connection.socket, event) {
+            tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
+            self.close(&mut state);
+            return key;
+        }
+        if matches!(state.phase, Phase::Lingering { .. }) {
+            state.linger(self.now);
+        }
+        if self.shared.leaving.load(Ordering::SeqCst) {
+            state.going = Going::Asked;
+        }
+        for job in jobs {
+            self.queue_again(&mut state, job);
+        }
+        key
+    }
+
+    /// It was admitted once, by the worker that it waited in, so it is not refused for the wait.
+    fn queue_again(&mut self, state: &mut Locked<'_>, job: Job) {
+        let number = job.number;
+        self.shared.gate.began_unasked();
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.shared.queue.try_send(Task::Run(job))
+            && let Some(call) = state.take_call(number)
+        {
+            self.shared.call_ended();
+            self.row.refused();
+            let error = Error::overloaded(self.shared.gate.retry_after());
+            self.answer_error(state, &error, call.id(), Answered::Call(&call));
+        }
+    }
+
+    /// Nobody will ever know of it here: its record goes, and its socket is closed without a word.
+    pub(in crate::worker) fn drop_prepared(&mut self, prepared: Prepared) {
+        let mut state = prepared.connection.lock();
+        state.leave_record();
+        state.phase = Phase::Closed;
+        state.calls.clear();
+        self.shared.table.lock().give_back(prepared.connection.key);
+    }
+
+    /// Moves a connection on that was taken in.
+    pub(in crate::worker) fn take_up(&mut self, key: Key) {
+        fail_points::step(Kind::Adopt);
+        let Some(connection) = self.shared.find(key) else {
+            return;
+        };
+        let mut state = connection.lock();
+        self.go_on(&mut state);
+        drop(state);
+        if self.term.is_some() && self.shared.draining.load(Ordering::SeqCst) {
+            self.drain(&connection);
+        }
+    }
+}

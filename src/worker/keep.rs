@@ -1,0 +1,249 @@
+//! What the supervisor is to hear of connections: which are old enough to outlive this worker, which of those have ended,
+//! which were let go.
+//!
+//! Any thread leaves a note; the poller tells, many at a time, since each message costs the supervisor what ten connections
+//! do. A connection that ends young costs its entry here and nothing else.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::connection::{Connection, Phase};
+use super::desk::{Desk, Todo};
+use super::{Due, Shared};
+use crate::arena::Key;
+use crate::line::{FromWorker, MOST_DESCRIPTORS};
+
+/// How long notes are gathered, at most.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// Keys in one message without descriptors: as text they are far shorter than a message may be.
+const MOST_KEYS: usize = 2_000;
+
+/// The notes. Who dies with some of them leaves the supervisor with connections that have ended, whose records say so.
+#[derive(Debug)]
+pub(super) struct Notes {
+    keep_after: Duration,
+    /// Since when the worker has them; the oldest first.
+    young: VecDeque<(Instant, Key)>,
+    /// Kept, and closed since.
+    closed: Vec<Key>,
+    offered: Vec<Key>,
+    /// When the poller looks here next, if it does.
+    timer: Option<Instant>,
+}
+
+/// The entry among the deadlines that should stand for the notes: at this moment, in place of that one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Arm {
+    at: Instant,
+    instead_of: Option<Instant>,
+}
+
+impl Notes {
+    pub(super) fn new(keep_after: Duration) -> Self {
+        Self { keep_after, young: VecDeque::new(), closed: Vec::new(), offered: Vec::new(), timer: None }
+    }
+
+    /// There is a connection that is not kept, since `now`.
+    pub(super) fn began(&mut self, key: Key, now: Instant) -> Option<Arm> {
+        self.young.push_back((now, key));
+        self.arm(now.checked_add(self.keep_after)?)
+    }
+
+    /// A connection that was kept has ended.
+    pub(super) fn closed(&mut self, key: Key, now: Instant) -> Option<Arm> {
+        self.closed.push(key);
+        self.arm(now + GATHER)
+    }
+
+    /// A connection was let go.
+    pub(super) fn offered(&mut self, key: Key) {
+        self.offered.push(key);
+    }
+
+    /// From now on connections are kept as soon as they are there.
+    pub(super) fn keep_at_once(&mut self, now: Instant) -> Option<Arm> {
+        self.keep_after = Duration::ZERO;
+        self.arm(now)
+    }
+
+    fn arm(&mut self, at: Instant) -> Option<Arm> {
+        if self.timer.is_some_and(|timer| timer <= at) {
+            return None;
+        }
+        Some(Arm { at, instead_of: self.timer.replace(at) })
+    }
+
+    /// The moment has come: those that are old enough to be kept. With them come those that would be before the next look.
+    fn old(&mut self, now: Instant) -> Vec<Key> {
+        self.timer = None;
+        let ahead = if self.keep_after.is_zero() { Duration::ZERO } else { GATHER };
+        let is_old = |since: Instant| since.checked_add(self.keep_after).is_some_and(|at| at <= now + ahead);
+        let count = self.young.iter().take_while(|(since, _)| is_old(*since)).count();
+        self.young.drain(..count).map(|(_, key)| key).collect()
+    }
+
+    /// These could not be kept just now.
+    fn keep_later(&mut self, keys: Vec<Key>, now: Instant) {
+        for key in keys.into_iter().rev() {
+            self.young.push_front((now, key));
+        }
+    }
+
+    /// When to look again.
+    fn look_again(&mut self, now: Instant) -> Option<Arm> {
+        let oldest = self.young.front().and_then(|(since, _)| since.checked_add(self.keep_after));
+        self.arm(oldest?.max(now + GATHER))
+    }
+}
+
+impl Shared {
+    /// Leaves a note of what happened to a connection.
+    pub(super) fn note(&self, note: impl FnOnce(&mut Notes) -> Option<Arm>) {
+        let arm = note(&mut self.notes.lock());
+        if let Some(Arm { at, instead_of }) = arm {
+            self.remind_instead(at, Due::Notes, instead_of);
+        }
+    }
+
+    /// The connection may outlive this worker from now on, unless it is over. Noted before the supervisor is told, so that an end
+    /// that comes in between is told after that.
+    fn mark_kept(&self, key: Key) -> Option<Arc<Connection>> {
+        let connection = self.find(key)?;
+        let state = connection.lock();
+        let may_be_kept = state.phase != Phase::Closed && !connection.kept.swap(true, Ordering::Relaxed);
+        drop(state);
+        may_be_kept.then_some(connection)
+    }
+}
+
+impl Desk {
+    /// It is time to tell what was gathered.
+    pub(super) fn tell_notes(&mut self, shared: &Shared, now: Instant) {
+        let old = shared.notes.lock().old(now);
+        let old: Vec<Arc<Connection>> = old.into_iter().filter_map(|key| shared.mark_kept(key)).collect();
+        let mut later = Vec::new();
+        for batch in old.chunks(MOST_DESCRIPTORS) {
+            let connections: Vec<Key> = batch.iter().map(|connection| connection.key).collect();
+            let descriptors: Vec<BorrowedFd<'_>> =
+                batch.iter().map(|connection| connection.socket.as_fd()).collect();
+            if let Err(error) =
+                self.line.send_now(&FromWorker::Keep { connections: connections.clone() }, &descriptors)
+            {
+                self.complain(shared, &error);
+                shared.are_not_kept(&connections);
+                later.extend(connections);
+            } else if shared.leaving.load(Ordering::SeqCst) {
+                self.todo.extend(batch.iter().cloned().map(Todo::LetGo));
+            }
+        }
+        let closed = mem::take(&mut shared.notes.lock().closed);
+        for keys in closed.chunks(MOST_KEYS) {
+            self.tell(&FromWorker::Closed { connections: keys.to_vec() });
+        }
+        shared.note(|notes| {
+            notes.keep_later(later, now);
+            notes.look_again(now)
+        });
+    }
+
+    /// Tells what was let go. Its clients wait, so this is not gathered for longer than a round lasts.
+    pub(super) fn tell_offers(&mut self, shared: &Shared) {
+        let offered = mem::take(&mut shared.notes.lock().offered);
+        for keys in offered.chunks(MOST_KEYS) {
+            self.tell(&FromWorker::Offered { connections: keys.to_vec() });
+        }
+    }
+
+    /// Where the supervisor is gone its line says so too.
+    fn tell(&mut self, message: &FromWorker) {
+        let _ = self.line.send(message, Vec::new());
+    }
+
+    fn complain(&mut self, shared: &Shared, error: &io::Error) {
+        let passes = error.kind() == io::ErrorKind::WouldBlock
+            || error.raw_os_error().map(Errno::from_raw) == Some(Errno::EPIPE);
+        if !passes && !mem::replace(&mut self.has_complained, true) {
+            tracing::warn!(
+                slot = shared.info.slot(),
+                %error,
+                "connections can't be kept for now and would end with this worker (said once)"
+            );
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn are_not_kept(&self, keys: &[Key]) {
+        for connection in keys.iter().filter_map(|key| self.find(*key)) {
+            connection.kept.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    fn key(index: u32) -> Key {
+        Key { index, generation: 0 }
+    }
+
+    #[test]
+    fn connections_are_kept_in_batches_and_none_later_than_it_should_be() {
+        let (mut notes, start) = (Notes::new(MS(100)), Instant::now());
+        assert_eq!(notes.began(key(0), start), Some(Arm { at: start + MS(100), instead_of: None }));
+        assert_eq!(notes.began(key(1), start + MS(19)), None, "one timer stands for all");
+        assert_eq!(notes.began(key(2), start + MS(21)), None);
+        assert_eq!(notes.old(start + MS(100)), [key(0), key(1)]);
+        let again = notes.look_again(start + MS(100));
+        assert_eq!(again, Some(Arm { at: start + MS(121), instead_of: None }));
+        assert_eq!(notes.old(start + MS(121)), [key(2)]);
+        assert_eq!(notes.look_again(start + MS(121)), None, "nothing to look for, no wake-up");
+    }
+
+    #[test]
+    fn ends_are_gathered_for_a_while_and_never_wait_for_connections_that_grow_old() {
+        let (mut notes, start) = (Notes::new(MS(5_000)), Instant::now());
+        notes.began(key(0), start);
+        let arm = notes.closed(key(9), start + MS(1));
+        assert_eq!(arm, Some(Arm { at: start + MS(21), instead_of: Some(start + MS(5_000)) }));
+        assert_eq!(notes.old(start + MS(21)), []);
+        assert_eq!(notes.look_again(start + MS(21)), Some(Arm { at: start + MS(5_000), instead_of: None }));
+    }
+
+    #[test]
+    fn what_could_not_be_kept_is_tried_again_a_little_later() {
+        let (mut notes, start) = (Notes::new(MS(0)), Instant::now());
+        assert_eq!(notes.began(key(0), start).unwrap().at, start);
+        let old = notes.old(start);
+        notes.keep_later(old, start);
+        assert_eq!(notes.look_again(start).unwrap().at, start + GATHER);
+        assert_eq!(notes.old(start + GATHER), [key(0)]);
+    }
+
+    #[test]
+    fn a_worker_that_leaves_has_all_kept_at_once() {
+        let (mut notes, start) = (Notes::new(MS(100)), Instant::now());
+        notes.began(key(0), start);
+        let arm = notes.keep_at_once(start);
+        assert_eq!(arm, Some(Arm { at: start, instead_of: Some(start + MS(100)) }));
+        assert_eq!(notes.old(start), [key(0)]);
+    }
+
+    #[test]
+    fn a_time_that_never_comes_keeps_nothing() {
+        let mut notes = Notes::new(Duration::MAX);
+        assert_eq!(notes.began(key(0), Instant::now()), None);
+        assert_eq!(notes.old(Instant::now()), []);
+    }
+}

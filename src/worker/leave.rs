@@ -1,0 +1,163 @@
+//! Letting connections go: a worker that ends while the service goes on, and one of which another takes a part.
+//!
+//! Nothing more is begun on a connection that is to go. Once its last call is answered it leaves epoll and the deadlines with
+//! all that it has, read or not sent, and is *offered*: another worker goes on from its record. Its place here is used again when
+//! the supervisor says that the other has it. Nobody touches its socket in between.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::connection::{Answered, Connection, Locked, Phase};
+use super::desk::{Desk, Todo};
+use super::flow::Hand;
+use super::{Due, Shared};
+use crate::arena::{Key, State};
+use crate::rpc::Error;
+
+/// What a caller is told whose call outlives the time that its worker had to end.
+const DRAINED: &str = "drained";
+
+/// How far a connection is on its way out of this worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Going {
+    #[default]
+    Not,
+    /// It begins nothing more.
+    Asked,
+    /// It is no longer this worker's to touch; its record stays until another has it.
+    Offered,
+}
+
+impl Desk {
+    /// The service goes on without this worker.
+    pub(super) fn begin_leaving(&mut self, hand: &mut Hand) {
+        let shared = Arc::clone(&hand.shared);
+        if shared.draining.load(Ordering::SeqCst) || shared.leaving.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.arena.set_state(State::Draining);
+        self.close_doors(hand);
+        // Only what is kept can be let go.
+        shared.note(|notes| notes.keep_at_once(hand.now()));
+        if let Some(end) = Instant::now().checked_add(self.drain) {
+            shared.remind(end, Due::LeaveEnd);
+        }
+        self.todo.extend(shared.all_connections().into_iter().map(Todo::LetGo));
+    }
+
+    /// Lets some connections go: long-lived ones, of which nobody waits for anything, before others.
+    pub(super) fn let_some_go(&mut self, shared: &Shared, count: usize) {
+        let mut candidates: Vec<(bool, Arc<Connection>)> = shared
+            .all_connections()
+            .into_iter()
+            .filter(|connection| connection.kept.load(Ordering::Relaxed))
+            .filter_map(|connection| {
+                let state = connection.lock();
+                let may_go = state.phase == Phase::Open && state.going == Going::Not;
+                let is_busy = !state.is_quiet() || !state.input.is_empty();
+                drop(state);
+                may_go.then_some((is_busy, connection))
+            })
+            .collect();
+        candidates.sort_by_key(|(is_busy, _)| *is_busy);
+        self.todo.extend(candidates.into_iter().take(count).map(|(_, connection)| Todo::LetGo(connection)));
+    }
+
+    /// The supervisor could not keep these: where this worker leaves they can't go on and are finished.
+    pub(super) fn not_kept(&mut self, shared: &Shared, keys: &[Key]) {
+        shared.are_not_kept(keys);
+        if shared.leaving.load(Ordering::SeqCst) {
+            self.todo.extend(keys.iter().filter_map(|key| shared.find(*key)).map(Todo::Finish));
+        }
+    }
+
+    /// Nobody is left who could tell others to go on with what was offered.
+    pub(super) fn release_all(&mut self, hand: &mut Hand) {
+        for connection in hand.shared.all_connections() {
+            hand.release(connection.key);
+        }
+    }
+}
+
+impl Hand {
+    /// Begins nothing more on a connection, and offers it as soon as it can be.
+    pub(super) fn let_connection_go(&mut self, connection: &Arc<Connection>) {
+        let mut state = connection.lock();
+        if state.phase != Phase::Closed {
+            state.going = Going::Asked;
+            self.settle(&mut state);
+        }
+    }
+
+    /// A connection that can't go is finished here, as when the service ends.
+    pub(super) fn finish(&mut self, connection: &Arc<Connection>) {
+        let mut state = connection.lock();
+        if state.going == Going::Asked {
+            state.going = Going::Not;
+        }
+        drop(state);
+        self.drain(connection);
+    }
+
+    /// Offers a connection that is to go, once all that has begun on it is answered. True when it has left.
+    pub(super) fn offer(&mut self, state: &mut Locked<'_>) -> bool {
+        let connection = state.connection;
+        let may_go = state.going == Going::Asked
+            && matches!(state.phase, Phase::Open | Phase::Finishing)
+            && state.calls.is_empty()
+            && state.in_hand.is_none()
+            && connection.kept.load(Ordering::Relaxed);
+        if !may_go {
+            return false;
+        }
+        // Explicitly, because the duplicates of the descriptor would keep the entry alive.
+        let _ = self.shared.epoll.delete(&connection.socket);
+        if let Some(timer) = state.timer.take() {
+            self.shared.deadlines.remove(timer, Due::Connection(connection.key));
+        }
+        state.commit();
+        // Whoever comes to it from now on finds nothing to do.
+        state.phase = Phase::Closed;
+        state.going = Going::Offered;
+        self.shared.notes.lock().offered(connection.key);
+        self.shared.wake_poller();
+        true
+    }
+
+    /// Another has this connection, or nobody will: it is forgotten without a word to its peer.
+    pub(super) fn release(&mut self, key: Key) {
+        let Some(connection) = self.shared.find(key) else {
+            return;
+        };
+        let mut state = connection.lock();
+        if state.going == Going::Offered {
+            // First: its place is another connection's as soon as this one has left the table.
+            state.leave_record();
+            self.shared.table.lock().remove(key);
+            state.going = Going::Not;
+            self.forget(&mut state);
+        }
+    }
+
+    /// The time that running calls had is up: their callers are told, and their connections go.
+    pub(super) fn end_leaving(&mut self) {
+        for connection in self.shared.all_connections() {
+            let mut state = connection.lock();
+            while let Some(call) = state.calls.pop() {
+                let request = crate::rpc::native::parse(&call.message);
+                let method = request.as_ref().map_or("?", |request| &*request.method);
+                let error = Error::crashed(method, DRAINED);
+                self.shared.buffers.hold_on(call.message.len());
+                self.answer_error(&mut state, &error, call.id(), Answered::Call(&call));
+            }
+            self.go_on(&mut state);
+            let stays = state.going == Going::Asked;
+            drop(state);
+            if stays {
+                // It is not kept, so it can't go on anywhere.
+                self.finish(&connection);
+            }
+        }
+    }
+}

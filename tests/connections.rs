@@ -1,0 +1,449 @@
+//! A connection belongs to the service: what plain clients, which never reconnect, see of a worker's end.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use support::proc::{Process, open_descriptors, pid_in, worker_pid};
+use support::{PATIENCE, Service, Wire, framed, send_signal};
+
+/// Two workers whose connections are kept from the start.
+const TWO: &str =
+    "processes = 2\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nqueue_wait = \"60s\"";
+const ONE: &str =
+    "processes = 1\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nqueue_wait = \"60s\"";
+
+/// A service, and how many connections the supervisor keeps: what it has open beyond what it began with.
+struct Kept {
+    service: Service,
+    without: usize,
+}
+
+impl Kept {
+    fn start(config: &str) -> Self {
+        let service = Service::start(config);
+        // What a fork leaves open is closed with the message that reports its end.
+        let without = open_descriptors(service.pid());
+        Self { service, without }
+    }
+
+    /// Waits until the supervisor keeps as many connections.
+    fn await_kept(&self, count: usize) {
+        let until = Instant::now() + PATIENCE;
+        while open_descriptors(self.service.pid()) != self.without + count {
+            assert!(
+                Instant::now() < until,
+                "{} descriptors are open, expected {} and {count} connections; log:\n{}",
+                open_descriptors(self.service.pid()),
+                self.without,
+                self.service.log_so_far()
+            );
+            std::thread::yield_now();
+        }
+    }
+
+    fn connect(&self, count: usize) -> Vec<Wire> {
+        let wires = (0..count).map(|_| self.service.connect()).collect();
+        self.await_kept(count);
+        wires
+    }
+
+    fn kill(&self, pid: i32) {
+        let process = Process::of(pid);
+        process.kill();
+        process.await_end();
+    }
+}
+
+/// Waits until calls that were sent before on `wire`, served by `pid`, are run: a later one on another connection of that
+/// worker is through.
+fn await_running(kept: &Kept, pid: i32) {
+    let mut others = Vec::new();
+    loop {
+        let mut other = kept.service.connect();
+        if worker_pid(&mut other) == pid {
+            assert_eq!(other.call("sleep", json!({ "ms": 30 }))["out"], "sleep");
+            return;
+        }
+        others.push(other);
+    }
+}
+
+fn crashed(answer: &Value, method: &str, cause: &str) {
+    assert_eq!(answer["out"], "error", "{answer}");
+    assert_eq!(answer["result"]["code"], -32002, "{answer}");
+    assert_eq!(answer["result"]["data"], json!({ "method": method, "cause": cause }), "{answer}");
+}
+
+#[test]
+fn connections_of_a_killed_worker_go_on_and_only_running_calls_fail() {
+    let kept = Kept::start(TWO);
+    let mut wires = kept.connect(16);
+    let pid = worker_pid(&mut wires[0]);
+    let mut lost = Vec::new();
+    for (index, wire) in wires.iter_mut().enumerate() {
+        if worker_pid(wire) == pid && lost.is_empty() {
+            wire.send(&json!({ "in": "hang", "params": null, "id": index }).to_string());
+            lost.push(index);
+        }
+    }
+    await_running(&kept, pid);
+    kept.kill(pid);
+    for (index, wire) in wires.iter_mut().enumerate() {
+        if lost.contains(&index) {
+            let answer = wire.receive();
+            crashed(&answer, "hang", "SIGKILL");
+            assert_eq!(answer["id"], index);
+        }
+        assert_eq!(wire.call("echo", json!(index))["result"], index);
+        assert_ne!(worker_pid(wire), pid);
+    }
+}
+
+#[test]
+fn what_was_pipelined_behind_a_running_call_is_run_by_the_next_worker() {
+    let kept = Kept::start(TWO);
+    let mut wire = kept.connect(1).remove(0);
+    let pid = worker_pid(&mut wire);
+    // Without ids: one after the other, and the answers in the order of the questions.
+    wire.request("hang", &json!(null));
+    for number in 0..50 {
+        wire.request("echo", &json!(number));
+    }
+    await_running(&kept, pid);
+    kept.kill(pid);
+    crashed(&wire.receive(), "hang", "SIGKILL");
+    for number in 0..50 {
+        assert_eq!(wire.receive()["result"], number);
+    }
+    // With ids: those that waited for a thread are run, whatever ran is answered as lost.
+    let pid = worker_pid(&mut wire);
+    for id in 0..20 {
+        wire.send(&json!({ "in": "sleep", "params": { "ms": 30 }, "id": id }).to_string());
+    }
+    assert_eq!(wire.receive()["out"], "sleep");
+    kept.kill(pid);
+    let mut ids = BTreeSet::new();
+    let mut failed = 0;
+    for _ in 1..20 {
+        let answer = wire.receive();
+        ids.insert(answer["id"].as_u64().expect("an id"));
+        if answer["out"] == "error" {
+            crashed(&answer, "sleep", "SIGKILL");
+            failed += 1;
+        }
+    }
+    assert_eq!(ids.len(), 19, "every call has one answer");
+    assert!(failed <= 4, "{failed} calls failed, and two threads ran calls");
+}
+
+#[test]
+fn a_half_read_answer_goes_on_where_the_dead_worker_stopped() {
+    let kept = Kept::start(TWO);
+    let mut wire = kept.connect(1).remove(0);
+    let pid = worker_pid(&mut wire);
+    // Far more than the socket's queues take, so that the rest is in the worker.
+    const BYTES: usize = 1 << 20;
+    for id in 0..12 {
+        wire.send(&json!({ "in": "blob", "params": { "bytes": BYTES }, "id": id }).to_string());
+    }
+    let mut begun = vec![0; 100_000];
+    wire.stream.read_exact(&mut begun).expect("the first of it");
+    kept.kill(pid);
+    // Answers are whole and each comes once; those that had not begun are run by the other worker.
+    let mut rest = Reading { first: begun, at: 0, stream: &mut wire.stream };
+    let mut ids = BTreeSet::new();
+    for _ in 0..12 {
+        let answer = rest.receive();
+        if answer["out"] == "blob" {
+            assert_eq!(answer["result"].as_str().map(str::len), Some(BYTES));
+        } else {
+            crashed(&answer, "blob", "SIGKILL");
+        }
+        ids.insert(answer["id"].as_u64().expect("an id"));
+    }
+    assert_eq!(ids.len(), 12);
+    assert_eq!(wire.call("echo", json!(1))["result"], 1);
+}
+
+/// A stream whose beginning was read already.
+struct Reading<'a> {
+    first: Vec<u8>,
+    at: usize,
+    stream: &'a mut std::net::TcpStream,
+}
+
+impl Reading<'_> {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        let from_first = bytes.len().min(self.first.len() - self.at);
+        bytes[..from_first].copy_from_slice(&self.first[self.at..self.at + from_first]);
+        self.at += from_first;
+        self.stream.read_exact(&mut bytes[from_first..]).expect("the rest of it");
+    }
+
+    fn receive(&mut self) -> Value {
+        let mut prefix = [0; 4];
+        self.fill(&mut prefix);
+        let mut body = vec![0; u32::from_le_bytes(prefix) as usize];
+        self.fill(&mut body);
+        serde_json::from_slice(&body).expect("JSON, from its first byte to its last")
+    }
+}
+
+#[test]
+fn a_half_sent_message_outlives_the_worker_that_reads_it() {
+    let kept = Kept::start(TWO);
+    let mut wire = kept.connect(1).remove(0);
+    let mut other = kept.service.connect();
+    kept.await_kept(2);
+    let body = json!({ "in": "echo", "params": "x".repeat(600_000) }).to_string();
+    let bytes = framed(&body);
+    let third = bytes.len() / 3;
+    for part in bytes.chunks(third + 1) {
+        wire.send_bytes(part);
+        kept.kill(worker_pid(&mut other));
+        kept.await_kept(2);
+    }
+    let answer = wire.receive();
+    assert_eq!(answer["result"].as_str().map(str::len), Some(600_000));
+    assert_eq!(wire.call("echo", json!(2))["result"], 2);
+}
+
+#[test]
+fn half_closed_clients_get_their_answers_from_the_next_worker() {
+    let kept = Kept::start(TWO);
+    let mut wire = kept.connect(1).remove(0);
+    let pid = worker_pid(&mut wire);
+    wire.request("hang", &json!(null));
+    wire.request("echo", &json!("after"));
+    wire.stream.shutdown(Shutdown::Write).expect("a FIN");
+    await_running(&kept, pid);
+    kept.kill(pid);
+    crashed(&wire.receive(), "hang", "SIGKILL");
+    assert_eq!(wire.receive()["result"], "after");
+    assert!(wire.is_closed());
+    kept.await_kept(0);
+}
+
+#[test]
+fn urgent_data_is_counted_as_what_it_is() {
+    use nix::sys::socket::{MsgFlags, send};
+    use std::os::fd::AsRawFd;
+    let kept = Kept::start(TWO);
+    let mut wire = kept.connect(1).remove(0);
+    let bytes = framed(&json!({ "in": "echo", "params": "urgent" }).to_string());
+    let urgent = |wire: &Wire, byte: u8| send(wire.stream.as_raw_fd(), &[byte], MsgFlags::MSG_OOB);
+    for _ in 0..3 {
+        let pid = worker_pid(&mut wire);
+        wire.send_bytes(&bytes[..10]);
+        assert_eq!(urgent(&wire, bytes[10]), Ok(1));
+        wire.send_bytes(&bytes[11..20]);
+        kept.kill(pid);
+        wire.send_bytes(&bytes[20..]);
+        assert_eq!(wire.receive()["result"], "urgent");
+    }
+}
+
+#[test]
+fn connections_of_a_unix_socket_go_on() {
+    let config = format!("listen = [\"unix:rpc.sock\"]\n{TWO}");
+    let kept = Kept::start(&config);
+    let path = kept.service.folder().join("rpc.sock");
+    let mut streams: Vec<_> = (0..4)
+        .map(|_| std::os::unix::net::UnixStream::connect(&path).expect("the service accepts"))
+        .collect();
+    kept.await_kept(4);
+    let mut ask = |stream: &mut std::os::unix::net::UnixStream, method: &str| {
+        stream.write_all(&framed(&json!({ "in": method, "params": null }).to_string())).expect("it reads");
+        let mut prefix = [0; 4];
+        stream.read_exact(&mut prefix).expect("an answer");
+        let mut body = vec![0; u32::from_le_bytes(prefix) as usize];
+        stream.read_exact(&mut body).expect("a whole answer");
+        serde_json::from_slice::<Value>(&body).expect("JSON")
+    };
+    for _ in 0..3 {
+        let pid = pid_in(&ask(&mut streams[0], "tine.worker")["result"]);
+        kept.kill(pid);
+        for stream in &mut streams {
+            assert_ne!(pid_in(&ask(stream, "tine.worker")["result"]), pid);
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_is_the_only_one_leaves_its_connections_to_its_replacement() {
+    let kept = Kept::start(ONE);
+    let mut wires = kept.connect(8);
+    wires[0].request("crash", &json!({ "how": "segv" }));
+    crashed(&wires[0].receive(), "crash", "SIGSEGV");
+    for wire in &mut wires {
+        assert_eq!(wire.call("echo", json!("still here"))["result"], "still here");
+    }
+    wires[0].request("crash", &json!({ "how": "exit", "code": 3 }));
+    crashed(&wires[0].receive(), "crash", "exit 3");
+    kept.await_kept(8);
+    drop(wires);
+    kept.await_kept(0);
+}
+
+#[test]
+fn a_connection_that_is_too_young_ends_with_its_worker() {
+    let service = Service::start("processes = 1\nthreads = 1\n[timeouts]\nkeep_after = \"1h\"");
+    let mut wire = service.connect();
+    let pid = worker_pid(&mut wire);
+    Process::of(pid).kill();
+    assert!(wire.is_cut_off());
+}
+
+#[test]
+fn workers_killed_one_after_the_other_hand_the_same_connections_on() {
+    let kept = Kept::start(TWO);
+    let mut wires = kept.connect(20);
+    for round in 0..6 {
+        let mark = kept.service.mark();
+        let (pid, other) = (worker_pid(&mut wires[0]), worker_pid(&mut wires[1]));
+        kept.kill(pid);
+        if round % 2 == 1 && other != pid {
+            kept.kill(other);
+            kept.service.await_log("worker ready");
+        }
+        for (index, wire) in wires.iter_mut().enumerate() {
+            assert_eq!(wire.call("echo", json!(index))["result"], index);
+        }
+        kept.service.await_since(mark, "the next one is ready", |line| line["message"] == "worker ready");
+    }
+    drop(wires);
+    kept.await_kept(0);
+}
+
+#[test]
+fn term_to_one_worker_moves_its_connections_and_loses_no_call() {
+    let kept = Kept::start(TWO);
+    let mut wires = kept.connect(10);
+    let pid = worker_pid(&mut wires[0]);
+    let process = Process::of(pid);
+    for wire in &mut wires {
+        wire.request("sleep", &json!({ "ms": 200 }));
+        wire.request("echo", &json!("behind it"));
+    }
+    send_signal(pid, Signal::SIGTERM);
+    for wire in &mut wires {
+        assert_eq!(wire.receive()["out"], "sleep");
+        assert_eq!(wire.receive()["result"], "behind it");
+    }
+    process.await_end();
+    for wire in &mut wires {
+        assert_ne!(worker_pid(wire), pid);
+    }
+    kept.await_kept(10);
+}
+
+#[test]
+fn a_call_that_outlives_the_time_to_drain_is_answered_and_its_connection_moves() {
+    let kept = Kept::start("processes = 2\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\ndrain = \"300ms\"");
+    let mut wire = kept.connect(1).remove(0);
+    let pid = worker_pid(&mut wire);
+    wire.request("hang", &json!(null));
+    await_running(&kept, pid);
+    send_signal(pid, Signal::SIGTERM);
+    crashed(&wire.receive(), "hang", "drained");
+    assert_ne!(worker_pid(&mut wire), pid);
+}
+
+#[test]
+fn one_worker_fewer_and_one_more_lose_no_connection() {
+    let kept = Kept::start(TWO);
+    let mut wires = kept.connect(10);
+    let both: BTreeSet<i32> = kept.service.worker_pids().into_iter().collect();
+    let mark = kept.service.mark();
+    kept.service.signal(Signal::SIGTTOU);
+    kept.service.await_text(mark, "worker ended");
+    let left: BTreeSet<i32> = wires.iter_mut().map(worker_pid).collect();
+    assert!(left.len() == 1 && left.is_subset(&both), "{left:?} of {both:?}");
+    let mark = kept.service.mark();
+    kept.service.signal(Signal::SIGTTIN);
+    kept.service.await_since(mark, "the new one is ready", |line| line["message"] == "worker ready");
+    for wire in &mut wires {
+        assert_eq!(wire.call("echo", json!(0))["result"], 0);
+    }
+}
+
+#[test]
+fn stop_still_closes_every_connection() {
+    let mut kept = Kept::start(TWO);
+    let mut wires = kept.connect(6);
+    wires[0].request("sleep", &json!({ "ms": 100 }));
+    kept.service.signal(Signal::SIGTERM);
+    assert_eq!(wires[0].receive()["out"], "sleep");
+    for wire in &mut wires {
+        assert!(wire.is_closed());
+    }
+    assert_eq!(kept.service.await_end().code(), Some(0));
+}
+
+#[test]
+fn a_worker_that_dies_while_the_service_stops_leaves_its_connections_to_the_others() {
+    let mut kept = Kept::start(TWO);
+    let mut wires = kept.connect(10);
+    let mut pids: Vec<i32> = wires.iter_mut().map(worker_pid).collect();
+    let first = pids[0];
+    for wire in &mut wires {
+        wire.send(&json!({ "in": "sleep", "params": { "ms": 700 }, "id": 1 }).to_string());
+    }
+    kept.service.signal(Signal::SIGTERM);
+    kept.service.await_log("draining");
+    kept.kill(first);
+    for (wire, pid) in wires.iter_mut().zip(pids.drain(..)) {
+        let answer = wire.receive();
+        assert!(pid == first || answer["out"] == "sleep", "{answer}");
+        assert!(wire.is_closed());
+    }
+    assert_eq!(kept.service.await_end().code(), Some(0));
+}
+
+#[test]
+fn connections_that_come_and_go_leave_nothing_behind() {
+    let kept = Kept::start(TWO);
+    for _ in 0..5 {
+        let wires = kept.connect(50);
+        drop(wires);
+        kept.await_kept(0);
+    }
+}
+
+#[test]
+fn a_supervisor_without_room_says_so_once_and_the_service_goes_on() {
+    let kept = Kept::start(TWO);
+    let limit = |descriptors: usize| {
+        let pid = kept.service.pid().to_string();
+        let limit = format!("--nofile={descriptors}:1024");
+        let done = std::process::Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+        assert!(done.expect("prlimit runs").success());
+    };
+    limit(kept.without + 3);
+    let mut wires: Vec<Wire> = (0..12).map(|_| kept.service.connect()).collect();
+    for wire in &mut wires {
+        assert_eq!(wire.call("echo", json!(0))["result"], 0, "served all the same");
+    }
+    kept.service.await_text(0, "can't be kept");
+    let pid = worker_pid(&mut wires[0]);
+    let (mut cut_off, mut others) = (0, 0);
+    let pids: Vec<i32> = wires.iter_mut().map(worker_pid).collect();
+    kept.kill(pid);
+    for (wire, served_by) in wires.iter_mut().zip(pids) {
+        wire.request("echo", &json!(1));
+        let lives = matches!(wire.stream.read(&mut [0; 1]), Ok(1));
+        assert!(lives || served_by == pid);
+        if lives { others += 1 } else { cut_off += 1 }
+    }
+    assert!(others >= 3 && cut_off >= 1, "{others} go on, {cut_off} were cut off");
+    let mark = kept.service.mark();
+    limit(1024);
+    kept.service.await_since(mark, "a worker is there again", |line| line["message"] == "worker ready");
+    assert_eq!(kept.service.count_since(0, "can't be kept"), 1);
+}
