@@ -99,12 +99,14 @@ const GROUPS: &[(Group, &[i64])] = &[
     ),
 ];
 
+/// Nothing breaks before the clients' connections are old enough to be kept.
+const ALL_ARE_KEPT: Duration = Duration::from_secs(1);
+
 const PACE: Duration = Duration::from_millis(5);
 
 const fn deadly(name: &'static str, params: &'static str) -> Group {
-    Group::new(name, 1)
-        .work(Work::Fixed { method: "crash", params, result: None })
-        .pace(Duration::from_secs(5))
+    let work = Work::Fixed { method: "crash", params, result: None };
+    Group::new(name, 1).work(work).pace(Duration::from_secs(5)).after(ALL_ARE_KEPT)
 }
 
 fn main() -> ExitCode {
@@ -151,6 +153,7 @@ fn soak(arguments: &Arguments, seed: u64) -> Result<Vec<String>, BoxError> {
     let before = footprint(&service);
     let groups: Vec<Group> = GROUPS.iter().map(|(group, _)| *group).collect();
     let load = Load::start(service.address(), &groups)?;
+    std::thread::sleep(ALL_ARE_KEPT);
     let mut faults = Faults::new(&service, StdRng::seed_from_u64(seed), PROCESSES, &arguments.without);
     let begun = Instant::now();
     let end = begun + Duration::try_from_secs_f64(arguments.minutes * 60.0)?;

@@ -182,7 +182,11 @@ impl Supervisor {
                 return;
             }
             FromWorker::Leaving => {
-                tracing::info!(slot, generation, "a worker was signalled to end; it is replaced, then it leaves");
+                tracing::info!(
+                    slot,
+                    generation,
+                    "a worker was signalled to end; it is replaced, then it leaves"
+                );
                 WorkerEvent::Leaving
             }
             FromWorker::Wedged { method } => {

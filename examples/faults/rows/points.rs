@@ -56,8 +56,12 @@ fn debug_rig() -> Result<PathBuf, BoxError> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build.args(["build", "--quiet", "--example", "rig"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    if !build.status()?.success() {
-        return Err("expected a debug build of rig: `cargo build --example rig` failed".into());
+    let built = build.output()?;
+    if !built.status.success() {
+        let why = String::from_utf8_lossy(&built.stderr).into_owned();
+        return Err(
+            format!("expected a debug build of rig, `cargo build --example rig` failed: {why}").into()
+        );
     }
     let release = program("rig")?;
     let target = release.ancestors().nth(3).ok_or("cargo builds into a folder for each profile")?;

@@ -135,7 +135,8 @@ fn judge_reloads(judge: &mut Judge, tallies: &[Tally]) {
 
 /// One template and one set of workers, all of the generation that came last.
 fn await_one_generation(service: &Service) -> bool {
-    wait_until(PATIENCE, || {
+    // Nothing here runs for longer than a moment, so nobody has a reason to use up `timeouts.drain`.
+    wait_until(Duration::from_secs(5), || {
         let living = service.workers();
         let last = service.generations().into_values().max();
         living.len() == PROCESSES

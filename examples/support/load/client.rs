@@ -85,7 +85,7 @@ impl Client {
             state: State::Away,
             socket: None,
             watched: None,
-            due: Some(now),
+            due: Some(now + group.after),
             armed: None,
             number: 0,
             since: now,

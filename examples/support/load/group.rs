@@ -16,6 +16,8 @@ pub struct Group {
     pub ids: bool,
     /// A call is due this long after the one before it was; zero: as soon as there is room.
     pub pace: Duration,
+    /// How long after the load's beginning it comes.
+    pub after: Duration,
     pub sending: Sending,
     pub reading: Reading,
     pub life: Life,
@@ -68,6 +70,7 @@ impl Group {
             depth: 1,
             ids: false,
             pace: Duration::ZERO,
+            after: Duration::ZERO,
             sending: Sending::Whole,
             reading: Reading::Eager,
             life: Life::Long,
@@ -95,6 +98,11 @@ impl Group {
 
     pub const fn pace(mut self, pace: Duration) -> Self {
         self.pace = pace;
+        self
+    }
+
+    pub const fn after(mut self, after: Duration) -> Self {
+        self.after = after;
         self
     }
 

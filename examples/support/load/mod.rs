@@ -139,9 +139,10 @@ impl Engine {
             clients.extend((0..group.clients).map(|_| Client::new(*group, begun)));
             of.resize(clients.len(), index);
         }
-        let timers = (0..clients.len()).map(|index| Reverse((begun, index))).collect();
-        for client in &mut clients {
-            client.armed = Some(begun);
+        let mut timers = BinaryHeap::new();
+        for (index, client) in clients.iter_mut().enumerate() {
+            client.armed = client.due;
+            timers.extend(client.due.map(|at| Reverse((at, index))));
         }
         Ok(Self {
             to,

@@ -247,9 +247,11 @@ impl State {
         let in_slot = |slot: &Slot| match slot.phase {
             Phase::Ready(worker) => Some(worker),
             // What it was asked to end for is not known; but others may have nobody else.
-            Phase::Empty | Phase::BackingOff | Phase::Requested(_) | Phase::Booting(_) | Phase::TooSlow(_) => {
-                slot.predecessor.map(|before| before.worker)
-            }
+            Phase::Empty
+            | Phase::BackingOff
+            | Phase::Requested(_)
+            | Phase::Booting(_)
+            | Phase::TooSlow(_) => slot.predecessor.map(|before| before.worker),
         };
         let serving = self.serving.slots.iter().filter_map(in_slot);
         let draining = self.departing.iter().filter(|(_, departing)| departing.stage == Stage::Draining);
