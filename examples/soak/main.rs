@@ -99,6 +99,9 @@ const GROUPS: &[(Group, &[i64])] = &[
     ),
 ];
 
+/// Who takes a worker down has by then a connection that survives it.
+const FIRST_DEATH: Duration = Duration::from_secs(2);
+
 /// Nothing breaks before the clients' connections are old enough to be kept.
 const ALL_ARE_KEPT: Duration = Duration::from_secs(1);
 
@@ -106,7 +109,7 @@ const PACE: Duration = Duration::from_millis(5);
 
 const fn deadly(name: &'static str, params: &'static str) -> Group {
     let work = Work::Fixed { method: "crash", params, result: None };
-    Group::new(name, 1).work(work).pace(Duration::from_secs(5)).after(ALL_ARE_KEPT)
+    Group::new(name, 1).work(work).pace(Duration::from_secs(5)).after(FIRST_DEATH)
 }
 
 fn main() -> ExitCode {

@@ -85,7 +85,7 @@ impl Client {
             state: State::Away,
             socket: None,
             watched: None,
-            due: Some(now + group.after),
+            due: Some(now),
             armed: None,
             number: 0,
             since: now,
@@ -153,6 +153,7 @@ impl Client {
             return false;
         }
         self.state = State::Open;
+        self.next_call = now + self.group.after;
         self.since = now;
         self.last_heard = now;
         true

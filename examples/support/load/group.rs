@@ -16,7 +16,7 @@ pub struct Group {
     pub ids: bool,
     /// A call is due this long after the one before it was; zero: as soon as there is room.
     pub pace: Duration,
-    /// How long after the load's beginning it comes.
+    /// How old a connection is at its first call.
     pub after: Duration,
     pub sending: Sending,
     pub reading: Reading,
