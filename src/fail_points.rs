@@ -45,6 +45,8 @@ static STEPS_LEFT: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 /// A step of the way. The process dies here if it was armed for this one.
 #[inline]
 pub(crate) fn step(kind: Kind) {
+    #[cfg(test)]
+    looking::look();
     if cfg!(debug_assertions) {
         let left = &STEPS_LEFT[kind as usize];
         if left.load(Ordering::Relaxed) > 0 && left.fetch_sub(1, Ordering::Relaxed) == 1 {
@@ -80,4 +82,27 @@ fn draw() -> u64 {
         state.set(x);
         x
     })
+}
+
+/// At each step of the thread that runs it a test can look at what a reader would find if the process died there.
+#[cfg(test)]
+pub(crate) mod looking {
+    use std::cell::RefCell;
+
+    thread_local! {
+        static LOOK: RefCell<Option<Box<dyn FnMut()>>> = RefCell::default();
+    }
+
+    /// Has `look` called at each step of this thread from now on.
+    pub(crate) fn at_each_step(look: impl FnMut() + 'static) {
+        LOOK.with(|place| *place.borrow_mut() = Some(Box::new(look)));
+    }
+
+    pub(super) fn look() {
+        let look = LOOK.with(|place| place.borrow_mut().take());
+        if let Some(mut look) = look {
+            look();
+            LOOK.with(|place| *place.borrow_mut() = Some(look));
+        }
+    }
 }

@@ -258,7 +258,7 @@ fn connections_of_a_unix_socket_go_on() {
         .map(|_| std::os::unix::net::UnixStream::connect(&path).expect("the service accepts"))
         .collect();
     kept.await_kept(4);
-    let mut ask = |stream: &mut std::os::unix::net::UnixStream, method: &str| {
+    let ask = |stream: &mut std::os::unix::net::UnixStream, method: &str| {
         stream.write_all(&framed(&json!({ "in": method, "params": null }).to_string())).expect("it reads");
         let mut prefix = [0; 4];
         stream.read_exact(&mut prefix).expect("an answer");
@@ -446,4 +446,58 @@ fn a_supervisor_without_room_says_so_once_and_the_service_goes_on() {
     limit(1024);
     kept.service.await_since(mark, "a worker is there again", |line| line["message"] == "worker ready");
     assert_eq!(kept.service.count_since(0, "can't be kept"), 1);
+}
+
+/// Waits until the workers' shares of these connections are as even as is promised: the most at 1.3 times the mean, or the
+/// mean and one.
+fn await_balance(wires: &mut [Wire], workers: usize) -> Vec<usize> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let mut shares = std::collections::BTreeMap::<i32, usize>::new();
+        for wire in wires.iter_mut() {
+            *shares.entry(worker_pid(wire)).or_default() += 1;
+        }
+        let shares: Vec<usize> = shares.into_values().collect();
+        let most = shares.iter().max().copied().unwrap_or_default();
+        let sum: usize = shares.iter().sum();
+        if shares.len() == workers && (most * workers * 10 <= sum * 13 || most * workers <= sum + workers) {
+            return shares;
+        }
+        assert!(Instant::now() < until, "{shares:?}");
+    }
+}
+
+#[test]
+fn a_worker_that_is_added_gets_its_share_of_long_lived_connections() {
+    let kept = Kept::start(ONE);
+    let mut wires = kept.connect(30);
+    for workers in [2, 3] {
+        kept.service.signal(Signal::SIGTTIN);
+        await_balance(&mut wires, workers);
+    }
+    kept.service.signal(Signal::SIGTTOU);
+    kept.service.await_log("worker ended");
+    await_balance(&mut wires, 2);
+    kept.await_kept(30 + (2 - 1) * DESCRIPTORS_OF_A_WORKER);
+}
+
+/// Its line and its arena.
+const DESCRIPTORS_OF_A_WORKER: usize = 2;
+
+#[test]
+fn a_worker_that_dies_while_it_adopts_leaves_all_to_the_next() {
+    let kept = Kept::start(ONE);
+    let mut wires = kept.connect(5);
+    // The first two replacements are killed as soon as they can be: before, while or after they adopt.
+    for _ in 0..2 {
+        let mark = kept.service.mark();
+        let pid = worker_pid(&mut wires[0]);
+        kept.kill(pid);
+        let next =
+            kept.service.await_since(mark, "the next is ready", |line| line["message"] == "worker ready");
+        kept.kill(pid_in(&next));
+        for (index, wire) in wires.iter_mut().enumerate() {
+            assert_eq!(wire.call("echo", json!(index))["result"], index);
+        }
+    }
 }

@@ -138,6 +138,20 @@ fn a_call_that_would_wait_too_long_is_refused_without_waiting() {
     assert_eq!(runs.receive()["id"], 1);
 }
 
+/// Whoever asks whether the service is there must not be told that it is busy.
+#[test]
+fn health_checks_answer_while_everything_else_is_refused() {
+    let service = Service::start("processes = 1\nthreads = 1\n[limits]\nqueue = 1\nqueue_wait = \"20s\"");
+    let _runs = occupy(&service, "hang");
+    let _waits = occupy(&service, "sleep");
+    for n in 0..20 {
+        assert_refused(&service.call("sleep", json!({ "ms": 0 })));
+        assert_eq!(service.call("ping", json!(n))["result"], n);
+        assert_eq!(service.call("tine.worker", Value::Null)["result"]["slot"], 0);
+        assert_eq!(service.call("tine.methods", Value::Null)["out"], "tine.methods");
+    }
+}
+
 /// A queued call was counted as waiting while threads were on their way to it.
 #[test]
 fn calls_that_arrive_together_are_not_refused_while_threads_are_free() {

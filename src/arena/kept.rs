@@ -128,6 +128,7 @@ impl KeptArena {
         };
         let listener = listener_of(&record, most)?;
         let (ran, waited) = self.calls(&core, most)?;
+        let is_ending = core.flags.contains(Flags::FINISHING) || core.flags.contains(Flags::LINGERING);
         Ok(KeptConnection {
             listener,
             flags: core.flags,

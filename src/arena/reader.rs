@@ -60,6 +60,21 @@ impl ArenaReader {
         self.sum(Counter::Ok).saturating_add(self.sum(Counter::Errors))
     }
 
+    /// True while the worker has connections or runs calls, and has not come to its end.
+    pub(crate) fn is_busy(&self) -> bool {
+        let has_ended = self.load(self.layout.worker_word(WorkerWord::State)) == State::Ended.to_word();
+        // In this order, as in a snapshot: whatever was accepted last is seen.
+        let closed = self.sum(Counter::Closed);
+        let has_connections = self.sum(Counter::Accepted) > closed;
+        !has_ended && (has_connections || self.running() > 0)
+    }
+
+    /// How many calls run at this moment.
+    pub(crate) fn running(&self) -> usize {
+        let rows = (0..self.layout.rows).filter_map(|row| self.layout.row(row));
+        rows.filter(|row| !self.load(row + ROW_CALL * WORD).is_multiple_of(2)).count()
+    }
+
     fn identity(&self, now_ns: u64) -> Option<Identity> {
         let word = |word| self.load(self.layout.worker_word(word));
         let state = State::from_word(word(WorkerWord::State))?;

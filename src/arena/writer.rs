@@ -96,6 +96,13 @@ impl ArenaWriter {
         self.store(WorkerWord::State, state.to_word());
     }
 
+    /// Calls that all threads have begun.
+    pub(crate) fn begun(&self) -> u64 {
+        let rows =
+            (0..self.layout.rows).filter_map(|row| self.memory.word(self.layout.row(row)? + ROW_CALL * WORD));
+        rows.fold(0, |sum: u64, word| sum.wrapping_add(word.load(Ordering::Relaxed) >> 1))
+    }
+
     /// Hands out a row, to be owned by one thread. Its number is the thread's.
     ///
     /// Each row is handed out once, so it has one writer.

@@ -16,7 +16,9 @@ use super::error::Problems;
 use super::listener::{self, Listener};
 use super::raw::{self, Section};
 use super::size::format_size;
-use super::values::{choice, count_u32, count_usize, count_words, duration, size};
+use super::values::{
+    choice, count, count_u32, count_usize, count_words, duration, share, size, size_or_none,
+};
 use super::{ConfigError, Overrides, Source};
 use crate::sys::cpus;
 
@@ -36,6 +38,7 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) timeouts: Timeouts,
     pub(crate) restart: Restart,
+    pub(crate) recycle: Recycle,
     /// Settings of single methods, by name. That a method of that name exists is not known here.
     pub(crate) methods: BTreeMap<String, MethodSettings>,
     pub(crate) log: Log,
@@ -79,6 +82,8 @@ pub(crate) struct Timeouts {
     pub(crate) pre_stop: Duration,
     /// From when on a connection outlives its worker; zero: at once.
     pub(crate) keep_after: Duration,
+    /// What a thread gets beyond its call's deadline before its worker is replaced; also how long a worker may be silent.
+    pub(crate) stuck: Duration,
 }
 
 /// What happens to workers that die while they boot.
@@ -94,12 +99,28 @@ pub(crate) struct Restart {
     pub(crate) backoff_max: Duration,
 }
 
+/// When a worker is replaced although nothing is wrong with it yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Recycle {
+    /// Calls that a worker begins; zero: any number.
+    pub(crate) max_requests: u64,
+    /// The share by which a worker's own limits may lie below the configured ones.
+    pub(crate) jitter: f64,
+    /// Bytes of memory that is a worker's alone; zero: any.
+    pub(crate) max_memory: usize,
+}
+
+/// A share is a number that was read or is a default: never NaN.
+impl Eq for Recycle {}
+
 /// Settings of one method.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct MethodSettings {
     /// Instead of `timeouts.request`.
     pub(crate) timeout: Option<Duration>,
+    /// Calls of it that may run in one worker at the same time; none: as many as there are threads.
+    pub(crate) concurrency: Option<usize>,
 }
 
 /// What is logged, and how.
@@ -130,6 +151,7 @@ impl Default for Config {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             restart: Restart::default(),
+            recycle: Recycle::default(),
             methods: BTreeMap::new(),
             log: Log::default(),
         }
@@ -160,6 +182,7 @@ impl Default for Timeouts {
             drain: Duration::from_secs(30),
             pre_stop: Duration::ZERO,
             keep_after: Duration::from_millis(100),
+            stuck: Duration::from_secs(10),
         }
     }
 }
@@ -172,6 +195,12 @@ impl Default for Restart {
             backoff: Duration::from_millis(100),
             backoff_max: Duration::from_secs(30),
         }
+    }
+}
+
+impl Default for Recycle {
+    fn default() -> Self {
+        Self { max_requests: 0, jitter: 0.1, max_memory: 0 }
     }
 }
 
@@ -193,11 +222,15 @@ const BUFFERS: RangeInclusive<u64> = 64 * KIB..=1024 * GIB;
 const THREADS: RangeInclusive<u64> = 1..=4096;
 /// Each slot costs the supervisor an arena and a line; also the most that "one for each CPU" gives.
 const PROCESSES: RangeInclusive<u64> = 0..=1024;
+/// A fresh worker has more than the least of these.
+const MEMORY: RangeInclusive<u64> = MIB..=1024 * GIB;
 const MILLION: u64 = 1_000_000;
 
 const INSTANT: Duration = Duration::ZERO;
 /// A wait below this is a mistake in the unit.
 const SHORTEST: Duration = Duration::from_millis(1);
+/// A worker is asked for a sign of life four times in `stuck`; a busy machine may keep it waiting this long.
+const BRIEF: Duration = Duration::from_millis(100);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -248,6 +281,7 @@ fn from_document(document: &DeTable<'_>, problems: &mut Problems) -> Config {
         limits: limits(root.section("limits")),
         timeouts: timeouts(root.section("timeouts")),
         restart: restart(root.section("restart")),
+        recycle: recycle(root.section("recycle")),
         methods: methods(&mut root),
         log: log(root.section("log")),
     };
@@ -290,6 +324,7 @@ fn timeouts(mut section: Section<'_, '_>) -> Timeouts {
         drain: section.read("drain", default.drain, duration(INSTANT..=DAY)),
         pre_stop: section.read("pre_stop", default.pre_stop, duration(INSTANT..=HOUR)),
         keep_after: section.read("keep_after", default.keep_after, duration(INSTANT..=HOUR)),
+        stuck: section.read("stuck", default.stuck, duration(BRIEF..=DAY)),
     };
     section.finish();
     timeouts
@@ -312,12 +347,24 @@ fn restart(mut section: Section<'_, '_>) -> Restart {
     restart
 }
 
+fn recycle(mut section: Section<'_, '_>) -> Recycle {
+    let default = Recycle::default();
+    let recycle = Recycle {
+        max_requests: section.read("max_requests", default.max_requests, count(0..=MILLION * MILLION)),
+        jitter: section.read("jitter", default.jitter, share()),
+        max_memory: section.read("max_memory", default.max_memory, size_or_none(MEMORY)),
+    };
+    section.finish();
+    recycle
+}
+
 fn methods(root: &mut Section<'_, '_>) -> BTreeMap<String, MethodSettings> {
     let mut methods = BTreeMap::new();
     root.each_named("methods", |name, mut section| {
         let timeout = section.optional("timeout", duration(SHORTEST..=DAY));
+        let concurrency = section.optional("concurrency", count_usize(1..=MILLION));
         section.finish();
-        methods.insert(name.to_owned(), MethodSettings { timeout });
+        methods.insert(name.to_owned(), MethodSettings { timeout, concurrency });
     });
     methods
 }

@@ -23,9 +23,15 @@ impl Config {
         line(&mut text, "processes", &workers);
         self.describe_limits(&mut text);
         self.describe_times(&mut text);
+        self.describe_recycle(&mut text);
         for (name, method) in &self.methods {
             let timeout = method.timeout.map_or("as timeouts.request".to_owned(), show);
-            line(&mut text, &format!("methods.{}.timeout", super::error::bare(name)), &timeout);
+            let name = super::error::bare(name);
+            line(&mut text, &format!("methods.{name}.timeout"), &timeout);
+            let at_once = method
+                .concurrency
+                .map_or("as many as threads".to_owned(), |most| format!("{most} at once in each worker"));
+            line(&mut text, &format!("methods.{name}.concurrency"), &at_once);
         }
         line(&mut text, "log.level", &self.log.level.to_string());
         let format = match self.log.format {
@@ -58,6 +64,7 @@ impl Config {
         line(text, "timeouts.drain", &or_word(timeouts.drain, "0s, running calls are cut off"));
         line(text, "timeouts.pre_stop", &show(timeouts.pre_stop));
         line(text, "timeouts.keep_after", &show(timeouts.keep_after));
+        line(text, "timeouts.stuck", &show(timeouts.stuck));
         let restart = &self.restart;
         let failures = match restart.max_restarts {
             0 => "no limit".to_owned(),
@@ -67,6 +74,21 @@ impl Config {
         line(text, "restart.window", &show(restart.window));
         line(text, "restart.backoff", &show(restart.backoff));
         line(text, "restart.backoff_max", &show(restart.backoff_max));
+    }
+
+    fn describe_recycle(&self, text: &mut String) {
+        let recycle = &self.recycle;
+        let requests = match recycle.max_requests {
+            0 => "no limit".to_owned(),
+            most => format!("{most} calls for each worker"),
+        };
+        line(text, "recycle.max_requests", &requests);
+        line(text, "recycle.jitter", &format!("up to {:.1} % earlier", recycle.jitter * 100.0));
+        let memory = match recycle.max_memory {
+            0 => "no limit".to_owned(),
+            most => format!("{} for each worker", bytes(most)),
+        };
+        line(text, "recycle.max_memory", &memory);
     }
 }
 

@@ -22,7 +22,7 @@ mod values;
 mod tests;
 
 pub(crate) use address::{Address, AddressError};
-pub(crate) use checked::{Config, Log, LogFormat, check, check_methods};
+pub(crate) use checked::{Config, Log, LogFormat, Recycle, check, check_methods};
 pub(crate) use error::ConfigError;
 pub(crate) use listener::Listener;
 pub(crate) use source::{Source, read_source, read_source_again};

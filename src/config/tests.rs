@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tracing::level_filters::LevelFilter;
 
 use super::*;
-use crate::config::checked::{Limits, MethodSettings, Restart, Timeouts};
+use crate::config::checked::{Limits, MethodSettings, Recycle, Restart, Timeouts};
 use crate::wire::ByteOrder;
 
 fn source(text: &str) -> Source {
@@ -42,7 +42,8 @@ fn the_examples_in_the_shipped_files_comments_work() {
     text = text.replace("www-data:www-data", "0:0");
     let config = checked(&text);
     assert_eq!(config.listeners[0].mode, Some(0o660));
-    assert_eq!(config.methods["report"].timeout, Some(Duration::from_secs(300)));
+    let report = MethodSettings { timeout: Some(Duration::from_secs(300)), concurrency: Some(2) };
+    assert_eq!(config.methods["report"], report);
 }
 
 #[test]
@@ -85,13 +86,19 @@ boot = "4s"
 drain = "0s"
 pre_stop = "6s"
 keep_after = "7ms"
+stuck = "7s"
 [restart]
 max_restarts = 0
 window = "1m 30s"
 backoff = "1ms"
 backoff_max = "9s"
+[recycle]
+max_requests = 1000
+jitter = 0.25
+max_memory = "1GiB"
 [methods.slow]
 timeout = "1h"
+concurrency = 2
 [methods."a.b c"]
 [log]
 level = "trace"
@@ -143,6 +150,7 @@ fn every_key_is_read_into_its_field() {
             drain: Duration::ZERO,
             pre_stop: seconds(6),
             keep_after: Duration::from_millis(7),
+            stuck: seconds(7),
         },
         restart: Restart {
             max_restarts: 0,
@@ -150,9 +158,10 @@ fn every_key_is_read_into_its_field() {
             backoff: Duration::from_millis(1),
             backoff_max: seconds(9),
         },
+        recycle: Recycle { max_requests: 1000, jitter: 0.25, max_memory: 1 << 30 },
         methods: [
-            ("slow".to_owned(), MethodSettings { timeout: Some(seconds(3600)) }),
-            ("a.b c".to_owned(), MethodSettings { timeout: None }),
+            ("slow".to_owned(), MethodSettings { timeout: Some(seconds(3600)), concurrency: Some(2) }),
+            ("a.b c".to_owned(), MethodSettings::default()),
         ]
         .into(),
         log: Log { level: LevelFilter::TRACE, format: LogFormat::Json, slow: Duration::from_millis(500) },
@@ -182,12 +191,18 @@ timeouts.boot                    4s
 timeouts.drain                   0s, running calls are cut off
 timeouts.pre_stop                6s
 timeouts.keep_after              7ms
+timeouts.stuck                   7s
 restart.max_restarts             no limit
 restart.window                   1m 30s
 restart.backoff                  1ms
 restart.backoff_max              9s
+recycle.max_requests             1000 calls for each worker
+recycle.jitter                   up to 25.0 % earlier
+recycle.max_memory               1GiB for each worker
 methods.\"a.b c\".timeout          as timeouts.request
+methods.\"a.b c\".concurrency      as many as threads
 methods.slow.timeout             1h
+methods.slow.concurrency         2 at once in each worker
 log.level                        trace
 log.format                       json
 log.slow                         500ms
@@ -253,6 +268,19 @@ fn a_mistake_is_told_with_line_key_and_what_would_be_right() {
             "restart.max_restarts = true",
             "1: restart.max_restarts: expected a whole number from 0 to 1000000, found true",
         ),
+        ("recycle.jitter = 1.5", "1: recycle.jitter: expected a number from 0.0 to 1.0, found 1.5"),
+        (
+            "recycle.max_memory = '1KiB'",
+            "1: recycle.max_memory: expected a size from 1MiB to 1TiB, found \"1KiB\"; \"0\" is no limit",
+        ),
+        (
+            "timeouts.stuck = '99ms'",
+            "1: timeouts.stuck: expected a duration from 100ms to 1day, found \"99ms\"",
+        ),
+        (
+            "methods.report.concurrency = 0",
+            "1: methods.report.concurrency: expected a whole number from 1 to 1000000, found 0",
+        ),
         // Words
         (
             "log.level = 'loud'",
@@ -268,7 +296,7 @@ fn a_mistake_is_told_with_line_key_and_what_would_be_right() {
         ("[log]\ncolour = true", "2: log.colour: unknown key; the keys here are format, level, slow"),
         (
             "[methods.\"a b\"]\nbanana = 1",
-            "2: methods.\"a b\".banana: unknown key; the keys here are timeout",
+            "2: methods.\"a b\".banana: unknown key; the keys here are concurrency, timeout",
         ),
         // Shapes
         ("limits = 5", "1: limits: expected a table, found 5"),
@@ -401,7 +429,7 @@ fn every_mistake_is_told_in_the_order_of_the_file() {
 }
 
 /// Every key, and a value of its right type.
-const KEYS: [(&str, &str); 33] = [
+const KEYS: [(&str, &str); 38] = [
     ("listen", "['[::1]:80']"),
     ("processes", "1"),
     ("threads", "1"),
@@ -429,7 +457,12 @@ const KEYS: [(&str, &str); 33] = [
     ("restart.window", "'1s'"),
     ("restart.backoff", "'1s'"),
     ("restart.backoff_max", "'1s'"),
+    ("timeouts.stuck", "'1s'"),
+    ("recycle.max_requests", "1"),
+    ("recycle.jitter", "1"),
+    ("recycle.max_memory", "'1GiB'"),
     ("methods.NAME.timeout", "'1s'"),
+    ("methods.NAME.concurrency", "1"),
     ("log.level", "'warn'"),
     ("log.format", "'json'"),
     ("log.slow", "'1s'"),

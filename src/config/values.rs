@@ -82,6 +82,30 @@ pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&DeValue<'_>) -> Resul
     }
 }
 
+/// The same, or "0" for none.
+pub(super) fn size_or_none(range: RangeInclusive<u64>) -> impl Fn(&DeValue<'_>) -> Result<usize, String> {
+    let read = size(range);
+    move |value| match value.as_str().map(parse_size) {
+        Some(Ok(0)) => Ok(0),
+        _ => read(value).map_err(|why| format!("{why}; \"0\" is no limit")),
+    }
+}
+
+/// A part of a whole.
+pub(super) fn share() -> impl Fn(&DeValue<'_>) -> Result<f64, String> {
+    |value| {
+        let number = match value {
+            DeValue::Float(number) => number.as_str().parse::<f64>().ok(),
+            DeValue::Integer(number) => {
+                whole(number).and_then(|whole| u32::try_from(whole).ok()).map(f64::from)
+            }
+            _ => None,
+        };
+        let refused = || format!("expected a number from 0.0 to 1.0, found {}", found(value));
+        number.filter(|number| (0.0..=1.0).contains(number)).ok_or_else(refused)
+    }
+}
+
 fn size_words(range: &RangeInclusive<u64>) -> String {
     let (start, end) = (format_size(*range.start()), *range.end());
     // A bound such as 16 MiB - 1 reads better as what it stays below.

@@ -42,12 +42,10 @@ pub(crate) enum FromTemplate {
 pub(crate) enum ToWorker {
     /// The service ends: stop accepting, finish what has begun, end.
     Drain,
-    /// This worker ends and the service goes on: let every connection go, finish running calls, end.
+    /// The service goes on without this worker: let every connection go, finish the calls that run, end.
     Leave,
-    /// Open the doors, with which it was forked shut.
-    Open,
-    /// Let so many connections go, so that others serve them.
-    LetGo { count: usize },
+    /// Let so many connections go, so that others serve them: `busy` ones, or those on which nothing happens.
+    LetGo { count: usize, busy: bool },
     /// Go on with connections that were worker process `from`'s. Its descriptors are that worker's arena and then a socket for
     /// each. `cause` is what that worker died of, if it has died.
     Adopt { from: u32, cause: Option<String>, connections: Vec<Key> },
@@ -55,6 +53,10 @@ pub(crate) enum ToWorker {
     Released { connections: Vec<Key> },
     /// What this worker asked to have kept could not be: they end with it.
     NotKept { connections: Vec<Key> },
+    /// To be answered by the poller, [`FromWorker::HereIAm`].
+    AreYouThere,
+    /// Open the doors, with which it was forked shut.
+    Open,
 }
 
 /// From a worker to the supervisor.
@@ -69,11 +71,11 @@ pub(crate) enum FromWorker {
     BootFailed { reason: String },
     /// It was asked by a signal to end; it goes on until it is told to leave.
     Leaving,
-    /// A thread is stuck in a call of `method` that nobody waits for any more.
+    /// A thread has been in a call of this method since its deadline passed `timeouts.stuck` ago. Said once.
     Wedged { method: String },
-    /// It has grown or served as much as it may, and goes on until it is told to leave.
+    /// It has reached what `[recycle]` gives it, and goes on until it is told to leave. Said once.
     Retiring { why: String },
-    /// It has let everything go; only calls that are stuck still run.
+    /// It was told to leave, and nothing is left but threads that don't come back: it can be killed.
     OnlyStuckLeft,
     /// Connections that should outlive this worker, a descriptor for each.
     Keep { connections: Vec<Key> },
@@ -84,6 +86,8 @@ pub(crate) enum FromWorker {
     /// This worker goes on with connections that were `from`'s, in the order in which it was asked to, each under this key. None:
     /// nothing could be made of the record. What is missing at the end did not arrive.
     Adopted { from: u32, results: Vec<Option<Key>> },
-    /// Calls wait here for threads, and connections could go to where they would not have to.
-    Crowded,
+    /// The answer to a question, or word that somebody has connected to a worker that had no connection.
+    HereIAm,
+    /// So many calls wait here for threads, and connections could go to where they would not have to.
+    Crowded { waiting: usize },
 }

@@ -84,13 +84,51 @@ impl<'a> Call<'a> {
         self.parts.deadline
     }
 
-    /// The time left until the [deadline](Call::deadline); zero when it has passed.
+    /// The time left until the [deadline](Call::deadline); zero when it has passed. What a handler waits for should be given
+    /// no more than this:
+    ///
+    /// ```
+    /// use std::io::{self, Read};
+    /// use std::net::TcpStream;
+    /// use tine::{Call, Error};
+    ///
+    /// fn ask_back_end(call: &Call<'_>, address: String) -> Result<String, Error> {
+    ///     let read = || -> io::Result<String> {
+    ///         let mut stream = TcpStream::connect(address)?;
+    ///         stream.set_read_timeout(Some(call.remaining().max(std::time::Duration::from_millis(1))))?;
+    ///         let mut answer = String::new();
+    ///         stream.read_to_string(&mut answer)?;
+    ///         Ok(answer)
+    ///     };
+    ///     read().map_err(Error::internal)
+    /// }
+    /// # tine::Server::new().method("ask", ask_back_end);
+    /// ```
     pub fn remaining(&self) -> Duration {
         self.parts.deadline.saturating_duration_since(Instant::now())
     }
 
     /// True when nobody waits for the answer any more: the caller is gone, or the deadline has passed. A handler that
-    /// takes long should look now and then, and return whatever it likes.
+    /// takes long should look now and then, and return whatever it likes: its thread is free then. One that does not
+    /// return within `timeouts.stuck` of its deadline has its worker replaced.
+    ///
+    /// ```
+    /// use tine::{Call, Error};
+    ///
+    /// fn primes(call: &Call<'_>, below: u64) -> Result<Vec<u64>, Error> {
+    ///     let mut primes: Vec<u64> = Vec::new();
+    ///     for n in 2..below {
+    ///         if n % 1024 == 0 && call.is_cancelled() {
+    ///             return Err(Error::new(1, "nobody waits"));
+    ///         }
+    ///         if primes.iter().all(|prime| n % prime != 0) {
+    ///             primes.push(n);
+    ///         }
+    ///     }
+    ///     Ok(primes)
+    /// }
+    /// # tine::Server::new().method("primes", primes);
+    /// ```
     pub fn is_cancelled(&self) -> bool {
         self.parts.gone.load(Ordering::Relaxed) || self.remaining().is_zero()
     }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -38,6 +38,8 @@ pub(crate) struct Worker {
     pub(crate) slot: usize,
     /// Those of its generation.
     pub(crate) methods: Rc<Methods>,
+    /// Its generation's `timeouts.stuck`.
+    pub(crate) stuck: Duration,
     /// Known from its first message on.
     pub(crate) pid: Option<Pid>,
     pub(crate) line: Line,

@@ -3,6 +3,7 @@
 //! Whose a connection is stands in `keeping`; here the messages go out and come in. Nothing waits for an answer: what can't
 //! be sent now is tried again a little later, and as soon as anything else happens.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::Supervisor;
+use super::balance::{self, Has};
 use super::keeping::{Handing, Keeping};
 use super::state::WorkerId;
 use crate::arena::Key;
@@ -18,6 +20,12 @@ use crate::sys::limits;
 
 /// When it is tried again to hand over what the kernel would not take.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
+
+/// How soon after a change the workers' shares are looked at: what changes together is balanced together.
+const SETTLE: Duration = Duration::from_millis(250);
+
+/// For how long a worker that said that calls wait is taken to have them.
+const CROWDED_FOR: Duration = Duration::from_millis(500);
 
 /// Descriptors that the keeping leaves to everything else: for each worker its line, its arena and what its fork
 /// takes.
@@ -30,6 +38,10 @@ pub(super) struct Keeper {
     pub(super) keeping: Keeping<OwnedFd, OwnedFd>,
     most: usize,
     try_again_at: Option<Instant>,
+    /// When the workers' shares are looked at: only after something has changed.
+    balance_at: Option<Instant>,
+    /// Calls that wait, and since when that is known.
+    crowded: BTreeMap<WorkerId, (Instant, usize)>,
     has_complained: bool,
 }
 
@@ -39,12 +51,15 @@ impl Keeper {
             keeping: Keeping::default(),
             most: most_kept(limits::descriptors(), processes),
             try_again_at: None,
+            balance_at: None,
+            crowded: BTreeMap::new(),
             has_complained: false,
         }
     }
 
-    pub(super) fn try_again_at(&self) -> Option<Instant> {
-        self.try_again_at
+    /// When there is something to do although nothing happens.
+    pub(super) fn moments(&self) -> impl Iterator<Item = Instant> {
+        self.try_again_at.into_iter().chain(self.balance_at)
     }
 
     /// Once, or a service without room would say nothing else.
@@ -78,9 +93,15 @@ impl Supervisor {
             self.keeper.complain("the supervisor may not have more descriptors open");
         }
         let not_kept = self.keeper.keeping.keep(worker, connections, descriptors);
+        self.balance_soon();
         if !not_kept.is_empty() {
             self.tell(worker, &ToWorker::NotKept { connections: not_kept });
         }
+    }
+
+    pub(super) fn closed(&mut self, worker: WorkerId, connections: &[Key]) {
+        self.keeper.keeping.closed(worker, connections);
+        self.balance_soon();
     }
 
     pub(super) fn offered(&mut self, worker: WorkerId, connections: Vec<Key>) {
@@ -115,6 +136,7 @@ impl Supervisor {
             tracing::info!(connections, "the connections of a worker that has ended go to others");
         }
         self.keeper.keeping.ended(worker, cause);
+        self.keeper.crowded.remove(&worker);
     }
 
     /// Hands over what waits, as far as there is somebody to take it.
@@ -133,10 +155,11 @@ impl Supervisor {
             }
             return;
         }
-        let keeping = &self.keeper.keeping;
+        // Where calls wait is no place for more, as long as there are others.
+        let weight = |has: Has| (has.worker, has.connections + has.load);
         let adopters: Vec<(WorkerId, usize)> =
-            adopters.into_iter().map(|worker| (worker, keeping.served_by(worker))).collect();
-        for handing in keeping.plan(&adopters) {
+            adopters.into_iter().map(|worker| weight(self.has(worker))).collect();
+        for handing in self.keeper.keeping.plan(&adopters) {
             match self.ask_to_adopt(handing) {
                 Ok(()) => self.keeper.keeping.sent(handing),
                 Err(error) => {
@@ -167,6 +190,56 @@ impl Supervisor {
         for (worker, connections) in self.keeper.keeping.give_up_waiting() {
             self.tell(worker, &ToWorker::Released { connections });
         }
+    }
+}
+
+/// Balance.
+impl Supervisor {
+    pub(super) fn crowded(&mut self, worker: WorkerId, waiting: usize) {
+        self.keeper.crowded.insert(worker, (Instant::now(), waiting));
+        self.balance_soon();
+    }
+
+    /// Something has changed that may leave a worker with too much.
+    pub(super) fn balance_soon(&mut self) {
+        let at = Instant::now() + SETTLE;
+        self.keeper.balance_at.get_or_insert(at);
+    }
+
+    pub(super) fn balance(&mut self) {
+        let now = Instant::now();
+        if self.keeper.balance_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.keeper.balance_at = None;
+        self.keeper.crowded.retain(|_, (since, _)| now.saturating_duration_since(*since) < CROWDED_FOR);
+        if self.state.is_ending() {
+            return;
+        }
+        if self.keeper.keeping.is_moving() {
+            return self.balance_soon();
+        }
+        let workers: Vec<Has> = self.state.adopters().into_iter().map(|worker| self.has(worker)).collect();
+        for let_go in balance::plan(&workers) {
+            tracing::debug!(
+                worker = let_go.worker,
+                connections = let_go.count,
+                "a worker lets connections go to others"
+            );
+            self.tell(let_go.worker, &ToWorker::LetGo { count: let_go.count, busy: let_go.busy });
+            self.balance_soon();
+        }
+    }
+
+    fn has(&self, worker: WorkerId) -> Has {
+        // Where no call waits anywhere it does not matter who runs how many.
+        let load = if self.keeper.crowded.is_empty() {
+            0
+        } else {
+            let running = self.workers.get(worker).map_or(0, |worker| worker.arena.running());
+            running + self.keeper.crowded.get(&worker).map_or(0, |(_, waiting)| *waiting)
+        };
+        Has { worker, connections: self.keeper.keeping.served_by(worker), load }
     }
 }
 

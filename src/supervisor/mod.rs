@@ -4,15 +4,18 @@
 //! into events for `state`, which decides, and performs the actions that come back. It runs no user code, never
 //! blocks and never serves a call.
 
+mod balance;
 mod children;
 mod hand_over;
 mod keeping;
 mod listeners;
+mod looks;
 mod methods;
 mod news;
 mod reload;
 mod report;
 mod restart;
+mod sign_of_life;
 mod state;
 mod template_line;
 mod worker_lines;
@@ -39,6 +42,7 @@ use hand_over::Keeper;
 pub(crate) use listeners::Listeners;
 use methods::{AllMethods, Methods};
 use reload::{Next, Origin, Terms};
+use sign_of_life::SignsOfLife;
 use state::{Action, Event, GenerationId, State, Timer, WorkerId};
 
 /// All that a supervisor starts from.
@@ -83,7 +87,6 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         "listening"
     );
     raise_descriptor_limit(config);
-    let keeper = Keeper::new(config.processes);
     let (state, actions) = State::start(reload::settings(config));
     let mut supervisor = Supervisor {
         epoll,
@@ -92,8 +95,8 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         timers: BTreeMap::new(),
         templates: BTreeMap::new(),
         workers: Workers::default(),
+        keeper: Keeper::new(config.processes),
         all_methods: AllMethods::default(),
-        keeper,
         scoreboard: Scoreboard::new(Totals::default()),
         origin: Origin { number: 1, program: setup.program, source: setup.source },
         terms: Terms {
@@ -104,6 +107,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         next: None,
         config_path: setup.config_path,
         bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        signs: SignsOfLife::new(crate::worker::LOOKS),
         news: VecDeque::new(),
         finished: None,
     };
@@ -138,8 +142,8 @@ struct Supervisor {
     /// Those that have not been reaped, by generation.
     templates: BTreeMap<GenerationId, Template>,
     workers: Workers,
-    all_methods: AllMethods,
     keeper: Keeper,
+    all_methods: AllMethods,
     scoreboard: Scoreboard<WorkerId>,
     /// The generation that serves.
     origin: Origin,
@@ -148,6 +152,7 @@ struct Supervisor {
     config_path: Option<PathBuf>,
     /// What workers tell each other with that a connection waits.
     bell: EventFd,
+    signs: SignsOfLife<WorkerId>,
     /// What happened and has not been decided about.
     news: VecDeque<Event>,
     finished: Option<i32>,
@@ -172,12 +177,15 @@ impl Supervisor {
             }
             self.fire_timers();
             self.hand_over();
+            self.look_for_life();
+            self.balance();
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let moments = self.timers.values().copied().chain(self.keeper.try_again_at());
-        let Some(next) = moments.min() else {
+        let timers = self.timers.values().copied();
+        let others = self.keeper.moments().chain(self.signs.next_look());
+        let Some(next) = timers.chain(others).min() else {
             return EpollTimeout::NONE;
         };
         // Rounded up, or the loop would spin through the last millisecond.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Instant;
 
-use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
 use super::children::Worker;
@@ -40,12 +40,12 @@ impl Supervisor {
         else {
             return Err(io::Error::other("its generation is gone"));
         };
-        let methods = Rc::clone(&terms.methods);
+        let (methods, stuck) = (Rc::clone(&terms.methods), terms.config.timeouts.stuck);
         let (line, far_end) = Line::pair()?;
         let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
         let memory = arena::create(&room)?;
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
-        let lasting = memory.try_clone()?;
+        let kept_memory = memory.try_clone()?;
         let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         descriptors.extend(listeners.duplicates()?);
         let Some(template) = self.templates.get_mut(&generation) else {
@@ -61,11 +61,12 @@ impl Supervisor {
             line_open: true,
             arena,
             started: Instant::now(),
+            stuck,
             end_expected: false,
             boot_failure: None,
         };
         self.workers.insert(id, worker);
-        self.keeper.keeping.begin(id, lasting);
+        self.keeper.keeping.begin(id, kept_memory);
         template.line.send(&ToTemplate::Fork { worker: id, slot, doors_shut }, descriptors)?;
         watch(&self.epoll, &template.line, template_line::token(generation));
         Ok(())
@@ -174,6 +175,7 @@ impl Supervisor {
                 let pid = worker.pid.map_or(0, Pid::as_raw);
                 let after = format!("{:.1?}", worker.started.elapsed());
                 tracing::info!(slot, pid, generation, after, "worker ready");
+                self.balance_soon();
                 WorkerEvent::Ready
             }
             FromWorker::BootFailed { reason } => {
@@ -189,28 +191,47 @@ impl Supervisor {
                 );
                 WorkerEvent::Leaving
             }
+            FromWorker::HereIAm => {
+                let stuck = worker.stuck;
+                self.signs.heard(id, stuck, Instant::now());
+                return;
+            }
             FromWorker::Wedged { method } => {
-                tracing::warn!(
+                let (pid, stuck) = (worker.pid.map_or(0, Pid::as_raw), worker.stuck);
+                tracing::error!(
                     slot,
+                    pid,
                     generation,
                     method,
-                    "a worker has a thread that is stuck; it is replaced"
+                    "a worker is wedged and is replaced: a call is still in its handler timeouts.stuck ({stuck:?}) \
+                     after its deadline"
                 );
                 WorkerEvent::Wedged
             }
             FromWorker::Retiring { why } => {
-                tracing::info!(slot, generation, why, "a worker retires; it is replaced");
+                tracing::info!(slot, generation, "a worker is to be recycled: {why}");
                 WorkerEvent::Retiring
             }
-            FromWorker::OnlyStuckLeft => WorkerEvent::OnlyStuckLeft,
+            FromWorker::OnlyStuckLeft => {
+                tracing::info!(
+                    slot,
+                    generation,
+                    "nothing is left in a worker but threads that don't come back"
+                );
+                WorkerEvent::OnlyStuckLeft
+            }
             FromWorker::Keep { connections } => return self.keep(id, connections, descriptors),
-            FromWorker::Closed { connections } => return self.keeper.keeping.closed(id, &connections),
+            FromWorker::Closed { connections } => return self.closed(id, &connections),
             FromWorker::Offered { connections } => return self.offered(id, connections),
             FromWorker::Adopted { from, results } => return self.adopted(id, from, results),
-            FromWorker::Crowded => return,
+            FromWorker::Crowded { waiting } => return self.crowded(id, waiting),
         };
         self.happened(Event::Worker(id, event));
     }
+}
+
+pub(super) fn watch_worker(epoll: &Epoll, worker: &Worker, id: WorkerId) {
+    watch(epoll, &worker.line, token(id));
 }
 
 fn token(worker: WorkerId) -> u64 {

@@ -328,7 +328,9 @@ mod tests {
     fn of_many_smaller_ones_that_are_freed_few_keep_their_memory() {
         let (pool, reader) = pool(8 << 20, 1);
         let mut blocks: Vec<Block> = std::iter::from_fn(|| pool.take(8_000)).take(1_000).collect();
-        blocks.iter_mut().for_each(|block| block.fill(0xff));
+        for block in &mut blocks {
+            block.fill(0xff);
+        }
         let places: Vec<usize> = blocks.iter().map(|block| usize::try_from(block.place()).unwrap()).collect();
         drop(blocks);
         let kept = places.into_iter().filter(|place| reader.load(*place) != Some(0)).count();

@@ -65,6 +65,7 @@ impl WritableMemory {
     }
 
     /// Size in bytes.
+    #[cfg(test)]
     pub(crate) fn size(&self) -> usize {
         self.mapping.bytes.get()
     }

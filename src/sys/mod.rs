@@ -13,6 +13,7 @@ pub(crate) mod exec;
 pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod resident;
 pub(crate) mod seqpacket;
 pub(crate) mod signals;
 pub(crate) mod socket;

@@ -76,6 +76,9 @@ impl Desk {
             fail_points::step(Kind::Adopt);
             match self.line.send_now(&adoption.word, &[]) {
                 Ok(()) => {
+                    if !adoption.prepared.is_empty() && hand.shared.table.lock().len() == 0 {
+                        self.is_wanted_again(hand.now());
+                    }
                     for prepared in adoption.prepared {
                         fail_points::step(Kind::Adopt);
                         self.todo.push_back(Todo::TakeUp(hand.take_in(prepared)));

@@ -13,6 +13,10 @@ use crate::sys::blocks::{Block, HEAD, Pool};
 /// Bytes received from a connection in one go, at most: what a block of 64 KiB has room for.
 pub(super) const SCRATCH: usize = 64 * 1024 - HEAD;
 
+/// There is no block left of the size that is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NoBlock;
+
 /// A part of a block that nobody changes any more.
 #[derive(Debug, Clone)]
 pub(super) struct Chunk {

@@ -15,7 +15,9 @@ use nix::sys::eventfd::EventFd;
 use super::adopt::Adoption;
 use super::connection::Connection;
 use super::flow::Hand;
+use super::life::Life;
 use super::listening::Door;
+use super::recycle::Limits;
 use super::{Due, Shared};
 use crate::arena::{ArenaWriter, Key, State};
 use crate::line::{FromWorker, Line, Received, ToWorker};
@@ -24,6 +26,9 @@ use crate::sys::process;
 
 /// What a worker without a supervisor gets beyond the time to drain, to say that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How often the supervisor is told that calls wait, at most.
+const TELL_CROWDING: Duration = Duration::from_millis(250);
 
 /// One thing for the poller to do.
 #[derive(Debug)]
@@ -64,10 +69,15 @@ pub(super) struct Desk {
     /// The number of the thread that is the poller.
     pub(super) poller: usize,
     pub(super) adoptions: VecDeque<Adoption>,
+    /// When the supervisor was told last that calls wait.
+    pub(super) told_crowding: Option<Instant>,
     /// It was said that connections can't be kept.
     pub(super) has_complained: bool,
     /// The time to drain is up for a worker that leaves: what still runs was answered and is cut off.
     pub(super) has_left: bool,
+    pub(super) said_only_stuck: bool,
+    pub(super) life: Life,
+    pub(super) recycle: Limits,
 }
 
 impl Desk {
@@ -93,19 +103,42 @@ impl Desk {
     pub(super) fn end_round(&mut self, hand: &mut Hand) {
         let shared = &hand.shared;
         self.tell_offers(shared);
-        let is_done = if shared.draining.load(Ordering::SeqCst) {
-            true
-        } else {
-            shared.leaving.load(Ordering::SeqCst) && (self.has_left || shared.gate.is_idle())
-        };
-        if is_done && shared.table.lock().len() == 0 {
-            self.tell_notes(shared, hand.now());
-            self.end(shared);
+        if shared.table.lock().len() == 0 {
+            self.end_without_connections(shared, hand.now());
         }
+        if self.recycle.is_time(hand.now()) {
+            self.look_at_limits(hand.now());
+        }
+        self.tell_crowding(hand);
         let dropped = log::dropped_lines();
         if dropped != self.log_lines_dropped {
             hand.row.log_dropped(dropped.wrapping_sub(self.log_lines_dropped));
             self.log_lines_dropped = dropped;
+        }
+    }
+
+    fn end_without_connections(&mut self, shared: &Shared, now: Instant) {
+        let is_leaving = shared.leaving.load(Ordering::SeqCst);
+        let nothing_runs = self.has_left || shared.gate.is_idle();
+        if shared.draining.load(Ordering::SeqCst) || (is_leaving && nothing_runs) {
+            self.tell_notes(shared, now);
+            self.end(shared);
+        }
+        if is_leaving && shared.overdue.lock().has_stuck() {
+            self.say_only_stuck();
+        }
+    }
+
+    /// Says now and then that calls wait while other workers may have free threads.
+    fn tell_crowding(&mut self, hand: &Hand) {
+        let shared = &hand.shared;
+        if !self.has_siblings || shared.gate.waiting() == 0 || shared.is_ending() {
+            return;
+        }
+        let now = hand.now();
+        if self.told_crowding.is_none_or(|told| now.saturating_duration_since(told) >= TELL_CROWDING) {
+            self.told_crowding = Some(now);
+            self.say(&FromWorker::Crowded { waiting: shared.gate.waiting() });
         }
     }
 
@@ -145,7 +178,8 @@ impl Desk {
             ToWorker::Drain => self.begin_draining(hand),
             ToWorker::Leave => self.begin_leaving(hand),
             ToWorker::Open => self.open_late(&hand.shared),
-            ToWorker::LetGo { count } => self.let_some_go(&hand.shared, count),
+            ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
+            ToWorker::LetGo { count, busy } => self.let_some_go(&hand.shared, count, busy),
             ToWorker::Released { connections } => {
                 self.todo.extend(connections.into_iter().map(Todo::Release));
             }
@@ -171,11 +205,15 @@ impl Desk {
         }
     }
 
-    /// SIGTERM to this process alone: the supervisor says when it is time to leave.
+    /// SIGTERM to this process alone: the supervisor has it leave as soon as another has taken its place.
     pub(super) fn ask_to_leave(&mut self) {
         let _ = self.term.read();
-        // Where the supervisor is gone its line says so too.
-        let _ = self.line.send(&FromWorker::Leaving, Vec::new());
+        self.say(&FromWorker::Leaving);
+    }
+
+    /// Where the supervisor is gone its line says so too.
+    pub(super) fn say(&mut self, word: &FromWorker) {
+        let _ = self.line.send(word, Vec::new());
     }
 
     fn begin_draining(&mut self, hand: &mut Hand) {

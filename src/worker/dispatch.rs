@@ -42,7 +42,8 @@ impl Gate {
         }
     }
 
-    /// Decides about a call with `allowed` until its deadline. One that is admitted must be ended by [`ended`](Self::ended).
+    /// Decides about a call with `allowed` until its deadline. One that is admitted must be ended by [`ended`](Self::ended)
+    /// or [`left`](Self::left).
     pub(super) fn admit(&self, allowed: Duration) -> Result<(), Refused> {
         let before = self.unfinished.fetch_add(1, Ordering::SeqCst);
         let decision = match count(before).checked_sub(self.threads) {
@@ -97,9 +98,19 @@ impl Gate {
         self.unfinished.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Calls that wait for a thread.
+    pub(super) fn waiting(&self) -> usize {
+        count(self.unfinished.load(Ordering::Relaxed)).saturating_sub(self.threads)
+    }
+
     /// No call runs or waits.
     pub(super) fn is_idle(&self) -> bool {
         count(self.unfinished.load(Ordering::SeqCst)) == 0
+    }
+
+    /// A call that was admitted was given up before a thread had it.
+    pub(super) fn left(&self) {
+        self.unfinished.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// For how long nothing has ended, when a call that came now would have to wait; None when it would not.
@@ -176,6 +187,15 @@ mod tests {
         assert_eq!(gate.admit(MS(1)), Ok(()));
         gate.began_unasked();
         assert_eq!(gate.unfinished.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn calls_that_are_given_up_make_room_for_others() {
+        let gate = gate(1, MS(1), 100);
+        assert!(gate.admit(MS(30_000)).is_err());
+        gate.left();
+        assert_eq!(gate.admit(MS(30_000)), Ok(()));
+        assert!(gate.admit(MS(30_000)).is_err());
     }
 
     #[test]

@@ -92,12 +92,16 @@ impl Desk {
     fn visit_as(&mut self, number: usize, standing: Standing, hand: &mut Hand) -> Option<Visit> {
         let shared = Arc::clone(&hand.shared);
         let door = self.doors.get_mut(number).and_then(Option::as_mut)?;
+        let was_empty = shared.table.lock().len() == 0;
         let visit = door.visit(&shared.epoll, standing, |socket, peer, entrance| {
             hand.accepted(socket, peer, entrance);
         });
         if let Visit::Shut { why, .. } = visit {
             shared.look_again_at(number, why);
             self.open_doors(&shared);
+        }
+        if was_empty && shared.table.lock().len() > 0 {
+            self.is_wanted_again(hand.now());
         }
         Some(visit)
     }

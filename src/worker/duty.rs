@@ -177,6 +177,7 @@ impl Hand {
                     desk.lock().has_left = true;
                     self.end_leaving();
                 }
+                Due::Stuck(key, number) => desk.lock().has_stuck(key, number, &self.shared),
                 Due::DrainEnd => {
                     let slot = self.shared.info.slot();
                     tracing::warn!(slot, "calls still run after timeouts.drain; ended");

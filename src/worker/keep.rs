@@ -140,7 +140,7 @@ impl Desk {
                 self.complain(shared, &error);
                 shared.are_not_kept(&connections);
                 later.extend(connections);
-            } else if shared.leaving.load(Ordering::SeqCst) {
+            } else if shared.lets_go() {
                 self.todo.extend(batch.iter().cloned().map(Todo::LetGo));
             }
         }

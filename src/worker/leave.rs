@@ -46,8 +46,9 @@ impl Desk {
         self.todo.extend(shared.all_connections().into_iter().map(Todo::LetGo));
     }
 
-    /// Lets some connections go: long-lived ones, of which nobody waits for anything, before others.
-    pub(super) fn let_some_go(&mut self, shared: &Shared, count: usize) {
+    /// Lets some connections go that have lived a while: `busy` ones before others, or those of which nobody waits for
+    /// anything.
+    pub(super) fn let_some_go(&mut self, shared: &Shared, count: usize, busy: bool) {
         let mut candidates: Vec<(bool, Arc<Connection>)> = shared
             .all_connections()
             .into_iter()
@@ -60,14 +61,14 @@ impl Desk {
                 may_go.then_some((is_busy, connection))
             })
             .collect();
-        candidates.sort_by_key(|(is_busy, _)| *is_busy);
+        candidates.sort_by_key(|(is_busy, _)| *is_busy != busy);
         self.todo.extend(candidates.into_iter().take(count).map(|(_, connection)| Todo::LetGo(connection)));
     }
 
     /// The supervisor could not keep these: where this worker leaves they can't go on and are finished.
     pub(super) fn not_kept(&mut self, shared: &Shared, keys: &[Key]) {
         shared.are_not_kept(keys);
-        if shared.leaving.load(Ordering::SeqCst) {
+        if shared.lets_go() {
             self.todo.extend(keys.iter().filter_map(|key| shared.find(*key)).map(Todo::Finish));
         }
     }
@@ -142,6 +143,9 @@ impl Hand {
 
     /// The time that running calls had is up: their callers are told, and their connections go.
     pub(super) fn end_leaving(&mut self) {
+        if !self.shared.lets_go() {
+            return;
+        }
         for connection in self.shared.all_connections() {
             let mut state = connection.lock();
             while let Some(call) = state.calls.pop() {
@@ -150,6 +154,7 @@ impl Hand {
                 let error = Error::crashed(method, DRAINED);
                 self.shared.buffers.hold_on(call.message.len());
                 self.answer_error(&mut state, &error, call.id(), Answered::Call(&call));
+                self.shared.gave_up(connection.key, &call);
             }
             self.go_on(&mut state);
             let stays = state.going == Going::Asked;

@@ -12,6 +12,7 @@ mod adopt;
 mod buffers;
 mod capacity;
 mod chunk;
+mod concurrency;
 mod connection;
 mod deadlines;
 mod desk;
@@ -19,21 +20,26 @@ mod dispatch;
 mod doors;
 mod duty;
 mod flow;
+mod health;
 mod keep;
 mod leave;
+mod life;
 mod listening;
+mod overdue;
 mod pace;
 mod poller;
 mod pool;
+mod queue;
+mod recycle;
 mod role;
 mod start;
 mod table;
+mod ticket;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
@@ -46,13 +52,18 @@ use crate::sys::clock;
 
 use buffers::Buffers;
 pub(crate) use capacity::connections;
+use concurrency::Concurrency;
 use connection::{Bounds, Connection};
 use deadlines::Deadlines;
 use dispatch::Gate;
 use duty::Task;
+use flow::Job;
 use keep::Notes;
+pub(crate) use life::LOOKS;
 use listening::Entrance;
+use overdue::Overdue;
 use pace::Paces;
+use queue::Queue;
 use role::Role;
 pub(crate) use start::{Birth, run};
 use table::Table;
@@ -107,7 +118,11 @@ pub(crate) struct Shared {
     turns: Mutex<Vec<Key>>,
     paces: Paces,
     gate: Gate,
-    queue: Sender<Task>,
+    concurrency: Concurrency<Job>,
+    queue: Queue<Task>,
+    /// What a thread gets beyond its call's deadline.
+    stuck: Duration,
+    overdue: Mutex<Overdue>,
     buffers: Buffers,
     /// The service ends: what has begun is finished, and then all is closed.
     draining: AtomicBool,
@@ -133,6 +148,8 @@ enum Due {
     Adoptions,
     /// The time to drain is up for a worker that leaves.
     LeaveEnd,
+    /// A thread has been in this call of a connection for too long.
+    Stuck(Key, u64),
     /// The supervisor is gone and the time to drain is up.
     DrainEnd,
 }
@@ -144,9 +161,13 @@ impl Shared {
         config: &Config,
         info: WorkerInfo,
         (records, pool): (Records, &'static Pool),
-        queue: Sender<Task>,
+        queue: Queue<Task>,
     ) -> std::io::Result<Self> {
         let limits = &config.limits;
+        let names = service.registry().names();
+        let concurrency_of = |name| config.methods.get(name).and_then(|method| method.concurrency);
+        let concurrency =
+            Concurrency::new(names.map(concurrency_of).collect(), limits.queue, limits.queue_wait);
         let timeout_of = |name: &str| config.methods.get(name).and_then(|method| method.timeout);
         let request_timeout = config.timeouts.request;
         let timeouts =
@@ -177,7 +198,10 @@ impl Shared {
             turns: Mutex::default(),
             paces: Paces::new(service.registry()),
             gate: Gate::new(config.threads, limits.queue, limits.queue_wait),
+            concurrency,
             queue,
+            stuck: config.timeouts.stuck,
+            overdue: Mutex::default(),
             buffers: Buffers::new(limits.buffers),
             draining: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
@@ -196,6 +220,11 @@ impl Shared {
     /// Accepts nothing any more, and ends when its connections have gone, wherever to.
     fn is_ending(&self) -> bool {
         self.draining.load(Ordering::SeqCst) || self.leaving.load(Ordering::SeqCst)
+    }
+
+    /// Connections are to go to other workers.
+    fn lets_go(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst) && !self.draining.load(Ordering::SeqCst)
     }
 
     fn find(&self, key: Key) -> Option<Arc<Connection>> {
@@ -230,7 +259,7 @@ impl Shared {
     fn find_watch(&self) {
         // Once at a time: a pool that hangs takes nothing out of the queue. Where that is full every thread has a task,
         // and looks by itself when it is done.
-        if !self.wants_watch.swap(true, Ordering::SeqCst) && self.queue.try_send(Task::Watch).is_err() {
+        if !self.wants_watch.swap(true, Ordering::SeqCst) && self.put(Task::Watch).is_err() {
             self.watch_was_asked_for();
         }
     }

@@ -11,6 +11,9 @@ use parking_lot::Mutex;
 use super::desk::Desk;
 use super::duty::{Duty, Task};
 use super::flow::Hand;
+use super::life::Life;
+use super::queue::Queue;
+use super::recycle::Limits;
 use super::{LINE, Shared, TERM, WAKE, capacity, doors, pool, rows};
 use crate::arena::{ArenaWriter, Row, State};
 use crate::config::Config;
@@ -118,7 +121,8 @@ impl Gathered {
         service.worker_start(&info)?;
         // The gate bounds what waits; this is room for that, for what threads are about to take, and for the word that
         // somebody should be the watch.
-        let (queue, tasks) = crossbeam_channel::bounded(config.limits.queue + rows(config.threads));
+        let queue = Queue::new(config.limits.queue + rows(config.threads));
+        let tasks = queue.receiver();
         let memory = (arena.records(), arena.blocks().map_err(|error| format!("arena: {error}"))?);
         let shared = Shared::new(service, states, config, info, memory, queue).map_err(failed("epoll"))?;
         let shared = Arc::new(shared);
@@ -183,9 +187,18 @@ impl Desk {
             todo: std::collections::VecDeque::new(),
             log_lines_dropped: 0,
             poller: 0,
+            told_crowding: None,
             adoptions: std::collections::VecDeque::new(),
             has_complained: false,
             has_left: false,
+            said_only_stuck: false,
+            life: Life::new(config.timeouts.stuck),
+            // The pid alone would do for those that live; the clock tells apart those that follow each other.
+            recycle: Limits::new(
+                &config.recycle,
+                clock::monotonic_ns() ^ u64::from(std::process::id()),
+                Instant::now(),
+            ),
         }
     }
 }

@@ -66,3 +66,15 @@ pub fn assert_rests<T>(pids: &[i32], meanwhile: impl FnOnce() -> T) -> T {
     }
     result
 }
+
+/// How often the threads of the process have gone to sleep: one that rests never does.
+pub fn wakeups(pid: i32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    let statuses = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
+    statuses
+        .filter_map(|status| {
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        })
+        .sum()
+}

@@ -141,6 +141,12 @@ impl Service {
         self.seen.borrow().iter().skip(mark).filter(|line| message(line).contains(text)).count()
     }
 
+    /// Where in the log, among the lines read so far, the first from `mark` on is that `wanted` accepts.
+    pub fn position(&self, mark: usize, wanted: impl Fn(&Value) -> bool) -> Option<usize> {
+        self.log_so_far();
+        self.seen.borrow().iter().skip(mark).position(wanted)
+    }
+
     /// A connection that the worker of `slot` serves. Workers in its way are kept busy for a moment, since a
     /// worker without a free thread leaves connections to others; so this is for `threads = 1`.
     pub fn connect_to(&self, slot: u64) -> Wire {

@@ -79,6 +79,15 @@ fn input_is_what_was_taken_and_had_not_begun() {
 }
 
 #[test]
+fn input_of_a_connection_that_ends_is_nothing_to_anybody() {
+    for flag in [Flags::FINISHING, Flags::LINGERING] {
+        let mut arena = Arena::new();
+        arena.core.flags.set(flag, true);
+        assert!(arena.read(1_000_000, 0).unwrap().input.is_empty());
+    }
+}
+
+#[test]
 fn output_is_what_was_published_and_not_handed_over() {
     let mut arena = Arena::new();
     arena.core.out_from = 1_000;

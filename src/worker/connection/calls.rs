@@ -1,11 +1,13 @@
 //! A connection's calls that have begun and have not been answered.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Bounds;
 use crate::rpc::{MethodIndex, RawJson, Span, native};
 use crate::worker::chunk::Chunk;
+use crate::worker::ticket::Ticket;
 
 /// A call that has begun and has not been answered.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub(in crate::worker) struct InFlight {
     /// It stands at the start of its block, whose head links it to the others in the arena.
     pub(in crate::worker) message: Chunk,
     pub(in crate::worker) id: CallId,
+    /// Where it is on its way to a thread.
+    pub(in crate::worker) ticket: Arc<Ticket>,
     /// Where the head of the next one in that list is. Kept here and not read back.
     pub(super) next: u64,
 }
@@ -82,8 +86,15 @@ impl InFlight {
             ordered: matches!(id, CallId::NotParsed | CallId::Known(None)),
             message,
             id,
+            ticket: Arc::default(),
             next: 0,
         }
+    }
+
+    /// The call of this ticket.
+    pub(in crate::worker) fn with(mut self, ticket: &Arc<Ticket>) -> Self {
+        self.ticket = Arc::clone(ticket);
+        self
     }
 
     /// Where its head is in the arena.

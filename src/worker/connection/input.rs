@@ -1,7 +1,7 @@
 //! Bytes of a connection that have arrived and have not been begun.
 
 use crate::sys::blocks::{HEAD, Pool};
-use crate::worker::chunk::Chunk;
+use crate::worker::chunk::{Chunk, NoBlock};
 
 /// What a message that has only begun to arrive gets room for, if it says that it is longer: what a client announces
 /// costs it nothing.
@@ -52,15 +52,16 @@ impl Input {
         }
     }
 
-    /// What waits in a larger block, where the room behind it is used up or isn't its own. The inner value is None where
-    /// there is no such block.
-    pub(super) fn moved(&mut self, pool: &'static Pool) -> Option<Option<Chunk>> {
+    /// What waits, in a larger block, where the room behind it is used up or isn't its own.
+    pub(super) fn moved(&mut self, pool: &'static Pool) -> Result<Option<Chunk>, NoBlock> {
         let room = self.room().len();
-        let waiting = self.chunk.as_ref()?;
+        let Some(waiting) = &self.chunk else {
+            return Ok(None);
+        };
         if room >= SCANT.min(self.needs.saturating_sub(waiting.len())).max(1) {
-            return None;
+            return Ok(None);
         }
-        Some(Chunk::copy_of(waiting, room_for(waiting.len() + 1, self.needs), pool))
+        Chunk::copy_of(waiting, room_for(waiting.len() + 1, self.needs), pool).ok_or(NoBlock).map(Some)
     }
 
     pub(super) fn needs(&self) -> usize {
@@ -107,7 +108,7 @@ mod tests {
     #[test]
     fn what_nobody_else_holds_stays_where_it_is_while_there_is_room() {
         let (mut input, pool) = input(b"one two", FIRST, 1 << 20);
-        assert!(input.moved(pool).is_none());
+        assert!(input.moved(pool).unwrap().is_none());
         input.room()[..6].copy_from_slice(b" three");
         input.grow(6);
         assert_eq!(input.waiting(), b"one two three");
@@ -115,9 +116,9 @@ mod tests {
         input.grow(all - 10);
         let moved = input.moved(pool).unwrap().unwrap();
         assert!(moved.starts_with(b"one two three"));
-        assert!(input.moved(pool).is_some(), "it is for the caller to put it in");
+        assert!(input.moved(pool).unwrap().is_some(), "it is for the caller to put it in");
         input.put(moved, 1 << 20);
-        assert!(input.moved(pool).is_none());
+        assert!(input.moved(pool).unwrap().is_none());
     }
 
     #[test]

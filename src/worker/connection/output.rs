@@ -2,6 +2,7 @@
 
 use crate::arena::Place;
 use crate::sys::blocks::{Block, HEAD, Pool};
+use crate::worker::chunk::NoBlock;
 
 /// Memory that a thread lends to the connection whose answers it writes and gets back once they are sent, the same again
 /// and again. One large answer must not keep its memory for ever, so it is never larger than this.
@@ -48,19 +49,20 @@ impl Output {
     }
 
     /// Adds an answer. One that finds nothing waiting borrows the memory of `spare`. What the record names may have been
-    /// left in another block: that is returned, to be held until the record names this one. None where there is no
-    /// block for it, and then nothing is added.
+    /// left in another block: that is returned, to be held until the record names this one. Where there is no block for it
+    /// nothing is added.
     pub(super) fn append(
         &mut self,
         answer: &[u8],
         spare: &mut Option<Block>,
         pool: &'static Pool,
-    ) -> Option<Option<Block>> {
+    ) -> Result<Option<Block>, NoBlock> {
         let left = if self.has_room(answer.len()) { None } else { self.move_to(answer.len(), spare, pool)? };
         let end = self.end + answer.len();
-        self.block.as_mut()?.get_mut(self.end..end)?.copy_from_slice(answer);
+        let room = self.block.as_mut().and_then(|block| block.get_mut(self.end..end)).ok_or(NoBlock)?;
+        room.copy_from_slice(answer);
         self.end = end;
-        Some(left)
+        Ok(left)
     }
 
     fn has_room(&self, more: usize) -> bool {
@@ -74,17 +76,17 @@ impl Output {
         more: usize,
         spare: &mut Option<Block>,
         pool: &'static Pool,
-    ) -> Option<Option<Block>> {
+    ) -> Result<Option<Block>, NoBlock> {
         let waits = self.len();
         let fits = |block: &mut Block| waits + more <= block.len();
         let mut block = match spare.take_if(fits) {
             Some(block) => block,
             // Half as much again as waits: where little is sent at a time, little has to be moved for it.
-            None => pool.take((waits + waits / 2 + more).max(SPARE))?,
+            None => pool.take((waits + waits / 2 + more).max(SPARE)).ok_or(NoBlock)?,
         };
-        block.get_mut(..waits)?.copy_from_slice(self.waiting());
+        block.get_mut(..waits).ok_or(NoBlock)?.copy_from_slice(self.waiting());
         (self.start, self.end) = (0, waits);
-        Some(self.block.replace(block))
+        Ok(self.block.replace(block))
     }
 
     pub(super) fn waiting(&self) -> &[u8] {
@@ -181,7 +183,7 @@ mod tests {
         let all: Vec<Block> = std::iter::from_fn(|| pool.take(1 << 29)).collect();
         assert!(!all.is_empty());
         let huge = vec![0; 1 << 29];
-        assert!(output.append(&huge, &mut None, pool).is_none());
+        assert!(output.append(&huge, &mut None, pool).is_err());
         assert_eq!(output.waiting(), b"answer");
     }
 }

@@ -12,12 +12,15 @@
 //!   A call that stays linked for a moment longer has the number that the record says was answered.
 //! - **sending**: the kernel says how much it took of what was published.
 
+use std::sync::Arc;
+
 use super::calls::{InFlight, InHand};
 use super::input::room_for;
 use super::{Chunk, Flags, Phase, Place, State};
 use crate::arena::{call_runs, unlink_next, write_call};
 use crate::sys::blocks::Block;
 use crate::worker::chunk::Scratch;
+use crate::worker::ticket::Ticket;
 
 /// What an answer is for.
 #[derive(Debug, Clone, Copy)]
@@ -186,6 +189,7 @@ impl State {
             ordered: call.id.is_none(),
             message,
             id: super::CallId::Known(call.id),
+            ticket: Arc::new(Ticket::running(call.method)),
             next: 0,
         };
         // It runs, so no reader cares for its deadline.
@@ -201,7 +205,7 @@ impl State {
         answered: Answered<'_>,
         spare: &mut Option<Block>,
     ) -> bool {
-        let Some(left) = self.output.append(answer, spare, self.pool) else {
+        let Ok(left) = self.output.append(answer, spare, self.pool) else {
             return false;
         };
         let mut linked = None;

@@ -7,7 +7,7 @@ use super::{Flags, Input, Locked, Phase, Place};
 use crate::fail_points::{self, Kind};
 use crate::rpc::Peer;
 use crate::sys::blocks::Block;
-use crate::worker::chunk::{Chunk, Scratch};
+use crate::worker::chunk::{Chunk, NoBlock, Scratch};
 
 /// How long input is still read and thrown away after our FIN, so that the last answer is not lost to a reset.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
@@ -35,8 +35,7 @@ impl Locked<'_> {
             return Ok(if count == 0 { None } else { scratch.filled(count) });
         }
         let pool = self.pool;
-        if let Some(moved) = self.input.moved(pool) {
-            let moved = moved.ok_or(io::ErrorKind::OutOfMemory)?;
+        if let Some(moved) = self.input.moved(pool).map_err(|NoBlock| io::ErrorKind::OutOfMemory)? {
             let needs = self.input.needs();
             self.expect_input_at(moved.place_behind(0));
             self.input.put(moved, needs);

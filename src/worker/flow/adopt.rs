@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam_channel::TrySendError;
 use nix::sys::epoll::EpollEvent;
 
 use super::Hand;
@@ -19,8 +18,8 @@ use crate::rpc::{Error, Peer};
 use crate::sys::socket::{PeerAddress, Socket};
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{Answered, CallId, Connection, InFlight, Locked, Parts, Phase};
-use crate::worker::duty::Task;
 use crate::worker::leave::Going;
+use crate::worker::ticket::Ticket;
 use crate::worker::token_of;
 
 /// A connection that is this worker's as soon as the supervisor knows; nobody else here has it yet.
@@ -138,12 +137,16 @@ impl Hand {
         call.deadline = call.deadline.min(self.now + left.min(call.allowed));
         let message = Chunk::copy_of(&waited.message, 0, self.shared.pool)?;
         let number = state.next_call_number();
+        let ticket = Arc::new(Ticket::default());
+        let id = CallId::Known(call.id);
         let mut in_flight =
-            InFlight::queued(number, message.clone(), CallId::Known(call.id), call.allowed, self.now);
+            InFlight::queued(number, message.clone(), id, call.allowed, self.now).with(&ticket);
         in_flight.deadline = call.deadline;
         state.enqueue(in_flight, waited.deadline_ns);
         let connection = Arc::clone(state.connection);
-        Some(Some(Job { connection, number, message, arrived: self.now, call: Some(call) }))
+        // Its thread parses it once more, and asks then whether its method may run: it is late enough for that.
+        let arrived = call.deadline.checked_sub(call.allowed).unwrap_or(self.now);
+        Some(Some(Job { connection, number, message, arrived, call: None, ticket }))
     }
 
     /// The supervisor knows that this worker has the connection: it is served from now on. What follows is the poller's
@@ -163,7 +166,7 @@ impl Hand {
         if matches!(state.phase, Phase::Lingering { .. }) {
             state.linger(self.now);
         }
-        if self.shared.leaving.load(Ordering::SeqCst) {
+        if self.shared.lets_go() {
             state.going = Going::Asked;
         }
         for job in jobs {
@@ -176,14 +179,11 @@ impl Hand {
     fn queue_again(&mut self, state: &mut Locked<'_>, job: Job) {
         let number = job.number;
         self.shared.gate.began_unasked();
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            self.shared.queue.try_send(Task::Run(job))
+        if self.shared.enqueue(job).is_err()
             && let Some(call) = state.take_call(number)
         {
-            self.shared.call_ended();
-            self.row.refused();
-            let error = Error::overloaded(self.shared.gate.retry_after());
-            self.answer_error(state, &error, call.id(), Answered::Call(&call));
+            let refused = self.shared.full();
+            self.refuse(state, refused, call.id(), Answered::Call(&call));
         }
     }
 

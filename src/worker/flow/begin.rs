@@ -6,8 +6,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::TrySendError;
-
 use super::Hand;
 use crate::rpc::native::{self, Rejected, Request};
 use crate::rpc::{Error, MethodIndex, RawJson, Span};
@@ -20,8 +18,8 @@ use crate::worker::buffers::LITTLE;
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{Answered, CallId, Connection, InFlight, Locked, Pause, Phase, SPARE};
 use crate::worker::dispatch::Refused;
-use crate::worker::duty::Task;
 use crate::worker::pace::Speed;
+use crate::worker::ticket::Ticket;
 
 /// A message longer than this is parsed by a pool thread: it would keep the poller for longer than a quick call may.
 const LARGE: usize = 16 * 1024;
@@ -30,7 +28,7 @@ const LARGE: usize = 16 * 1024;
 pub(super) const TURN: Duration = Duration::from_micros(200);
 
 /// A call on its way to a pool thread.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in crate::worker) struct Job {
     pub(super) connection: Arc<Connection>,
     /// Which of the connection's calls it is.
@@ -38,8 +36,10 @@ pub(in crate::worker) struct Job {
     pub(super) message: Chunk,
     /// Its time counts from here.
     pub(super) arrived: Instant,
-    /// None where the message is left to the pool thread to parse.
+    /// None where the message is left to the pool thread to parse. Where it is known in the queue, the call counts among
+    /// those of its method that run.
     pub(super) call: Option<Parsed>,
+    pub(super) ticket: Arc<Ticket>,
 }
 
 /// What a message asks for. Params and id are places in it.
@@ -202,7 +202,8 @@ impl Hand {
             Speed::Quick => self.shared.role.is_watched(),
             Speed::NeverBlocks => true,
         };
-        if !is_for_poller {
+        // The order counts: a place among those that run is given back by the run.
+        if !is_for_poller || (self.term.is_some() && !self.shared.concurrency.enter_at_once(call.method)) {
             self.enqueue(state, message, Some(call));
             return Next::Message;
         }
@@ -216,36 +217,33 @@ impl Hand {
         // Until its message is parsed a call may take what any may.
         let allowed = call.map_or(self.shared.request_timeout, |call| call.allowed);
         let id = call.map_or(CallId::NotParsed, |call| CallId::Known(call.id));
-        if let Err(refused) = self.shared.gate.admit(allowed) {
-            return self.refuse(state, refused, id.in_message(message), Answered::Message);
-        }
+        let method = call.map(|call| call.method);
+        let place = match self.shared.admit(method, allowed) {
+            Ok(place) => place,
+            Err(refused) => return self.refuse(state, refused, id.in_message(message), Answered::Message),
+        };
         let Some(copy) = Chunk::copy_of(message, 0, self.shared.pool) else {
-            let refused = self.not_admitted();
+            self.shared.not_admitted(place, method);
+            let refused = self.shared.full();
             return self.refuse(state, refused, id.in_message(message), Answered::Message);
         };
         let number = state.next_call_number();
-        let in_flight = InFlight::queued(number, copy.clone(), id, allowed, self.now);
+        let ticket = Arc::new(Ticket::new(place, method));
+        let in_flight = InFlight::queued(number, copy.clone(), id, allowed, self.now).with(&ticket);
         // It may be taken from the queue at once, but not looked at before the lock is released.
         state.enqueue(in_flight, self.now_ns.saturating_add(clock::whole_ns(allowed)));
         let connection = Arc::clone(state.connection);
-        let job = Job { connection, number, message: copy, arrived: self.now, call };
+        let job = Job { connection, number, message: copy, arrived: self.now, call, ticket };
         // The gate admits no more than fit.
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            self.shared.queue.try_send(Task::Run(job))
+        if self.shared.dispatch(place, job).is_err()
             && let Some(call) = state.take_call(number)
         {
-            let refused = self.not_admitted();
+            let refused = self.shared.full();
             self.refuse(state, refused, call.id(), Answered::Call(&call));
         }
     }
 
-    /// A call that was admitted is not run after all.
-    fn not_admitted(&self) -> Refused {
-        self.shared.call_ended();
-        Refused { retry_after: self.shared.gate.retry_after() }
-    }
-
-    fn refuse(
+    pub(super) fn refuse(
         &mut self,
         state: &mut Locked<'_>,
         refused: Refused,

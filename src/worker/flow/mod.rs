@@ -6,12 +6,12 @@
 
 mod adopt;
 mod begin;
+mod places;
 mod run;
 mod settle;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use nix::sys::epoll::EpollEvent;
@@ -110,7 +110,7 @@ impl Hand {
             tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
             self.close(&mut state);
         } else {
-            if self.shared.leaving.load(Ordering::SeqCst) {
+            if self.shared.lets_go() {
                 state.going = Going::Asked;
             }
             self.settle(&mut state);
@@ -253,6 +253,7 @@ impl Hand {
             };
             let call = state.calls.remove(index);
             self.shared.buffers.hold_on(call.message.len());
+            self.shared.gave_up(state.connection.key, &call);
             self.answer_error(state, &error, call.id(), Answered::Call(&call));
         }
     }
@@ -326,3 +327,6 @@ impl From<PeerAddress> for Peer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ use crate::rpc::{Call, CallParts, Error};
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
 use crate::worker::chunk::Chunk;
+use crate::worker::concurrency::Entry;
 use crate::worker::connection::{Answered, CallId, Connection, InlineCall, Locked, Phase};
 use crate::worker::role::Term;
 use crate::worker::token_of;
@@ -31,6 +32,10 @@ impl Hand {
     /// Runs a call that waited in the queue, on a pool thread.
     pub(in crate::worker) fn run(&mut self, job: &Job) {
         self.look_at_the_clock();
+        if !job.ticket.take() {
+            // Its places were given back when it was given up.
+            return self.let_go(&job.message);
+        }
         let Some(call) = self.start(job) else {
             self.shared.call_ended();
             return;
@@ -44,11 +49,14 @@ impl Hand {
         let in_flight = if state.phase == Phase::Closed { None } else { state.take_call(job.number) };
         let wanted = in_flight.as_ref().map(Answered::Call);
         self.conclude(&mut state, &job.message, &call, &ran, wanted);
+        // Of the same connection, the next one's answer comes behind this one.
+        self.shared.leave(call.method, ran.took, self.now_ns);
         if wanted.is_some() {
             self.go_on(&mut state);
         }
         drop(state);
         if wanted.is_none() {
+            self.shared.came_back((job.connection.key, job.number));
             self.let_go(&job.message);
         }
     }
@@ -105,7 +113,9 @@ impl Hand {
             in_flight.as_ref().map(Answered::Call)
         };
         self.conclude(state, message, call, &ran, wanted);
+        shared.leave(call.method, ran.took, self.now_ns);
         if wanted.is_none() {
+            shared.came_back((connection.key, number));
             self.let_go(message);
         }
         if is_poller {
@@ -159,19 +169,22 @@ impl Hand {
             Some(call) => Ok(call),
             None => self.parse(job),
         };
+        let was_known = job.call.is_some();
         let mut state = job.connection.lock();
         if !state.calls.iter().any(|call| call.number == job.number) {
             drop(state);
+            self.shared.came_back((job.connection.key, job.number));
+            self.leave_unrun(job);
             self.let_go(&job.message);
             return None;
         }
         match call {
             Ok(call) if self.now < call.deadline => {
-                let in_flight = state.runs(job.number)?;
-                if job.call.is_none() {
-                    (in_flight.deadline, in_flight.allowed) = (call.deadline, call.allowed);
-                    in_flight.ordered = call.id.is_none();
-                    in_flight.id = CallId::Known(call.id);
+                if !was_known {
+                    self.is_known(&mut state, job, &call)?;
+                }
+                state.runs(job.number)?;
+                if !was_known {
                     self.go_on(&mut state);
                 }
                 return Some(call);
@@ -187,8 +200,37 @@ impl Hand {
                 }
             }
         }
+        self.leave_unrun(job);
         self.go_on(&mut state);
         None
+    }
+
+    /// A call whose message a thread had to parse is told apart from others: it may go, or waits for others of its method, or
+    /// is refused.
+    fn is_known(&mut self, state: &mut Locked<'_>, job: &Job, call: &Parsed) -> Option<()> {
+        let in_flight = state.calls.iter_mut().find(|call| call.number == job.number)?;
+        (in_flight.deadline, in_flight.allowed) = (call.deadline, call.allowed);
+        in_flight.ordered = call.id.is_none();
+        in_flight.id = CallId::Known(call.id);
+        in_flight.ticket.is_for(call.method);
+        match self.shared.enter(job, *call) {
+            Ok(Entry::Go) => return Some(()),
+            Ok(Entry::Wait) => {}
+            Err(refused) => {
+                if let Some(in_flight) = state.take_call(job.number) {
+                    self.refuse(state, refused, in_flight.id(), Answered::Call(&in_flight));
+                }
+            }
+        }
+        self.go_on(state);
+        None
+    }
+
+    /// A call that was let in among those of its method is not run after all.
+    fn leave_unrun(&self, job: &Job) {
+        if let Some(call) = job.call {
+            self.shared.release(call.method, self.now_ns);
+        }
     }
 
     /// Parses a message that the poller has left to this thread.

@@ -1,0 +1,63 @@
+//! The loop's part in `sign_of_life`: the questions, and the end of a worker that does not answer.
+
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use super::Supervisor;
+use super::sign_of_life::{Seen, Verdict};
+use super::state::WorkerId;
+use super::worker_lines::watch_worker;
+use crate::line::ToWorker;
+use crate::sys::process;
+
+impl Supervisor {
+    /// Asks those that are to be asked, where it is time for that.
+    pub(super) fn look_for_life(&mut self) {
+        if self.signs.next_look().is_none_or(|next| next > Instant::now()) {
+            return;
+        }
+        // An answer may wait to be read by a supervisor that was kept from it.
+        for worker in self.signs.asked() {
+            self.read_worker(worker);
+        }
+        self.decide();
+        let workers = &self.workers;
+        let verdicts = self.signs.look(Instant::now(), |id| match workers.get(id) {
+            Some(worker) if worker.arena.is_busy() => Seen::Busy,
+            Some(_) => Seen::Idle,
+            None => Seen::Gone,
+        });
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Ask(id) => self.ask_for_life(id),
+                Verdict::Kill(id) => self.end_silent(id),
+            }
+        }
+    }
+
+    fn ask_for_life(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(id) {
+            // Where that fails it is gone, which its end will say.
+            let _ = worker.line.send(&ToWorker::AreYouThere, Vec::new());
+            watch_worker(&self.epoll, worker, id);
+        }
+    }
+
+    /// Its end is news like any other death, and what it ran is told then.
+    fn end_silent(&mut self, id: WorkerId) {
+        let Some((worker, pid)) = self.workers.get(id).and_then(|worker| Some((worker, worker.pid?))) else {
+            return;
+        };
+        let (slot, stuck) = (worker.slot, worker.stuck);
+        tracing::error!(
+            slot,
+            pid = pid.as_raw(),
+            "a worker has connections or calls and gave no sign of life for timeouts.stuck ({stuck:?}): it is stopped or \
+             deadlocked, and is killed"
+        );
+        if let Err(error) = process::kill(pid, Signal::SIGKILL) {
+            tracing::warn!(slot, %pid, %error, "a worker can't be killed");
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! A worker dies between any two instructions: at each step of a call's way its arena is read as another worker would
+//! read it, and every message must be input still, or a call, or answered; one of these, and once.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use crossbeam_channel::Receiver;
+use proptest::prelude::*;
+
+use super::*;
+use crate::arena::{ArenaWriter, KeptArena, Most, Moved, Room, create};
+use crate::config::Config;
+use crate::fail_points::looking;
+use crate::rpc::{Handler, Hooks, RegistryBuilder, Service, WorkerInfo};
+use crate::sys::socket::Listener;
+use crate::sys::tcp;
+use crate::wire::ByteOrder;
+use crate::wire::length::LengthFraming;
+use crate::worker::duty::Task;
+
+const MOST: Most = Most { input: 1 << 20, output: 16 << 20, message: 1 << 20, calls: 64, listeners: 1 };
+
+/// A message that the client sends: what becomes of it, and how long its params are.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// Run by the poller, right where it is read.
+    Quick(usize),
+    /// Run by the pool.
+    Slow(usize),
+    /// Answered at once.
+    Unknown,
+    /// A length of zero; answered at once, without an id.
+    Empty,
+}
+
+/// What happens next.
+#[derive(Debug, Clone)]
+enum Act {
+    Send(Kind),
+    /// The poller reads, when so much of what was sent has arrived, in 255ths.
+    Read(u8),
+    /// A thread of the pool takes the call of this number among those that wait.
+    Run(u8),
+}
+
+/// What the client has said, and who looks on.
+struct Scene {
+    arena: KeptArena,
+    key: Key,
+    /// Another descriptor of the worker's socket, as the supervisor has.
+    socket: OwnedFd,
+    client: RefCell<TcpStream>,
+    /// All that the client has written, and will.
+    said: RefCell<Vec<u8>>,
+    /// Where each message ends, and its id.
+    messages: RefCell<Vec<(usize, Option<u64>)>>,
+    heard: RefCell<Vec<u8>>,
+    looks: Cell<u64>,
+}
+
+impl Scene {
+    /// Reads the arena as another worker would, if this one died now.
+    fn look(&self) {
+        self.looks.set(self.looks.get() + 1);
+        let progress = tcp::progress(&self.socket).unwrap();
+        let (taken, sent) = (progress.taken, progress.sent);
+        let kept = self.arena.kept(self.key, Moved::Counted { taken, sent }, &MOST).unwrap();
+        let begun = usize::try_from(taken).unwrap() - kept.input.len();
+        let said = self.said.borrow();
+        assert_eq!(kept.input, said[begun..usize::try_from(taken).unwrap()], "input is what was said");
+
+        let mut heard = self.heard.borrow_mut();
+        let mut more = vec![0; usize::try_from(sent).unwrap() - heard.len()];
+        self.client.borrow_mut().read_exact(&mut more).unwrap();
+        heard.extend(more);
+        let answers = [&heard[..], &kept.output[..]].concat();
+        let mut fates: BTreeMap<Option<u64>, usize> = BTreeMap::new();
+        let mut note = |id| *fates.entry(id).or_default() += 1;
+        let mut rest = &answers[..];
+        while let Some((length, body)) = rest.split_first_chunk() {
+            let (answer, next) = body.split_at(u32::from_le_bytes(*length) as usize);
+            note(id_of(answer));
+            rest = next;
+        }
+        assert!(rest.is_empty(), "answers are published whole");
+        kept.ran.iter().for_each(|message| note(id_of(message)));
+        kept.waited.iter().for_each(|call| note(id_of(&call.message)));
+
+        let mut expected: BTreeMap<Option<u64>, usize> = BTreeMap::new();
+        for (_, id) in self.messages.borrow().iter().filter(|(end, _)| *end <= begun) {
+            *expected.entry(*id).or_default() += 1;
+        }
+        assert_eq!(fates, expected, "every message that has begun is a call or answered, and once");
+    }
+}
+
+fn id_of(message: &[u8]) -> Option<u64> {
+    let value: serde_json::Value = serde_json::from_slice(message).unwrap();
+    value.get("id").and_then(serde_json::Value::as_u64)
+}
+
+fn message(kind: Kind, id: u64) -> (Vec<u8>, Option<u64>) {
+    let (method, params) = match kind {
+        Kind::Quick(length) => ("echo", length),
+        Kind::Slow(length) => ("slow", length),
+        Kind::Unknown => ("nobody", 0),
+        Kind::Empty => return (vec![0; 4], None),
+    };
+    let body = format!(r#"{{"in":"{method}","params":"{}","id":{id}}}"#, "x".repeat(params));
+    let length = u32::try_from(body.len()).unwrap().to_le_bytes();
+    ([&length, body.as_bytes()].concat(), Some(id))
+}
+
+/// A worker without threads: the test is its poller and its pool.
+fn worker() -> (Hand, Hand, Receiver<Task>, OwnedFd) {
+    let config = Config::default();
+    let room = Room { rows: 2, methods: 8, connections: 4, buffers: 32 << 20 };
+    let fd = create(&room).unwrap();
+    let mut arena = ArenaWriter::open(fd.try_clone().unwrap()).unwrap();
+    let mut methods = RegistryBuilder::default();
+    methods.add("slow".to_owned(), "slow".to_owned(), Handler::typed(|_, text: String| Ok(text)));
+    let service = Service::new(methods.build().unwrap(), Hooks::default());
+    let info = WorkerInfo::new(0, std::process::id(), 1, Instant::now());
+    let states = service.make_states(&info).unwrap();
+    let (queue, tasks) = crossbeam_channel::unbounded();
+    let memory = (arena.records(), arena.blocks().unwrap());
+    let shared = Arc::new(Shared::new(service, states, &config, info, memory, queue).unwrap());
+    let mut poller = Hand::new(Arc::clone(&shared), arena.row(0).unwrap(), 0);
+    poller.term = Some(shared.role.first_term());
+    let pool = Hand::new(shared, arena.row(1).unwrap(), 1);
+    (poller, pool, tasks, fd)
+}
+
+/// The worker with a connection that the client has made, and who looks on from now on.
+fn begin() -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
+    let (mut poller, pool, tasks, fd) = worker();
+    let listener = Listener::bind_tcp("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+    let client = TcpStream::connect(listener.local_tcp_address().unwrap()).unwrap();
+    client.set_nodelay(true).unwrap();
+    let (socket, peer) = listener.accept().unwrap();
+    let duplicate = socket.as_fd().try_clone_to_owned().unwrap();
+    let framing = LengthFraming { order: ByteOrder::Little, max_message: 1 << 20 };
+    poller.accepted(socket, peer, Entrance { listener: 0, framing });
+    let connection = poller.shared.all_connections().remove(0);
+    let scene = Rc::new(Scene {
+        arena: KeptArena::open(&fd).unwrap(),
+        key: connection.key,
+        socket: duplicate,
+        client: RefCell::new(client),
+        said: RefCell::default(),
+        messages: RefCell::default(),
+        heard: RefCell::default(),
+        looks: Cell::new(0),
+    });
+    let onlooker = Rc::clone(&scene);
+    looking::at_each_step(move || onlooker.look());
+    (poller, pool, tasks, connection, scene)
+}
+
+/// The most that is on its way at once: a client that writes more waits until it is read.
+const ON_THE_WAY: usize = 100_000;
+
+/// Waits until the worker's side has more bytes of the client's, up to so many.
+fn arrive(scene: &Scene, written: &mut usize, upto: usize) {
+    let taken = usize::try_from(tcp::progress(&scene.socket).unwrap().taken).unwrap();
+    let upto = upto.min(taken + ON_THE_WAY);
+    if upto > *written {
+        scene.client.borrow_mut().write_all(&scene.said.borrow()[*written..upto]).unwrap();
+        *written = upto;
+        let mut poll = [nix::poll::PollFd::new(scene.socket.as_fd(), nix::poll::PollFlags::POLLIN)];
+        nix::poll::poll(&mut poll, nix::poll::PollTimeout::NONE).unwrap();
+    }
+}
+
+fn play(acts: &[Act]) -> u64 {
+    let (mut poller, mut pool, tasks, connection, scene) = begin();
+    let mut waiting = Vec::new();
+    let mut written = 0;
+    let mut go_on = |poller: &mut Hand, pool: &mut Hand, act: &Act| {
+        match act {
+            Act::Send(kind) => {
+                let id = scene.messages.borrow().len() as u64;
+                let (bytes, id) = message(*kind, id);
+                scene.said.borrow_mut().extend(bytes);
+                let end = scene.said.borrow().len();
+                scene.messages.borrow_mut().push((end, id));
+            }
+            Act::Read(which) => {
+                let said = scene.said.borrow().len();
+                arrive(&scene, &mut written, said * usize::from(*which) / 255);
+                poller.look_at_the_clock();
+                poller.readable(&connection);
+            }
+            Act::Run(which) => {
+                waiting.extend(tasks.try_iter());
+                if !waiting.is_empty()
+                    && let Task::Run(job) = waiting.remove(usize::from(*which) % waiting.len())
+                {
+                    pool.run(&job);
+                }
+            }
+        }
+        let turns = std::mem::take(&mut *poller.shared.turns.lock());
+        for key in turns {
+            poller.take_turn(key);
+        }
+        scene.look();
+    };
+    for act in acts {
+        go_on(&mut poller, &mut pool, act);
+    }
+    // What is left comes to its end.
+    for _ in 0..10_000 {
+        go_on(&mut poller, &mut pool, &Act::Read(255));
+        go_on(&mut poller, &mut pool, &Act::Run(0));
+        let state = connection.lock();
+        let begun = state.taken() == scene.said.borrow().len() as u64 && state.input.is_empty();
+        if begun && state.is_quiet() {
+            break;
+        }
+    }
+    assert!(connection.lock().is_quiet(), "all messages are answered");
+    assert_eq!(poller.shared.gate.retry_after(), std::time::Duration::ZERO);
+    let looks = scene.looks.get();
+    looking::at_each_step(|| {});
+    looks
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let length = prop_oneof![16 => 0_usize..300, 1 => 15_000..20_000_usize, 1 => 60_000..100_000_usize];
+    prop_oneof![
+        2 => length.clone().prop_map(|length| Act::Send(Kind::Quick(length))),
+        2 => length.prop_map(|length| Act::Send(Kind::Slow(length))),
+        1 => Just(Act::Send(Kind::Unknown)),
+        1 => Just(Act::Send(Kind::Empty)),
+        4 => any::<u8>().prop_map(Act::Read),
+        2 => any::<u8>().prop_map(Act::Run),
+    ]
+}
+
+#[test]
+fn a_worker_may_die_at_every_step_of_a_call_that_the_poller_runs() {
+    let acts = [Act::Send(Kind::Quick(10)), Act::Send(Kind::Quick(10)), Act::Send(Kind::Unknown)];
+    assert!(play(&acts) > 100, "steps are looked at");
+}
+
+#[test]
+fn a_worker_may_die_at_every_step_of_calls_that_the_pool_runs_in_any_order() {
+    let slow: Vec<Act> = (0..10).map(|_| Act::Send(Kind::Slow(10))).collect();
+    assert!(play(&slow) > 100, "steps are looked at");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+    #[test]
+    fn a_worker_may_die_at_every_step_of_whatever_clients_do(acts in prop::collection::vec(act(), 1..25)) {
+        play(&acts);
+    }
+}
