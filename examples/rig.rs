@@ -4,8 +4,8 @@
 //! `ping`, `echo`, `tine.methods`, `tine.worker`.
 //!
 //! Environment variables make it fail before it serves, or after: `RIG_PRELOAD`, `RIG_WORKER_START` and
-//! `RIG_WORKER_STOP` are each `fail`, `exit`, `hang`, `thread` (leaves a thread behind) or `later` (leaves one that soon ends
-//! the process). `@FILE` is what stands in that file, if there is one: so it can change from one reload to the next.
+//! `RIG_WORKER_STOP` are each `fail`, `exit`, `hang`, `thread` (leaves a thread behind) or `later` (exits soon after). A
+//! value that begins with `@` names a file that has such a word, or isn't there: that can change while it runs.
 
 #![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
 
@@ -57,24 +57,27 @@ fn rig() -> Server {
 }
 
 fn misbehave(variable: &str) -> Result<(), BoxError> {
-    let wish = std::env::var(variable).unwrap_or_default();
-    let from_file = wish.strip_prefix('@').map(|file| std::fs::read_to_string(file).unwrap_or_default());
-    match from_file.as_deref().unwrap_or(&wish).trim() {
+    let word = std::env::var(variable).unwrap_or_default();
+    let word = match word.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file).unwrap_or_default(),
+        None => word,
+    };
+    match word.as_str() {
         "fail" => Err(format!("{variable} asked for it").into()),
         "exit" => process::exit(7),
-        "later" => {
-            thread::Builder::new().name("ends it".into()).spawn(|| {
-                thread::sleep(Duration::from_millis(300));
-                process::exit(9)
-            })?;
-            Ok(())
-        }
         "hang" => {
             // In one piece, or lines of other processes could get in between.
             std::io::stderr().write_all(format!("{variable} hangs {}\n", process::id()).as_bytes())?;
             loop {
                 thread::park();
             }
+        }
+        "later" => {
+            thread::spawn(|| {
+                thread::sleep(Duration::from_millis(100));
+                process::exit(7);
+            });
+            Ok(())
         }
         "thread" => {
             // A thread gives itself its name when it first runs.
@@ -173,9 +176,11 @@ enum How {
     Exit,
     Stack,
     Oom,
+    /// It doesn't, this time.
+    None,
 }
 
-/// Takes the worker down, in the ways that handlers do.
+/// Takes the worker down, in the ways that handlers do; or not.
 fn crash(_call: &Call<'_>, Crash { how, code }: Crash) -> Result<(), Error> {
     match how {
         How::Segv => write_to_nowhere(),
@@ -186,6 +191,7 @@ fn crash(_call: &Call<'_>, Crash { how, code }: Crash) -> Result<(), Error> {
         }
         // What the kernel does to a process when memory runs out, without the risk that it picks another one.
         How::Oom => raise(Signal::SIGKILL).map_err(Error::internal)?,
+        How::None => {}
     }
     Ok(())
 }

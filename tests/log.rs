@@ -152,7 +152,8 @@ fn a_full_stderr_that_nobody_reads_delays_no_call_no_restart_and_no_stop() {
         assert_eq!(code(&wire.call("panic", json!({ "message": "for a log that is full" }))), -32603);
         assert_eq!(wire.call("ping", json!(number))["result"], number);
     }
-    for _ in 0..5 {
+    // As often as a method may, before it is in quarantine.
+    for _ in 0..3 {
         crash_and_find_the_next(&service);
     }
     assert_eq!(service.stop(), Some(0));

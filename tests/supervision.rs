@@ -68,6 +68,9 @@ fn assert_told_of_crash(line: &Value, slot: u64, pid: i32, cause: &str) {
     assert!(is_a_duration(line["uptime"].as_str().expect("an uptime")), "{line}");
     let found = line["cause"].as_str().expect("a cause");
     assert!(found == cause || found == format!("{cause} (core dumped)"), "expected {cause}, found {line}");
+    // What kills from outside tells nobody whose fault it was.
+    let culprit = if cause == "SIGKILL" { Value::Null } else { json!("crash") };
+    assert_eq!(line["culprit"], culprit, "{line}");
     let running = line["running"].as_str().expect("what it ran");
     let since = running.strip_prefix("crash for ").unwrap_or_else(|| panic!("{line}"));
     assert!(is_a_duration(since), "{line}");
@@ -160,8 +163,9 @@ fn a_core_dump_is_told() {
 
 #[test]
 fn fifty_crashes_in_a_row_restart_at_once_and_leave_no_zombie_and_no_descriptor() {
-    let service =
-        Service::start("processes = 1\nthreads = 1\n[restart]\nmax_restarts = 1\nbackoff = \"30s\"");
+    let service = Service::start(
+        "processes = 1\nthreads = 1\n[restart]\nmax_restarts = 1\nbackoff = \"30s\"\n[quarantine]\ncrashes = 0",
+    );
     let descriptors = open_descriptors(service.pid());
     let mut pids = BTreeSet::from([service.workers()[&0]]);
     for _ in 0..50 {

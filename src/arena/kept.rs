@@ -128,18 +128,14 @@ impl KeptArena {
         };
         let listener = listener_of(&record, most)?;
         let (ran, waited) = self.calls(&core, most)?;
+        // Nothing is begun any more; what comes in is thrown away, and nowhere.
         let is_ending = core.flags.contains(Flags::FINISHING) || core.flags.contains(Flags::LINGERING);
         Ok(KeptConnection {
             listener,
             flags: core.flags,
             taken,
             sent,
-            // What is thrown away is not counted as begun.
-            input: if core.flags.contains(Flags::LINGERING) {
-                Vec::new()
-            } else {
-                self.input(&core, taken, most)?
-            },
+            input: if is_ending { Vec::new() } else { self.input(&core, taken, most)? },
             output: self.output(&core, sent, most)?,
             ran,
             waited,

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! header   16 words   magic, version, sizes, offsets: written once, before the worker exists
-//! worker    8 words   pid, generation, slot, state, start: written by whoever is the poller
+//! worker    8 words   pid, generation, slot, state, start: written by whoever is the poller; who took it down
 //! row 0 … row T+1     one for each thread that may run calls, each written by that thread alone
 //!   row    16 words     what it runs, and counters
 //!   heads   4 words     for each method: ok, errors, time
@@ -67,6 +67,9 @@ pub(super) enum WorkerWord {
     StartedNs,
     /// 0 until the worker has introduced itself; stored after the others.
     State,
+    /// 0, or the row of the thread that takes the process down, plus 1, with a bit for how: the one word that is written by
+    /// any thread.
+    Culprit,
 }
 
 /// The words of a method's head.
@@ -76,6 +79,8 @@ pub(super) enum HeadWord {
     Errors,
     RunNs,
 }
+
+const _: () = assert!((WorkerWord::Culprit as usize) < WORKER_WORDS, "the worker's words have room");
 
 const MAGIC: u64 = u64::from_le_bytes(*b"tinearen");
 const VERSION: u64 = 1;
@@ -307,7 +312,7 @@ mod tests {
     fn is_bounded(layout: &Layout, file_size: usize) -> bool {
         let last = layout.rows - 1;
         let ends = [
-            layout.worker_word(WorkerWord::State) + WORD,
+            layout.worker_word(WorkerWord::Culprit) + WORD,
             layout.row(last).unwrap() + ROW_WORDS * WORD,
             layout.heads(last).unwrap() + layout.methods * HEAD_WORDS * WORD,
             layout.histograms(last).unwrap() + layout.methods * BUCKETS * WORD,
@@ -358,7 +363,7 @@ mod tests {
             for row in 0..3 {
                 assert!(layout.row(row).unwrap().is_multiple_of(LINE), "row {row}, {methods} methods");
             }
-            assert!(layout.row(0).unwrap() >= layout.worker_word(WorkerWord::State) + WORD);
+            assert!(layout.row(0).unwrap() >= layout.worker_word(WorkerWord::Culprit) + WORD);
         }
     }
 

@@ -14,7 +14,8 @@
 //!                                             another worker
 //! ```
 //!
-//! Three rules hold everywhere here. Every word has **one writer**, so plain stores do and nobody waits.
+//! Three rules hold everywhere here. Every word has **one writer**, so plain stores do and nobody waits (but for the one
+//! that names who took the process down, which is swapped once).
 //! A worker may **die between any two stores**, and what a reader then finds is said where the stores are made.
 //! A reader **believes nothing**: a handler may have scribbled over the arena.
 
@@ -37,7 +38,7 @@ pub(crate) use kept::{KeptArena, KeptConnection, Most, Moved, Waited};
 pub(crate) use reader::ArenaReader;
 pub(crate) use record::{Core, Flags, Key, Place, Record, Records, call_runs, unlink_next, write_call};
 pub(crate) use scoreboard::Scoreboard;
-pub(crate) use snapshot::Snapshot;
+pub(crate) use snapshot::{Culprit, Snapshot};
 pub(crate) use totals::{Counter, Totals};
 pub(crate) use writer::{ArenaWriter, Outcome, Row};
 

@@ -13,8 +13,9 @@ use super::histogram::{BUCKETS, Histogram};
 use super::layout::{
     HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_COUNTERS, ROW_METHOD, ROW_SINCE_NS, WorkerWord,
 };
-use super::snapshot::{Identity, Running, Snapshot};
+use super::snapshot::{Culprit, Identity, Running, Snapshot};
 use super::totals::{Counter, MethodTotals, Totals};
+use crate::sys::culprit::{STACK_OVERFLOW, STRANGER};
 use crate::sys::memory::{self, ReadableMemory, WORD};
 
 /// How often a reader tries again to catch a row between two calls.
@@ -73,6 +74,22 @@ impl ArenaReader {
     pub(crate) fn running(&self) -> usize {
         let rows = (0..self.layout.rows).filter_map(|row| self.layout.row(row));
         rows.filter(|row| !self.load(row + ROW_CALL * WORD).is_multiple_of(2)).count()
+    }
+
+    /// The thread that took the process down, by its own word: the number of its row, if there is such a row.
+    ///
+    /// None if nobody has: the process lives, was killed, or died before it could be stored.
+    pub(crate) fn culprit(&self) -> Option<Culprit> {
+        match self.load(self.layout.worker_word(WorkerWord::Culprit)) {
+            0 => None,
+            STRANGER => Some(Culprit::Stranger),
+            number => {
+                let row = usize::try_from((number & !STACK_OVERFLOW).wrapping_sub(1)).ok();
+                let stack_overflow = number & STACK_OVERFLOW != 0;
+                let row = row.filter(|row| *row < self.layout.rows);
+                Some(row.map_or(Culprit::Stranger, |row| Culprit::Row { row, stack_overflow }))
+            }
+        }
     }
 
     fn identity(&self, now_ns: u64) -> Option<Identity> {

@@ -36,6 +36,15 @@ impl Running {
     }
 }
 
+/// Who took a worker down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Culprit {
+    /// The thread with this row.
+    Row { row: usize, stack_overflow: bool },
+    /// A thread that runs no calls, such as one that a handler has started.
+    Stranger,
+}
+
 /// What an arena said at one time.
 ///
 /// Numbers that belong together agree, also while the worker writes and after it died at any point: a

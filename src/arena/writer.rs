@@ -103,6 +103,12 @@ impl ArenaWriter {
         rows.fold(0, |sum: u64, word| sum.wrapping_add(word.load(Ordering::Relaxed) >> 1))
     }
 
+    /// Where whoever takes the process down stores its row, plus 1, if there is 0: a single compare-and-swap, possible in a
+    /// signal handler. A reader finds nobody before it, and one thread for ever after it.
+    pub(crate) fn culprit(&self) -> Option<&'static AtomicU64> {
+        self.memory.word(self.layout.worker_word(WorkerWord::Culprit))
+    }
+
     /// Hands out a row, to be owned by one thread. Its number is the thread's.
     ///
     /// Each row is handed out once, so it has one writer.
@@ -243,7 +249,8 @@ fn release(word: &AtomicU64, value: u64) {
 mod tests {
     use super::*;
     use crate::arena::snapshot::Running;
-    use crate::arena::{ArenaReader, Room, Snapshot, counters, create, writer_and_reader};
+    use crate::arena::{ArenaReader, Culprit, Room, Snapshot, counters, create, writer_and_reader};
+    use crate::sys::culprit::{STACK_OVERFLOW, STRANGER};
 
     /// Performs the first `left` stores and loses the others, as a death does.
     fn dying_after(mut left: usize) -> impl FnMut(&AtomicU64, u64) {
@@ -329,6 +336,24 @@ mod tests {
         assert_eq!(reader.snapshot(0).identity, None);
         arena.set_state(State::Booting);
         assert!(reader.snapshot(0).identity.is_some());
+    }
+
+    #[test]
+    fn a_worker_that_is_taken_down_names_nobody_before_its_one_store_and_the_culprit_after_it() {
+        let (mut arena, reader) = writer_and_reader(3, 1);
+        let mut row = arena.row(2).unwrap();
+        row.begin(0, 1);
+        assert_eq!(reader.culprit(), None);
+        arena.culprit().unwrap().store(3, Ordering::Release);
+        assert_eq!(reader.culprit(), Some(Culprit::Row { row: 2, stack_overflow: false }));
+        // What the thread ran is told as for any other death.
+        assert_eq!(reader.snapshot(0).running, [Running { row: 2, method: 0, number: 1, since_ns: 1 }]);
+        arena.culprit().unwrap().store(3 | STACK_OVERFLOW, Ordering::Release);
+        assert_eq!(reader.culprit(), Some(Culprit::Row { row: 2, stack_overflow: true }));
+        for no_row in [4, STACK_OVERFLOW, STACK_OVERFLOW | 4, STRANGER - 1, STRANGER] {
+            arena.culprit().unwrap().store(no_row, Ordering::Release);
+            assert_eq!(reader.culprit(), Some(Culprit::Stranger), "{no_row}");
+        }
     }
 
     #[test]

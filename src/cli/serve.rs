@@ -32,7 +32,10 @@ pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
         }
     };
     let ended = Program::current().and_then(|program| {
-        let config_path = args.config.clone();
+        // A file that was found without being named is looked for by its name from now on: without it the service would
+        // become another one.
+        let found = (source.name != config::DEFAULTS).then(|| source.name.clone().into());
+        let config_path = args.config.clone().or(found);
         supervisor::run(Setup { program, config_path, source, config, listeners })
     });
     ended.unwrap_or_else(|error| {

@@ -39,6 +39,7 @@ pub(crate) struct Config {
     pub(crate) timeouts: Timeouts,
     pub(crate) restart: Restart,
     pub(crate) recycle: Recycle,
+    pub(crate) quarantine: Quarantine,
     /// Settings of single methods, by name. That a method of that name exists is not known here.
     pub(crate) methods: BTreeMap<String, MethodSettings>,
     pub(crate) log: Log,
@@ -113,6 +114,16 @@ pub(crate) struct Recycle {
 /// A share is a number that was read or is a default: never NaN.
 impl Eq for Recycle {}
 
+/// What happens to methods that take workers down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Quarantine {
+    /// Crashes of one method within `window` that put it in quarantine. Zero: none is ever put there.
+    pub(crate) crashes: u32,
+    pub(crate) window: Duration,
+    /// From there to the one call that tries the method again.
+    pub(crate) cool_down: Duration,
+}
+
 /// Settings of one method.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -152,6 +163,7 @@ impl Default for Config {
             timeouts: Timeouts::default(),
             restart: Restart::default(),
             recycle: Recycle::default(),
+            quarantine: Quarantine::default(),
             methods: BTreeMap::new(),
             log: Log::default(),
         }
@@ -201,6 +213,12 @@ impl Default for Restart {
 impl Default for Recycle {
     fn default() -> Self {
         Self { max_requests: 0, jitter: 0.1, max_memory: 0 }
+    }
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self { crashes: 3, window: Duration::from_secs(60), cool_down: Duration::from_secs(30) }
     }
 }
 
@@ -282,6 +300,7 @@ fn from_document(document: &DeTable<'_>, problems: &mut Problems) -> Config {
         timeouts: timeouts(root.section("timeouts")),
         restart: restart(root.section("restart")),
         recycle: recycle(root.section("recycle")),
+        quarantine: quarantine(root.section("quarantine")),
         methods: methods(&mut root),
         log: log(root.section("log")),
     };
@@ -356,6 +375,17 @@ fn recycle(mut section: Section<'_, '_>) -> Recycle {
     };
     section.finish();
     recycle
+}
+
+fn quarantine(mut section: Section<'_, '_>) -> Quarantine {
+    let default = Quarantine::default();
+    let quarantine = Quarantine {
+        crashes: section.read("crashes", default.crashes, count_u32(0..=1000)),
+        window: section.read("window", default.window, duration(SHORTEST..=DAY)),
+        cool_down: section.read("cool_down", default.cool_down, duration(SHORTEST..=DAY)),
+    };
+    section.finish();
+    quarantine
 }
 
 fn methods(root: &mut Section<'_, '_>) -> BTreeMap<String, MethodSettings> {

@@ -74,6 +74,14 @@ impl Config {
         line(text, "restart.window", &show(restart.window));
         line(text, "restart.backoff", &show(restart.backoff));
         line(text, "restart.backoff_max", &show(restart.backoff_max));
+        let quarantine = &self.quarantine;
+        let crashes = match quarantine.crashes {
+            0 => "off".to_owned(),
+            crashes => format!("{crashes} of one method"),
+        };
+        line(text, "quarantine.crashes", &crashes);
+        line(text, "quarantine.window", &show(quarantine.window));
+        line(text, "quarantine.cool_down", &show(quarantine.cool_down));
     }
 
     fn describe_recycle(&self, text: &mut String) {

@@ -25,7 +25,7 @@ pub(crate) use address::{Address, AddressError};
 pub(crate) use checked::{Config, Log, LogFormat, Recycle, check, check_methods};
 pub(crate) use error::ConfigError;
 pub(crate) use listener::Listener;
-pub(crate) use source::{Source, read_source, read_source_again};
+pub(crate) use source::{DEFAULTS, Source, read_source, read_source_again};
 
 /// What the command line says instead of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -12,13 +12,15 @@ use super::ConfigError;
 
 /// The file that is read when none is named.
 const DEFAULT_FILE: &str = "config.toml";
+/// What the configuration is called where there is no file.
+pub(crate) const DEFAULTS: &str = "defaults";
 /// Far above any config; what is larger is some other file, named by mistake.
 const LARGEST_FILE: u64 = 1 << 20;
 
 /// A config's text and what its errors call it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Source {
-    /// The path as it was given, or "defaults".
+    /// The path as it was given, or [`DEFAULTS`].
     pub(crate) name: String,
     /// TOML, or what is meant to be.
     pub(crate) text: String,
@@ -45,7 +47,7 @@ fn read(path: Option<&Path>, again: Again) -> Result<Source, ConfigError> {
     match read_text(file, again) {
         Ok(text) => Ok(Source { name, text }),
         Err(Unreadable::Io(error)) if path.is_none() && error.kind() == io::ErrorKind::NotFound => {
-            Ok(Source { name: "defaults".to_owned(), text: String::new() })
+            Ok(Source { name: DEFAULTS.to_owned(), text: String::new() })
         }
         Err(why) => Err(ConfigError::about_file(&name, &why.sentence())),
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tracing::level_filters::LevelFilter;
 
 use super::*;
-use crate::config::checked::{Limits, MethodSettings, Recycle, Restart, Timeouts};
+use crate::config::checked::{Limits, MethodSettings, Quarantine, Recycle, Restart, Timeouts};
 use crate::wire::ByteOrder;
 
 fn source(text: &str) -> Source {
@@ -96,6 +96,10 @@ backoff_max = "9s"
 max_requests = 1000
 jitter = 0.25
 max_memory = "1GiB"
+[quarantine]
+crashes = 0
+window = "2m"
+cool_down = "8s"
 [methods.slow]
 timeout = "1h"
 concurrency = 2
@@ -159,6 +163,7 @@ fn every_key_is_read_into_its_field() {
             backoff_max: seconds(9),
         },
         recycle: Recycle { max_requests: 1000, jitter: 0.25, max_memory: 1 << 30 },
+        quarantine: Quarantine { crashes: 0, window: seconds(120), cool_down: seconds(8) },
         methods: [
             ("slow".to_owned(), MethodSettings { timeout: Some(seconds(3600)), concurrency: Some(2) }),
             ("a.b c".to_owned(), MethodSettings::default()),
@@ -199,6 +204,9 @@ restart.backoff_max              9s
 recycle.max_requests             1000 calls for each worker
 recycle.jitter                   up to 25.0 % earlier
 recycle.max_memory               1GiB for each worker
+quarantine.crashes               off
+quarantine.window                2m
+quarantine.cool_down             8s
 methods.\"a.b c\".timeout          as timeouts.request
 methods.\"a.b c\".concurrency      as many as threads
 methods.slow.timeout             1h
@@ -429,7 +437,7 @@ fn every_mistake_is_told_in_the_order_of_the_file() {
 }
 
 /// Every key, and a value of its right type.
-const KEYS: [(&str, &str); 38] = [
+const KEYS: [(&str, &str); 41] = [
     ("listen", "['[::1]:80']"),
     ("processes", "1"),
     ("threads", "1"),
@@ -461,6 +469,9 @@ const KEYS: [(&str, &str); 38] = [
     ("recycle.max_requests", "1"),
     ("recycle.jitter", "1"),
     ("recycle.max_memory", "'1GiB'"),
+    ("quarantine.crashes", "1"),
+    ("quarantine.window", "'1s'"),
+    ("quarantine.cool_down", "'1s'"),
     ("methods.NAME.timeout", "'1s'"),
     ("methods.NAME.concurrency", "1"),
     ("log.level", "'warn'"),

@@ -15,11 +15,14 @@ pub(crate) enum ToTemplate {
     Begin { version: u32, generation: u32, source: String },
     /// Fork the worker process number `worker` for `slot`. Its descriptors are the worker's line, its arena, the bell and
     /// then every listener in the order of the configuration. `doors_shut`: it accepts nothing before it is told to open.
+    /// `quarantine` is what holds from its birth on.
     Fork {
         worker: u32,
         slot: usize,
         #[serde(default)]
         doors_shut: bool,
+        #[serde(default)]
+        quarantine: Vec<Quarantined>,
     },
 }
 
@@ -57,6 +60,13 @@ pub(crate) enum ToWorker {
     AreYouThere,
     /// Open the doors, with which it was forked shut.
     Open,
+    /// Refuse calls of the method until [`Release`](Self::Release); for that long, none may be tried. A trial
+    /// that was granted and not used is given back by [`FromWorker::TrialEnded`].
+    Quarantine { method: String, for_ms: u64 },
+    /// One call of a method in quarantine may run.
+    Trial { method: String },
+    /// The method is one like any other again.
+    Release { method: String },
 }
 
 /// From a worker to the supervisor.
@@ -90,4 +100,15 @@ pub(crate) enum FromWorker {
     HereIAm,
     /// So many calls wait here for threads, and connections could go to where they would not have to.
     Crowded { waiting: usize },
+    /// It has refused a call of a method in quarantine, and would try the next. Said once, until it hears of the method again.
+    TrialWanted { method: String },
+    /// The call that was tried has come back (`ok`), or none came and the trial is given back.
+    TrialEnded { method: String, ok: bool },
+}
+
+/// A method that is in quarantine, and for how long before it may be tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Quarantined {
+    pub(crate) method: String,
+    pub(crate) for_ms: u64,
 }

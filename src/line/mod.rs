@@ -18,7 +18,7 @@ use crate::sys::seqpacket::{self, Packet};
 
 pub(crate) use seqpacket::MOST_DESCRIPTORS;
 
-pub(crate) use messages::{FromTemplate, FromWorker, ToTemplate, ToWorker, VERSION};
+pub(crate) use messages::{FromTemplate, FromWorker, Quarantined, ToTemplate, ToWorker, VERSION};
 
 /// The environment variable by which a process learns that it is a template, and which descriptor its line is.
 pub(crate) const TEMPLATE_VARIABLE: &str = "TINE_TEMPLATE_LINE";

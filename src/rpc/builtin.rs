@@ -32,7 +32,7 @@ pub(super) fn list_of<'a>(names: impl Iterator<Item = &'a str>) -> Handler {
     Handler::raw(move |_call, _params, reply| reply.value(&names))
 }
 
-pub(super) fn is_builtin(name: &str) -> bool {
+pub(crate) fn is_builtin(name: &str) -> bool {
     matches!(name, "ping" | "echo" | "tine.worker" | METHODS)
 }
 

@@ -137,6 +137,10 @@ impl Error {
 }
 
 /// What the server itself answers.
+#[allow(
+    dead_code,
+    reason = "`crashed` and `drained` are for whoever adopts connections, which nobody does yet"
+)]
 impl Error {
     /// Not JSON, from byte `at` (counted from 0) on.
     pub(crate) fn parse(at: usize, what: &impl fmt::Display) -> Error {
@@ -179,16 +183,35 @@ impl Error {
         )
     }
 
-    /// The call began to run and its handler will not be heard of again: its worker died of `cause`, or had to end.
-    pub(crate) fn crashed(method: &str, cause: &str) -> Error {
-        let method = shortened(method);
-        Error::plain(Error::CRASHED, format!("the worker ended while {method} was running ({cause})"))
-            .with_data(json!({ "method": method, "cause": cause }))
-    }
-
     pub(crate) fn too_large(length: usize, limit: usize) -> Error {
         Error::plain(Error::TOO_LARGE, WireError::TooLarge { length, limit }.to_string())
             .with_data(json!({ "limit": limit }))
+    }
+
+    /// The worker that ran `method` ended before the handler did; `cause` as the supervisor names it: `SIGSEGV`,
+    /// `exit 3`.
+    pub(crate) fn crashed(method: &str, cause: &str) -> Error {
+        Error::lost_with_worker("worker crashed while the call was running", method, cause)
+    }
+
+    /// The worker had to end, and `method` outlived the time that running calls get for that.
+    pub(crate) fn drained(method: &str) -> Error {
+        Error::lost_with_worker("worker was drained while the call was running", method, "drained")
+    }
+
+    fn lost_with_worker(message: &'static str, method: &str, cause: &str) -> Error {
+        Error::plain(Error::CRASHED, message)
+            .with_data(json!({ "method": shortened(method), "cause": shortened(cause) }))
+    }
+
+    /// `method` is in quarantine for `retry_after` longer.
+    pub(crate) fn quarantined(method: &str, retry_after: Duration) -> Error {
+        let method = shortened(method);
+        Error::plain(
+            Error::QUARANTINED,
+            format!("method in quarantine: `{method}` has crashed too many workers, try again later"),
+        )
+        .with_data(retry_after_ms(retry_after))
     }
 }
 
@@ -302,7 +325,10 @@ mod tests {
             (Error::overloaded(Duration::from_micros(1500)), -32000, r#"{"retry_after_ms":2}"#),
             (Error::overloaded(Duration::ZERO), -32000, r#"{"retry_after_ms":1}"#),
             (Error::deadline(ms(50)), -32001, ""),
+            (Error::crashed("frob", "exit 3"), -32002, r#"{"cause":"exit 3","method":"frob"}"#),
+            (Error::drained("frob"), -32002, r#"{"cause":"drained","method":"frob"}"#),
             (Error::too_large(2000, 1000), -32003, r#"{"limit":1000}"#),
+            (Error::quarantined("frob", ms(1500)), -32004, r#"{"retry_after_ms":1500}"#),
         ] {
             assert_eq!(error.code(), code);
             assert_eq!(error.data().map_or("", RawValue::get), data, "{error}");

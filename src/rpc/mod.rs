@@ -24,6 +24,7 @@ pub use json::RawJson;
 pub use reply::Reply;
 pub use service::BoxError;
 
+pub(crate) use builtin::is_builtin;
 pub(crate) use context::{CallParts, States};
 pub(crate) use json::Span;
 pub(crate) use registry::{Handler, Method, MethodIndex, Mistakes, Registry, RegistryBuilder};

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use super::methods::Methods;
 use super::state::{GenerationId, WorkerId};
-use crate::arena::{ArenaReader, Scoreboard, Snapshot};
+use crate::arena::{ArenaReader, Culprit, Scoreboard, Snapshot};
 use crate::line::Line;
 use crate::sys::clock;
 use crate::sys::process::{self, Ended};
@@ -50,6 +50,10 @@ pub(crate) struct Worker {
     pub(crate) end_expected: bool,
     /// Why it can't start, if it said so.
     pub(crate) boot_failure: Option<String>,
+    /// It reads its line. Before that a word on it would end it.
+    pub(crate) is_ready: bool,
+    /// The methods that were in quarantine when it was asked for, until it is ready.
+    pub(crate) born_refusing: Vec<String>,
 }
 
 impl Worker {
@@ -69,6 +73,9 @@ impl Worker {
         let uptime = format_args!("{:.1?}", self.started.elapsed()).to_string();
         let (generation, slot) = (self.generation, self.slot);
         let running = running_calls(snapshot, &self.methods.names);
+        let culprit = self.culprit(snapshot);
+        let overflow = matches!(self.arena.culprit(), Some(Culprit::Row { stack_overflow: true, .. }));
+        let fault = overflow.then_some("stack overflow");
         if self.end_expected && running.is_empty() {
             tracing::info!(slot, pid, generation, uptime, cause = ended.to_string(), "worker ended");
         } else if self.end_expected {
@@ -78,12 +85,22 @@ impl Worker {
                 generation,
                 uptime,
                 cause = ended.to_string(),
+                culprit,
+                fault,
                 running,
                 "worker ended with calls running"
             );
         } else {
-            tracing::error!(slot, pid, generation, uptime, cause = ended.to_string(), running, "worker died");
+            let cause = ended.to_string();
+            tracing::error!(slot, pid, generation, uptime, cause, culprit, fault, running, "worker died");
         }
+    }
+
+    /// The method that took it down: what the thread ran that crashed or called `exit`. None if nobody knows.
+    pub(crate) fn culprit(&self, last: &Snapshot) -> Option<&str> {
+        let Some(Culprit::Row { row, .. }) = self.arena.culprit() else { return None };
+        let call = last.running.iter().find(|call| call.row == row)?;
+        self.methods.names.get(call.method).map(String::as_str)
     }
 }
 

@@ -5,6 +5,7 @@
 //! blocks and never serves a call.
 
 mod balance;
+mod blame;
 mod children;
 mod hand_over;
 mod keeping;
@@ -12,6 +13,7 @@ mod listeners;
 mod looks;
 mod methods;
 mod news;
+mod quarantine;
 mod reload;
 mod report;
 mod restart;
@@ -41,6 +43,7 @@ use children::{Template, Workers};
 use hand_over::Keeper;
 pub(crate) use listeners::Listeners;
 use methods::{AllMethods, Methods};
+use quarantine::Quarantine;
 use reload::{Next, Origin, Terms};
 use sign_of_life::SignsOfLife;
 use state::{Action, Event, GenerationId, State, Timer, WorkerId};
@@ -88,6 +91,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
     );
     raise_descriptor_limit(config);
     let (state, actions) = State::start(reload::settings(config));
+    let quarantine = Quarantine::new(blame::limits(config));
     let mut supervisor = Supervisor {
         epoll,
         signals,
@@ -109,6 +113,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         signs: SignsOfLife::new(crate::worker::LOOKS),
         news: VecDeque::new(),
+        quarantine,
         finished: None,
     };
     // Children of whatever this process was before may have ended before their signal was listened to.
@@ -155,6 +160,7 @@ struct Supervisor {
     signs: SignsOfLife<WorkerId>,
     /// What happened and has not been decided about.
     news: VecDeque<Event>,
+    quarantine: Quarantine,
     finished: Option<i32>,
 }
 
@@ -184,7 +190,7 @@ impl Supervisor {
 
     fn timeout(&self) -> EpollTimeout {
         let timers = self.timers.values().copied();
-        let others = self.keeper.moments().chain(self.signs.next_look());
+        let others = self.keeper.moments().chain(self.signs.next_look()).chain(self.quarantine.next_due());
         let Some(next) = timers.chain(others).min() else {
             return EpollTimeout::NONE;
         };
@@ -195,6 +201,7 @@ impl Supervisor {
 
     fn fire_timers(&mut self) {
         let now = Instant::now();
+        self.quarantine_due(now);
         let due: Vec<Timer> =
             self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
         for timer in due {

@@ -136,6 +136,7 @@ impl Supervisor {
         }
         self.origin = origin;
         self.terms = terms;
+        self.change_quarantine();
     }
 
     pub(super) fn reload_failed(&mut self, generation: GenerationId, why: &str) {

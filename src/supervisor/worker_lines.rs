@@ -8,6 +8,7 @@ use std::time::Instant;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
+use super::blame::in_force;
 use super::children::Worker;
 use super::state::{Event, GenerationId, WorkerEvent, WorkerId};
 use super::{FIRST_WORKER, MOST_MESSAGES, Supervisor, template_line, watch};
@@ -52,6 +53,7 @@ impl Supervisor {
             return Err(io::Error::other("there is no template"));
         };
         self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
+        let quarantine = in_force(&self.quarantine);
         let worker = Worker {
             generation,
             slot,
@@ -64,10 +66,12 @@ impl Supervisor {
             stuck,
             end_expected: false,
             boot_failure: None,
+            is_ready: false,
+            born_refusing: quarantine.iter().map(|shut| shut.method.clone()).collect(),
         };
         self.workers.insert(id, worker);
         self.keeper.keeping.begin(id, kept_memory);
-        template.line.send(&ToTemplate::Fork { worker: id, slot, doors_shut }, descriptors)?;
+        template.line.send(&ToTemplate::Fork { worker: id, slot, doors_shut, quarantine }, descriptors)?;
         watch(&self.epoll, &template.line, template_line::token(generation));
         Ok(())
     }
@@ -176,6 +180,7 @@ impl Supervisor {
                 let after = format!("{:.1?}", worker.started.elapsed());
                 tracing::info!(slot, pid, generation, after, "worker ready");
                 self.balance_soon();
+                self.catch_up(id);
                 WorkerEvent::Ready
             }
             FromWorker::BootFailed { reason } => {
@@ -225,6 +230,8 @@ impl Supervisor {
             FromWorker::Offered { connections } => return self.offered(id, connections),
             FromWorker::Adopted { from, results } => return self.adopted(id, from, results),
             FromWorker::Crowded { waiting } => return self.crowded(id, waiting),
+            FromWorker::TrialWanted { method } => return self.trial_wanted(id, &method),
+            FromWorker::TrialEnded { method, ok } => return self.trial_ended(id, &method, ok),
         };
         self.happened(Event::Worker(id, event));
     }
@@ -234,6 +241,6 @@ pub(super) fn watch_worker(epoll: &Epoll, worker: &Worker, id: WorkerId) {
     watch(epoll, &worker.line, token(id));
 }
 
-fn token(worker: WorkerId) -> u64 {
+pub(super) fn token(worker: WorkerId) -> u64 {
     FIRST_WORKER + u64::from(worker)
 }

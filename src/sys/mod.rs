@@ -9,6 +9,7 @@ pub(crate) mod blocks;
 pub(crate) mod child;
 pub(crate) mod clock;
 pub(crate) mod cpus;
+pub(crate) mod culprit;
 pub(crate) mod exec;
 pub(crate) mod limits;
 pub(crate) mod memory;

@@ -187,6 +187,11 @@ impl Desk {
             ToWorker::Adopt { from, cause, connections } => {
                 self.adopt(hand, from, cause.as_deref(), &connections, descriptors);
             }
+            ToWorker::Quarantine { method, for_ms } => {
+                hand.shared.shut_method(&method, Duration::from_millis(for_ms));
+            }
+            ToWorker::Trial { method } => hand.shared.grant_trial(&method),
+            ToWorker::Release { method } => hand.shared.release_method(&method),
         }
     }
 
@@ -236,6 +241,10 @@ impl Desk {
     pub(super) fn woken(&mut self, hand: &mut Hand) {
         let shared = &hand.shared;
         let _ = shared.wake.read();
+        for message in std::mem::take(&mut *shared.outbox.lock()) {
+            // Where the supervisor is gone its line says so too.
+            let _ = self.line.send(&message, Vec::new());
+        }
         self.todo.extend(shared.buffers.feed().into_iter().map(Todo::Feed));
         self.todo.extend(shared.turns.lock().drain(..).map(Todo::Turn));
         self.open_doors(shared);

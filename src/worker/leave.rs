@@ -15,9 +15,6 @@ use super::{Due, Shared};
 use crate::arena::{Key, State};
 use crate::rpc::Error;
 
-/// What a caller is told whose call outlives the time that its worker had to end.
-const DRAINED: &str = "drained";
-
 /// How far a connection is on its way out of this worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Going {
@@ -151,7 +148,7 @@ impl Hand {
             while let Some(call) = state.calls.pop() {
                 let request = crate::rpc::native::parse(&call.message);
                 let method = request.as_ref().map_or("?", |request| &*request.method);
-                let error = Error::crashed(method, DRAINED);
+                let error = Error::drained(method);
                 self.shared.buffers.hold_on(call.message.len());
                 self.answer_error(&mut state, &error, call.id(), Answered::Call(&call));
                 self.shared.gave_up(connection.key, &call);

@@ -29,6 +29,7 @@ mod overdue;
 mod pace;
 mod poller;
 mod pool;
+mod quarantine;
 mod queue;
 mod recycle;
 mod role;
@@ -46,6 +47,7 @@ use parking_lot::Mutex;
 
 use crate::arena::{Key, Most, Records, Room};
 use crate::config::Config;
+use crate::line::FromWorker;
 use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
 use crate::sys::blocks::Pool;
 use crate::sys::clock;
@@ -63,6 +65,7 @@ pub(crate) use life::LOOKS;
 use listening::Entrance;
 use overdue::Overdue;
 use pace::Paces;
+use quarantine::Quarantine;
 use queue::Queue;
 use role::Role;
 pub(crate) use start::{Birth, run};
@@ -117,6 +120,9 @@ pub(crate) struct Shared {
     /// Connections that wait until the poller comes round to them.
     turns: Mutex<Vec<Key>>,
     paces: Paces,
+    quarantine: Quarantine,
+    /// What the supervisor is to hear; the poller has the line.
+    outbox: Mutex<Vec<FromWorker>>,
     gate: Gate,
     concurrency: Concurrency<Job>,
     queue: Queue<Task>,
@@ -197,6 +203,8 @@ impl Shared {
             inline_at: AtomicU64::new(0),
             turns: Mutex::default(),
             paces: Paces::new(service.registry()),
+            quarantine: Quarantine::new(service.registry()),
+            outbox: Mutex::default(),
             gate: Gate::new(config.threads, limits.queue, limits.queue_wait),
             concurrency,
             queue,
@@ -271,6 +279,12 @@ impl Shared {
     /// Has the poller go on with a connection when it comes round.
     fn turn_for(&self, key: Key) {
         self.turns.lock().push(key);
+        self.wake_poller();
+    }
+
+    /// Has the poller tell the supervisor something.
+    fn tell(&self, message: FromWorker) {
+        self.outbox.lock().push(message);
         self.wake_poller();
     }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use nix::sys::eventfd::EventFd;
@@ -17,10 +17,11 @@ use super::recycle::Limits;
 use super::{LINE, Shared, TERM, WAKE, capacity, doors, pool, rows};
 use crate::arena::{ArenaWriter, Row, State};
 use crate::config::Config;
-use crate::line::{self, FromWorker, Line};
+use crate::line::{self, FromWorker, Line, Quarantined};
 use crate::log;
 use crate::rpc::{Service, WorkerInfo};
 use crate::sys::clock;
+use crate::sys::culprit;
 use crate::sys::limits;
 use crate::sys::process;
 use crate::sys::signals;
@@ -33,6 +34,8 @@ pub(crate) struct Birth {
     pub(crate) generation: u32,
     /// It accepts nothing before it is told to open.
     pub(crate) doors_shut: bool,
+    /// What it must refuse from the first call on.
+    pub(crate) quarantine: Vec<Quarantined>,
     /// Its line, its arena, the bell, then the listeners in the order of the configuration.
     pub(crate) descriptors: Vec<OwnedFd>,
 }
@@ -51,6 +54,9 @@ pub(crate) fn run(service: Service, config: Config, birth: Birth) -> ! {
         Err(reason) => fail(&mut line, reason),
     };
     let Gathered { shared, arena, rows, tasks, term, bell, listeners } = gathered;
+    for Quarantined { method, for_ms } in birth.quarantine {
+        shared.shut_method(&method, Duration::from_millis(for_ms));
+    }
     let desk = Arc::new(Mutex::new(Desk::new(line, arena, bell, term, &config)));
     match open(&shared, &desk, rows, &tasks, listeners, &config, birth.doors_shut) {
         Ok(mut hand) => {
@@ -105,6 +111,9 @@ impl Gathered {
         let memory = descriptors.next().ok_or("the arena is missing")?;
         let mut arena = ArenaWriter::open(memory).map_err(|error| format!("arena: {error}"))?;
         arena.identify(info.pid(), info.generation(), info.slot(), clock::monotonic_ns());
+        // Before user code, whose own handlers then come before ours and can pass on to them.
+        let word = arena.culprit().ok_or("the arena has no word for a culprit")?;
+        culprit::record(word).map_err(failed("crash handlers"))?;
         let bell = descriptors.next().ok_or("the bell is missing")?;
         let listeners = descriptors
             .map(Listener::inherited)
@@ -145,12 +154,14 @@ fn open(
 ) -> Result<Hand, String> {
     let mut rows = rows.into_iter();
     let mut row = move || rows.next().ok_or("the arena has too few rows");
+    is_to_blame_as(0)?;
     shared.service.thread_start(&shared.info, 0)?;
     let hand = Hand::new(Arc::clone(shared), row()?, 0);
     // All but the main thread; one of them becomes the watch.
     pool::start(super::rows(config.threads) - 1, tasks, |thread| {
         let (row, shared, desk) = (row()?, Arc::clone(shared), Arc::clone(desk));
         Ok(move || {
+            is_to_blame_as(thread)?;
             shared.service.thread_start(&shared.info, thread)?;
             let mut hand = Hand::new(shared, row, thread);
             Ok(Box::new(move |task: Task| hand.work(&desk, &task)) as Box<dyn FnMut(Task)>)
@@ -171,6 +182,11 @@ fn open(
     desk.line.live_on().map_err(failed("line"))?;
     desk.line.send(&FromWorker::Ready, Vec::new()).map_err(failed("line"))?;
     Ok(hand)
+}
+
+/// Has this thread named by its row, plus 1, if it takes the process down.
+fn is_to_blame_as(thread: usize) -> Result<(), String> {
+    culprit::this_thread_is(thread as u64 + 1).map_err(failed("a stack for signals"))
 }
 
 impl Desk {

@@ -19,6 +19,7 @@ use crate::worker::chunk::Chunk;
 use crate::worker::connection::{Answered, CallId, Connection, InFlight, Locked, Pause, Phase, SPARE};
 use crate::worker::dispatch::Refused;
 use crate::worker::pace::Speed;
+use crate::worker::quarantine::Pass;
 use crate::worker::ticket::Ticket;
 
 /// A message longer than this is parsed by a pool thread: it would keep the poller for longer than a quick call may.
@@ -204,13 +205,25 @@ impl Hand {
         };
         // The order counts: a place among those that run is given back by the run.
         if !is_for_poller || (self.term.is_some() && !self.shared.concurrency.enter_at_once(call.method)) {
-            self.enqueue(state, message, Some(call));
+            match self.shared.quarantine.admits(call.method) {
+                Ok(()) => self.enqueue(state, message, Some(call)),
+                Err(shut) => {
+                    let error = self.shared.quarantined(call.method, shut);
+                    self.answer_error(state, &error, request.id(), Answered::Message);
+                }
+            }
             return Next::Message;
         }
-        match self.term.take() {
-            Some(term) => self.run_inline(state, chunk, place, &call, term),
-            None => Next::LeaveToPoller,
+        let Some(term) = self.term.take() else {
+            return Next::LeaveToPoller;
+        };
+        if let Err(error) = self.enter(call.method) {
+            self.shared.release(call.method, self.now_ns);
+            self.term = Some(term);
+            self.answer_error(state, &error, request.id(), Answered::Message);
+            return Next::Message;
         }
+        self.run_inline(state, chunk, place, &call, term)
     }
 
     fn enqueue(&mut self, state: &mut Locked<'_>, message: &[u8], call: Option<Parsed>) {
@@ -252,6 +265,16 @@ impl Hand {
     ) {
         self.row.refused();
         self.answer_error(state, &Error::overloaded(refused.retry_after), id, answered);
+    }
+
+    /// Whether a call of this method may run now, on this thread; to be asked right before it does.
+    pub(super) fn enter(&mut self, method: MethodIndex) -> Result<(), Error> {
+        match self.shared.quarantine.enter(method) {
+            Ok(Pass::Free) => {}
+            Ok(Pass::Trial) => self.trial = Some(method),
+            Err(shut) => return Err(self.shared.quarantined(method, shut)),
+        }
+        Ok(())
     }
 
     /// Writes an error answer for a message or call that no handler answers.

@@ -24,7 +24,7 @@ use super::listening::Entrance;
 use super::role::Term;
 use super::{Shared, token_of};
 use crate::arena::{Core, Key, Row};
-use crate::rpc::{Error, Peer};
+use crate::rpc::{Error, MethodIndex, Peer};
 use crate::sys::blocks::Block;
 use crate::sys::clock;
 use crate::sys::socket::{PeerAddress, Socket};
@@ -43,6 +43,8 @@ pub(super) struct Hand {
     thread: usize,
     /// Some while this thread is the poller.
     pub(super) term: Option<Term>,
+    /// The method in quarantine of which this thread runs the one call that is tried.
+    trial: Option<MethodIndex>,
     /// The moment at which what is done now began; read anew after whatever takes time.
     now: Instant,
     /// The same moment on the clock that all processes share, in nanoseconds.
@@ -63,6 +65,7 @@ impl Hand {
             row,
             thread,
             term: None,
+            trial: None,
             now: Instant::now(),
             now_ns: clock::monotonic_ns(),
             scratch,

@@ -141,6 +141,9 @@ impl Hand {
         let in_time = self.now < call.deadline;
         let outcome = if wanted.is_some() && in_time { ran.outcome } else { Outcome::Late };
         self.row.finish(call.method.0, outcome, clock::whole_ns(ran.took));
+        if let Some(method) = self.trial.take() {
+            self.shared.trial_survived(method);
+        }
         match wanted {
             Some(answered) if in_time => self.put_out(state, answered),
             Some(answered) => self.give_up(state, message, call, answered),
@@ -183,11 +186,20 @@ impl Hand {
                 if !was_known {
                     self.is_known(&mut state, job, &call)?;
                 }
-                state.runs(job.number)?;
-                if !was_known {
-                    self.go_on(&mut state);
+                // Here and not when it was begun alone: it may have waited since before the quarantine.
+                let Err(error) = self.enter(call.method) else {
+                    state.runs(job.number)?;
+                    if !was_known {
+                        self.go_on(&mut state);
+                    }
+                    return Some(call);
+                };
+                if let Some(in_flight) = state.take_call(job.number) {
+                    self.answer_error(&mut state, &error, in_flight.id(), Answered::Call(&in_flight));
                 }
-                return Some(call);
+                if !was_known {
+                    self.shared.release(call.method, self.now_ns);
+                }
             }
             Ok(call) => {
                 if let Some(in_flight) = state.take_call(job.number) {

@@ -21,6 +21,7 @@ use crate::sys::tcp;
 use crate::wire::ByteOrder;
 use crate::wire::length::LengthFraming;
 use crate::worker::duty::Task;
+use crate::worker::queue::Queue;
 
 const MOST: Most = Most { input: 1 << 20, output: 16 << 20, message: 1 << 20, calls: 64, listeners: 1 };
 
@@ -126,7 +127,8 @@ fn worker() -> (Hand, Hand, Receiver<Task>, OwnedFd) {
     let service = Service::new(methods.build().unwrap(), Hooks::default());
     let info = WorkerInfo::new(0, std::process::id(), 1, Instant::now());
     let states = service.make_states(&info).unwrap();
-    let (queue, tasks) = crossbeam_channel::unbounded();
+    let queue = Queue::new(64);
+    let tasks = queue.receiver();
     let memory = (arena.records(), arena.blocks().unwrap());
     let shared = Arc::new(Shared::new(service, states, &config, info, memory, queue).unwrap());
     let mut poller = Hand::new(Arc::clone(&shared), arena.row(0).unwrap(), 0);

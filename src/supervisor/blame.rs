@@ -1,0 +1,146 @@
+//! From a worker's death to methods in quarantine: the loop's part around `quarantine`, which decides.
+
+use std::time::{Duration, Instant};
+
+use super::Supervisor;
+use super::children::Worker;
+use super::quarantine::{Blame, Limits, Order, Quarantine, Suspect};
+use super::state::WorkerId;
+use crate::arena::Snapshot;
+use crate::config::Config;
+use crate::line::{Quarantined, ToWorker};
+use crate::rpc;
+
+pub(super) fn limits(config: &Config) -> Limits {
+    let quarantine = &config.quarantine;
+    Limits { crashes: quarantine.crashes, window: quarantine.window, cool_down: quarantine.cool_down }
+}
+
+/// What a worker that is forked now must refuse.
+pub(super) fn in_force(quarantine: &Quarantine) -> Vec<Quarantined> {
+    let in_force = quarantine.in_force(Instant::now());
+    in_force.into_iter().map(|(method, wait)| Quarantined { method, for_ms: whole_ms(wait) }).collect()
+}
+
+/// Rounded up: no worker asks before the time has come.
+fn whole_ms(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+impl Supervisor {
+    /// A worker has ended, and its totals are with those of the ended ones.
+    pub(super) fn blame_for(&mut self, id: WorkerId, worker: &Worker, last: &Snapshot) {
+        let blame = match worker.culprit(last) {
+            Some(method) => Blame::On(method.to_owned()),
+            // One that dies while it boots runs no calls, and says nothing about those that do.
+            None if worker.end_expected || !worker.is_ready => Blame::Nobody,
+            None => Blame::Unclear,
+        };
+        let suspects = self.suspects(&blame, worker, last);
+        let now = Instant::now();
+        let orders = self.quarantine.ended(id, &blame, suspects, now);
+        self.carry_out(orders);
+        self.quarantine_due(now);
+    }
+
+    /// What it ran. The built-in methods can't be at fault, so they are none unless one is the culprit.
+    fn suspects(&mut self, blame: &Blame, worker: &Worker, last: &Snapshot) -> Vec<Suspect> {
+        let mut ran: Vec<usize> = last.running.iter().map(|call| call.method).collect();
+        ran.sort_unstable();
+        ran.dedup();
+        let names = &worker.methods.names;
+        ran.retain(|method| names.get(*method).is_some_and(|name| !rpc::is_builtin(name)));
+        // Everybody's arena is read, so only where it matters.
+        let answered = if *blame == Blame::Unclear && !ran.is_empty() {
+            self.workers.observe(&mut self.scoreboard);
+            self.scoreboard.sum().methods
+        } else {
+            Vec::new()
+        };
+        let suspect = |method: usize| {
+            let of = worker.methods.numbers.get(method).and_then(|number| answered.get(*number));
+            let answered = of.map_or(0, |of| of.ok.saturating_add(of.errors));
+            Some(Suspect { method: names.get(method)?.clone(), answered })
+        };
+        ran.into_iter().filter_map(suspect).collect()
+    }
+
+    /// A worker is ready: what began or ended while it booted is new to it.
+    pub(super) fn catch_up(&mut self, id: WorkerId) {
+        let in_force = in_force(&self.quarantine);
+        let Some(worker) = self.workers.get_mut(id) else { return };
+        worker.is_ready = true;
+        let mut news: Vec<ToWorker> = std::mem::take(&mut worker.born_refusing)
+            .into_iter()
+            .filter(|born| !in_force.iter().any(|now| now.method == *born))
+            .map(|method| ToWorker::Release { method })
+            .collect();
+        let shut = |Quarantined { method, for_ms }| ToWorker::Quarantine { method, for_ms };
+        news.extend(in_force.into_iter().map(shut));
+        for message in news {
+            self.tell_if_ready(id, &message);
+        }
+    }
+
+    pub(super) fn trial_wanted(&mut self, id: WorkerId, method: &str) {
+        let orders = self.quarantine.asked(id, method);
+        self.carry_out(orders);
+        self.quarantine_due(Instant::now());
+    }
+
+    pub(super) fn trial_ended(&mut self, id: WorkerId, method: &str, ok: bool) {
+        let orders = self.quarantine.trial_ended(id, method, ok);
+        self.carry_out(orders);
+        self.quarantine_due(Instant::now());
+    }
+
+    /// The configuration that serves is another one.
+    pub(super) fn change_quarantine(&mut self) {
+        let orders = self.quarantine.change(limits(&self.terms.config));
+        self.carry_out(orders);
+    }
+
+    pub(super) fn quarantine_due(&mut self, now: Instant) {
+        let orders = self.quarantine.due(now);
+        self.carry_out(orders);
+    }
+
+    fn carry_out(&mut self, orders: Vec<Order>) {
+        for order in orders {
+            match order {
+                Order::Shut { method, wait } => {
+                    tracing::warn!(
+                        method,
+                        "method in quarantine for {wait:?}: it has crashed too many workers"
+                    );
+                    self.tell_all(&ToWorker::Quarantine { method, for_ms: whole_ms(wait) });
+                }
+                Order::Try { method, worker } => {
+                    let slot = self.workers.get_mut(worker).map(|worker| worker.slot);
+                    tracing::info!(method, slot, "one call of a method in quarantine may be tried");
+                    self.tell_if_ready(worker, &ToWorker::Trial { method });
+                }
+                Order::TakeBack { method, worker } => {
+                    self.tell_if_ready(worker, &ToWorker::Quarantine { method, for_ms: 0 });
+                }
+                Order::Release { method } => {
+                    tracing::info!(method, "method released from quarantine");
+                    self.tell_all(&ToWorker::Release { method });
+                }
+            }
+        }
+    }
+
+    fn tell_all(&mut self, message: &ToWorker) {
+        for id in self.workers.ids() {
+            self.tell_if_ready(id, message);
+        }
+    }
+
+    /// One that boots must not be sent anything, and catches up.
+    fn tell_if_ready(&mut self, id: WorkerId, message: &ToWorker) {
+        if self.workers.get_mut(id).is_some_and(|worker| worker.is_ready && worker.line_open) {
+            self.tell(id, message);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Which methods are refused because they take workers down, and who tries them again.
+//!
+//! Pure: the loop brings the time, the deaths and what workers say, and carries the orders out. A method is known by its name,
+//! which means the same in every worker and generation.
+//!
+//! ```text
+//!            `crashes` within `window`         cool_down           a worker asks
+//!   Watched ───────────────────────────→ Cooling ───────→ Due ───────────────────→ Trying
+//!                                           ↑              ↑  given back, or lost    │ │
+//!   released ←───── the call came back ─────│──────────────└─────────────────────────┘ │
+//!                                           └──────────────── the call crashed ────────┘
+//! ```
+//!
+//! Workers refuse the method from the first order on until [`Order::Release`], whatever the time is: only [`Order::Try`]
+//! lets one of them run it, once. So no more than one trial runs in the whole service.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::state::WorkerId;
+
+/// A trial that no caller comes for is given to another worker whose callers ask, after this.
+const LEASE: Duration = Duration::from_secs(1);
+
+/// A method that answers more calls than this for each death it was seen at is worth more than it costs, as long as nobody
+/// knows that the deaths are its doing.
+const WORTH: u64 = 10;
+
+/// The numbers of the `[quarantine]` section.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// 0 puts nothing in quarantine.
+    pub(crate) crashes: u32,
+    pub(crate) window: Duration,
+    pub(crate) cool_down: Duration,
+}
+
+/// Whose fault a death is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// The thread that ran this method crashed, or called `exit`.
+    On(String),
+    /// Nobody knows: it was killed, as when memory runs out, or ended in a way that leaves no trace.
+    Unclear,
+    /// It was to end.
+    Nobody,
+}
+
+/// A method that ran when a worker died.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Suspect {
+    pub(crate) method: String,
+    /// Calls of it that the whole service has answered so far.
+    pub(crate) answered: u64,
+}
+
+/// What workers are to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// All: refuse the method; whoever asks later than this may get the trial.
+    Shut { method: String, wait: Duration },
+    /// One: a single call of it may run.
+    Try { method: String, worker: WorkerId },
+    /// One: give the trial back if no call has used it.
+    TakeBack { method: String, worker: WorkerId },
+    /// All: it is a method like any other again.
+    Release { method: String },
+}
+
+/// All methods that are not beyond doubt.
+#[derive(Debug)]
+pub(crate) struct Quarantine {
+    limits: Limits,
+    methods: BTreeMap<String, Standing>,
+    /// The last deaths that nobody can explain, with what ran.
+    unclear: VecDeque<(Instant, Vec<Suspect>)>,
+}
+
+#[derive(Debug)]
+enum Standing {
+    Watched { crashes: VecDeque<Instant> },
+    Cooling { until: Instant, asking: Asking },
+    Due { asking: Asking },
+    Trying { worker: WorkerId, since: Instant, taking_back: bool, asking: Asking },
+}
+
+/// Workers whose callers want the method, each once, in the order they have asked.
+type Asking = VecDeque<WorkerId>;
+
+impl Quarantine {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, methods: BTreeMap::new(), unclear: VecDeque::new() }
+    }
+
+    /// Other limits hold for what comes. Where they turn quarantine off, everything is released.
+    pub(crate) fn change(&mut self, limits: Limits) -> Vec<Order> {
+        self.limits = limits;
+        if limits.crashes > 0 {
+            return Vec::new();
+        }
+        self.unclear.clear();
+        let methods = std::mem::take(&mut self.methods).into_iter();
+        let shut = methods.filter(|(_, standing)| !matches!(standing, Standing::Watched { .. }));
+        shut.map(|(method, _)| Order::Release { method }).collect()
+    }
+
+    /// A worker has died that was running the calls of `suspects`.
+    pub(crate) fn ended(
+        &mut self,
+        worker: WorkerId,
+        blame: &Blame,
+        suspects: Vec<Suspect>,
+        now: Instant,
+    ) -> Vec<Order> {
+        let mut orders = Vec::new();
+        let tried = self.lose(worker, blame, &suspects);
+        match blame {
+            Blame::On(method) => {
+                if self.is_one_too_many(method, now) {
+                    orders.extend(self.shut(method, now));
+                }
+            }
+            Blame::Unclear if tried.is_none() => {
+                for method in self.common_to_unclear(suspects, now) {
+                    orders.extend(self.shut(&method, now));
+                }
+            }
+            Blame::Unclear | Blame::Nobody => {}
+        }
+        if let Some(method) = tried {
+            orders.extend(self.shut(&method, now));
+        }
+        orders
+    }
+
+    /// The worker that had a trial says that the call has come back (`ok`), or that it gives the trial back.
+    pub(crate) fn trial_ended(&mut self, worker: WorkerId, method: &str, ok: bool) -> Vec<Order> {
+        match self.methods.get_mut(method) {
+            Some(Standing::Trying { worker: trying, asking, .. }) if *trying == worker => {
+                if ok {
+                    self.methods.remove(method);
+                    return vec![Order::Release { method: method.to_owned() }];
+                }
+                let asking = std::mem::take(asking);
+                self.methods.insert(method.to_owned(), Standing::Due { asking });
+            }
+            Some(
+                Standing::Watched { .. }
+                | Standing::Cooling { .. }
+                | Standing::Due { .. }
+                | Standing::Trying { .. },
+            )
+            | None => {}
+        }
+        Vec::new()
+    }
+
+    /// A worker has refused a call and could try the next.
+    pub(crate) fn asked(&mut self, worker: WorkerId, method: &str) -> Vec<Order> {
+        match self.methods.get_mut(method) {
+            Some(
+                Standing::Cooling { asking, .. } | Standing::Due { asking } | Standing::Trying { asking, .. },
+            ) => {
+                if !asking.contains(&worker) {
+                    asking.push_back(worker);
+                }
+                Vec::new()
+            }
+            // It refuses what nobody wants refused.
+            Some(Standing::Watched { .. }) | None => vec![Order::Release { method: method.to_owned() }],
+        }
+    }
+
+    /// What time alone, or the last event, makes due.
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<Order> {
+        let mut orders = Vec::new();
+        for (method, standing) in &mut self.methods {
+            if let Standing::Cooling { until, asking } = standing
+                && *until <= now
+            {
+                *standing = Standing::Due { asking: std::mem::take(asking) };
+            }
+            match standing {
+                Standing::Due { asking } => {
+                    if let Some(worker) = asking.pop_front() {
+                        let asking = std::mem::take(asking);
+                        *standing = Standing::Trying { worker, since: now, taking_back: false, asking };
+                        orders.push(Order::Try { method: method.clone(), worker });
+                    }
+                }
+                Standing::Trying { worker, since, taking_back, asking } => {
+                    if !asking.is_empty() && !*taking_back && *since + LEASE <= now {
+                        *taking_back = true;
+                        orders.push(Order::TakeBack { method: method.clone(), worker: *worker });
+                    }
+                }
+                Standing::Watched { .. } | Standing::Cooling { .. } => {}
+            }
+        }
+        orders
+    }
+
+    /// When [`due`](Self::due) has something to say, if nothing happens before.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        let of = |standing: &Standing| match standing {
+            Standing::Cooling { until, .. } => Some(*until),
+            Standing::Trying { since, taking_back: false, asking, .. } if !asking.is_empty() => {
+                Some(*since + LEASE)
+            }
+            Standing::Watched { .. } | Standing::Due { .. } | Standing::Trying { .. } => None,
+        };
+        self.methods.values().filter_map(of).min()
+    }
+
+    /// The methods that a worker which is new must refuse, and for how long before it may ask.
+    pub(crate) fn in_force(&self, now: Instant) -> Vec<(String, Duration)> {
+        let wait = |standing: &Standing| match standing {
+            Standing::Watched { .. } => None,
+            Standing::Cooling { until, .. } => Some(until.saturating_duration_since(now)),
+            Standing::Due { .. } | Standing::Trying { .. } => Some(Duration::ZERO),
+        };
+        let methods = self.methods.iter();
+        methods.filter_map(|(method, standing)| Some((method.clone(), wait(standing)?))).collect()
+    }
+
+    /// Forgets a worker. The method that it was trying, if that is to be taken for the cause of its end; a trial that
+    /// was not used, or not at fault, is for the next that asks.
+    fn lose(&mut self, worker: WorkerId, blame: &Blame, suspects: &[Suspect]) -> Option<String> {
+        let mut tried = None;
+        for (method, standing) in &mut self.methods {
+            match standing {
+                Standing::Watched { .. } => {}
+                Standing::Cooling { asking, .. } | Standing::Due { asking } => {
+                    asking.retain(|asking| *asking != worker);
+                }
+                Standing::Trying { worker: trying, asking, .. } => {
+                    asking.retain(|asking| *asking != worker);
+                    if *trying != worker {
+                        continue;
+                    }
+                    let is_at_fault = match blame {
+                        Blame::On(culprit) => culprit == method,
+                        // No other call of it was to run there.
+                        Blame::Unclear | Blame::Nobody => {
+                            suspects.iter().any(|suspect| suspect.method == *method)
+                        }
+                    };
+                    if is_at_fault {
+                        tried = Some(method.clone());
+                    } else {
+                        *standing = Standing::Due { asking: std::mem::take(asking) };
+                    }
+                }
+            }
+        }
+        tried
+    }
+
+    /// Counts a crash of a method that is not in quarantine.
+    fn is_one_too_many(&mut self, method: &str, now: Instant) -> bool {
+        let Limits { crashes: most, window, .. } = self.limits;
+        if most == 0 {
+            return false;
+        }
+        let watched = || Standing::Watched { crashes: VecDeque::new() };
+        match self.methods.entry(method.to_owned()).or_insert_with(watched) {
+            Standing::Watched { crashes } => {
+                crashes.retain(|crash| now.saturating_duration_since(*crash) <= window);
+                crashes.push_back(now);
+                crashes.len() >= most as usize
+            }
+            // A call that had begun before.
+            Standing::Cooling { .. } | Standing::Due { .. } | Standing::Trying { .. } => false,
+        }
+    }
+
+    /// The methods that ran in each of the last deaths that nobody can explain, if there were enough of them. One alone
+    /// tells nothing: whatever ran beside it would be refused too.
+    fn common_to_unclear(&mut self, suspects: Vec<Suspect>, now: Instant) -> BTreeSet<String> {
+        let Limits { crashes, window, .. } = self.limits;
+        if crashes == 0 {
+            return BTreeSet::new();
+        }
+        let enough = crashes.max(2) as usize;
+        self.unclear.push_back((now, suspects));
+        self.unclear.retain(|(death, _)| now.saturating_duration_since(*death) <= window);
+        while self.unclear.len() > enough {
+            self.unclear.pop_front();
+        }
+        let (Some((_, first)), Some((_, last))) = (self.unclear.front(), self.unclear.back()) else {
+            return BTreeSet::new();
+        };
+        if self.unclear.len() < enough {
+            return BTreeSet::new();
+        }
+        let worth = WORTH.saturating_mul(enough as u64);
+        let ran_in_all = |method: &str| {
+            self.unclear.iter().all(|(_, suspects)| suspects.iter().any(|one| one.method == method))
+        };
+        let since = |suspect: &Suspect| {
+            let before = first.iter().find(|one| one.method == suspect.method).map_or(0, |one| one.answered);
+            suspect.answered.saturating_sub(before)
+        };
+        let candidates = || last.iter().filter(|one| ran_in_all(&one.method) && since(one) <= worth);
+        // What answers while another method does not is more likely to have been beside it.
+        let least = candidates().map(since).min();
+        let found: BTreeSet<String> =
+            candidates().filter(|one| Some(since(one)) == least).map(|one| one.method.clone()).collect();
+        if !found.is_empty() {
+            // Explained now.
+            self.unclear.clear();
+        }
+        found
+    }
+
+    fn shut(&mut self, method: &str, now: Instant) -> Option<Order> {
+        let wait = self.limits.cool_down;
+        let until = now.checked_add(wait)?;
+        let asking = match self.methods.remove(method) {
+            Some(Standing::Trying { asking, .. }) => asking,
+            Some(Standing::Watched { .. }) | None => Asking::new(),
+            Some(kept @ (Standing::Cooling { .. } | Standing::Due { .. })) => {
+                self.methods.insert(method.to_owned(), kept);
+                return None;
+            }
+        };
+        self.methods.insert(method.to_owned(), Standing::Cooling { until, asking });
+        Some(Order::Shut { method: method.to_owned(), wait })
+    }
+}
+
+#[cfg(test)]
+mod tests;
