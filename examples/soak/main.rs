@@ -250,5 +250,8 @@ fn compare(service: &Service, before: &Footprint) -> Vec<String> {
     if is_back(&found) {
         return Vec::new();
     }
-    vec![format!("expected processes, descriptors and memory as before: {before:?}, found {found:?}")]
+    let said = service.lines_with(&["one worker", "reloaded", "reload failed", "signal"], 20);
+    vec![format!(
+        "expected processes, descriptors and memory as before: {before:?}, found {found:?}; it said:\n{said}"
+    )]
 }

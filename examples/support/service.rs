@@ -209,6 +209,18 @@ impl Service {
         lines.iter().find(|line| said(line) == "served" && line["method"] == method)?["ok"].as_u64()
     }
 
+    /// The last lines that contain one of these, for a person.
+    pub fn lines_with(&self, texts: &[&str], most: usize) -> String {
+        let lines = self.lines();
+        let mut found: Vec<String> = lines
+            .iter()
+            .map(|line| format!("    {line}\n"))
+            .filter(|line| texts.iter().any(|text| line.contains(text)))
+            .collect();
+        found.drain(..found.len().saturating_sub(most));
+        found.concat()
+    }
+
     /// The last lines, for a person.
     pub fn tail(&self, count: usize) -> String {
         let lines = self.lines();

@@ -398,7 +398,8 @@ impl Client {
         }
         let age = now.saturating_duration_since(self.since);
         tally.lost += self.waiting.len() as u64;
-        if age > KEPT_AFTER {
+        // Its worker lived when it was last heard of; one that was stopped before could not have it kept.
+        if self.last_heard.saturating_duration_since(self.since) > KEPT_AFTER {
             tally.closed += 1;
             let (waiting, half) = (self.waiting.len(), self.input.len());
             tally.first_closed.get_or_insert_with(|| {
