@@ -109,13 +109,15 @@ impl<'a> Faults<'a> {
     /// No more of them, and as many workers as in the beginning.
     pub fn end(&mut self) {
         self.flood = None;
-        for _ in 0..self.extra {
-            self.service.signal(Signal::SIGTTOU);
-            // Two signals of a kind that come at once are one.
-            std::thread::sleep(Duration::from_millis(300));
+        // A reload goes back to the configured number by itself, so what was asked for is no measure.
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_secs(3));
+            match self.service.workers().len() {
+                count if count > self.usual => self.service.signal(Signal::SIGTTOU),
+                count if count < self.usual => self.service.signal(Signal::SIGTTIN),
+                _ => break,
+            }
         }
-        self.extra = 0;
-        self.service.await_workers(self.usual);
     }
 }
 
