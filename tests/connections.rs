@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
@@ -493,11 +494,65 @@ fn a_worker_that_dies_while_it_adopts_leaves_all_to_the_next() {
         let mark = kept.service.mark();
         let pid = worker_pid(&mut wires[0]);
         kept.kill(pid);
-        let next =
-            kept.service.await_since(mark, "the next is ready", |line| line["message"] == "worker ready");
+        let next = kept.service.await_since(mark, "the next is ready", |line| {
+            line["message"] == "worker ready" && pid_in(line) != pid
+        });
         kept.kill(pid_in(&next));
         for (index, wire) in wires.iter_mut().enumerate() {
             assert_eq!(wire.call("echo", json!(index))["result"], index);
         }
     }
+}
+
+/// Calls in pipelines of this depth, each with a text of its own, until told to stop; how many were answered rightly and
+/// how many with the worker's end.
+fn call_without_pause(wire: &mut Wire, client: usize, deep: usize, stop: &AtomicBool) -> (usize, usize) {
+    let (mut right, mut crashed) = (0, 0);
+    for round in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let text = |call: usize| format!("client {client}, round {round}, call {call}");
+        let requests: Vec<u8> = (0..deep)
+            .flat_map(|call| framed(&json!({ "in": "echo", "params": text(call) }).to_string()))
+            .collect();
+        wire.send_bytes(&requests);
+        for call in 0..deep {
+            let answer = wire.receive();
+            if answer["result"] == text(call) {
+                right += 1;
+            } else {
+                self::crashed(&answer, "echo", "SIGKILL");
+                crashed += 1;
+            }
+        }
+    }
+    (right, crashed)
+}
+
+#[test]
+fn every_call_gets_its_own_answer_while_workers_are_killed_all_the_time() {
+    let kept = Kept::start("processes = 3\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"");
+    let wires = kept.connect(24);
+    let stop = AtomicBool::new(false);
+    let counts: Vec<(usize, usize)> = std::thread::scope(|scope| {
+        let call = |(client, mut wire)| {
+            let stop = &stop;
+            scope.spawn(move || call_without_pause(&mut wire, client, [1, 16][client % 2], stop))
+        };
+        let clients: Vec<_> = wires.into_iter().enumerate().map(call).collect();
+        for kill in 0..20 {
+            let mark = kept.service.mark();
+            let pids = kept.service.worker_pids();
+            kept.kill(pids[kill % pids.len()]);
+            let is_new = |line: &Value| line["message"] == "worker ready" && !pids.contains(&pid_in(line));
+            kept.service.await_since(mark, "another is ready", is_new);
+        }
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().map(|client| client.join().expect("every answer was right")).collect()
+    });
+    let crashed: usize = counts.iter().map(|(_, crashed)| crashed).sum();
+    // A worker runs at most one call on each of its threads.
+    assert!(crashed <= 20 * 4, "{counts:?}");
+    assert!(counts.iter().all(|(right, _)| *right > 0), "{counts:?}");
 }

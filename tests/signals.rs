@@ -140,18 +140,17 @@ fn ttin_adds_a_worker_in_the_next_slot() {
 }
 
 #[test]
-fn ttou_takes_the_last_slots_worker_away_once_its_call_is_answered() {
+fn ttou_takes_the_last_slots_worker_away_and_its_connections_stay() {
     let service = Service::start(TWO);
     let mark = service.mark();
     let (mut staying, mut leaving) = (service.connect_to(0), service.connect_to(1));
     leaving.request("sleep", &json!({ "ms": 200 }));
     service.signal(Signal::SIGTTOU);
     assert_eq!(leaving.receive()["out"], "sleep");
-    assert!(leaving.is_closed());
     let ended = service.await_text(mark, "worker ended");
     assert_eq!((ended["slot"].as_u64(), ended["cause"].as_str()), (Some(1), Some("exit 0")), "{ended}");
     let stays = service.adopted_workers()[&0];
-    assert_eq!(worker_pid(&mut staying), stays);
+    assert_eq!([worker_pid(&mut staying), worker_pid(&mut leaving)], [stays; 2]);
     assert_eq!(service.worker_pids(), [stays]);
 }
 
@@ -179,7 +178,7 @@ fn a_slot_that_was_taken_away_can_be_added_again() {
 }
 
 #[test]
-fn term_to_one_worker_drains_it_and_its_slot_is_filled_again() {
+fn term_to_one_worker_has_it_replaced_and_its_connections_stay() {
     let service =
         Service::start("processes = 2\nthreads = 2\n[restart]\nmax_restarts = 1\nbackoff = \"30s\"");
     for _ in 0..3 {
@@ -191,9 +190,10 @@ fn term_to_one_worker_drains_it_and_its_slot_is_filled_again() {
         busy.request("sleep", &json!({ "ms": 100 }));
         send_signal(leaver, Signal::SIGTERM);
         assert_eq!(busy.receive()["out"], "sleep");
-        assert!(busy.is_closed());
         let next = service.await_refill(mark, slot);
         assert_ne!(next, leaver);
+        service.await_text(mark, "worker ended");
+        assert_ne!(worker_pid(&mut busy), leaver);
         assert_eq!(service.workers()[&(1 - slot)], workers[&(1 - slot)]);
     }
     assert_eq!(service.count_since(0, "worker died"), 0);
@@ -287,15 +287,17 @@ fn a_stop_hook_that_outlives_drain_is_killed_too() {
 }
 
 #[test]
-fn a_worker_taken_away_is_killed_when_drain_is_up() {
+fn a_worker_taken_away_ends_when_drain_is_up_and_its_connections_stay() {
     let service = Service::start("processes = 2\nthreads = 1\n[timeouts]\ndrain = \"200ms\"");
     let mark = service.mark();
     let mut busy = service.connect_to(1);
     busy.request("hang", &json!(null));
     service.signal(Signal::SIGTTOU);
     let ended = service.await_text(mark, "worker ended with calls running");
-    assert_eq!((ended["slot"].as_u64(), ended["cause"].as_str()), (Some(1), Some("SIGKILL")), "{ended}");
-    assert!(busy.is_closed());
+    assert_eq!((ended["slot"].as_u64(), ended["cause"].as_str()), (Some(1), Some("exit 0")), "{ended}");
+    let answer = busy.receive();
+    assert_eq!(answer["result"]["data"], json!({ "method": "hang", "cause": "drained" }), "{answer}");
+    assert_eq!(busy.call("ping", json!(2))["result"], 2);
     assert_eq!(service.call("ping", json!(1))["result"], 1);
 }
 

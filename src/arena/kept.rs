@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 
 use super::error::ArenaError;
 use super::layout::{HEADER_WORDS, Layout, RECORD_WORDS};
-use super::record::{CORE_WORDS, CURRENT, Core, Flags, Key, LIFE, LISTENER, Place, VERSIONS, call_word};
+use super::record::{CURRENT, Core, Flags, Key, LIFE, Place, VERSIONS, call_word};
 use crate::sys::blocks::HEAD;
 use crate::sys::memory::{self, ReadableMemory, WORD};
 
@@ -26,7 +26,6 @@ pub(crate) struct Most {
     /// Bytes of one message.
     pub(crate) message: usize,
     pub(crate) calls: usize,
-    pub(crate) listeners: usize,
 }
 
 /// How far a connection's streams had gone when its worker let go of it.
@@ -41,8 +40,6 @@ pub(crate) enum Moved {
 /// All that is needed to go on with a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeptConnection {
-    /// The number of the listener that it came in by.
-    pub(crate) listener: usize,
     pub(crate) flags: Flags,
     /// Bytes taken out of the receive queue since it began.
     pub(crate) taken: u64,
@@ -119,19 +116,16 @@ impl KeptArena {
     ///
     /// There is nothing to go on with: the connection can only be closed.
     pub(crate) fn kept(&self, key: Key, moved: Moved, most: &Most) -> Result<KeptConnection, Refusal> {
-        let record = self.record(key)?;
-        let core = core_of(&record)?;
+        let core = self.record(key)?;
         let (taken, sent) = match moved {
             Moved::Counted { taken, sent } => (taken, sent),
             Moved::Recorded if core.flags.contains(Flags::IN_IO) => return Err(Refusal::InTheMiddle),
             Moved::Recorded => (core.taken, core.sent),
         };
-        let listener = listener_of(&record, most)?;
         let (ran, waited) = self.calls(&core, most)?;
         // Nothing is begun any more; what comes in is thrown away, and nowhere.
         let is_ending = core.flags.contains(Flags::FINISHING) || core.flags.contains(Flags::LINGERING);
         Ok(KeptConnection {
-            listener,
             flags: core.flags,
             taken,
             sent,
@@ -142,14 +136,23 @@ impl KeptArena {
         })
     }
 
-    fn record(&self, key: Key) -> Result<[u64; RECORD_WORDS], Refusal> {
+    /// The core that counts.
+    ///
+    /// The order of the loads is the opposite of the writer's stores: first the word that says which version counts, then
+    /// that version, which the next commit leaves alone.
+    fn record(&self, key: Key) -> Result<Core, Refusal> {
         let (first, words) = self.layout.records();
-        let word = key.index as usize * RECORD_WORDS;
-        if word >= words {
+        let record = key.index as usize * RECORD_WORDS;
+        if record >= words {
             return Err(Refusal::NotThere);
         }
-        let record = std::array::from_fn(|index| self.load(first + (word + index) * WORD));
-        if record[LIFE] == key.life() { Ok(record) } else { Err(Refusal::NotThere) }
+        let word = |index: usize| self.load(first + (record + index) * WORD);
+        if word(LIFE) != key.life() {
+            return Err(Refusal::NotThere);
+        }
+        let current = usize::try_from(word(CURRENT)).ok().and_then(|current| VERSIONS.get(current));
+        let version = *current.ok_or(Refusal::Senseless("version"))?;
+        Ok(Core::from_words(std::array::from_fn(|index| word(version + index))))
     }
 
     fn input(&self, core: &Core, taken: u64, most: &Most) -> Result<Vec<u8>, Refusal> {
@@ -242,19 +245,6 @@ struct Linked {
     runs: bool,
     deadline_ns: u64,
     message: Vec<u8>,
-}
-
-fn core_of(record: &[u64; RECORD_WORDS]) -> Result<Core, Refusal> {
-    let senseless = Refusal::Senseless("version");
-    let current = usize::try_from(record[CURRENT]).map_err(|_| senseless)?;
-    let version = *VERSIONS.get(current).ok_or(senseless)?;
-    let words: &[u64; CORE_WORDS] = record.get(version..).and_then(<[u64]>::first_chunk).ok_or(senseless)?;
-    Ok(Core::from_words(*words))
-}
-
-fn listener_of(record: &[u64; RECORD_WORDS], most: &Most) -> Result<usize, Refusal> {
-    let listener = usize::try_from(record[LISTENER]).ok().filter(|listener| *listener < most.listeners);
-    listener.ok_or(Refusal::Senseless("listener"))
 }
 
 #[cfg(test)]

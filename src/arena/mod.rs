@@ -32,7 +32,6 @@ mod writer;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
 
 pub(crate) use kept::{KeptArena, KeptConnection, Most, Moved, Waited};
 pub(crate) use reader::ArenaReader;
@@ -43,6 +42,7 @@ pub(crate) use totals::{Counter, Totals};
 pub(crate) use writer::{ArenaWriter, Outcome, Row};
 
 use crate::sys::memory::{self, WORD, WritableMemory};
+use crate::sys::sync::Ordering;
 pub(crate) use layout::Room;
 use layout::{HEADER_WORDS, Layout};
 

@@ -9,14 +9,17 @@
 //! and the record says nothing about yet is where the record said it would go; the kernel knows how many bytes those are.
 //!
 //! The reader is `kept`, in another process. Everything here is the writer's, under the connection's lock.
-
-use std::sync::atomic::{AtomicU64, Ordering};
+//!
+//! A read is whole while at most one commit is made in the meantime: the second one writes the version that the reader may be
+//! at. Nothing here forbids that, so the protocol must: a record is read when its writer has died, or has let the
+//! connection go, and **who lets go commits before it says so, and never after**.
 
 use serde::{Deserialize, Serialize};
 
 use super::layout::RECORD_WORDS;
 use crate::fail_points;
 use crate::sys::blocks::HEAD_WORDS;
+use crate::sys::sync::{AtomicU64, Ordering};
 
 /// Which connection of a worker process: the place of its record, and how often that place was used before.
 ///
@@ -31,8 +34,6 @@ pub(crate) struct Key {
 
 /// Record word: 0 while nobody uses the record, otherwise generation × 2 + 1.
 pub(super) const LIFE: usize = 0;
-/// Record word: the number of the listener that the connection came in by.
-pub(super) const LISTENER: usize = 1;
 /// Record word: which version of the core counts, 0 or 1.
 pub(super) const CURRENT: usize = 8;
 /// Record words: the first of either version, each in cache lines of its own.
@@ -99,6 +100,8 @@ impl Flags {
     pub(crate) const LINGERING: Self = Self(4);
     /// A receive or send on a Unix socket is being made, so that `taken` and `sent` may be behind.
     pub(crate) const IN_IO: Self = Self(8);
+    /// Lengths come and go with the highest byte first.
+    pub(crate) const BIG_ENDIAN: Self = Self(16);
 
     pub(crate) fn contains(self, flag: Self) -> bool {
         self.0 & flag.0 == flag.0
@@ -148,11 +151,6 @@ impl Core {
             sent,
         }
     }
-
-    /// The offset of the end of what was published.
-    pub(crate) fn out_end(&self) -> u64 {
-        self.out_from.saturating_add(self.output.length)
-    }
 }
 
 impl From<(u32, u32)> for Key {
@@ -193,15 +191,13 @@ impl Records {
         Self { words: words.as_chunks().0 }
     }
 
-    /// Begins the record of a connection that came in by the listener of this number. None when the arena has no such
-    /// place.
+    /// Begins the record of a connection. None when the arena has no such place.
     ///
     /// A reader takes the record for the connection's once the word of its life is stored, and that is last.
-    pub(crate) fn open(&self, key: Key, listener: usize, core: &Core) -> Option<Record> {
+    pub(crate) fn open(&self, key: Key, core: &Core) -> Option<Record> {
         let words = self.words.get(key.index as usize)?;
         let mut record = Record { words, current: false };
         store(&words[LIFE], 0);
-        store(&words[LISTENER], listener as u64);
         record.commit(core);
         store(&words[LIFE], key.life());
         Some(record)
@@ -211,6 +207,8 @@ impl Records {
 impl Record {
     /// Brings the record in line with `core`: the version that doesn't count is written, and then counts. Dying before the
     /// last store leaves the core that was committed before; after it, this one.
+    ///
+    /// Not to be called once the connection was offered to another worker, which may be reading.
     pub(crate) fn commit(&mut self, core: &Core) {
         self.current = !self.current;
         let version = VERSIONS[usize::from(self.current)];
@@ -287,7 +285,7 @@ mod tests {
     fn a_commit_that_is_cut_off_anywhere_before_its_last_store_leaves_the_core_before() {
         let words = words();
         let records = Records::new(words);
-        let mut record = records.open(Key { index: 0, generation: 7 }, 3, &core(100)).unwrap();
+        let mut record = records.open(Key { index: 0, generation: 7 }, &core(100)).unwrap();
         for round in 1..5_u64 {
             let before = read(words);
             // The stores of a commit, one after the other, into the version that doesn't count.
@@ -305,7 +303,7 @@ mod tests {
     fn a_record_is_nobodys_before_its_first_core_is_whole_and_after_it_is_closed() {
         let words = words();
         let key = Key { index: 0, generation: u32::MAX };
-        let mut record = Records::new(words).open(key, 0, &core(1)).unwrap();
+        let mut record = Records::new(words).open(key, &core(1)).unwrap();
         assert_eq!(words[LIFE].load(Ordering::Relaxed), key.life());
         assert_ne!(key.life(), 0);
         record.close();
@@ -314,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_place_beyond_the_arena_has_no_record() {
-        assert!(Records::new(words()).open(Key { index: 2, generation: 0 }, 0, &Core::default()).is_none());
+        assert!(Records::new(words()).open(Key { index: 2, generation: 0 }, &Core::default()).is_none());
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! locks, allocates, waits or makes a system call once the rows are handed out. The caller brings the clock.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::State;
 use super::error::ArenaError;
@@ -17,6 +16,7 @@ use super::record::Records;
 use super::totals::Counter;
 use crate::sys::blocks::Pool;
 use crate::sys::memory::{self, WORD, WritableMemory};
+use crate::sys::sync::{AtomicU64, Ordering};
 
 const _: () = assert!(ROW_COUNTERS + Counter::ALL.len() <= ROW_WORDS, "a row has a word for every counter");
 

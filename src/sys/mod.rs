@@ -18,5 +18,6 @@ pub(crate) mod resident;
 pub(crate) mod seqpacket;
 pub(crate) mod signals;
 pub(crate) mod socket;
+pub(crate) mod sync;
 pub(crate) mod tcp;
 pub(crate) mod text;

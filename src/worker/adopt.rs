@@ -131,7 +131,6 @@ impl Shared {
             output: limits.buffers.max(limits.output),
             message: limits.max_message,
             calls: limits.in_flight_per_connection,
-            listeners: config.listeners.len(),
         }
     }
 }

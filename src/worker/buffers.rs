@@ -5,11 +5,9 @@
 //! first: if all had to wait, no message would ever become whole and nothing would be freed.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-use parking_lot::Mutex;
 
 use crate::arena::Key;
+use crate::sys::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
 
 /// What any connection may hold, however full the buffers are.
 pub(super) const LITTLE: usize = 4 * 1024;
@@ -82,9 +80,14 @@ impl Buffers {
         if before == after {
             return false;
         }
-        self.held.fetch_add(after, Ordering::SeqCst);
-        self.held.fetch_sub(before, Ordering::SeqCst);
-        if after > before || !self.anyone_waits.load(Ordering::SeqCst) {
+        // In one step: were all of it added before the old is taken away, they could seem full for a moment, and whoever
+        // asks just then would wait for room that is there and that nobody makes.
+        if after > before {
+            self.held.fetch_add(after - before, Ordering::SeqCst);
+            return false;
+        }
+        self.held.fetch_sub(before - after, Ordering::SeqCst);
+        if !self.anyone_waits.load(Ordering::SeqCst) {
             return false;
         }
         let mut waiting = self.waiting.lock();

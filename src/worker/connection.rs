@@ -48,8 +48,6 @@ pub(super) struct Connection {
     pub(super) socket: Socket,
     pub(super) peer: Peer,
     pub(super) framing: LengthFraming,
-    /// The number of the listener that it came in by.
-    pub(super) listener: usize,
     /// The caller is gone; handlers see it without a lock.
     pub(super) gone: AtomicBool,
     /// The supervisor has a duplicate of the socket, or is being sent one. Set under the lock.
@@ -129,7 +127,6 @@ pub(super) struct Parts {
     pub(super) socket: Socket,
     pub(super) peer: Peer,
     pub(super) framing: LengthFraming,
-    pub(super) listener: usize,
     pub(super) pool: &'static Pool,
     pub(super) record: Record,
     /// What the record says. The streams go on from there: with nothing in its input, its output and its calls.
@@ -138,10 +135,10 @@ pub(super) struct Parts {
 
 impl Connection {
     pub(super) fn new(parts: Parts, now: Instant) -> Self {
-        let Parts { key, socket, peer, framing, listener, pool, record, core } = parts;
+        let Parts { key, socket, peer, framing, pool, record, core } = parts;
         let state = Mutex::new(State::new(pool, record, core, now));
         let (gone, kept) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { key, socket, peer, framing, listener, gone, kept, state }
+        Self { key, socket, peer, framing, gone, kept, state }
     }
 
     pub(super) fn lock(self: &Arc<Self>) -> Locked<'_> {
@@ -350,10 +347,10 @@ impl Interest {
 pub(super) fn of(socket: Socket, key: Key) -> Connection {
     let (_, records, pool) = crate::arena::of_connections(key.index as usize + 1);
     let core = Core::default();
-    let record = records.open(key, 0, &core).unwrap();
+    let record = records.open(key, &core).unwrap();
     let framing = LengthFraming { order: crate::wire::ByteOrder::Little, max_message: 64 };
     let peer = Peer::Unix { uid: 0, pid: 0 };
-    Connection::new(Parts { key, socket, peer, framing, listener: 0, pool, record, core }, Instant::now())
+    Connection::new(Parts { key, socket, peer, framing, pool, record, core }, Instant::now())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use crate::sys::sync::Mutex;
 
 /// Entries with their moments.
 #[derive(Debug)]

@@ -161,7 +161,7 @@ impl Desk {
                         slot = shared.info.slot(),
                         "the supervisor is gone; finishing what has begun"
                     );
-                    self.release_all(hand);
+                    hand.release_all();
                     self.begin_draining(hand);
                     self.bound_draining(&hand.shared);
                     break;
@@ -234,7 +234,7 @@ impl Desk {
     pub(super) fn close_doors(&mut self, hand: &mut Hand) {
         let epoll = Arc::clone(&hand.shared.epoll);
         for door in self.doors.iter_mut().filter_map(Option::take) {
-            door.close(&epoll, |socket, peer, entrance| hand.accepted(socket, peer, entrance));
+            door.close(&epoll, |socket, peer, framing| hand.accepted(socket, peer, framing));
         }
     }
 

@@ -28,7 +28,7 @@ pub(super) fn make(listeners: Vec<Listener>, config: &Config) -> Vec<Option<Door
         .enumerate()
         .map(|(number, (listener, configured))| {
             let token = FIRST_DOOR - number as u64;
-            Some(Door::new(listener, number, configured, token, config.limits.max_message))
+            Some(Door::new(listener, configured, token, config.limits.max_message))
         })
         .collect()
 }
@@ -93,8 +93,8 @@ impl Desk {
         let shared = Arc::clone(&hand.shared);
         let door = self.doors.get_mut(number).and_then(Option::as_mut)?;
         let was_empty = shared.table.lock().len() == 0;
-        let visit = door.visit(&shared.epoll, standing, |socket, peer, entrance| {
-            hand.accepted(socket, peer, entrance);
+        let visit = door.visit(&shared.epoll, standing, |socket, peer, framing| {
+            hand.accepted(socket, peer, framing);
         });
         if let Visit::Shut { why, .. } = visit {
             shared.look_again_at(number, why);

@@ -69,16 +69,16 @@ impl Desk {
             self.todo.extend(keys.iter().filter_map(|key| shared.find(*key)).map(Todo::Finish));
         }
     }
-
-    /// Nobody is left who could tell others to go on with what was offered.
-    pub(super) fn release_all(&mut self, hand: &mut Hand) {
-        for connection in hand.shared.all_connections() {
-            hand.release(connection.key);
-        }
-    }
 }
 
 impl Hand {
+    /// Nobody is left who could tell others to go on with what was offered.
+    pub(super) fn release_all(&mut self) {
+        for connection in self.shared.all_connections() {
+            self.release(connection.key);
+        }
+    }
+
     /// Begins nothing more on a connection, and offers it as soon as it can be.
     pub(super) fn let_connection_go(&mut self, connection: &Arc<Connection>) {
         let mut state = connection.lock();

@@ -30,27 +30,13 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 pub(super) struct Door {
     listener: Listener,
     token: u64,
-    entrance: Entrance,
+    framing: LengthFraming,
     allow_uids: Option<Vec<u32>>,
     /// While it is shut it is not in the epoll set.
     shut: Option<Shut>,
     /// When it was shut last.
     shut_since: Instant,
     complained: bool,
-}
-
-/// What a connection has from the listener that it came in by.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Entrance {
-    /// The listener's number, from 0.
-    pub(super) listener: usize,
-    pub(super) framing: LengthFraming,
-}
-
-pub(super) fn entrances(config: &config::Config) -> Vec<Entrance> {
-    let framing = |order| LengthFraming { order, max_message: config.limits.max_message };
-    let numbered = config.listeners.iter().enumerate();
-    numbered.map(|(listener, of)| Entrance { listener, framing: framing(of.prefix) }).collect()
 }
 
 /// Why a door is shut for a while.
@@ -106,20 +92,11 @@ impl Shut {
 }
 
 impl Door {
-    pub(super) fn new(
-        listener: Listener,
-        number: usize,
-        config: &config::Listener,
-        token: u64,
-        max_message: usize,
-    ) -> Self {
+    pub(super) fn new(listener: Listener, config: &config::Listener, token: u64, max_message: usize) -> Self {
         Self {
             listener,
             token,
-            entrance: Entrance {
-                listener: number,
-                framing: LengthFraming { order: config.prefix, max_message },
-            },
+            framing: LengthFraming { order: config.prefix, max_message },
             allow_uids: config.allow_uids.clone(),
             shut: Some(Shut::NotYet),
             shut_since: Instant::now(),
@@ -166,7 +143,7 @@ impl Door {
         &mut self,
         epoll: &Epoll,
         standing: Standing,
-        mut accepted: impl FnMut(Socket, PeerAddress, Entrance),
+        mut accepted: impl FnMut(Socket, PeerAddress, LengthFraming),
     ) -> Visit {
         if self.shut.is_some() {
             return Visit::Done;
@@ -183,7 +160,7 @@ impl Door {
             }
             match self.accept() {
                 Ok(Some((socket, peer))) => {
-                    accepted(socket, peer, self.entrance);
+                    accepted(socket, peer, self.framing);
                     room -= 1;
                     took_any = true;
                 }
@@ -224,11 +201,11 @@ impl Door {
     }
 
     /// Closes it for good, after taking what still waits.
-    pub(super) fn close(self, epoll: &Epoll, mut accepted: impl FnMut(Socket, PeerAddress, Entrance)) {
+    pub(super) fn close(self, epoll: &Epoll, mut accepted: impl FnMut(Socket, PeerAddress, LengthFraming)) {
         let _ = epoll.delete(&self.listener);
         loop {
             match self.accept() {
-                Ok(Some((socket, peer))) => accepted(socket, peer, self.entrance),
+                Ok(Some((socket, peer))) => accepted(socket, peer, self.framing),
                 Ok(None) => {}
                 Err(error)
                     if sort_accept_error(&error) == AcceptFailure::NextConnection
@@ -306,7 +283,7 @@ mod tests {
                 owner: None,
                 allow_uids,
             };
-            let mut door = Door::new(listener, 0, &config, TOKEN, 64);
+            let mut door = Door::new(listener, &config, TOKEN, 64);
             door.open(&epoll).unwrap();
             let address = SocketAddr::from_abstract_name("unused").unwrap();
             Self { epoll, door, address, accepted: Vec::new() }

@@ -62,7 +62,6 @@ use duty::Task;
 use flow::Job;
 use keep::Notes;
 pub(crate) use life::LOOKS;
-use listening::Entrance;
 use overdue::Overdue;
 use pace::Paces;
 use quarantine::Quarantine;
@@ -109,7 +108,7 @@ pub(crate) struct Shared {
     wake: EventFd,
     table: Mutex<Table>,
     /// What connections have from the listener that they came in by, by its number.
-    entrances: Vec<Entrance>,
+    max_message: usize,
     most: Most,
     records: Records,
     pool: &'static Pool,
@@ -194,7 +193,7 @@ impl Shared {
             epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             table: Mutex::default(),
-            entrances: listening::entrances(config),
+            max_message: limits.max_message,
             most: Self::most_kept(config),
             records,
             pool,

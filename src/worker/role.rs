@@ -7,12 +7,10 @@
 //!
 //! Nothing outlives the process, so a death at any point leaves nothing to be found.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-
 use crate::fail_points;
+use crate::sys::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering};
 
 /// How often the watch looks while there is traffic.
 ///
@@ -53,7 +51,7 @@ pub(super) struct Term {
 
 /// What the watch has seen.
 #[derive(Debug)]
-struct Watch {
+pub(super) struct Watch {
     /// The word, at its last look.
     seen: u64,
     /// Looks since then at which nothing had changed and nothing ran.
@@ -64,7 +62,7 @@ struct Watch {
 
 /// What the watch does after a look.
 #[derive(Debug)]
-enum Look {
+pub(super) enum Look {
     GoOn,
     /// A run is on that was not at the last look.
     Running,
@@ -123,19 +121,19 @@ impl Role {
             match self.look(&mut watch) {
                 Look::GoOn => {}
                 Look::Running => wait = PATIENCE,
-                Look::Nothing => self.park_after(watch.seen),
+                Look::Nothing => self.park_after(&watch),
                 Look::Blocked(term) => return term,
             }
         }
     }
 
-    fn begin_watch(&self) -> Watch {
+    pub(super) fn begin_watch(&self) -> Watch {
         self.is_watched.store(true, Ordering::Release);
         Watch { seen: self.word.load(Ordering::SeqCst), quiet: 0, suspects: false }
     }
 
     /// One look at the poller.
-    fn look(&self, watch: &mut Watch) -> Look {
+    pub(super) fn look(&self, watch: &mut Watch) -> Look {
         let word = self.word.load(Ordering::SeqCst);
         if word != watch.seen {
             // Where handlers run most of the time every look would meet a run; so not after each.
@@ -176,11 +174,11 @@ impl Role {
         self.is_vacant.load(Ordering::Acquire) && self.is_vacant.swap(false, Ordering::AcqRel)
     }
 
-    /// Sleeps until the next run is entered; not at all where one has been since `seen`.
-    fn park_after(&self, seen: u64) {
+    /// Sleeps until the next run is entered; not at all where one has been since the last look.
+    pub(super) fn park_after(&self, watch: &Watch) {
         let mut park = self.park.lock();
         self.is_parked.store(true, Ordering::SeqCst);
-        if self.word.load(Ordering::SeqCst) != seen {
+        if self.word.load(Ordering::SeqCst) != watch.seen {
             self.is_parked.store(false, Ordering::SeqCst);
         }
         while self.is_parked.load(Ordering::SeqCst) {
@@ -279,7 +277,7 @@ mod tests {
         assert!(matches!(role.look(&mut watch), Look::Nothing));
         let parked = std::thread::spawn({
             let role = Arc::clone(&role);
-            move || role.park_after(watch.seen)
+            move || role.park_after(&watch)
         });
         role.enter(&mut term);
         // Whichever came first, it comes back.

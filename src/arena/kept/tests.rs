@@ -1,12 +1,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::arena::record::{self, Record};
+use crate::arena::record::{self, CORE_WORDS, Record};
 use crate::arena::{ArenaWriter, Room, create};
 use crate::sys::blocks::{Block, Pool};
 
 const KEY: Key = Key { index: 2, generation: 9 };
-const MOST: Most = Most { input: 10_000, output: 10_000, message: 1_000, calls: 4, listeners: 2 };
+const MOST: Most = Most { input: 10_000, output: 10_000, message: 1_000, calls: 4 };
 
 /// A worker's arena with one connection, as its worker and as somebody else sees it.
 struct Arena {
@@ -24,7 +24,7 @@ impl Arena {
         let kept = KeptArena::open(&fd).unwrap();
         let mut writer = ArenaWriter::open(fd).unwrap();
         let core = Core::default();
-        let record = writer.records().open(KEY, 1, &core).unwrap();
+        let record = writer.records().open(KEY, &core).unwrap();
         Self { pool: writer.blocks().unwrap(), record, core, kept, blocks: Vec::new() }
     }
 
@@ -59,7 +59,7 @@ fn a_connection_without_anything_is_only_what_it_is() {
     (arena.core.begun, arena.core.out_from) = (500, 300);
     arena.core.flags.set(Flags::RECOGNISED, true);
     let kept = arena.read(500, 300).unwrap();
-    assert_eq!((kept.listener, kept.taken, kept.sent), (1, 500, 300));
+    assert_eq!((kept.taken, kept.sent), (500, 300));
     assert!(kept.flags.contains(Flags::RECOGNISED) && !kept.flags.contains(Flags::FINISHING));
     assert!(kept.input.is_empty() && kept.output.is_empty() && kept.ran.is_empty() && kept.waited.is_empty());
 }

@@ -24,7 +24,7 @@ fn fresh() -> (State, Instant) {
     let now = Instant::now();
     let (_, records, pool) = crate::arena::of_connections(1);
     let core = Core::default();
-    let record = records.open(Key { index: 0, generation: 0 }, 0, &core).unwrap();
+    let record = records.open(Key { index: 0, generation: 0 }, &core).unwrap();
     (State::new(pool, record, core, now), now)
 }
 

@@ -16,6 +16,8 @@ use crate::fail_points::{self, Kind};
 use crate::rpc::native::{self, Rejected};
 use crate::rpc::{Error, Peer};
 use crate::sys::socket::{PeerAddress, Socket};
+use crate::wire::ByteOrder;
+use crate::wire::length::LengthFraming;
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{Answered, CallId, Connection, InFlight, Locked, Parts, Phase};
 use crate::worker::leave::Going;
@@ -47,8 +49,9 @@ impl Hand {
         kept: KeptConnection,
         cause: &str,
     ) -> Option<Prepared> {
-        let entrance = *self.shared.entrances.get(kept.listener)?;
-        let (listener, framing, pool) = (entrance.listener, entrance.framing, self.shared.pool);
+        let order = if kept.flags.contains(Flags::BIG_ENDIAN) { ByteOrder::Big } else { ByteOrder::Little };
+        let framing = LengthFraming { order, max_message: self.shared.max_message };
+        let pool = self.shared.pool;
         let core = Core {
             begun: kept.taken.saturating_sub(kept.input.len() as u64),
             out_from: kept.sent,
@@ -58,12 +61,12 @@ impl Hand {
             ..Core::default()
         };
         let key = self.shared.table.lock().reserve();
-        let Some(record) = self.shared.records.open(key, listener, &core) else {
+        let Some(record) = self.shared.records.open(key, &core) else {
             self.shared.table.lock().give_back(key);
             return None;
         };
         let peer = Peer::from(peer);
-        let parts = Parts { key, socket, peer, framing, listener, pool, record, core };
+        let parts = Parts { key, socket, peer, framing, pool, record, core };
         let connection = Arc::new(Connection::new(parts, self.now));
         connection.kept.store(true, Ordering::Relaxed);
         let mut state = connection.lock();
@@ -101,7 +104,9 @@ impl Hand {
         let mut jobs = Vec::new();
         for waited in &kept.waited {
             fail_points::step(Kind::Adopt);
-            jobs.extend(self.wait_again(state, waited)?);
+            if !self.wait_again(state, waited, &mut jobs) {
+                return None;
+            }
         }
         Some(jobs)
     }
@@ -118,8 +123,8 @@ impl Hand {
         }
     }
 
-    /// Links a call that waited. The inner value is None where it is answered at once. None where there is no memory for it.
-    fn wait_again(&mut self, state: &mut Locked<'_>, waited: &Waited) -> Option<Option<Job>> {
+    /// Links a call that waited, or answers it where it can't be run. False where there is no memory for it.
+    fn wait_again(&mut self, state: &mut Locked<'_>, waited: &Waited, jobs: &mut Vec<Job>) -> bool {
         let parsed = native::parse(&waited.message).and_then(|request| {
             let understood = self.shared.understand(&request, self.now);
             understood.map_err(|error| Rejected { error, id: request.id() })
@@ -129,13 +134,14 @@ impl Hand {
             Err(Rejected { error, id }) => {
                 self.answer.clear();
                 write_error(&mut self.answer, state.connection.framing, &error, id);
-                let published = state.publish(&self.answer, Answered::Message, &mut self.spare);
-                return published.then_some(None);
+                return state.publish(&self.answer, Answered::Message, &mut self.spare);
             }
         };
         let left = Duration::from_nanos(waited.deadline_ns.saturating_sub(self.now_ns));
         call.deadline = call.deadline.min(self.now + left.min(call.allowed));
-        let message = Chunk::copy_of(&waited.message, 0, self.shared.pool)?;
+        let Some(message) = Chunk::copy_of(&waited.message, 0, self.shared.pool) else {
+            return false;
+        };
         let number = state.next_call_number();
         let ticket = Arc::new(Ticket::default());
         let id = CallId::Known(call.id);
@@ -146,7 +152,8 @@ impl Hand {
         let connection = Arc::clone(state.connection);
         // Its thread parses it once more, and asks then whether its method may run: it is late enough for that.
         let arrived = call.deadline.checked_sub(call.allowed).unwrap_or(self.now);
-        Some(Some(Job { connection, number, message, arrived, call: None, ticket }))
+        jobs.push(Job { connection, number, message, arrived, call: None, ticket });
+        true
     }
 
     /// The supervisor knows that this worker has the connection: it is served from now on. What follows is the poller's

@@ -20,14 +20,15 @@ use super::buffers::{LITTLE, Ration};
 use super::chunk::Scratch;
 use super::connection::{Answered, Connection, Interest, Locked, Parts, Pause, Phase};
 use super::leave::Going;
-use super::listening::Entrance;
 use super::role::Term;
 use super::{Shared, token_of};
-use crate::arena::{Core, Key, Row};
+use crate::arena::{Core, Flags, Key, Row};
 use crate::rpc::{Error, MethodIndex, Peer};
 use crate::sys::blocks::Block;
 use crate::sys::clock;
 use crate::sys::socket::{PeerAddress, Socket};
+use crate::wire::ByteOrder;
+use crate::wire::length::LengthFraming;
 
 pub(super) use adopt::Prepared;
 pub(super) use begin::Job;
@@ -90,17 +91,17 @@ impl Hand {
     }
 
     /// Takes in a connection that was just accepted.
-    pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, entrance: Entrance) {
+    pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, framing: LengthFraming) {
         let peer = Peer::from(peer);
         let (now, shared) = (self.now, &self.shared);
-        let Entrance { listener, framing } = entrance;
-        let (pool, core) = (shared.pool, Core::default());
+        let (pool, mut core) = (shared.pool, Core::default());
+        core.flags.set(Flags::BIG_ENDIAN, framing.order == ByteOrder::Big);
         let make = |key| {
-            let record = shared.records.open(key, listener, &core)?;
-            Some(Connection::new(Parts { key, socket, peer, framing, listener, pool, record, core }, now))
+            let record = shared.records.open(key, &core)?;
+            Some(Connection::new(Parts { key, socket, peer, framing, pool, record, core }, now))
         };
         let Some(connection) = shared.table.lock().insert(make) else {
-            tracing::error!(listener, "the arena has no record left for a connection, which is closed");
+            tracing::error!("the arena has no record left for a connection, which is closed");
             return;
         };
         self.row.connection_opened();

@@ -23,7 +23,7 @@ use crate::wire::length::LengthFraming;
 use crate::worker::duty::Task;
 use crate::worker::queue::Queue;
 
-const MOST: Most = Most { input: 1 << 20, output: 16 << 20, message: 1 << 20, calls: 64, listeners: 1 };
+const MOST: Most = Most { input: 1 << 20, output: 16 << 20, message: 1 << 20, calls: 64 };
 
 /// A message that the client sends: what becomes of it, and how long its params are.
 #[derive(Debug, Clone, Copy)]
@@ -146,7 +146,7 @@ fn begin() -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
     let (socket, peer) = listener.accept().unwrap();
     let duplicate = socket.as_fd().try_clone_to_owned().unwrap();
     let framing = LengthFraming { order: ByteOrder::Little, max_message: 1 << 20 };
-    poller.accepted(socket, peer, Entrance { listener: 0, framing });
+    poller.accepted(socket, peer, framing);
     let connection = poller.shared.all_connections().remove(0);
     let scene = Rc::new(Scene {
         arena: KeptArena::open(&fd).unwrap(),
