@@ -37,10 +37,9 @@ const PLENTY: usize = 64 << 20;
 const FEW: usize = 4;
 /// Of the sizes up to this one there are some for every connection, however little the worker may hold in all.
 const FOR_EVERYONE: usize = 16 << 10;
-/// Of each size so many freed bytes stay as they are, for the next who takes one.
-const STAYS: usize = 1 << 20;
-/// A freed block of this size goes back to the system at once.
-const LARGE: usize = 256 << 10;
+/// Of each size so many freed bytes stay as they are, for the next who takes one: to have the kernel find and clear pages
+/// anew takes longer than a call with them. What was freed longest ago goes back to the system.
+const STAYS: usize = 4 << 20;
 
 /// How many blocks of each size a pool has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,8 +95,10 @@ struct Class {
 
 #[derive(Debug, Default)]
 struct Free {
-    /// Those that were given back.
+    /// Those that were given back, the last of them last.
     back: Vec<u32>,
+    /// So many at the start of `back` have no memory any more.
+    punched: usize,
     /// The first that was never taken.
     fresh: u32,
 }
@@ -137,12 +138,17 @@ impl Pool {
             return;
         };
         let size = size_of_class(block.class);
-        let is_page = size >= PAGE;
-        if size >= LARGE || (is_page && class.free.lock().back.len() >= STAYS / size) {
-            // While it is nobody's: after it is back on the list somebody may have written to it.
-            self.mapping.punch(block.offset..block.offset + size);
+        let mut free = class.free.lock();
+        free.back.push(block.number);
+        let stay = free.back.len() - free.punched;
+        // What is smaller than a page shares it with others.
+        if size >= PAGE && stay > STAYS / size {
+            let oldest = free.back.get(free.punched).copied().unwrap_or(block.number);
+            let start = class.at + oldest as usize * size;
+            // Under the lock: nobody can take it meanwhile.
+            self.mapping.punch(start..start + size);
+            free.punched += 1;
         }
-        class.free.lock().back.push(block.number);
     }
 }
 
@@ -150,11 +156,13 @@ impl Class {
     fn take(&self) -> Option<u32> {
         let mut free = self.free.lock();
         // The one that was freed last is the likeliest to be in the caches.
-        free.back.pop().or_else(|| {
-            let number = (free.fresh < self.count).then_some(free.fresh)?;
-            free.fresh += 1;
-            Some(number)
-        })
+        if let Some(number) = free.back.pop() {
+            free.punched = free.punched.min(free.back.len());
+            return Some(number);
+        }
+        let number = (free.fresh < self.count).then_some(free.fresh)?;
+        free.fresh += 1;
+        Some(number)
     }
 }
 
@@ -311,9 +319,9 @@ mod tests {
     }
 
     #[test]
-    fn a_large_block_that_was_freed_has_gone_back_to_the_system_and_reads_as_zero() {
+    fn a_block_that_is_larger_than_what_stays_goes_back_to_the_system_and_reads_as_zero() {
         let (pool, reader) = pool(8 << 20, 1);
-        for (at_least, remains) in [(1 << 20, 0), (LARGE - HEAD, 0), (LARGE / 2 - HEAD, u64::MAX)] {
+        for (at_least, remains) in [(STAYS, 0), (STAYS - HEAD, u64::MAX)] {
             let mut block = pool.take(at_least).unwrap();
             block.fill(0xff);
             block.words()[0].store(u64::MAX, Ordering::Relaxed);
@@ -335,8 +343,14 @@ mod tests {
         }
         let places: Vec<usize> = blocks.iter().map(|block| usize::try_from(block.place()).unwrap()).collect();
         drop(blocks);
-        let kept = places.into_iter().filter(|place| reader.load(*place) != Some(0)).count();
-        assert_eq!(kept, STAYS / (8 << 10));
+        let keep_theirs =
+            |places: &[usize]| places.iter().filter(|place| reader.load(**place) != Some(0)).count();
+        let stay = STAYS / (8 << 10);
+        assert_eq!(keep_theirs(&places), stay);
+        assert_eq!(keep_theirs(&places[places.len() - stay..]), stay, "those that were freed last");
+        // And they are the next to be taken.
+        let again: Vec<Block> = std::iter::from_fn(|| pool.take(8_000)).take(stay).collect();
+        assert!(again.iter().all(|block| block[0] == 0xff));
     }
 
     #[test]
