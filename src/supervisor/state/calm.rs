@@ -29,8 +29,15 @@ impl State {
         let in_slot = |slot: &Slot| match (slot.phase, slot.predecessor) {
             (Phase::Ready(worker), None) if slot.marks == Marks::default() => Some(Some(worker)),
             (Phase::BackingOff, None) => Some(None),
-            (Phase::Ready(_) | Phase::BackingOff, _)
-            | (Phase::Empty | Phase::Requested(_) | Phase::Booting(_) | Phase::TooSlow(_), _) => None,
+            (
+                Phase::Empty
+                | Phase::BackingOff
+                | Phase::Requested(_)
+                | Phase::Booting(_)
+                | Phase::Ready(_)
+                | Phase::TooSlow(_),
+                _,
+            ) => None,
         };
         Some(Calm {
             generation: self.serving.number,
