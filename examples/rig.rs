@@ -45,6 +45,7 @@ fn rig() -> Server {
         .method("mix", mix)
         .method("flaky", flaky)
         .method("crash", crash)
+        .method("scribble", scribble)
         .method("panic", panic)
         .method("fail", fail)
         .method("hang", hang)
@@ -210,6 +211,36 @@ fn recurse_for_ever(depth: u64) -> u64 {
     recurse_for_ever(depth + 1) + frame[0]
 }
 
+/// Overwrites all that this worker shares with the supervisor by noise of this seed, and takes the worker down: what a
+/// wild pointer could do at worst.
+#[allow(unsafe_code)]
+fn scribble(_call: &Call<'_>, Seed { seed }: Seed) -> Result<(), Error> {
+    let maps = std::fs::read_to_string("/proc/self/maps").map_err(Error::internal)?;
+    let mut noise = StdRng::seed_from_u64(seed);
+    for line in maps.lines().filter(|line| line.contains("memfd:tine-arena") && line.contains(" rw-s ")) {
+        let place = line.split_whitespace().next().and_then(|range| range.split_once('-'));
+        let number = |text| usize::from_str_radix(text, 16).map_err(Error::internal);
+        let (from, to) = place.ok_or_else(|| Error::internal("expected a range"))?;
+        let (from, to) = (number(from)?, number(to)?);
+        // Most of it is a sparse file that nobody reads; the rest is enough for every record.
+        for at in (from..to.min(from + SCRIBBLED)).step_by(8) {
+            let word = std::ptr::with_exposed_provenance_mut::<u64>(at);
+            // SAFETY: none is meant: this is what a broken handler does. The address is aligned and mapped for writing,
+            // as the line of `maps` says; what other threads make of the noise ends with the process, below.
+            unsafe { word.write_volatile(noise.next_u64()) }
+        }
+    }
+    raise(Signal::SIGKILL).map_err(Error::internal)
+}
+
+/// Bytes that `scribble` overwrites at the beginning of a mapping.
+const SCRIBBLED: usize = 64 << 20;
+
+#[derive(Deserialize)]
+struct Seed {
+    seed: u64,
+}
+
 #[derive(Deserialize)]
 struct Panic {
     message: String,
@@ -249,17 +280,24 @@ fn hang(_call: &Call<'_>, _params: Option<serde_json::Value>) -> Result<(), Erro
 #[derive(Deserialize)]
 struct Bytes {
     bytes: usize,
+    /// For `blob`: what the text repeats, so that answers to different callers differ.
+    #[serde(default)]
+    of: String,
 }
 
 /// Keeps memory for good, every page of it touched.
-fn leak(_call: &Call<'_>, Bytes { bytes }: Bytes) -> Result<(), Error> {
+fn leak(_call: &Call<'_>, Bytes { bytes, .. }: Bytes) -> Result<(), Error> {
     black_box(vec![1_u8; bytes].leak());
     Ok(())
 }
 
 /// Answers a text of that many bytes.
-fn blob(_call: &Call<'_>, Bytes { bytes }: Bytes) -> Result<String, Error> {
-    Ok("x".repeat(bytes))
+fn blob(_call: &Call<'_>, Bytes { bytes, of }: Bytes) -> Result<String, Error> {
+    let of = if of.is_empty() { "x" } else { &of };
+    let mut text = of.repeat(bytes / of.len() + 1);
+    let end = (0..=bytes).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or(0));
+    Ok(text)
 }
 
 /// Leaves a process behind that ends a little later without its parent, and answers its pid.

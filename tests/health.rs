@@ -58,8 +58,12 @@ fn a_worker_is_said_to_be_wedged_once_however_many_threads_hang() {
     let mut service =
         Service::start("processes = 1\nthreads = 3\n[timeouts]\nstuck = \"100ms\"\ndrain = \"1s\"");
     let mut wires: Vec<Wire> = (0..3).map(|_| service.connect()).collect();
-    wires.iter_mut().for_each(|wire| wire.send(HANG));
-    wires.iter_mut().for_each(|wire| assert_eq!(code(&wire.receive()), EXCEEDED));
+    for wire in &mut wires {
+        wire.send(HANG);
+    }
+    for wire in &mut wires {
+        assert_eq!(code(&wire.receive()), EXCEEDED);
+    }
     is_wedged(&service);
     service.stop();
     assert_eq!(service.count_since(0, "a worker is wedged"), 1);
@@ -100,8 +104,12 @@ fn callers_are_told_in_time_while_every_thread_hangs_and_a_poller_is_blocked() {
         quick.call("flaky", json!({ "every": 1_000_000_000, "ms": 0 }));
     }
     let mut wires: Vec<Wire> = (0..2).map(|_| service.connect()).collect();
-    wires.iter_mut().for_each(|wire| wire.send(HANG));
-    wires.iter_mut().for_each(|wire| assert_eq!(code(&wire.receive()), EXCEEDED));
+    for wire in &mut wires {
+        wire.send(HANG);
+    }
+    for wire in &mut wires {
+        assert_eq!(code(&wire.receive()), EXCEEDED);
+    }
     // A poller that blocks, or a third thread that does: either way nobody is free.
     let mut blocked = service.connect();
     let call = r#"{"in":"flaky","params":{"every":1,"ms":3000},"timeout_ms":150}"#;

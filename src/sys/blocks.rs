@@ -30,7 +30,8 @@ pub(crate) const HEAD: usize = HEAD_WORDS * size_of::<AtomicU64>();
 const SMALLEST: usize = 512;
 /// The sizes: 512 B to 1 GiB.
 const SIZES: usize = 22;
-/// Blocks up to this size have room for twice what the worker may hold in all: one that grows is half empty at worst.
+/// Blocks up to this size have room for so much more than four times what the worker may hold in all: one that grows is half
+/// empty at worst, what is in it may be copied for a thread, and a limit is only looked at before the last bytes come.
 const PLENTY: usize = 64 << 20;
 /// As many there are of each size beyond, and at least of every other.
 const FEW: usize = 4;
@@ -52,7 +53,8 @@ impl Spans {
     pub(crate) fn new(bytes: usize, owners: usize) -> Self {
         let counts = std::array::from_fn(|class| {
             let size = size_of_class(class);
-            let plenty = if size <= PLENTY { bytes.saturating_mul(2) / size } else { 0 };
+            let plenty =
+                if size <= PLENTY { bytes.saturating_mul(4).saturating_add(PLENTY) / size } else { 0 };
             let everyone = if size <= FOR_EVERYONE { owners.saturating_mul(2) } else { 0 };
             u32::try_from(plenty.max(everyone).max(FEW)).unwrap_or(u32::MAX)
         });
@@ -301,11 +303,11 @@ mod tests {
     #[test]
     fn when_there_are_no_more_none_is_given_until_one_is_back() {
         let (pool, _) = pool(64 << 10, 0);
-        let mut taken: Vec<Block> = std::iter::from_fn(|| pool.take(30_000)).collect();
+        let mut taken: Vec<Block> = std::iter::from_fn(|| pool.take(200 << 20)).collect();
         assert_eq!(taken.len(), 4);
         assert!(pool.take(100).is_some(), "other sizes have theirs");
         taken.pop();
-        assert!(pool.take(30_000).is_some());
+        assert!(pool.take(200 << 20).is_some());
     }
 
     #[test]

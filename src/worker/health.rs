@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Shared;
 use super::desk::Desk;
+use super::overdue::Due;
 use crate::arena::Key;
 use crate::line::FromWorker;
 use crate::sys::resident;
@@ -24,9 +25,8 @@ impl Desk {
         if !self.recycle.measures(now) {
             return None;
         }
-        let own = resident::anonymous().and_then(|bytes| match self.recycle.is_suspicious(bytes) {
-            true => resident::own().map(Some),
-            false => Ok(None),
+        let own = resident::anonymous().and_then(|bytes| {
+            if self.recycle.is_suspicious(bytes) { resident::own().map(Some) } else { Ok(None) }
         });
         match own {
             Ok(None) => None,
@@ -44,7 +44,7 @@ impl Desk {
 
     /// The moment has come at which a thread is stuck, if it is still in that call.
     pub(super) fn has_stuck(&mut self, key: Key, number: u64, shared: &Shared) {
-        let Some(method) = shared.overdue.lock().is_due((key, number)) else {
+        let Due::Wedged(method) = shared.overdue.lock().is_due((key, number)) else {
             return;
         };
         let method = method.map_or("?", |method| shared.method_name(method)).to_owned();

@@ -266,7 +266,7 @@ impl Shared {
     fn find_watch(&self) {
         // Once at a time: a pool that hangs takes nothing out of the queue. Where that is full every thread has a task,
         // and looks by itself when it is done.
-        if !self.wants_watch.swap(true, Ordering::SeqCst) && self.put(Task::Watch).is_err() {
+        if !self.wants_watch.swap(true, Ordering::SeqCst) && self.put(Task::Watch).is_some() {
             self.watch_was_asked_for();
         }
     }

@@ -27,6 +27,15 @@ struct Late {
     is_stuck: bool,
 }
 
+/// What follows from the moment of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// The thread is back, or the worker was wedged before.
+    Nothing,
+    /// The worker is wedged, once in its life, by a call of this method, if that is known.
+    Wedged(Option<MethodIndex>),
+}
+
 impl Overdue {
     /// Nobody waits for this call any more, and a thread is in it. It is stuck from `at` on.
     pub(super) fn left(&mut self, run: Run, method: Option<MethodIndex>, at: Instant) {
@@ -38,12 +47,13 @@ impl Overdue {
         self.calls.remove(&run).map(|late| late.at)
     }
 
-    /// The moment of this call has come. Its method where that makes the worker wedged, for one call in a worker's life.
-    pub(super) fn is_due(&mut self, run: Run) -> Option<Option<MethodIndex>> {
-        let late = self.calls.get_mut(&run)?;
+    /// The moment of this call has come.
+    pub(super) fn is_due(&mut self, run: Run) -> Due {
+        let Some(late) = self.calls.get_mut(&run) else {
+            return Due::Nothing;
+        };
         late.is_stuck = true;
-        let is_first = !std::mem::replace(&mut self.is_wedged, true);
-        is_first.then_some(late.method)
+        if std::mem::replace(&mut self.is_wedged, true) { Due::Nothing } else { Due::Wedged(late.method) }
     }
 
     /// True while a thread is stuck.
@@ -67,9 +77,9 @@ mod tests {
             overdue.left(run(number), Some(MethodIndex(7)), at);
         }
         assert!(!overdue.has_stuck());
-        assert_eq!(overdue.is_due(run(2)), Some(Some(MethodIndex(7))));
+        assert_eq!(overdue.is_due(run(2)), Due::Wedged(Some(MethodIndex(7))));
         assert!(overdue.has_stuck());
-        assert_eq!(overdue.is_due(run(1)), None, "it was said");
+        assert_eq!(overdue.is_due(run(1)), Due::Nothing, "it was said");
     }
 
     #[test]
@@ -78,7 +88,7 @@ mod tests {
         overdue.left(run(1), None, at);
         assert_eq!(overdue.came_back(run(1)), Some(at));
         assert_eq!(overdue.came_back(run(1)), None);
-        assert_eq!(overdue.is_due(run(1)), None);
+        assert_eq!(overdue.is_due(run(1)), Due::Nothing);
         assert!(!overdue.has_stuck());
     }
 
@@ -86,7 +96,7 @@ mod tests {
     fn one_that_comes_back_late_is_stuck_no_longer() {
         let mut overdue = Overdue::default();
         overdue.left(run(1), None, Instant::now());
-        assert_eq!(overdue.is_due(run(1)), Some(None));
+        assert_eq!(overdue.is_due(run(1)), Due::Wedged(None));
         overdue.came_back(run(1));
         assert!(!overdue.has_stuck());
     }

@@ -186,7 +186,7 @@ impl Hand {
     fn queue_again(&mut self, state: &mut Locked<'_>, job: Job) {
         let number = job.number;
         self.shared.gate.began_unasked();
-        if self.shared.enqueue(job).is_err()
+        if !self.shared.enqueue(job)
             && let Some(call) = state.take_call(number)
         {
             let refused = self.shared.full();

@@ -248,7 +248,7 @@ impl Hand {
         let connection = Arc::clone(state.connection);
         let job = Job { connection, number, message: copy, arrived: self.now, call, ticket };
         // The gate admits no more than fit.
-        if self.shared.dispatch(place, job).is_err()
+        if !self.shared.dispatch(place, job)
             && let Some(call) = state.take_call(number)
         {
             let refused = self.shared.full();

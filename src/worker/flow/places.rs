@@ -52,17 +52,13 @@ impl Shared {
         Refused { retry_after: self.gate.retry_after() }
     }
 
-    /// Puts a job where its call was admitted to.
-    ///
-    /// # Errors
-    ///
-    /// The job, where the queue has no room. Its place is given back.
-    pub(super) fn dispatch(&self, place: Place, job: Job) -> Result<(), Job> {
+    /// Puts a job where its call was admitted to. False where the queue has no room: its place is given back.
+    pub(super) fn dispatch(&self, place: Place, job: Job) -> bool {
         let (Place::Listed, Some(method)) = (place, job.ticket.method()) else {
             return self.enqueue(job);
         };
         match self.concurrency.wait(method, Arc::clone(&job.ticket), job, |job| self.forget(&job)) {
-            None => Ok(()),
+            None => true,
             Some(job) => {
                 job.ticket.leave_list();
                 self.gate.began_unasked();
@@ -95,7 +91,7 @@ impl Shared {
     pub(super) fn release(&self, method: MethodIndex, now_ns: u64) {
         if let Some(job) = self.concurrency.leave(method, now_ns, |job| self.forget(&job)) {
             self.gate.began_unasked();
-            if let Err(task) = self.put(Task::Run(job)) {
+            if let Some(task) = self.put(Task::Run(job)) {
                 self.drop_task(task);
             }
         }
@@ -139,24 +135,20 @@ impl Shared {
         }
     }
 
-    /// Puts a job into the queue whose call has a place there.
-    ///
-    /// # Errors
-    ///
-    /// The job, where the queue has no room. Its place is given back.
-    pub(super) fn enqueue(&self, job: Job) -> Result<(), Job> {
-        let Err(Task::Run(job)) = self.put(Task::Run(job)) else {
-            return Ok(());
+    /// Puts a job into the queue whose call has a place there. False where there is no room: its place is given back.
+    pub(super) fn enqueue(&self, job: Job) -> bool {
+        let Some(Task::Run(job)) = self.put(Task::Run(job)) else {
+            return true;
         };
         job.ticket.give_up();
         self.leave_queue(job.ticket.method());
-        Err(job)
+        false
     }
 
-    /// Puts a task into the queue, or gives it back.
-    pub(in crate::worker) fn put(&self, task: Task) -> Result<(), Task> {
+    /// Puts a task into the queue, or gives it back where that has no room.
+    pub(in crate::worker) fn put(&self, task: Task) -> Option<Task> {
         let is_over = |task: &Task| matches!(task, Task::Run(job) if job.ticket.is_given_up());
-        self.queue.put(task, is_over, |task| self.drop_task(task))
+        self.queue.put(task, is_over, |task| self.drop_task(task)).err()
     }
 
     /// A task that no thread will see. Where its call still waits, its caller is told that when it has waited enough.

@@ -1,0 +1,117 @@
+//! `kill -9` of a random worker, again and again, under every kind of client.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rand::seq::IndexedRandom;
+use tine::BoxError;
+
+use super::{Part, Row};
+use crate::Extent;
+use crate::judge::Judge;
+use crate::support::load::Load;
+use crate::support::load::content::Work;
+use crate::support::load::group::{Group, Life, Reading, Sending};
+use crate::support::load::tally::Tally;
+use crate::support::proc;
+use crate::support::service::{PATIENCE, Service};
+use crate::support::stalls::Stalls;
+
+pub const ROW: Row = Row {
+    name: "kill",
+    fault: "`kill -9` of a random worker every 100 ms, 4 workers, 64 connections",
+    promise: "no connection closes; the calls that were running get -32002 with the cause, all others their answer",
+    parts: &[
+        Part { name: "single", run: |extent| killed(extent, CLIENTS) },
+        Part { name: "pipelined", run: |extent| killed(extent, CLIENTS.pipelined(16)) },
+        Part { name: "out-of-order", run: |extent| killed(extent, CLIENTS.out_of_order(16)) },
+        Part { name: "large", run: |extent| killed(extent, CLIENTS.work(Work::Echo { bytes: 256 << 10 })) },
+        Part { name: "slow-readers", run: |extent| killed(extent, SLOW_READERS) },
+        Part { name: "half-closed", run: |extent| killed(extent, HALF_CLOSED) },
+        Part { name: "urgent", run: |extent| killed(extent, CLIENTS.pipelined(4).sending(Sending::Urgent)) },
+        Part { name: "odd-pieces", run: |extent| killed(extent, ODD) },
+    ],
+};
+
+const CLIENTS: Group = Group::new("clients", 64);
+
+const SLOW_READERS: Group = CLIENTS
+    .work(Work::Blob { bytes: 1 << 20 })
+    .reading(Reading::Paced { bytes: 64 << 10, every: Duration::from_millis(10) });
+
+/// Each sends all its calls and FIN at once, and then reads for some seconds.
+const HALF_CLOSED: Group = CLIENTS
+    .work(Work::Mixed { bytes: 40, every: 2, ms: 10 })
+    .pipelined(128)
+    .life(Life::HalfClosing { calls: 128 });
+
+const ODD: Group = CLIENTS.pipelined(4).sending(Sending::Odd).work(Work::Echo { bytes: 900 });
+
+const THREADS: usize = 8;
+
+const BETWEEN_KILLS: Duration = Duration::from_millis(100);
+
+fn killed(extent: Extent, group: Group) -> Result<Judge, BoxError> {
+    let mut judge = Judge::default();
+    // A worker that is killed before it has answered anything counts as one that can't boot, and would back off.
+    let config = format!(
+        "threads = {THREADS}\n[restart]\nmax_restarts = 0\nbackoff = \"10ms\"\nbackoff_max = \"50ms\"\n[quarantine]\ncrashes = 0"
+    );
+    let service = Service::start(4, &config)?;
+    let load = Load::start(service.address(), &[group])?;
+    judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
+    // Until all are in the keeping.
+    std::thread::sleep(Duration::from_millis(500));
+    let quiet = (load.elapsed(), load.right());
+    std::thread::sleep(extent.seconds(10, 2));
+    let faulted = (load.elapsed(), load.right());
+    let stalls = Stalls::watch();
+    let kills = kill_for(&service, extent.seconds(30, 3));
+    let ended = (load.elapsed(), load.right());
+    let tallies = load.finish(PATIENCE)?;
+
+    let rate = |from: (Duration, u64), to: (Duration, u64)| {
+        #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+        let answers = (to.1 - from.1) as f64;
+        (answers / to.0.saturating_sub(from.0).as_secs_f64()).round()
+    };
+    let (before, meanwhile) = (rate(quiet, faulted), rate(faulted, ended));
+    judge.tell(format!("{kills} kills"));
+    judge.unharmed(&tallies);
+    judge.only_errors(&tallies, |failure| {
+        failure.code == -32002 && failure.cause == "SIGKILL" && !failure.method.is_empty()
+    });
+    let errors: u64 = tallies.iter().map(Tally::all_errors).sum();
+    judge.holds(
+        "at most as many failed calls as threads that were killed",
+        errors <= kills * (THREADS as u64 + 1),
+    );
+    judge.tell(format!("{before} calls/s before"));
+    judge.at_least("calls/s meanwhile", meanwhile, before / 2.0);
+    let silences = &tallies[0].silences;
+    let (usual, longest) =
+        (silences.longest(quiet.0, faulted.0), silences.longest(faulted.0, ended.0 + Duration::from_secs(5)));
+    // What the machine did not let anybody do is nobody's fault.
+    let stalled = stalls.longest();
+    judge.tell(format!("longest silence before {usual:.1?}, longest stall of the machine {stalled:.1?}"));
+    judge.within("longest silence meanwhile", longest, usual + stalled + Duration::from_millis(50));
+    judge.holds("all workers are back", service.await_workers(4));
+    judge.heard(&service);
+    Ok(judge)
+}
+
+/// Kills a random worker every 100 ms; how many were killed.
+fn kill_for(service: &Service, duration: Duration) -> u64 {
+    let until = Instant::now() + duration;
+    let mut next = Instant::now();
+    let mut kills = 0;
+    while Instant::now() < until {
+        if let Some(pid) = service.workers().choose(&mut rand::rng()) {
+            proc::signal(*pid, Signal::SIGKILL);
+            kills += 1;
+        }
+        next += BETWEEN_KILLS;
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    kills
+}

@@ -1,0 +1,123 @@
+//! Groups of clients that behave alike. What is not said is what a plain client does.
+
+use std::time::Duration;
+
+use super::content::Work;
+
+/// Clients that behave alike. They never connect again: a connection that the service ends is counted, and stays gone.
+#[derive(Debug, Clone, Copy)]
+pub struct Group {
+    pub name: &'static str,
+    pub clients: usize,
+    pub work: Work,
+    /// Calls on their way at once on one connection.
+    pub depth: usize,
+    /// True when calls carry ids, and may be answered out of order.
+    pub ids: bool,
+    /// A call is due this long after the one before it was; zero: as soon as there is room.
+    pub pace: Duration,
+    /// How old a connection is at its first call.
+    pub after: Duration,
+    pub sending: Sending,
+    pub reading: Reading,
+    pub life: Life,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// As much as the socket takes.
+    Whole,
+    /// In pieces of odd sizes, each by itself.
+    Odd,
+    /// As `Whole`, now and then with one byte sent as urgent data, which is part of the stream all the same.
+    Urgent,
+    /// So many bytes each time this has passed.
+    Paced { bytes: usize, every: Duration },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// As soon as there is something.
+    Eager,
+    /// So many bytes each time this has passed, with little room in the kernel.
+    Paced {
+        bytes: usize,
+        every: Duration,
+    },
+    Never,
+}
+
+/// What becomes of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It stays for as long as the load runs.
+    Long,
+    /// So many calls, then FIN; all answers are read up to the service's own FIN; then another client comes.
+    HalfClosing { calls: u64 },
+    /// So many calls and answers, then it leaves; then another client comes, when its first call is due.
+    Visit { calls: u64 },
+    /// A nuisance: when the service ends the connection, which it may, another client comes.
+    Nuisance,
+}
+
+impl Group {
+    /// One call of some bytes at a time, without a pause.
+    pub const fn new(name: &'static str, clients: usize) -> Self {
+        Self {
+            name,
+            clients,
+            work: Work::Echo { bytes: 40 },
+            depth: 1,
+            ids: false,
+            pace: Duration::ZERO,
+            after: Duration::ZERO,
+            sending: Sending::Whole,
+            reading: Reading::Eager,
+            life: Life::Long,
+        }
+    }
+
+    /// So many calls on their way at once, answered in order.
+    pub const fn pipelined(mut self, depth: usize) -> Self {
+        self.depth = depth;
+        self
+    }
+
+    /// So many at once, with ids; each 16th waits a little, so that answers come out of order.
+    pub const fn out_of_order(mut self, depth: usize) -> Self {
+        self.depth = depth;
+        self.ids = true;
+        self.work = Work::Mixed { bytes: 40, every: 16, ms: 2 };
+        self
+    }
+
+    pub const fn work(mut self, work: Work) -> Self {
+        self.work = work;
+        self
+    }
+
+    pub const fn pace(mut self, pace: Duration) -> Self {
+        self.pace = pace;
+        self
+    }
+
+    pub const fn after(mut self, after: Duration) -> Self {
+        self.after = after;
+        self
+    }
+
+    pub const fn sending(mut self, sending: Sending) -> Self {
+        self.sending = sending;
+        self
+    }
+
+    pub const fn reading(mut self, reading: Reading) -> Self {
+        self.reading = reading;
+        self
+    }
+
+    pub const fn life(mut self, life: Life) -> Self {
+        self.life = life;
+        self
+    }
+}
