@@ -119,6 +119,17 @@ fn calls_go_on_while_the_supervisor_becomes_another_program_and_a_worker_dies() 
 }
 
 #[test]
+fn connections_are_kept_by_the_new_program_too() {
+    let scene = Scene::new("processes = 2\nthreads = 1\n[timeouts]\nkeep_after = \"1ms\"");
+    let mut wire = scene.service.connect();
+    wire.call("echo", json!("it is looked at when it says something"));
+    scene.take_over();
+    let worker = worker_pid(&mut wire);
+    send_signal(worker, Signal::SIGKILL);
+    assert_ne!(worker_pid(&mut wire), worker, "another one goes on with it");
+}
+
+#[test]
 fn where_the_new_program_cannot_take_its_place_the_supervisor_goes_on_as_it_was() {
     let mut scene = Scene::new("processes = 1\nthreads = 1");
     scene.deploy();

@@ -30,11 +30,11 @@ impl State {
             (Phase::Ready(worker), None) if slot.marks == Marks::default() => Some(Some(worker)),
             (Phase::BackingOff, None) => Some(None),
             (
-                Phase::Ready(_)
+                Phase::Empty
                 | Phase::BackingOff
-                | Phase::Empty
                 | Phase::Requested(_)
                 | Phase::Booting(_)
+                | Phase::Ready(_)
                 | Phase::TooSlow(_),
                 _,
             ) => None,

@@ -1,5 +1,6 @@
 //! The brain's answers, event by event: tables for slot, template and those that leave, and whole courses of events.
 
+mod calm;
 mod courses;
 mod reloads;
 mod successions;
