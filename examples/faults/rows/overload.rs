@@ -100,6 +100,7 @@ fn floods(extent: Extent) -> Result<Judge, BoxError> {
         service.address(),
         &[
             Group::new("a byte a second", scale(5_000))
+                .coming_over(Duration::from_secs(1))
                 .sending(Sending::Paced { bytes: 1, every: Duration::from_secs(1) })
                 .life(Life::Nuisance),
             Group::new("never reads", scale(1_000))
@@ -108,9 +109,11 @@ fn floods(extent: Extent) -> Result<Judge, BoxError> {
                 .reading(Reading::Never)
                 .life(Life::Nuisance),
             Group::new("comes and goes", scale(2_000))
+                .coming_over(Duration::from_secs(2))
                 .pace(Duration::from_secs(2))
                 .life(Life::Visit { calls: 1 }),
             Group::new("1 MiB slowly", scale(200))
+                .coming_over(Duration::from_millis(500))
                 .work(Work::Echo { bytes: 1_000_000 })
                 .sending(Sending::Paced { bytes: 32 << 10, every: Duration::from_millis(500) })
                 .life(Life::Nuisance),

@@ -18,6 +18,8 @@ pub struct Group {
     pub pace: Duration,
     /// How old a connection is at its first call.
     pub after: Duration,
+    /// The clients come one after another, in this time: those who do something each second don't all do it at once.
+    pub over: Duration,
     pub sending: Sending,
     pub reading: Reading,
     pub life: Life,
@@ -71,6 +73,7 @@ impl Group {
             ids: false,
             pace: Duration::ZERO,
             after: Duration::ZERO,
+            over: Duration::ZERO,
             sending: Sending::Whole,
             reading: Reading::Eager,
             life: Life::Long,
@@ -103,6 +106,11 @@ impl Group {
 
     pub const fn after(mut self, after: Duration) -> Self {
         self.after = after;
+        self
+    }
+
+    pub const fn coming_over(mut self, over: Duration) -> Self {
+        self.over = over;
         self
     }
 
