@@ -283,6 +283,7 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         quarantine,
         news: std::collections::VecDeque::new(),
         successor_is_wanted: false,
+        forks: super::Refusals::default(),
         finished: None,
     };
     supervisor.balance_soon();

@@ -48,6 +48,7 @@ pub(crate) use listeners::Listeners;
 use methods::{AllMethods, Methods};
 use quarantine::Quarantine;
 use reload::{Next, Origin, Terms};
+use restart::Refusals;
 use sign_of_life::SignsOfLife;
 use state::{Action, Event, GenerationId, State, Timer, WorkerId};
 
@@ -115,6 +116,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         news: VecDeque::new(),
         quarantine,
         successor_is_wanted: false,
+        forks: Refusals::default(),
         finished: None,
     };
     supervisor.begin(actions)
@@ -171,6 +173,7 @@ struct Supervisor {
     quarantine: Quarantine,
     /// Another program is to take this one's place as soon as nothing is under way.
     successor_is_wanted: bool,
+    forks: Refusals,
     finished: Option<i32>,
 }
 

@@ -30,6 +30,25 @@ pub(crate) struct Restarts {
     recent: VecDeque<Instant>,
 }
 
+/// What the kernel refuses again and again is said once, and then that it is over.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    count: u64,
+}
+
+impl Refusals {
+    /// It was refused. True when that is to be said.
+    pub(crate) fn refused(&mut self) -> bool {
+        self.count += 1;
+        self.count == 1
+    }
+
+    /// It was not. How often it was before, where that is to be said.
+    pub(crate) fn granted(&mut self) -> Option<u64> {
+        Some(std::mem::take(&mut self.count)).filter(|count| *count > 0)
+    }
+}
+
 /// Failures in a row of one slot, or of the template.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Streak {
@@ -131,6 +150,15 @@ mod tests {
         restarts.boot_failed(&mut streak, start);
         assert_eq!(restarts.boot_failed(&mut streak, start + MS(1_000)), Verdict::RetryAfter(MS(200)));
         assert_eq!(restarts.boot_failed(&mut streak, start + MS(70_000)), Verdict::RetryAfter(MS(100)));
+    }
+
+    #[test]
+    fn that_forks_are_refused_is_said_once_and_again_when_they_are_not() {
+        let mut refusals = Refusals::default();
+        assert_eq!(refusals.granted(), None);
+        assert_eq!([(); 3].map(|()| refusals.refused()), [true, false, false]);
+        assert_eq!((refusals.granted(), refusals.granted()), (Some(3), None));
+        assert!(refusals.refused());
     }
 
     #[test]

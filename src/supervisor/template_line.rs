@@ -106,7 +106,7 @@ impl Supervisor {
                 self.happened(Event::TemplateFailed { generation, why: reason });
             }
             FromTemplate::ForkFailed { worker, reason } => {
-                tracing::warn!(reason, "the kernel refused to fork a worker");
+                self.fork_was_refused(worker, &reason);
                 if let Some(worker) = self.workers.get_mut(worker) {
                     worker.end_expected = true;
                 }

@@ -24,8 +24,17 @@ impl Supervisor {
         doors_shut: bool,
     ) {
         if let Err(error) = self.try_request_fork(generation, worker, slot, doors_shut) {
-            tracing::warn!(slot, generation, %error, "a worker can't be started");
+            self.fork_was_refused(worker, &error);
             self.forget_unborn(worker, WorkerEvent::ForkRefused);
+        }
+    }
+
+    /// It is tried again and again; what refuses it may last.
+    pub(super) fn fork_was_refused(&mut self, worker: WorkerId, reason: &dyn std::fmt::Display) {
+        if self.forks.refused() {
+            tracing::warn!(worker, %reason, "a worker can't be forked; tried again until it can (said once)");
+        } else {
+            tracing::debug!(worker, %reason, "a worker can't be forked");
         }
     }
 
@@ -173,6 +182,9 @@ impl Supervisor {
                 }
                 worker.pid = Some(Pid::from_raw(pid));
                 worker.end_expected = false;
+                if let Some(refused) = self.forks.granted() {
+                    tracing::info!(refused, "workers can be forked again");
+                }
                 WorkerEvent::Born
             }
             FromWorker::Ready => {

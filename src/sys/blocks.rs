@@ -15,7 +15,7 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -40,6 +40,8 @@ const FOR_EVERYONE: usize = 16 << 10;
 /// Of each size so many freed bytes stay as they are, for the next who takes one: to have the kernel find and clear pages
 /// anew takes longer than a call with them. What was freed longest ago goes back to the system.
 const STAYS: usize = 4 << 20;
+/// Blocks of one size that [`Pool::tidy`] gives back in one go: others may wait for its lock.
+const TIDIED_AT_ONCE: usize = 64;
 
 /// How many blocks of each size a pool has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +84,8 @@ pub(crate) struct Pool {
     /// Where the pool begins in the memfd.
     base: usize,
     classes: [Class; SIZES],
+    /// Freed blocks have memory that `tidy` could give back.
+    rests: AtomicBool,
 }
 
 /// The blocks of one size.
@@ -101,6 +105,8 @@ struct Free {
     punched: usize,
     /// The first that was never taken.
     fresh: u32,
+    /// Of those with memory so many at least have not been wanted since it was tidied last.
+    unwanted: usize,
 }
 
 impl Pool {
@@ -118,7 +124,7 @@ impl Pool {
             next += span(class, count).unwrap_or_default();
             Class { at, count, free: Mutex::default() }
         });
-        Ok(Box::leak(Box::new(Self { mapping, base, classes })))
+        Ok(Box::leak(Box::new(Self { mapping, base, classes, rests: AtomicBool::new(false) })))
     }
 
     /// A block with room for `at_least` bytes. Its bytes are whatever was there before. None when there is none left of
@@ -140,15 +146,55 @@ impl Pool {
         let size = size_of_class(block.class);
         let mut free = class.free.lock();
         free.back.push(block.number);
-        let stay = free.back.len() - free.punched;
         // What is smaller than a page shares it with others.
-        if size >= PAGE && stay > STAYS / size {
-            let oldest = free.back.get(free.punched).copied().unwrap_or(block.number);
-            let start = class.at + oldest as usize * size;
-            // Under the lock: nobody can take it meanwhile.
+        if size < PAGE {
+            return;
+        }
+        if free.stay() > STAYS / size {
+            self.give_back_oldest(class, size, &mut free);
+        }
+        // Looked at first, so that threads don't take its cache line from each other.
+        if !self.rests.load(Ordering::Relaxed) {
+            self.rests.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Under the lock: nobody can take it meanwhile.
+    fn give_back_oldest(&self, class: &Class, size: usize, free: &mut Free) {
+        if let Some(oldest) = free.back.get(free.punched) {
+            let start = class.at + *oldest as usize * size;
             self.mapping.punch(start..start + size);
             free.punched += 1;
         }
+    }
+
+    /// True when it is worth to [tidy](Self::tidy) some time later.
+    pub(crate) fn rests(&self) -> bool {
+        self.rests.load(Ordering::Relaxed)
+    }
+
+    /// Gives the memory of blocks that nobody has wanted since this was done last back to the system.
+    pub(crate) fn tidy(&self) {
+        // Before looking: what is freed meanwhile says so anew.
+        self.rests.store(false, Ordering::Relaxed);
+        let with_pages = self.classes.iter().enumerate().filter(|(class, _)| size_of_class(*class) >= PAGE);
+        for (number, class) in with_pages {
+            let mut free = class.free.lock();
+            for _ in 0..free.unwanted.min(TIDIED_AT_ONCE) {
+                self.give_back_oldest(class, size_of_class(number), &mut free);
+            }
+            free.unwanted = free.stay();
+            if free.unwanted > 0 {
+                self.rests.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Free {
+    /// Those that have memory.
+    fn stay(&self) -> usize {
+        self.back.len() - self.punched
     }
 }
 
@@ -158,6 +204,7 @@ impl Class {
         // The one that was freed last is the likeliest to be in the caches.
         if let Some(number) = free.back.pop() {
             free.punched = free.punched.min(free.back.len());
+            free.unwanted = free.unwanted.min(free.stay());
             return Some(number);
         }
         let number = (free.fresh < self.count).then_some(free.fresh)?;
@@ -351,6 +398,29 @@ mod tests {
         // And they are the next to be taken.
         let again: Vec<Block> = std::iter::from_fn(|| pool.take(8_000)).take(stay).collect();
         assert!(again.iter().all(|block| block[0] == 0xff));
+    }
+
+    #[test]
+    fn what_nobody_has_wanted_since_it_was_tidied_last_goes_back_too() {
+        let (pool, reader) = pool(8 << 20, 1);
+        assert!(!pool.rests());
+        let mut blocks: Vec<Block> = std::iter::from_fn(|| pool.take(60_000)).take(3).collect();
+        blocks.iter_mut().for_each(|block| block.fill(0xff));
+        let places: Vec<usize> = blocks.iter().map(|block| usize::try_from(block.place()).unwrap()).collect();
+        drop(blocks);
+        let keep_theirs = || places.iter().filter(|place| reader.load(**place) != Some(0)).count();
+        assert!(pool.rests());
+        pool.tidy();
+        assert_eq!(keep_theirs(), 3, "they have only just been freed");
+        drop(pool.take(60_000));
+        pool.tidy();
+        assert_eq!(keep_theirs(), 1, "the one that was wanted stays");
+        assert!(pool.rests());
+        pool.tidy();
+        assert_eq!(keep_theirs(), 0);
+        assert!(!pool.rests(), "and nobody has to look again");
+        drop(pool.take(60_000));
+        assert!(pool.rests());
     }
 
     #[test]

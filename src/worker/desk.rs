@@ -30,6 +30,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often the supervisor is told that calls wait, at most.
 const TELL_CROWDING: Duration = Duration::from_millis(250);
 
+/// Memory of freed blocks that nobody wants for so long goes back to the system.
+const TIDY: Duration = Duration::from_secs(1);
+
 /// One thing for the poller to do.
 #[derive(Debug)]
 pub(super) enum Todo {
@@ -78,6 +81,8 @@ pub(super) struct Desk {
     pub(super) said_only_stuck: bool,
     pub(super) life: Life,
     pub(super) recycle: Limits,
+    /// A moment is set to give memory back.
+    pub(super) tidies: bool,
 }
 
 impl Desk {
@@ -110,6 +115,9 @@ impl Desk {
             self.look_at_limits(hand.now());
         }
         self.tell_crowding(hand);
+        if shared.pool.rests() && !std::mem::replace(&mut self.tidies, true) {
+            hand.shared.remind(hand.now() + TIDY, Due::Tidying);
+        }
         let dropped = log::dropped_lines();
         if dropped != self.log_lines_dropped {
             hand.row.log_dropped(dropped.wrapping_sub(self.log_lines_dropped));

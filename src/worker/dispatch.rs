@@ -62,11 +62,12 @@ impl Gate {
         self.unfinished.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// About a call with `waiting` others before it.
+    /// About a call with `waiting` others before it. Its turn comes when one more than these have ended; of the first that
+    /// waits nothing is known but that.
     fn may_wait(&self, waiting: usize, allowed: Duration) -> Result<(), Refused> {
-        let wait = self.expected_wait(waiting);
+        let wait = if waiting == 0 { Duration::ZERO } else { self.expected_wait(waiting + 1) };
         if waiting >= self.queue || wait > self.queue_wait.min(allowed) {
-            Err(Refused { retry_after: wait })
+            Err(Refused { retry_after: self.expected_wait(waiting) })
         } else {
             Ok(())
         }
@@ -143,12 +144,12 @@ mod tests {
     fn calls_are_admitted_while_the_wait_is_bearable() {
         let cases = [
             // threads, mean, waiting, allowed, admitted
-            (1, MS(100), 10, MS(30_000), true),
-            (1, MS(100), 11, MS(30_000), false),
-            (4, MS(100), 40, MS(30_000), true),
-            (4, MS(100), 41, MS(30_000), false),
-            (1, MS(100), 5, MS(400), false),
-            (1, MS(100), 4, MS(400), true),
+            (1, MS(100), 9, MS(30_000), true),
+            (1, MS(100), 10, MS(30_000), false),
+            (4, MS(100), 39, MS(30_000), true),
+            (4, MS(100), 40, MS(30_000), false),
+            (1, MS(100), 4, MS(400), false),
+            (1, MS(100), 3, MS(400), true),
             (1, MS(60_000), 0, MS(1), true),
             (1, MS(1), 99, MS(30_000), true),
             (1, MS(1), 100, MS(30_000), false),

@@ -173,6 +173,10 @@ impl Hand {
                 Due::Door(number) => desk.lock().look_again(number, self),
                 Due::Notes => desk.lock().tell_notes(&self.shared, self.now()),
                 Due::Adoptions => desk.lock().tell_adoptions(self),
+                Due::Tidying => {
+                    self.shared.pool.tidy();
+                    desk.lock().tidies = false;
+                }
                 Due::LeaveEnd => {
                     desk.lock().has_left = true;
                     self.end_leaving();

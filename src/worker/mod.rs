@@ -151,6 +151,8 @@ enum Due {
     Notes,
     /// The supervisor is to be told what was adopted.
     Adoptions,
+    /// Memory that nobody has wanted for a while goes back.
+    Tidying,
     /// The time to drain is up for a worker that leaves.
     LeaveEnd,
     /// A thread has been in this call of a connection for too long.

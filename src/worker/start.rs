@@ -208,6 +208,7 @@ impl Desk {
             has_complained: false,
             has_left: false,
             said_only_stuck: false,
+            tidies: false,
             life: Life::new(config.timeouts.stuck),
             // The pid alone would do for those that live; the clock tells apart those that follow each other.
             recycle: Limits::new(

@@ -172,14 +172,15 @@ fn fork_refused(extent: Extent) -> Result<Judge, BoxError> {
     let still = load.right();
     std::thread::sleep(Duration::from_millis(300));
     judge.holds("clients are served by the other worker", load.right() > still);
-    let said = service.count_log(mark, "WARN");
+    let said = service.count_log(mark, "can't be forked");
     bound.at("max")?;
     judge.holds("it recovers by itself", service.await_workers(2));
+    judge.holds("it says that it has", service.await_log(mark, "workers can be forked again").is_some());
     let tallies = load.finish(PATIENCE)?;
     judge.unharmed(&tallies);
     judge.only_errors(&tallies, |failure| failure.code == -32002);
-    judge.tell(format!("{said} warnings"));
-    judge.holds("it says so", said > 0);
+    judge.tell(format!("{said} warnings of it"));
+    judge.holds("it says so once", said == 1);
     judge.heard(&service);
     drop(service);
     Ok(judge)

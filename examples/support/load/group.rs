@@ -18,6 +18,8 @@ pub struct Group {
     pub pace: Duration,
     /// How old a connection is at its first call.
     pub after: Duration,
+    /// The clients come one after another, in this time: those who do something each second don't all do it at once.
+    pub over: Duration,
     pub sending: Sending,
     pub reading: Reading,
     pub life: Life,
@@ -71,6 +73,7 @@ impl Group {
             ids: false,
             pace: Duration::ZERO,
             after: Duration::ZERO,
+            over: Duration::ZERO,
             sending: Sending::Whole,
             reading: Reading::Eager,
             life: Life::Long,
@@ -83,11 +86,12 @@ impl Group {
         self
     }
 
-    /// So many at once, with ids; each 16th waits a little, so that answers come out of order.
+    /// So many at once, with ids; now and then one waits a little, so that answers come out of order. Not more of them than
+    /// the threads can bear: where all sleep, what a fault adds to a call's time can't be told from the wait for a thread.
     pub const fn out_of_order(mut self, depth: usize) -> Self {
         self.depth = depth;
         self.ids = true;
-        self.work = Work::Mixed { bytes: 40, every: 16, ms: 2 };
+        self.work = Work::Mixed { bytes: 40, every: 64, ms: 2 };
         self
     }
 
@@ -103,6 +107,11 @@ impl Group {
 
     pub const fn after(mut self, after: Duration) -> Self {
         self.after = after;
+        self
+    }
+
+    pub const fn coming_over(mut self, over: Duration) -> Self {
+        self.over = over;
         self
     }
 

@@ -136,7 +136,8 @@ impl Engine {
         let mut clients = Vec::new();
         let mut of = Vec::new();
         for (index, group) in groups.iter().enumerate() {
-            clients.extend((0..group.clients).map(|_| Client::new(*group, begun)));
+            let apart = group.over / u32::try_from(group.clients).unwrap_or(u32::MAX).max(1);
+            clients.extend((0_u32..).take(group.clients).map(|nth| Client::new(*group, begun + apart * nth)));
             of.resize(clients.len(), index);
         }
         let mut timers = BinaryHeap::new();
