@@ -179,6 +179,22 @@ fn a_stopped_worker_with_a_connection_is_killed_and_replaced() {
     assert_ne!(service.await_refill(mark, slot), pid);
 }
 
+/// It was never connected to itself: it goes on with what was another's.
+#[test]
+fn a_stopped_worker_that_has_only_adopted_is_killed_too() {
+    let service = Service::start("processes = 2\nthreads = 1\n[timeouts]\nstuck = \"400ms\"");
+    let mut wire = service.connect();
+    let first = worker_pid(&mut wire);
+    send_signal(first, Signal::SIGTERM);
+    assert!(await_gone(first, PATIENCE));
+    let adopter = worker_pid(&mut wire);
+    assert_ne!(adopter, first);
+    let mark = service.mark();
+    send_signal(adopter, Signal::SIGSTOP);
+    assert_eq!(service.await_text(mark, "no sign of life")["pid"], adopter);
+    assert_eq!(wire.call("echo", json!(1))["result"], 1);
+}
+
 #[test]
 fn a_stopped_worker_that_nobody_has_connected_to_is_left_alone() {
     let mut service = Service::start("processes = 2\nthreads = 1\n[timeouts]\nstuck = \"100ms\"");
