@@ -162,7 +162,7 @@ fn many_clients_of_a_limited_method_are_all_answered() {
                 let mut wire = Wire::connect(address);
                 for round in 0..60 {
                     for id in 0..4 {
-                        let us = if (client + id + round) % 7 == 0 { 300 } else { 0 };
+                        let us = if (client + id + round).is_multiple_of(7) { 300 } else { 0 };
                         wire.send(&format!(r#"{{"in":"mix","params":{{"ms":0,"us":{us}}},"id":{id}}}"#));
                     }
                     let mut answered: Vec<Value> = (0..4)
@@ -178,6 +178,8 @@ fn many_clients_of_a_limited_method_are_all_answered() {
             })
         })
         .collect();
-    clients.into_iter().for_each(|client| client.join().expect("every call was answered"));
+    for client in clients {
+        client.join().expect("every call was answered");
+    }
     assert_eq!(service.stop(), Some(0));
 }

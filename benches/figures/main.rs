@@ -14,6 +14,7 @@ mod support;
 mod beside;
 mod cost;
 mod idle;
+mod keeping;
 mod ping;
 mod report;
 
@@ -42,7 +43,7 @@ struct Row {
     measure: fn(&Bench) -> Result<Vec<Figure>, BoxError>,
 }
 
-const ROWS: [Row; 15] = [
+const ROWS: [Row; 16] = [
     Row {
         name: "ping-64",
         what: "ping, 64 connections, one call at a time, against the echo loop",
@@ -107,6 +108,11 @@ const ROWS: [Row; 15] = [
         name: "watch-cost",
         what: "the watch over the poller: under traffic, and without calls",
         measure: cost::watch,
+    },
+    Row {
+        name: "keeping",
+        what: "what connections cost the supervisor, kept ones and short ones",
+        measure: keeping::supervisors_part,
     },
     Row {
         name: "load-headroom",

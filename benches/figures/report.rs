@@ -20,6 +20,7 @@ pub(crate) enum Unit {
     /// One rate by another, or a time by another.
     Ratio,
     Milliseconds,
+    Microseconds,
     Bytes,
     /// Of one core, given as a ratio.
     Percent,
@@ -80,6 +81,7 @@ impl Unit {
         match self {
             Self::Ratio => format!("{value:.3}"),
             Self::Milliseconds => format!("{value:.2} ms"),
+            Self::Microseconds => format!("{value:.2} µs"),
             Self::Bytes => format!("{value:.0} B"),
             Self::Percent => format!("{:.2} %", value * 100.0),
             Self::Count => format!("{value:.0}"),

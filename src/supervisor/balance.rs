@@ -69,9 +69,12 @@ mod tests {
             .collect()
     }
 
+    /// What it is, connections and load of each, and what follows: the worker, how many, whether busy ones.
+    type Case = (&'static str, &'static [(usize, usize)], &'static [(WorkerId, usize, bool)]);
+
     #[test]
     fn what_each_lets_go() {
-        let cases: [(&str, &[(usize, usize)], &[(WorkerId, usize, bool)]); 12] = [
+        let cases: [Case; 12] = [
             ("nobody", &[], &[]),
             ("alone", &[(100, 100)], &[]),
             ("even", &[(10, 0), (10, 0)], &[]),

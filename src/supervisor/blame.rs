@@ -127,6 +127,9 @@ impl Supervisor {
                     tracing::info!(method, "method released from quarantine");
                     self.tell_all(&ToWorker::Release { method });
                 }
+                Order::Remind { method, worker } => {
+                    self.tell_if_ready(worker, &ToWorker::Release { method });
+                }
             }
         }
     }

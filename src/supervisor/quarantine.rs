@@ -65,6 +65,8 @@ pub(crate) enum Order {
     TakeBack { method: String, worker: WorkerId },
     /// All: it is a method like any other again.
     Release { method: String },
+    /// One: it has missed that.
+    Remind { method: String, worker: WorkerId },
 }
 
 /// All methods that are not beyond doubt.
@@ -182,8 +184,10 @@ impl Quarantine {
                 }
                 Vec::new()
             }
-            // It refuses what nobody wants refused.
-            Some(Standing::Watched { .. }) | None => vec![Order::Release { method: method.to_owned() }],
+            // It has not read yet that the method was released, or nobody knows any more that it was ever shut.
+            Some(Standing::Watched { .. }) | None => {
+                vec![Order::Remind { method: method.to_owned(), worker }]
+            }
         }
     }
 

@@ -226,7 +226,7 @@ mod tests {
         let (mut server, mut client) = pair();
         server.set_nonblocking(true).unwrap();
         let mut sent = 0;
-        while let Ok(count) = server.write(&[7; 100_000]) {
+        while let Ok(count) = server.write(&vec![7; 100_000]) {
             sent += count as u64;
         }
         assert_eq!(of(&server), (0, sent));

@@ -322,6 +322,20 @@ pub fn children_named(pid: i32, name: &str) -> Vec<i32> {
     children_of(pid).into_iter().filter(named).collect()
 }
 
+/// Waits until no thread of `pid` is at anything: what it was about to do after an answer that has arrived is done.
+pub fn await_asleep(pid: i32) {
+    let is_asleep = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('S'))
+    };
+    let until = Instant::now() + PATIENCE;
+    let tasks = || std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    while !tasks().flatten().all(is_asleep) {
+        assert!(Instant::now() < until, "{pid} is always at something");
+        std::thread::yield_now();
+    }
+}
+
 /// The parent of `pid`; None when there is no such process.
 pub fn parent_of(pid: i32) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -30,6 +30,7 @@ fn told(order: &Order) -> String {
         Order::Try { method, worker } => format!("try {method} {worker}"),
         Order::TakeBack { method, worker } => format!("take back {method} {worker}"),
         Order::Release { method } => format!("release {method}"),
+        Order::Remind { method, worker } => format!("remind {worker} of {method}"),
     }
 }
 
@@ -321,7 +322,7 @@ fn a_method_that_ran_in_every_one_of_the_last_unclear_deaths_is_taken_for_their_
 fn a_worker_that_refuses_what_is_not_in_quarantine_is_told_so() {
     course(
         "unknown",
-        &[(0, Ask(1, "a"), "release a"), (1, Crash(1, "b", ""), ""), (2, Ask(1, "b"), "release b")],
+        &[(0, Ask(1, "a"), "remind 1 of a"), (1, Crash(1, "b", ""), ""), (2, Ask(1, "b"), "remind 1 of b")],
     );
 }
 

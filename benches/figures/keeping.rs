@@ -1,0 +1,100 @@
+//! What connections cost the supervisor: those that it keeps, and those that are too short for it.
+
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tine::BoxError;
+
+use super::Bench;
+use super::report::{Figure, Unit, Wanted};
+use super::support::cores::Place;
+use super::support::numbers::{Spread, float};
+use super::support::process::{cpu_time, descriptors};
+use super::support::service::Service;
+
+const CONNECTIONS: usize = 4_000;
+/// In the short round.
+const FEW: usize = 100;
+const ROUNDS: usize = 5;
+const PROCESSES: usize = 4;
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than connections that come close together take to be looked at.
+const SETTLED: Duration = Duration::from_millis(500);
+
+pub(crate) fn supervisors_part(bench: &Bench) -> Result<Vec<Figure>, BoxError> {
+    let (count, rounds) = if bench.is_for_the_record { (CONNECTIONS, ROUNDS) } else { (FEW, 1) };
+    let service = Service::start(&bench.tine, PROCESSES, "", &bench.cores, Place::Server)?;
+    let (mut kept, mut short) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        kept.push(of_each(&service, count, stay_until_kept)?);
+        short.push(of_each(&service, count, come_and_go)?);
+    }
+    let figure = |what: &str, most: f64, samples: Vec<f64>| -> Result<Figure, BoxError> {
+        Ok(Figure {
+            what: what.to_owned(),
+            wanted: Wanted::AtMost(most),
+            spread: Spread::of(samples).ok_or("there is a round")?,
+            unit: Unit::Microseconds,
+            // CPU time is nobody else's.
+            others: 0.0,
+            behind: format!("{count} connections in a round, {PROCESSES} workers"),
+        })
+    };
+    Ok(vec![
+        figure(
+            "CPU time of the supervisor for each connection that it keeps, from beginning to end",
+            10.0,
+            kept,
+        )?,
+        figure(
+            "CPU time of the supervisor for each connection shorter than timeouts.keep_after",
+            0.5,
+            short,
+        )?,
+    ])
+}
+
+/// Microseconds of the supervisor's CPU time for each connection.
+fn of_each(
+    service: &Service,
+    count: usize,
+    have: fn(&Service, usize) -> Result<(), BoxError>,
+) -> Result<f64, BoxError> {
+    // What the round before has left behind is done.
+    thread::sleep(SETTLED);
+    let before = cpu_time(service.pid())?;
+    have(service, count)?;
+    thread::sleep(SETTLED);
+    let used = cpu_time(service.pid())?.saturating_sub(before);
+    Ok(used.as_secs_f64() * 1e6 / float(count as u64))
+}
+
+fn stay_until_kept(service: &Service, count: usize) -> Result<(), BoxError> {
+    let open = descriptors(service.pid())?;
+    let streams = (0..count).map(|_| TcpStream::connect(service.address())).collect::<Result<Vec<_>, _>>()?;
+    await_descriptors(service, |found| found >= open + count)?;
+    drop(streams);
+    await_descriptors(service, |found| found <= open)
+}
+
+fn come_and_go(service: &Service, count: usize) -> Result<(), BoxError> {
+    for _ in 0..count {
+        drop(TcpStream::connect(service.address())?);
+    }
+    Ok(())
+}
+
+fn await_descriptors(service: &Service, enough: impl Fn(usize) -> bool) -> Result<(), BoxError> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let found = descriptors(service.pid())?;
+        if enough(found) {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            return Err(format!("the supervisor has {found} descriptors open, after {PATIENCE:?}").into());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
