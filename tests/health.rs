@@ -179,6 +179,37 @@ fn a_stopped_worker_with_a_connection_is_killed_and_replaced() {
     assert_ne!(service.await_refill(mark, slot), pid);
 }
 
+/// It was never connected to itself: it goes on with what was another's.
+#[test]
+fn a_stopped_worker_that_has_only_adopted_is_killed_too() {
+    let service = Service::start("processes = 2\nthreads = 1\n[timeouts]\nstuck = \"400ms\"");
+    let mut wire = service.connect();
+    let first = worker_pid(&mut wire);
+    send_signal(first, Signal::SIGTERM);
+    assert!(await_gone(first, PATIENCE));
+    let adopter = worker_pid(&mut wire);
+    assert_ne!(adopter, first);
+    let mark = service.mark();
+    send_signal(adopter, Signal::SIGSTOP);
+    assert_eq!(service.await_text(mark, "no sign of life")["pid"], adopter);
+    assert_eq!(wire.call("echo", json!(1))["result"], 1);
+}
+
+/// It has none, and so gets what waits before others do.
+#[test]
+fn a_stopped_worker_that_is_handed_connections_is_killed_and_others_get_them() {
+    let service = Service::start("processes = 2\nthreads = 1\n[timeouts]\nstuck = \"400ms\"");
+    let mut wire = service.connect();
+    let busy = worker_pid(&mut wire);
+    let pids = service.worker_pids();
+    let idle = *pids.iter().find(|pid| **pid != busy).expect("two workers");
+    send_signal(idle, Signal::SIGSTOP);
+    let mark = service.mark();
+    send_signal(busy, Signal::SIGTERM);
+    assert_eq!(service.await_text(mark, "no sign of life")["pid"], idle);
+    assert_eq!(wire.call("echo", json!(1))["result"], 1);
+}
+
 #[test]
 fn a_stopped_worker_that_nobody_has_connected_to_is_left_alone() {
     let mut service = Service::start("processes = 2\nthreads = 1\n[timeouts]\nstuck = \"100ms\"");

@@ -161,7 +161,10 @@ impl Supervisor {
             adopters.into_iter().map(|worker| weight(self.has(worker))).collect();
         for handing in self.keeper.keeping.plan(&adopters) {
             match self.ask_to_adopt(handing) {
-                Ok(()) => self.keeper.keeping.sent(handing),
+                Ok(()) => {
+                    self.keeper.keeping.sent(handing);
+                    self.expect_life(handing.to);
+                }
                 Err(error) => {
                     if !is_for_a_moment(&error) {
                         tracing::warn!(%error, "a worker can't be handed connections; tried again");

@@ -22,9 +22,9 @@ impl Supervisor {
             self.read_worker(worker);
         }
         self.decide();
-        let workers = &self.workers;
+        let (workers, keeping) = (&self.workers, &self.keeper.keeping);
         let verdicts = self.signs.look(Instant::now(), |id| match workers.get(id) {
-            Some(worker) if worker.arena.is_busy() => Seen::Busy,
+            Some(worker) if worker.arena.is_busy() || keeping.on_the_way_to(id) > 0 => Seen::Busy,
             Some(_) => Seen::Idle,
             None => Seen::Gone,
         });
@@ -33,6 +33,13 @@ impl Supervisor {
                 Verdict::Ask(id) => self.ask_for_life(id),
                 Verdict::Kill(id) => self.end_silent(id),
             }
+        }
+    }
+
+    /// A worker is sent connections. One that was idle was not watched, and should it be stopped nobody would have them.
+    pub(super) fn expect_life(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get(id) {
+            self.signs.expect(id, worker.stuck, Instant::now());
         }
     }
 

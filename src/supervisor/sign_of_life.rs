@@ -34,7 +34,7 @@ struct Watched {
 /// What a look at a worker finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seen {
-    /// It has connections or calls.
+    /// It has connections or calls, or is sent some.
     Busy,
     Idle,
     /// There is no such worker any more.
@@ -62,6 +62,13 @@ impl<W: Ord + Copy> SignsOfLife<W> {
         self.watched.insert(worker, Watched { stuck, until: now + every, silent: None });
         if self.next.is_none() {
             (self.next, self.interval) = (Some(now + every), every);
+        }
+    }
+
+    /// A worker was sent something to which it has to say a word. Unlike that word it ends no silence.
+    pub(crate) fn expect(&mut self, worker: W, stuck: Duration, now: Instant) {
+        if !self.watched.contains_key(&worker) {
+            self.heard(worker, stuck, now);
         }
     }
 
@@ -146,6 +153,18 @@ mod tests {
     fn nobody_is_asked_and_nothing_is_waited_for_while_nobody_has_connected() {
         assert_eq!(course(&[]), None);
         assert_eq!(course(&[Look(5, Busy, &[])]), None);
+    }
+
+    #[test]
+    fn what_a_silent_worker_is_sent_does_not_end_its_silence() {
+        let (mut signs, start) = (SignsOfLife::new(4), Instant::now());
+        for second in 0..=4 {
+            let now = start + Duration::from_secs(second);
+            let verdicts = signs.look(now, |_| Busy);
+            assert_eq!(verdicts, if second == 1 { vec![Ask(7)] } else { vec![] }, "after {second} s");
+            signs.expect(7, STUCK, now);
+        }
+        assert_eq!(signs.look(start + Duration::from_secs(5), |_| Busy), [Kill(7)]);
     }
 
     #[test]

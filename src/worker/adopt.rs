@@ -76,12 +76,15 @@ impl Desk {
             fail_points::step(Kind::Adopt);
             match self.line.send_now(&adoption.word, &[]) {
                 Ok(()) => {
-                    if !adoption.prepared.is_empty() && hand.shared.table.lock().len() == 0 {
-                        self.is_wanted_again(hand.now());
-                    }
+                    let brings_some = !adoption.prepared.is_empty();
                     for prepared in adoption.prepared {
                         fail_points::step(Kind::Adopt);
                         self.todo.push_back(Todo::TakeUp(hand.take_in(prepared)));
+                    }
+                    // Whether there was none before can't be seen: prepared ones have their places already. Said once
+                    // they count, so that a look which follows an earlier word can't have missed them.
+                    if brings_some {
+                        self.is_wanted_again(hand.now());
                     }
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
