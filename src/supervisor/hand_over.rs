@@ -161,7 +161,10 @@ impl Supervisor {
             adopters.into_iter().map(|worker| weight(self.has(worker))).collect();
         for handing in self.keeper.keeping.plan(&adopters) {
             match self.ask_to_adopt(handing) {
-                Ok(()) => self.keeper.keeping.sent(handing),
+                Ok(()) => {
+                    self.keeper.keeping.sent(handing);
+                    self.watch_adopter(handing.to);
+                }
                 Err(error) => {
                     if !is_for_a_moment(&error) {
                         tracing::warn!(%error, "a worker can't be handed connections; tried again");
@@ -180,6 +183,13 @@ impl Supervisor {
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![parcel.arena.as_fd()];
         descriptors.extend(parcel.descriptors.into_iter().map(AsFd::as_fd));
         adopter.line.send_now(&ToWorker::Adopt { from, cause, connections }, &descriptors)
+    }
+
+    /// One that had no connection was not watched, and may be stopped or deadlocked: nobody else would answer these.
+    fn watch_adopter(&mut self, adopter: WorkerId) {
+        if let Some(worker) = self.workers.get(adopter) {
+            self.signs.watch(adopter, worker.stuck, Instant::now());
+        }
     }
 
     fn try_again_later(&mut self) {

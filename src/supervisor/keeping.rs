@@ -275,7 +275,8 @@ impl<D, A> Keeping<D, A> {
         self.estates.values().any(|estate| !estate.waiting.is_empty() || !estate.on_the_way.is_empty())
     }
 
-    fn on_the_way_to(&self, worker: WorkerId) -> usize {
+    /// Connections that this worker was asked to go on with, and has not said anything about.
+    pub(crate) fn on_the_way_to(&self, worker: WorkerId) -> usize {
         let sent = self.estates.values().flat_map(|estate| &estate.on_the_way);
         sent.filter(|sent| sent.to == worker).map(|sent| sent.connections.len()).sum()
     }

@@ -22,9 +22,9 @@ impl Supervisor {
             self.read_worker(worker);
         }
         self.decide();
-        let workers = &self.workers;
+        let (workers, keeping) = (&self.workers, &self.keeper.keeping);
         let verdicts = self.signs.look(Instant::now(), |id| match workers.get(id) {
-            Some(worker) if worker.arena.is_busy() => Seen::Busy,
+            Some(worker) if worker.arena.is_busy() || keeping.on_the_way_to(id) > 0 => Seen::Busy,
             Some(_) => Seen::Idle,
             None => Seen::Gone,
         });
