@@ -14,22 +14,25 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::children::{Template, Worker, Workers};
 use super::hand_over::Keeper;
 use super::listeners::{Left, Listeners};
 use super::methods::AllMethods;
-use super::quarantine::Quarantine;
+use super::quarantine::{self, Blame, Quarantine};
 use super::reload::{self, Origin, Terms};
 use super::sign_of_life::SignsOfLife;
-use super::state::{Calm, GenerationId, State, WorkerId};
+use super::state::{Calm, Event, GenerationId, State, WorkerEvent, WorkerId};
 use super::{Supervisor, blame, template_line, worker_lines};
 use crate::arena::{ArenaReader, Key, Scoreboard, Totals};
 use crate::config::{Config, Log, Source};
 use crate::line::{LEGACY_VERSION, Line};
 use crate::sys::exec::{self, LeftOpen, Program};
+use crate::sys::process;
 
 /// The environment variable by which a process learns that it goes on as a supervisor, and which descriptor has its legacy.
 const VARIABLE: &str = "TINE_SUPERVISOR_LEGACY";
@@ -39,7 +42,7 @@ const VARIABLE: &str = "TINE_SUPERVISOR_LEGACY";
 pub(crate) struct Legacy {
     version: u32,
     brain: Calm,
-    config: Config,
+    config: Told,
     config_path: Option<PathBuf>,
     source: Source,
     program: RawFd,
@@ -47,8 +50,7 @@ pub(crate) struct Legacy {
     methods: Vec<String>,
     all_methods: Vec<String>,
     totals: Totals,
-    /// Methods in quarantine, and for how long before one may be tried.
-    quarantine: Vec<(String, Duration)>,
+    quarantine: Vec<quarantine::Left>,
     listeners: Vec<Left>,
     bell: RawFd,
     template: TemplateLeft,
@@ -78,7 +80,29 @@ struct WorkerLeft {
 impl Legacy {
     /// How it is to be logged.
     pub(crate) fn log(&self) -> &Log {
-        &self.config.log
+        &self.config.understood.log
+    }
+}
+
+/// A checked configuration as the serving generation's template told it. It goes along word for word: the program that
+/// leaves may be older than that template, and keys that it doesn't know are still for the one that follows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "Value", into = "Value")]
+struct Told {
+    understood: Config,
+    words: Value,
+}
+
+impl TryFrom<Value> for Told {
+    type Error = serde_json::Error;
+    fn try_from(words: Value) -> Result<Self, Self::Error> {
+        Ok(Self { understood: Config::deserialize(&words)?, words })
+    }
+}
+
+impl From<Told> for Value {
+    fn from(told: Told) -> Self {
+        told.words
     }
 }
 
@@ -158,7 +182,7 @@ impl Supervisor {
         Some(Legacy {
             version: LEGACY_VERSION,
             brain,
-            config: self.terms.config.clone(),
+            config: Told { understood: self.terms.config.clone(), words: self.terms.told.clone() },
             config_path: self.config_path.clone(),
             source: self.origin.source.clone(),
             program: self.origin.program.as_fd().as_raw_fd(),
@@ -166,7 +190,7 @@ impl Supervisor {
             methods: self.terms.methods.names.clone(),
             all_methods: self.all_methods.names.clone(),
             totals: self.scoreboard.ended().clone(),
-            quarantine: self.quarantine.in_force(Instant::now()),
+            quarantine: self.quarantine.leave(Instant::now()),
             listeners: self.terms.listeners.as_ref()?.leave(),
             bell: self.bell.as_fd().as_raw_fd(),
             template: TemplateLeft {
@@ -203,6 +227,7 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     let now = Instant::now();
     let started = |age: Duration| now.checked_sub(age).unwrap_or(now);
     let generation = legacy.template.generation;
+    let Told { understood: config, words: told } = legacy.config;
     let program = Program::inherited(descriptors.take(legacy.program)?, legacy.program_path)?;
     // The kernel has given it the number of a descriptor as its name.
     if let Some(name) = program.name() {
@@ -210,31 +235,42 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     }
     let mut all_methods = AllMethods { names: legacy.all_methods };
     let methods = Rc::new(all_methods.number(legacy.methods));
-    let mut keeper = Keeper::new(legacy.config.processes);
+    let mut keeper = Keeper::new(config.processes);
     let mut workers = Workers::default();
     let mut signs = SignsOfLife::new(crate::worker::LOOKS);
-    let stuck = legacy.config.timeouts.stuck;
+    let stuck = config.timeouts.stuck;
+    let mut unreadable = Vec::new();
     for left in legacy.workers {
         let line = Line::from(descriptors.take(left.line)?);
-        epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, worker_lines::token(left.id)))?;
         let memory = descriptors.take(left.arena)?;
-        let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
-        keeper.keeping.begin(left.id, memory);
         let (keys, kept): (Vec<Key>, Vec<RawFd>) = left.kept.into_iter().unzip();
         let kept: Vec<OwnedFd> =
             kept.into_iter().map(|fd| descriptors.take(fd)).collect::<io::Result<_>>()?;
+        let pid = Pid::from_raw(left.pid);
+        let arena = match ArenaReader::open(&memory) {
+            Ok(arena) => arena,
+            Err(error) => {
+                // A handler has written there: that costs its worker and what that serves, and not the service.
+                end_unreadable(left.slot, pid, &error);
+                unreadable.push(left.id);
+                continue;
+            }
+        };
+        epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, worker_lines::token(left.id)))?;
+        keeper.keeping.begin(left.id, memory);
         keeper.keeping.keep(left.id, keys, kept);
         let worker = Worker {
             generation,
             slot: left.slot,
             methods: Rc::clone(&methods),
-            pid: Some(Pid::from_raw(left.pid)),
+            pid: Some(pid),
             line,
             line_open: true,
             arena,
             started: started(left.age),
             stuck,
             end_expected: false,
+            is_reaped: false,
             boot_failure: None,
             is_ready: true,
             born_refusing: Vec::new(),
@@ -253,9 +289,11 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         started: started(legacy.template.age),
     };
     let listeners = Listeners::inherit(legacy.listeners, &mut descriptors)?;
-    let limits = blame::limits(&legacy.config);
-    let (quarantine, orders) = Quarantine::restored(limits, legacy.quarantine, now);
-    let (state, actions) = State::go_on(legacy.brain, reload::settings(&legacy.config));
+    let (mut quarantine, mut orders) = Quarantine::restored(blame::limits(&config), legacy.quarantine, now);
+    for worker in &unreadable {
+        orders.extend(quarantine.ended(*worker, &Blame::Nobody, Vec::new(), now));
+    }
+    let (state, actions) = State::go_on(legacy.brain, reload::settings(&config));
     let bell = descriptors.take(legacy.bell)?;
     tracing::info!(
         pid = std::process::id(),
@@ -275,7 +313,7 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         all_methods,
         scoreboard: Scoreboard::new(legacy.totals),
         origin: Origin { number: generation, program, source: legacy.source },
-        terms: Terms { config: legacy.config, methods, listeners: Some(listeners) },
+        terms: Terms { config, told, methods, listeners: Some(listeners) },
         next: None,
         config_path: legacy.config_path,
         bell,
@@ -287,5 +325,88 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     };
     supervisor.balance_soon();
     supervisor.carry_out(orders);
+    for worker in unreadable {
+        let cause = "its arena can't be read".to_owned();
+        supervisor.happened(Event::Worker(worker, WorkerEvent::Ended { answered: true, cause }));
+    }
     supervisor.begin(actions)
+}
+
+fn end_unreadable(slot: usize, pid: Pid, error: &impl std::fmt::Display) {
+    tracing::error!(slot, pid = pid.as_raw(), %error, "a worker can't be gone on with, and is killed");
+    if let Err(error) = process::kill(pid, Signal::SIGKILL) {
+        tracing::warn!(%pid, %error, "a worker can't be killed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A legacy of version 2, with a key that this program doesn't know in its configuration.
+    fn sample() -> Value {
+        serde_json::json!({
+            "version": 2,
+            "brain": { "generation": 3, "last_generation": 4, "next_worker": 9, "slots": [7, null] },
+            "config": {
+                "listeners": [{ "address": { "tcp": "127.0.0.1:4000" } }],
+                "processes": 2,
+                "log": { "level": "warn" },
+                "of_a_later_version": { "key": [1, 2] },
+            },
+            "config_path": "config.toml",
+            "source": { "name": "config.toml", "text": "processes = 2" },
+            "program": 5,
+            "program_path": "/srv/program",
+            "methods": ["echo"],
+            "all_methods": ["echo", "gone"],
+            "totals": {
+                "begun": 12,
+                "methods": [{ "ok": 10, "errors": 1, "run_ns": 5_000, "histogram": vec![0; 128] }],
+                "counts": [1, 2, 10, 1, 0, 0, 0, 0, 0],
+            },
+            "quarantine": [{ "method": "echo", "wait": { "secs": 1, "nanos": 5 }, "trying": 7 }],
+            "listeners": [{
+                "configured": {
+                    "address": { "unix": "socket" },
+                    "backlog": 1_024,
+                    "prefix": "little",
+                    "mode": 432,
+                    "owner": [1_000, null],
+                    "allow_uids": [0],
+                },
+                "address": "unix:socket",
+                "file": ["socket", [1, 2]],
+                "descriptor": 6,
+            }],
+            "bell": 7,
+            "template": { "generation": 3, "pid": 100, "line": 8, "age": { "secs": 1, "nanos": 0 } },
+            "workers": [{
+                "id": 7,
+                "slot": 0,
+                "pid": 101,
+                "line": 9,
+                "arena": 10,
+                "age": { "secs": 1, "nanos": 0 },
+                "kept": [[[0, 2], 11]],
+            }],
+        })
+    }
+
+    /// What stands there was left by programs that are deployed. Who changes the form gives it the next version and writes
+    /// the sample anew, so that no program takes what it would misunderstand.
+    #[test]
+    fn the_form_of_a_legacy_changes_only_with_its_version() {
+        let read: Legacy = serde_json::from_value(sample()).unwrap();
+        assert_eq!(read.version, LEGACY_VERSION);
+        assert_eq!(serde_json::to_value(&read).unwrap(), sample());
+    }
+
+    #[test]
+    fn keys_of_a_later_configuration_go_along_and_missing_ones_have_their_defaults() {
+        let read: Legacy = serde_json::from_value(sample()).unwrap();
+        assert_eq!(read.config.understood.processes, 2);
+        assert_eq!(read.config.understood.quarantine, Config::default().quarantine);
+        assert_eq!(read.config.words, sample()["config"]);
+    }
 }
