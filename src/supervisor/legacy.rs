@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -225,7 +225,6 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     let (epoll, signals) = super::listen()?;
     let mut descriptors = LeftOpen::default();
     let now = Instant::now();
-    let started = |age: Duration| now.checked_sub(age).unwrap_or(now);
     let generation = legacy.template.generation;
     let Told { understood: config, words: told } = legacy.config;
     let program = Program::inherited(descriptors.take(legacy.program)?, legacy.program_path)?;
@@ -235,50 +234,18 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     }
     let mut all_methods = AllMethods { names: legacy.all_methods };
     let methods = Rc::new(all_methods.number(legacy.methods));
-    let mut keeper = Keeper::new(config.processes);
-    let mut workers = Workers::default();
-    let mut signs = SignsOfLife::new(crate::worker::LOOKS);
-    let stuck = config.timeouts.stuck;
-    let mut unreadable = Vec::new();
+    let listeners = Listeners::inherit(legacy.listeners, &mut descriptors)?;
+    let terms = Terms { config, told, methods, listeners: Some(listeners) };
+    let mut regained = Regained {
+        workers: Workers::default(),
+        keeper: Keeper::new(terms.config.processes),
+        signs: SignsOfLife::new(crate::worker::LOOKS),
+        unreadable: Vec::new(),
+    };
     for left in legacy.workers {
-        let line = Line::from(descriptors.take(left.line)?);
-        let memory = descriptors.take(left.arena)?;
-        let (keys, kept): (Vec<Key>, Vec<RawFd>) = left.kept.into_iter().unzip();
-        let kept: Vec<OwnedFd> =
-            kept.into_iter().map(|fd| descriptors.take(fd)).collect::<io::Result<_>>()?;
-        let pid = Pid::from_raw(left.pid);
-        let arena = match ArenaReader::open(&memory) {
-            Ok(arena) => arena,
-            Err(error) => {
-                // A handler has written there: that costs its worker and what that serves, and not the service.
-                end_unreadable(left.slot, pid, &error);
-                unreadable.push(left.id);
-                continue;
-            }
-        };
-        epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, worker_lines::token(left.id)))?;
-        keeper.keeping.begin(left.id, memory);
-        keeper.keeping.keep(left.id, keys, kept);
-        let worker = Worker {
-            generation,
-            slot: left.slot,
-            methods: Rc::clone(&methods),
-            pid: Some(pid),
-            line,
-            line_open: true,
-            arena,
-            started: started(left.age),
-            stuck,
-            end_expected: false,
-            is_reaped: false,
-            boot_failure: None,
-            is_ready: true,
-            born_refusing: Vec::new(),
-        };
-        workers.insert(left.id, worker);
-        // Whether it was asked is not known any more; it is, if it has anything to do.
-        signs.heard(left.id, stuck, now);
+        regained.regain(left, generation, &terms, &epoll, &mut descriptors)?;
     }
+    let Regained { workers, keeper, signs, unreadable } = regained;
     let line = Line::from(descriptors.take(legacy.template.line)?);
     epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, template_line::token(generation)))?;
     let template = Template {
@@ -286,14 +253,14 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         line,
         line_open: true,
         end_expected: false,
-        started: started(legacy.template.age),
+        started: ago(legacy.template.age),
     };
-    let listeners = Listeners::inherit(legacy.listeners, &mut descriptors)?;
-    let (mut quarantine, mut orders) = Quarantine::restored(blame::limits(&config), legacy.quarantine, now);
+    let limits = blame::limits(&terms.config);
+    let (mut quarantine, mut orders) = Quarantine::restored(limits, legacy.quarantine, now);
     for worker in &unreadable {
         orders.extend(quarantine.ended(*worker, &Blame::Nobody, Vec::new(), now));
     }
-    let (state, actions) = State::go_on(legacy.brain, reload::settings(&config));
+    let (state, actions) = State::go_on(legacy.brain, reload::settings(&terms.config));
     let bell = descriptors.take(legacy.bell)?;
     tracing::info!(
         pid = std::process::id(),
@@ -313,7 +280,7 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         all_methods,
         scoreboard: Scoreboard::new(legacy.totals),
         origin: Origin { number: generation, program, source: legacy.source },
-        terms: Terms { config, told, methods, listeners: Some(listeners) },
+        terms,
         next: None,
         config_path: legacy.config_path,
         bell,
@@ -332,6 +299,71 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     supervisor.begin(actions)
 }
 
+fn ago(age: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(age).unwrap_or(now)
+}
+
+/// The workers that were left, and what there is of each.
+struct Regained {
+    workers: Workers,
+    keeper: Keeper,
+    signs: SignsOfLife<WorkerId>,
+    /// Those that are killed, since nothing can be read of what they run and hold.
+    unreadable: Vec<WorkerId>,
+}
+
+impl Regained {
+    fn regain(
+        &mut self,
+        left: WorkerLeft,
+        generation: GenerationId,
+        terms: &Terms,
+        epoll: &Epoll,
+        descriptors: &mut LeftOpen,
+    ) -> io::Result<()> {
+        let line = Line::from(descriptors.take(left.line)?);
+        let memory = descriptors.take(left.arena)?;
+        let (keys, kept): (Vec<Key>, Vec<RawFd>) = left.kept.into_iter().unzip();
+        let kept: Vec<OwnedFd> =
+            kept.into_iter().map(|fd| descriptors.take(fd)).collect::<io::Result<_>>()?;
+        let pid = Pid::from_raw(left.pid);
+        let arena = match ArenaReader::open(&memory) {
+            Ok(arena) => arena,
+            Err(error) => {
+                // A handler has written there: that costs its worker and what that serves, and not the service.
+                end_unreadable(left.slot, pid, &error);
+                self.unreadable.push(left.id);
+                return Ok(());
+            }
+        };
+        epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, worker_lines::token(left.id)))?;
+        self.keeper.keeping.begin(left.id, memory);
+        self.keeper.keeping.keep(left.id, keys, kept);
+        let stuck = terms.config.timeouts.stuck;
+        let worker = Worker {
+            generation,
+            slot: left.slot,
+            methods: Rc::clone(&terms.methods),
+            pid: Some(pid),
+            line,
+            line_open: true,
+            arena,
+            started: ago(left.age),
+            stuck,
+            end_expected: false,
+            is_reaped: false,
+            boot_failure: None,
+            is_ready: true,
+            born_refusing: Vec::new(),
+        };
+        self.workers.insert(left.id, worker);
+        // Whether it was asked is not known any more; it is, if it has anything to do.
+        self.signs.heard(left.id, stuck, Instant::now());
+        Ok(())
+    }
+}
+
 fn end_unreadable(slot: usize, pid: Pid, error: &impl std::fmt::Display) {
     tracing::error!(slot, pid = pid.as_raw(), %error, "a worker can't be gone on with, and is killed");
     if let Err(error) = process::kill(pid, Signal::SIGKILL) {
@@ -340,73 +372,4 @@ fn end_unreadable(slot: usize, pid: Pid, error: &impl std::fmt::Display) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A legacy of version 2, with a key that this program doesn't know in its configuration.
-    fn sample() -> Value {
-        serde_json::json!({
-            "version": 2,
-            "brain": { "generation": 3, "last_generation": 4, "next_worker": 9, "slots": [7, null] },
-            "config": {
-                "listeners": [{ "address": { "tcp": "127.0.0.1:4000" } }],
-                "processes": 2,
-                "log": { "level": "warn" },
-                "of_a_later_version": { "key": [1, 2] },
-            },
-            "config_path": "config.toml",
-            "source": { "name": "config.toml", "text": "processes = 2" },
-            "program": 5,
-            "program_path": "/srv/program",
-            "methods": ["echo"],
-            "all_methods": ["echo", "gone"],
-            "totals": {
-                "begun": 12,
-                "methods": [{ "ok": 10, "errors": 1, "run_ns": 5_000, "histogram": vec![0; 128] }],
-                "counts": [1, 2, 10, 1, 0, 0, 0, 0, 0],
-            },
-            "quarantine": [{ "method": "echo", "wait": { "secs": 1, "nanos": 5 }, "trying": 7 }],
-            "listeners": [{
-                "configured": {
-                    "address": { "unix": "socket" },
-                    "backlog": 1_024,
-                    "prefix": "little",
-                    "mode": 432,
-                    "owner": [1_000, null],
-                    "allow_uids": [0],
-                },
-                "address": "unix:socket",
-                "file": ["socket", [1, 2]],
-                "descriptor": 6,
-            }],
-            "bell": 7,
-            "template": { "generation": 3, "pid": 100, "line": 8, "age": { "secs": 1, "nanos": 0 } },
-            "workers": [{
-                "id": 7,
-                "slot": 0,
-                "pid": 101,
-                "line": 9,
-                "arena": 10,
-                "age": { "secs": 1, "nanos": 0 },
-                "kept": [[[0, 2], 11]],
-            }],
-        })
-    }
-
-    /// What stands there was left by programs that are deployed. Who changes the form gives it the next version and writes
-    /// the sample anew, so that no program takes what it would misunderstand.
-    #[test]
-    fn the_form_of_a_legacy_changes_only_with_its_version() {
-        let read: Legacy = serde_json::from_value(sample()).unwrap();
-        assert_eq!(read.version, LEGACY_VERSION);
-        assert_eq!(serde_json::to_value(&read).unwrap(), sample());
-    }
-
-    #[test]
-    fn keys_of_a_later_configuration_go_along_and_missing_ones_have_their_defaults() {
-        let read: Legacy = serde_json::from_value(sample()).unwrap();
-        assert_eq!(read.config.understood.processes, 2);
-        assert_eq!(read.config.understood.quarantine, Config::default().quarantine);
-        assert_eq!(read.config.words, sample()["config"]);
-    }
-}
+mod tests;
