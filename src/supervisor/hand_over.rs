@@ -125,17 +125,15 @@ impl Supervisor {
         let not_kept = self.keeper.keeping.offered(worker, connections);
         if !not_kept.is_empty() {
             // Nobody has another descriptor of them, so this closes them.
-            self.release(worker, &not_kept);
+            self.tell(worker, &ToWorker::Released { connections: not_kept });
         }
     }
 
     pub(super) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Option<Key>>) {
         let moved = self.keeper.keeping.adopted(adopter, from, results);
         if moved.refused > 0 {
-            tracing::warn!(
-                connections = moved.refused,
-                "connections of a worker are closed: nothing could be made of what it left of them"
-            );
+            // Their clients may have gone at that moment. Where that is not why, the adopter has said so.
+            tracing::debug!(connections = moved.refused, "connections of a worker are not gone on with");
         }
         if moved.wait_again > 0 {
             self.keeper.complain("a worker has no room for the descriptors of another's");
