@@ -304,6 +304,20 @@ fn a_connection_that_is_too_young_ends_with_its_worker() {
 }
 
 #[test]
+fn an_idle_worker_that_is_stopped_does_not_keep_what_it_is_handed() {
+    let kept = Kept::start("processes = 2\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\nstuck = \"400ms\"");
+    let mut wire = kept.connect(1).remove(0);
+    let pid = worker_pid(&mut wire);
+    let idle = kept.service.worker_pids().into_iter().find(|other| *other != pid).expect("two workers");
+    send_signal(idle, Signal::SIGSTOP);
+    kill(pid);
+    // The only one there is gets it, and is asked for a sign of life from then on.
+    assert!(![pid, idle].contains(&worker_pid(&mut wire)));
+    let silent = kept.service.await_log("no sign of life");
+    assert_eq!(pid_in(&silent), idle);
+}
+
+#[test]
 fn workers_killed_one_after_the_other_hand_the_same_connections_on() {
     let kept = Kept::start(TWO);
     let mut wires = kept.connect(20);

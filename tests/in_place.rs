@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -127,6 +127,49 @@ fn connections_are_kept_by_the_new_program_too() {
     let worker = worker_pid(&mut wire);
     send_signal(worker, Signal::SIGKILL);
     assert_ne!(worker_pid(&mut wire), worker, "another one goes on with it");
+}
+
+/// Overwrites the beginning of all that a worker shares with the supervisor, as a handler's wild pointer might.
+fn scribble(pid: i32) {
+    let folder = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors");
+    let is_arena = |fd: &PathBuf| {
+        std::fs::read_link(fd).is_ok_and(|link| link.to_string_lossy().contains("memfd:tine-arena"))
+    };
+    let arenas: Vec<PathBuf> = folder.flatten().map(|fd| fd.path()).filter(is_arena).collect();
+    assert!(!arenas.is_empty());
+    for arena in arenas {
+        let file = std::fs::OpenOptions::new().write(true).open(arena).expect("a memfd can be opened anew");
+        file.write_all_at(&[0xff; 64], 0).expect("it is writable");
+    }
+}
+
+#[test]
+fn a_worker_whose_arena_makes_no_sense_is_replaced_by_the_new_program() {
+    let scene = Scene::new("processes = 2\nthreads = 2");
+    let service = &scene.service;
+    let before = service.worker_pids();
+    // While this worker is there the supervisor has something under way.
+    let mut wire = service.connect();
+    let hangs = worker_pid(&mut wire);
+    wire.send(r#"{"in":"hang","id":1}"#);
+    wire.send(r#"{"in":"sleep","params":{"ms":1},"id":2}"#);
+    assert_eq!(wire.receive()["id"], 2, "the other runs");
+    scene.deploy();
+    let mark = service.mark();
+    service.signal(Signal::SIGHUP);
+    service.await_text(mark, "reloaded");
+    let served_by = std::iter::repeat_with(|| worker_pid(&mut service.connect()));
+    let doomed = served_by.take(1_000).find(|pid| !before.contains(pid)).expect("the next generation serves");
+    scribble(doomed);
+    send_signal(hangs, Signal::SIGKILL);
+    service.await_text(mark, TAKEN_OVER);
+    let told = service.await_text(mark, "a worker can't be gone on with");
+    assert_eq!(told["pid"], doomed, "{told}");
+    let mark = service.mark();
+    let slot = told["slot"].as_u64().expect("a slot");
+    assert_ne!(service.await_refill(mark, slot), doomed);
+    let echoed = service.call("echo", json!("served"));
+    assert_eq!(echoed["result"], "served");
 }
 
 #[test]

@@ -102,6 +102,7 @@ pub(crate) struct Restart {
 
 /// When a worker is replaced although nothing is wrong with it yet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Recycle {
     /// Calls that a worker begins; zero: any number.
     pub(crate) max_requests: u64,
@@ -116,6 +117,7 @@ impl Eq for Recycle {}
 
 /// What happens to methods that take workers down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Quarantine {
     /// Crashes of one method within `window` that put it in quarantine. Zero: none is ever put there.
     pub(crate) crashes: u32,

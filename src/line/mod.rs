@@ -22,7 +22,7 @@ pub(crate) use messages::{FromTemplate, FromWorker, Quarantined, ToTemplate, ToW
 
 /// The version of what a supervisor leaves to the program that takes its place. A template says which one its program
 /// understands, as it is that program.
-pub(crate) const LEGACY_VERSION: u32 = 1;
+pub(crate) const LEGACY_VERSION: u32 = 2;
 
 /// The environment variable by which a process learns that it is a template, and which descriptor its line is.
 pub(crate) const TEMPLATE_VARIABLE: &str = "TINE_TEMPLATE_LINE";

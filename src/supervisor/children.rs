@@ -48,6 +48,8 @@ pub(crate) struct Worker {
     pub(crate) started: Instant,
     /// It was told to end, or said that it will: its end is no news.
     pub(crate) end_expected: bool,
+    /// Its pid is its own no more.
+    pub(crate) is_reaped: bool,
     /// Why it can't start, if it said so.
     pub(crate) boot_failure: Option<String>,
     /// It reads its line. Before that a word on it would end it.

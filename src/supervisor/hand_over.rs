@@ -18,14 +18,23 @@ use crate::arena::Key;
 use crate::line::ToWorker;
 use crate::sys::limits;
 
+/// Keys in one message: a tenth of what a line takes.
+const MOST_RELEASED: usize = 512;
+
 /// When it is tried again to hand over what the kernel would not take.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
+
+/// For how long a worker that the kernel sends nothing to is left out.
+const LEFT_OUT: Duration = Duration::from_secs(1);
 
 /// How soon after a change the workers' shares are looked at: what changes together is balanced together.
 const SETTLE: Duration = Duration::from_millis(250);
 
 /// For how long a worker that said that calls wait is taken to have them.
 const CROWDED_FOR: Duration = Duration::from_millis(500);
+
+/// More waiting calls than that are as bad as that many.
+const MOST_WAITING: usize = 1 << 20;
 
 /// Descriptors that the keeping leaves to everything else: for each worker its line, its arena and what its fork
 /// takes.
@@ -42,6 +51,8 @@ pub(super) struct Keeper {
     balance_at: Option<Instant>,
     /// Calls that wait, and since when that is known.
     crowded: BTreeMap<WorkerId, (Instant, usize)>,
+    /// Workers that could not be asked to adopt, and until when they are not asked again.
+    refuse_until: BTreeMap<WorkerId, Instant>,
     has_complained: bool,
 }
 
@@ -53,8 +64,14 @@ impl Keeper {
             try_again_at: None,
             balance_at: None,
             crowded: BTreeMap::new(),
+            refuse_until: BTreeMap::new(),
             has_complained: false,
         }
+    }
+
+    /// The descriptor limit, or the number of processes, is another one.
+    pub(super) fn resize(&mut self, processes: usize) {
+        self.most = most_kept(limits::descriptors(), processes);
     }
 
     /// When there is something to do although nothing happens.
@@ -115,17 +132,15 @@ impl Supervisor {
     pub(super) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Option<Key>>) {
         let moved = self.keeper.keeping.adopted(adopter, from, results);
         if moved.refused > 0 {
-            tracing::warn!(
-                connections = moved.refused,
-                "connections of a worker are closed: nothing could be made of what it left of them"
-            );
+            // Their clients may have gone at that moment. Where that is not why, the adopter has said so.
+            tracing::debug!(connections = moved.refused, "connections of a worker are not gone on with");
         }
         if moved.wait_again > 0 {
             self.keeper.complain("a worker has no room for the descriptors of another's");
             self.try_again_later();
         }
         if !moved.released.is_empty() {
-            self.tell(from, &ToWorker::Released { connections: moved.released });
+            self.release(from, &moved.released);
         }
     }
 
@@ -137,6 +152,7 @@ impl Supervisor {
         }
         self.keeper.keeping.ended(worker, cause);
         self.keeper.crowded.remove(&worker);
+        self.keeper.refuse_until.remove(&worker);
     }
 
     /// Hands over what waits, as far as there is somebody to take it.
@@ -155,23 +171,47 @@ impl Supervisor {
             }
             return;
         }
+        let now = Instant::now();
         // Where calls wait is no place for more, as long as there are others.
         let weight = |has: Has| (has.worker, has.connections + has.load);
-        let adopters: Vec<(WorkerId, usize)> =
-            adopters.into_iter().map(|worker| weight(self.has(worker))).collect();
-        for handing in self.keeper.keeping.plan(&adopters) {
-            match self.ask_to_adopt(handing) {
-                Ok(()) => {
-                    self.keeper.keeping.sent(handing);
-                    self.expect_life(handing.to);
-                }
-                Err(error) => {
-                    if !is_for_a_moment(&error) {
-                        tracing::warn!(%error, "a worker can't be handed connections; tried again");
-                    }
-                    self.try_again_later();
-                }
+        let can_take = |worker: &WorkerId| {
+            let refuses = self.keeper.refuse_until.get(worker).is_some_and(|until| now < *until);
+            !refuses && self.workers.get(*worker).is_some_and(|worker| worker.line_open)
+        };
+        let mut adopters: Vec<(WorkerId, usize)> =
+            adopters.into_iter().filter(can_take).map(|worker| weight(self.has(worker))).collect();
+        // One that can't take anything is left out and the rest planned anew: the next plan would else be the same again.
+        while let Some((adopter, error)) = self.hand_over_to(&adopters) {
+            self.try_again_later();
+            match Refused::by(&error) {
+                Refused::Everybody => return,
+                Refused::ThisOne => {}
+                Refused::ForLong => self.leave_out(adopter, &error),
             }
+            adopters.retain(|(worker, _)| *worker != adopter);
+        }
+        if self.keeper.keeping.waiting() > 0 {
+            self.try_again_later();
+        }
+    }
+
+    /// Hands over what waits, up to the first worker that can't be asked.
+    fn hand_over_to(&mut self, adopters: &[(WorkerId, usize)]) -> Option<(WorkerId, io::Error)> {
+        for handing in self.keeper.keeping.plan(adopters) {
+            if let Err(error) = self.ask_to_adopt(handing) {
+                return Some((handing.to, error));
+            }
+            self.keeper.keeping.sent(handing);
+            self.watch_adopter(handing.to);
+        }
+        None
+    }
+
+    /// Said once for each worker.
+    fn leave_out(&mut self, adopter: WorkerId, error: &io::Error) {
+        if self.keeper.refuse_until.insert(adopter, Instant::now() + LEFT_OUT).is_none() {
+            let slot = self.workers.get(adopter).map(|worker| worker.slot);
+            tracing::warn!(slot, %error, "a worker can't be handed connections, which go to others while there are any");
         }
     }
 
@@ -185,13 +225,27 @@ impl Supervisor {
         adopter.line.send_now(&ToWorker::Adopt { from, cause, connections }, &descriptors)
     }
 
+    /// One that had no connection was not watched, and may be stopped or deadlocked: nobody else would answer these.
+    fn watch_adopter(&mut self, adopter: WorkerId) {
+        if let Some(worker) = self.workers.get(adopter) {
+            self.signs.watch(adopter, worker.stuck, Instant::now());
+        }
+    }
+
     fn try_again_later(&mut self) {
         self.keeper.try_again_at = Some(Instant::now() + TRY_AGAIN);
     }
 
     fn give_up_waiting(&mut self) {
         for (worker, connections) in self.keeper.keeping.give_up_waiting() {
-            self.tell(worker, &ToWorker::Released { connections });
+            self.release(worker, &connections);
+        }
+    }
+
+    /// In messages that a line takes, however many there are.
+    fn release(&mut self, worker: WorkerId, connections: &[Key]) {
+        for some in connections.chunks(MOST_RELEASED) {
+            self.tell(worker, &ToWorker::Released { connections: some.to_vec() });
         }
     }
 }
@@ -199,7 +253,8 @@ impl Supervisor {
 /// Balance.
 impl Supervisor {
     pub(super) fn crowded(&mut self, worker: WorkerId, waiting: usize) {
-        self.keeper.crowded.insert(worker, (Instant::now(), waiting));
+        // Its word is a stranger's: sums of it must stay numbers.
+        self.keeper.crowded.insert(worker, (Instant::now(), waiting.min(MOST_WAITING)));
         self.balance_soon();
     }
 
@@ -246,15 +301,38 @@ impl Supervisor {
     }
 }
 
-/// The line is full, or too many descriptors are under way: it passes as soon as others have read.
-fn is_for_a_moment(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    error.kind() == io::ErrorKind::WouldBlock || matches!(errno, Some(Errno::ETOOMANYREFS | Errno::ENOBUFS))
+/// Who is not asked further when a worker could not be asked to adopt.
+#[derive(Debug, PartialEq, Eq)]
+enum Refused {
+    /// Too many descriptors are under way: it passes as soon as anybody has read.
+    Everybody,
+    /// Its line is full: it may have read some a moment later.
+    ThisOne,
+    /// Its line is closed, or something is wrong that does not pass.
+    ForLong,
+}
+
+impl Refused {
+    fn by(error: &io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM) => Self::Everybody,
+            _ if error.kind() == io::ErrorKind::WouldBlock => Self::ThisOne,
+            _ => Self::ForLong,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_left_out_when_one_cannot_be_asked() {
+        let of = |errno: Errno| Refused::by(&io::Error::from(errno));
+        assert_eq!(of(Errno::ETOOMANYREFS), Refused::Everybody);
+        assert_eq!((of(Errno::EAGAIN), of(Errno::EPIPE)), (Refused::ThisOne, Refused::ForLong));
+        assert_eq!(Refused::by(&io::ErrorKind::WouldBlock.into()), Refused::ThisOne, "messages are queued");
+    }
 
     #[test]
     fn the_keeping_leaves_descriptors_to_everything_else() {

@@ -13,23 +13,26 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::children::{Template, Worker, Workers};
 use super::hand_over::Keeper;
 use super::listeners::{Left, Listeners};
 use super::methods::AllMethods;
-use super::quarantine::Quarantine;
+use super::quarantine::{self, Blame, Quarantine};
 use super::reload::{self, Origin, Terms};
 use super::sign_of_life::SignsOfLife;
-use super::state::{Calm, GenerationId, State, WorkerId};
+use super::state::{Calm, Event, GenerationId, State, WorkerEvent, WorkerId};
 use super::{Supervisor, blame, template_line, worker_lines};
 use crate::arena::{ArenaReader, Key, Scoreboard, Totals};
 use crate::config::{Config, Log, Source};
 use crate::line::{LEGACY_VERSION, Line};
 use crate::sys::exec::{self, LeftOpen, Program};
+use crate::sys::process;
 
 /// The environment variable by which a process learns that it goes on as a supervisor, and which descriptor has its legacy.
 const VARIABLE: &str = "TINE_SUPERVISOR_LEGACY";
@@ -39,7 +42,7 @@ const VARIABLE: &str = "TINE_SUPERVISOR_LEGACY";
 pub(crate) struct Legacy {
     version: u32,
     brain: Calm,
-    config: Config,
+    config: Told,
     config_path: Option<PathBuf>,
     source: Source,
     program: RawFd,
@@ -47,8 +50,7 @@ pub(crate) struct Legacy {
     methods: Vec<String>,
     all_methods: Vec<String>,
     totals: Totals,
-    /// Methods in quarantine, and for how long before one may be tried.
-    quarantine: Vec<(String, Duration)>,
+    quarantine: Vec<quarantine::Left>,
     listeners: Vec<Left>,
     bell: RawFd,
     template: TemplateLeft,
@@ -78,7 +80,29 @@ struct WorkerLeft {
 impl Legacy {
     /// How it is to be logged.
     pub(crate) fn log(&self) -> &Log {
-        &self.config.log
+        &self.config.understood.log
+    }
+}
+
+/// A checked configuration as the serving generation's template told it. It goes along word for word: the program that
+/// leaves may be older than that template, and keys that it doesn't know are still for the one that follows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "Value", into = "Value")]
+struct Told {
+    understood: Config,
+    words: Value,
+}
+
+impl TryFrom<Value> for Told {
+    type Error = serde_json::Error;
+    fn try_from(words: Value) -> Result<Self, Self::Error> {
+        Ok(Self { understood: Config::deserialize(&words)?, words })
+    }
+}
+
+impl From<Told> for Value {
+    fn from(told: Told) -> Self {
+        told.words
     }
 }
 
@@ -158,7 +182,7 @@ impl Supervisor {
         Some(Legacy {
             version: LEGACY_VERSION,
             brain,
-            config: self.terms.config.clone(),
+            config: Told { understood: self.terms.config.clone(), words: self.terms.told.clone() },
             config_path: self.config_path.clone(),
             source: self.origin.source.clone(),
             program: self.origin.program.as_fd().as_raw_fd(),
@@ -166,7 +190,7 @@ impl Supervisor {
             methods: self.terms.methods.names.clone(),
             all_methods: self.all_methods.names.clone(),
             totals: self.scoreboard.ended().clone(),
-            quarantine: self.quarantine.in_force(Instant::now()),
+            quarantine: self.quarantine.leave(Instant::now()),
             listeners: self.terms.listeners.as_ref()?.leave(),
             bell: self.bell.as_fd().as_raw_fd(),
             template: TemplateLeft {
@@ -201,8 +225,8 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     let (epoll, signals) = super::listen()?;
     let mut descriptors = LeftOpen::default();
     let now = Instant::now();
-    let started = |age: Duration| now.checked_sub(age).unwrap_or(now);
     let generation = legacy.template.generation;
+    let Told { understood: config, words: told } = legacy.config;
     let program = Program::inherited(descriptors.take(legacy.program)?, legacy.program_path)?;
     // The kernel has given it the number of a descriptor as its name.
     if let Some(name) = program.name() {
@@ -210,39 +234,18 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     }
     let mut all_methods = AllMethods { names: legacy.all_methods };
     let methods = Rc::new(all_methods.number(legacy.methods));
-    let mut keeper = Keeper::new(legacy.config.processes);
-    let mut workers = Workers::default();
-    let mut signs = SignsOfLife::new(crate::worker::LOOKS);
-    let stuck = legacy.config.timeouts.stuck;
+    let listeners = Listeners::inherit(legacy.listeners, &mut descriptors)?;
+    let terms = Terms { config, told, methods, listeners: Some(listeners) };
+    let mut regained = Regained {
+        workers: Workers::default(),
+        keeper: Keeper::new(terms.config.processes),
+        signs: SignsOfLife::new(crate::worker::LOOKS),
+        unreadable: Vec::new(),
+    };
     for left in legacy.workers {
-        let line = Line::from(descriptors.take(left.line)?);
-        epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, worker_lines::token(left.id)))?;
-        let memory = descriptors.take(left.arena)?;
-        let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
-        keeper.keeping.begin(left.id, memory);
-        let (keys, kept): (Vec<Key>, Vec<RawFd>) = left.kept.into_iter().unzip();
-        let kept: Vec<OwnedFd> =
-            kept.into_iter().map(|fd| descriptors.take(fd)).collect::<io::Result<_>>()?;
-        keeper.keeping.keep(left.id, keys, kept);
-        let worker = Worker {
-            generation,
-            slot: left.slot,
-            methods: Rc::clone(&methods),
-            pid: Some(Pid::from_raw(left.pid)),
-            line,
-            line_open: true,
-            arena,
-            started: started(left.age),
-            stuck,
-            end_expected: false,
-            boot_failure: None,
-            is_ready: true,
-            born_refusing: Vec::new(),
-        };
-        workers.insert(left.id, worker);
-        // Whether it was asked is not known any more; it is, if it has anything to do.
-        signs.heard(left.id, stuck, now);
+        regained.regain(left, generation, &terms, &epoll, &mut descriptors)?;
     }
+    let Regained { workers, keeper, signs, unreadable } = regained;
     let line = Line::from(descriptors.take(legacy.template.line)?);
     epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, template_line::token(generation)))?;
     let template = Template {
@@ -250,12 +253,14 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         line,
         line_open: true,
         end_expected: false,
-        started: started(legacy.template.age),
+        started: ago(legacy.template.age),
     };
-    let listeners = Listeners::inherit(legacy.listeners, &mut descriptors)?;
-    let limits = blame::limits(&legacy.config);
-    let (quarantine, orders) = Quarantine::restored(limits, legacy.quarantine, now);
-    let (state, actions) = State::go_on(legacy.brain, reload::settings(&legacy.config));
+    let limits = blame::limits(&terms.config);
+    let (mut quarantine, mut orders) = Quarantine::restored(limits, legacy.quarantine, now);
+    for worker in &unreadable {
+        orders.extend(quarantine.ended(*worker, &Blame::Nobody, Vec::new(), now));
+    }
+    let (state, actions) = State::go_on(legacy.brain, reload::settings(&terms.config));
     let bell = descriptors.take(legacy.bell)?;
     tracing::info!(
         pid = std::process::id(),
@@ -275,7 +280,7 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         all_methods,
         scoreboard: Scoreboard::new(legacy.totals),
         origin: Origin { number: generation, program, source: legacy.source },
-        terms: Terms { config: legacy.config, methods, listeners: Some(listeners) },
+        terms,
         next: None,
         config_path: legacy.config_path,
         bell,
@@ -288,5 +293,84 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     };
     supervisor.balance_soon();
     supervisor.carry_out(orders);
+    for worker in unreadable {
+        let cause = "its arena can't be read".to_owned();
+        supervisor.happened(Event::Worker(worker, WorkerEvent::Ended { answered: true, cause }));
+    }
     supervisor.begin(actions)
 }
+
+fn ago(age: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(age).unwrap_or(now)
+}
+
+/// The workers that were left, and what there is of each.
+struct Regained {
+    workers: Workers,
+    keeper: Keeper,
+    signs: SignsOfLife<WorkerId>,
+    /// Those that are killed, since nothing can be read of what they run and hold.
+    unreadable: Vec<WorkerId>,
+}
+
+impl Regained {
+    fn regain(
+        &mut self,
+        left: WorkerLeft,
+        generation: GenerationId,
+        terms: &Terms,
+        epoll: &Epoll,
+        descriptors: &mut LeftOpen,
+    ) -> io::Result<()> {
+        let line = Line::from(descriptors.take(left.line)?);
+        let memory = descriptors.take(left.arena)?;
+        let (keys, kept): (Vec<Key>, Vec<RawFd>) = left.kept.into_iter().unzip();
+        let kept: Vec<OwnedFd> =
+            kept.into_iter().map(|fd| descriptors.take(fd)).collect::<io::Result<_>>()?;
+        let pid = Pid::from_raw(left.pid);
+        let arena = match ArenaReader::open(&memory) {
+            Ok(arena) => arena,
+            Err(error) => {
+                // A handler has written there: that costs its worker and what that serves, and not the service.
+                end_unreadable(left.slot, pid, &error);
+                self.unreadable.push(left.id);
+                return Ok(());
+            }
+        };
+        epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, worker_lines::token(left.id)))?;
+        self.keeper.keeping.begin(left.id, memory);
+        self.keeper.keeping.keep(left.id, keys, kept);
+        let stuck = terms.config.timeouts.stuck;
+        let worker = Worker {
+            generation,
+            slot: left.slot,
+            methods: Rc::clone(&terms.methods),
+            pid: Some(pid),
+            line,
+            line_open: true,
+            arena,
+            started: ago(left.age),
+            stuck,
+            end_expected: false,
+            is_reaped: false,
+            boot_failure: None,
+            is_ready: true,
+            born_refusing: Vec::new(),
+        };
+        self.workers.insert(left.id, worker);
+        // Whether it was asked is not known any more; it is, if it has anything to do.
+        self.signs.heard(left.id, stuck, Instant::now());
+        Ok(())
+    }
+}
+
+fn end_unreadable(slot: usize, pid: Pid, error: &impl std::fmt::Display) {
+    tracing::error!(slot, pid = pid.as_raw(), %error, "a worker can't be gone on with, and is killed");
+    if let Err(error) = process::kill(pid, Signal::SIGKILL) {
+        tracing::warn!(%pid, %error, "a worker can't be killed");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -13,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::sys::exec::LeftOpen;
-use crate::sys::socket::Listener;
+use crate::sys::socket::{self, Listener};
 
 /// All listeners of one configuration, in its order.
 #[derive(Debug)]
@@ -187,11 +186,11 @@ fn remove_stale(path: &Path) -> Result<(), String> {
             path.display()
         ));
     }
-    match UnixStream::connect(path) {
-        Ok(_) => {
+    match socket::is_listened_to(path) {
+        Ok(true) => {
             Err(format!("unix:{} is in use by another program; stop it, or listen elsewhere", path.display()))
         }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+        Ok(false) => fs::remove_file(path)
             .map_err(|error| format!("unix:{}: the stale socket can't be removed ({error})", path.display())),
         Err(error) => {
             Err(format!("unix:{}: can't tell whether the socket there is in use ({error})", path.display()))
@@ -228,7 +227,7 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
@@ -292,6 +291,17 @@ mod tests {
         let error = bind(&folder.socket()).unwrap_err();
         assert!(error.contains("is in use by another program"), "{error}");
         assert!(UnixStream::connect(folder.socket()).is_ok());
+    }
+
+    /// To wait there for its turn would hold the supervisor up for as long as nobody accepts.
+    #[test]
+    fn a_socket_whose_backlog_is_full_is_in_use() {
+        let folder = Folder::new();
+        let live = UnixListener::bind(folder.socket()).unwrap();
+        nix::sys::socket::listen(&live, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+        let _waits = UnixStream::connect(folder.socket()).unwrap();
+        let error = bind(&folder.socket()).unwrap_err();
+        assert!(error.contains("is in use by another program"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use super::Supervisor;
 use super::sign_of_life::{Seen, Verdict};
@@ -36,18 +37,31 @@ impl Supervisor {
         }
     }
 
-    /// A worker is sent connections. One that was idle was not watched, and should it be stopped nobody would have them.
-    pub(super) fn expect_life(&mut self, id: WorkerId) {
-        if let Some(worker) = self.workers.get(id) {
-            self.signs.expect(id, worker.stuck, Instant::now());
-        }
-    }
-
     fn ask_for_life(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get_mut(id) {
             // Where that fails it is gone, which its end will say.
             let _ = worker.line.send(&ToWorker::AreYouThere, Vec::new());
             watch_worker(&self.epoll, worker, id);
+        }
+    }
+
+    /// Its line has been closed at its end. One that ends does that, and is left alone; in one that lives a handler has closed a
+    /// descriptor that was not its own, and it will hear and say nothing any more.
+    pub(super) fn end_deaf(&mut self, id: WorkerId, pid: Pid) {
+        // The pid of one that was reaped may be anybody's.
+        let Some(worker) = self.workers.get(id).filter(|worker| !worker.is_reaped) else { return };
+        if !process::is_alive(pid).unwrap_or(false) {
+            return;
+        }
+        let slot = worker.slot;
+        tracing::error!(
+            slot,
+            pid = pid.as_raw(),
+            "a worker's line to the supervisor was closed at its end, as by a handler that closes descriptors which are not \
+             its own: it is killed"
+        );
+        if let Err(error) = process::kill(pid, Signal::SIGKILL) {
+            tracing::warn!(slot, %pid, %error, "a worker can't be killed");
         }
     }
 

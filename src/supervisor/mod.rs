@@ -106,6 +106,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         origin,
         terms: Terms {
             config: setup.config,
+            told: serde_json::Value::Null,
             methods: Rc::new(Methods::default()),
             listeners: Some(setup.listeners),
         },

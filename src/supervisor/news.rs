@@ -88,6 +88,9 @@ impl Supervisor {
     }
 
     fn worker_ended(&mut self, id: WorkerId, ended: Ended) {
+        if let Some(worker) = self.workers.get_mut(id) {
+            worker.is_reaped = true;
+        }
         // What it said last counts: its line is read dry before anything is decided.
         self.read_worker(id);
         let Some(worker) = self.workers.remove(id) else {

@@ -17,6 +17,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::state::WorkerId;
 
 /// A trial that no caller comes for is given to another worker whose callers ask, after this.
@@ -78,6 +80,16 @@ pub(crate) struct Quarantine {
     unclear: VecDeque<(Instant, Vec<Suspect>)>,
 }
 
+/// A method in quarantine as it is left to the supervisor that takes this one's place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Left {
+    pub(crate) method: String,
+    /// Before it may be tried.
+    pub(crate) wait: Duration,
+    /// Who has the trial, used or not.
+    pub(crate) trying: Option<WorkerId>,
+}
+
 #[derive(Debug)]
 enum Standing {
     Watched { crashes: VecDeque<Instant> },
@@ -94,19 +106,31 @@ impl Quarantine {
         Self { limits, methods: BTreeMap::new(), unclear: VecDeque::new() }
     }
 
-    /// Goes on for another supervisor with what was [`in_force`](Self::in_force) there, and what all are to be told so
-    /// that they ask anew: who had asked is not known any more, and a trial that was not used is taken back by it.
-    pub(crate) fn restored(
-        limits: Limits,
-        in_force: Vec<(String, Duration)>,
-        now: Instant,
-    ) -> (Self, Vec<Order>) {
-        let shut = |(method, wait): &(String, Duration)| Order::Shut { method: method.clone(), wait: *wait };
-        let orders = in_force.iter().map(shut).collect();
-        let cooling = |(method, wait)| {
-            (method, Standing::Cooling { until: now.checked_add(wait).unwrap_or(now), asking: Asking::new() })
+    /// What another supervisor can go on with.
+    pub(crate) fn leave(&self, now: Instant) -> Vec<Left> {
+        let trying = |method: &str| match self.methods.get(method) {
+            Some(Standing::Trying { worker, .. }) => Some(*worker),
+            Some(Standing::Watched { .. } | Standing::Cooling { .. } | Standing::Due { .. }) | None => None,
         };
-        let methods = in_force.into_iter().map(cooling).collect();
+        let in_force = self.in_force(now).into_iter();
+        in_force.map(|(method, wait)| Left { trying: trying(&method), method, wait }).collect()
+    }
+
+    /// Goes on for another supervisor with what that has [left](Self::leave), and what all are to be told so that they ask
+    /// anew: who had asked is not known any more. A trial that was not used is taken back by that; one that runs is known, so
+    /// that none runs beside it.
+    pub(crate) fn restored(limits: Limits, left: Vec<Left>, now: Instant) -> (Self, Vec<Order>) {
+        let shut = |left: &Left| Order::Shut { method: left.method.clone(), wait: left.wait };
+        let orders = left.iter().map(shut).collect();
+        let standing = |left: Left| {
+            let asking = Asking::new();
+            let standing = match left.trying {
+                Some(worker) => Standing::Trying { worker, since: now, taking_back: true, asking },
+                None => Standing::Cooling { until: now.checked_add(left.wait).unwrap_or(now), asking },
+            };
+            (left.method, standing)
+        };
+        let methods = left.into_iter().map(standing).collect();
         (Self { methods, ..Self::new(limits) }, orders)
     }
 

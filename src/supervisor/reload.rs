@@ -6,6 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::listeners::Listeners;
@@ -29,6 +30,8 @@ pub(super) struct Origin {
 #[derive(Debug)]
 pub(super) struct Terms {
     pub(super) config: Config,
+    /// The same as its template told it, with all that a newer program than this one may have put there. Null until then.
+    pub(super) told: Value,
     pub(super) methods: Rc<Methods>,
     /// None once accepting has ended.
     pub(super) listeners: Option<Listeners>,
@@ -89,6 +92,7 @@ impl Supervisor {
     ) -> Event {
         if generation == self.origin.number {
             self.terms.methods = Rc::new(self.all_methods.number(methods));
+            self.terms.told = checked;
             return Event::TemplateReady { generation, settings: settings(&self.terms.config) };
         }
         match self.take_terms(generation, methods, checked) {
@@ -106,7 +110,7 @@ impl Supervisor {
         let Some(next) = self.next.as_mut().filter(|next| next.origin.number == generation) else {
             return Err("it was given up".into());
         };
-        let config: Config = serde_json::from_value(checked).map_err(|error| {
+        let config = Config::deserialize(&checked).map_err(|error| {
             format!("what the template says of its configuration is not understood: {error}")
         })?;
         let listeners = match &self.terms.listeners {
@@ -115,7 +119,7 @@ impl Supervisor {
         };
         let settings = settings(&config);
         let methods = Rc::new(self.all_methods.number(methods));
-        next.terms = Some(Terms { config, methods, listeners: Some(listeners) });
+        next.terms = Some(Terms { config, told: checked, methods, listeners: Some(listeners) });
         Ok(settings)
     }
 
@@ -134,6 +138,7 @@ impl Supervisor {
             "reloaded"
         );
         raise_descriptor_limit(&terms.config);
+        self.keeper.resize(terms.config.processes);
         if let (Some(listeners), Some(before)) = (&terms.listeners, &self.terms.listeners) {
             listeners.settle(before);
         }

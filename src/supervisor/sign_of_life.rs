@@ -1,7 +1,7 @@
 //! Which workers are asked whether they live, and when silence has lasted too long.
 //!
-//! A worker is watched from its word that somebody has connected, for as long as it has connections or calls. It is asked
-//! one question at a time, and silence counts from that question, which its line has. A supervisor that was not running
+//! A worker is watched from its word that somebody has connected, or from being handed connections, for as long as it has
+//! connections or calls, or some are on their way to it. It is asked one question at a time, and silence counts from that question, which its line has. A supervisor that was not running
 //! itself (stopped, starved, a machine that slept) counts from anew: perhaps nobody was. Without anybody to watch there is
 //! no next look.
 //!
@@ -58,17 +58,17 @@ impl<W: Ord + Copy> SignsOfLife<W> {
 
     /// A worker has said that it is there.
     pub(crate) fn heard(&mut self, worker: W, stuck: Duration, now: Instant) {
-        let every = stuck / self.looks;
-        self.watched.insert(worker, Watched { stuck, until: now + every, silent: None });
-        if self.next.is_none() {
-            (self.next, self.interval) = (Some(now + every), every);
-        }
+        self.watched.remove(&worker);
+        self.watch(worker, stuck, now);
     }
 
-    /// A worker was sent something to which it has to say a word. Unlike that word it ends no silence.
-    pub(crate) fn expect(&mut self, worker: W, stuck: Duration, now: Instant) {
-        if !self.watched.contains_key(&worker) {
-            self.heard(worker, stuck, now);
+    /// A worker is about to have something to do, which is not its own word: a question that is open stays open.
+    pub(crate) fn watch(&mut self, worker: W, stuck: Duration, now: Instant) {
+        let every = stuck / self.looks;
+        let watched = self.watched.entry(worker).or_insert(Watched { stuck, until: now, silent: None });
+        watched.until = watched.until.max(now + every);
+        if self.next.is_none() {
+            (self.next, self.interval) = (Some(now + every), every);
         }
     }
 
@@ -127,10 +127,11 @@ mod tests {
     /// One step of a course: at so many seconds, what is heard of worker 7 or seen of it, and what follows.
     enum Step {
         Heard(u64),
+        Watch(u64),
         Look(u64, Seen, &'static [Verdict<u32>]),
     }
     use Seen::{Busy, Gone, Idle};
-    use Step::{Heard, Look};
+    use Step::{Heard, Look, Watch};
 
     /// With `stuck` of 4 s a look each second. What the next look is after the course, in seconds.
     fn course(steps: &[Step]) -> Option<u64> {
@@ -140,6 +141,7 @@ mod tests {
         for (number, step) in steps.iter().enumerate() {
             match step {
                 Heard(seconds) => signs.heard(7, STUCK, at(*seconds)),
+                Watch(seconds) => signs.watch(7, STUCK, at(*seconds)),
                 Look(seconds, seen, expected) => {
                     let verdicts = signs.look(at(*seconds), |_| *seen);
                     assert_eq!(verdicts, *expected, "step {number}");
@@ -153,18 +155,6 @@ mod tests {
     fn nobody_is_asked_and_nothing_is_waited_for_while_nobody_has_connected() {
         assert_eq!(course(&[]), None);
         assert_eq!(course(&[Look(5, Busy, &[])]), None);
-    }
-
-    #[test]
-    fn what_a_silent_worker_is_sent_does_not_end_its_silence() {
-        let (mut signs, start) = (SignsOfLife::new(4), Instant::now());
-        for second in 0..=4 {
-            let now = start + Duration::from_secs(second);
-            let verdicts = signs.look(now, |_| Busy);
-            assert_eq!(verdicts, if second == 1 { vec![Ask(7)] } else { vec![] }, "after {second} s");
-            signs.expect(7, STUCK, now);
-        }
-        assert_eq!(signs.look(start + Duration::from_secs(5), |_| Busy), [Kill(7)]);
     }
 
     #[test]
@@ -222,6 +212,22 @@ mod tests {
             Look(5, Busy, &[Ask(7)]),
         ];
         assert_eq!(course(&steps), Some(6));
+    }
+
+    #[test]
+    fn what_it_is_handed_has_a_worker_watched_and_answers_nothing() {
+        let steps = [
+            Watch(0),
+            Look(1, Busy, &[Ask(7)]),
+            Watch(2),
+            Look(2, Busy, &[]),
+            Look(3, Busy, &[]),
+            Look(4, Busy, &[]),
+            Watch(5),
+            Look(5, Busy, &[Kill(7)]),
+        ];
+        assert_eq!(course(&steps), None);
+        assert_eq!(course(&[Heard(0), Watch(1), Look(1, Idle, &[])]), Some(2), "not before it has arrived");
     }
 
     #[test]

@@ -74,6 +74,7 @@ impl Supervisor {
             started: Instant::now(),
             stuck,
             end_expected: false,
+            is_reaped: false,
             boot_failure: None,
             is_ready: false,
             born_refusing: quarantine.iter().map(|shut| shut.method.clone()).collect(),
@@ -142,8 +143,9 @@ impl Supervisor {
                 Ok(Received::Closed) => {
                     let _ = self.epoll.delete(&worker.line);
                     worker.line_open = false;
-                    if worker.pid.is_none() {
-                        self.vanished(id);
+                    match worker.pid {
+                        None => self.vanished(id),
+                        Some(pid) => self.end_deaf(id, pid),
                     }
                 }
                 Ok(Received::Message(message, descriptors)) => self.worker_says(id, message, descriptors),

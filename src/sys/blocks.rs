@@ -237,8 +237,8 @@ unsafe impl Sync for Block {}
 impl Block {
     /// The words before its bytes. They are whatever was there before.
     pub(crate) fn words(&self) -> &[AtomicU64; HEAD_WORDS] {
-        // SAFETY: a block begins at a multiple of its size in a mapping that begins at a page, so this is aligned; its
-        // first `HEAD` bytes lie inside the mapping, which is never undone, belong to this block alone, and are reached
+        // SAFETY: the mapping and the span of each class begin at a page, and a size is a power of two of 512 at least, so every
+        // block begins at a multiple of 512 and this is aligned; its first `HEAD` bytes lie inside the mapping, which is never undone, belong to this block alone, and are reached
         // in no other way than this. Any bits are valid words.
         unsafe { self.start.cast().as_ref() }
     }

@@ -144,7 +144,8 @@ pub(super) struct Mapping {
 
 // SAFETY: the mapping belongs to the process and not to a thread; munmap may be called from any.
 unsafe impl Send for Mapping {}
-// SAFETY: through a shared reference its content is reached by atomic accesses only.
+// SAFETY: a shared reference gives addresses out and reads or writes nothing itself. Words behind them are atomics; plain
+// slices are made of blocks alone, whose pool gives each number to one owner.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {

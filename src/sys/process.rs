@@ -199,6 +199,12 @@ pub(crate) fn kill(pid: Pid, signal: Signal) -> io::Result<()> {
     }
 }
 
+/// Whether a process that was not reaped has memory still: one that ends gives that up first, and then its descriptors.
+pub(crate) fn is_alive(pid: Pid) -> io::Result<bool> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    Ok(statm.split_whitespace().next().is_some_and(|pages| pages != "0"))
+}
+
 /// A signal's name as a log should say it: `SIGSEGV`, `SIGRTMIN+3`, or `signal 99` for one without a name.
 pub(crate) fn signal_name(signal: i32) -> String {
     if let Ok(known) = Signal::try_from(signal) {
@@ -391,6 +397,20 @@ mod tests {
         }
         // Above the largest pid the kernel can give out.
         kill(Pid::from_raw(i32::MAX), Signal::SIGTERM).expect("a process that has gone is fine");
+    }
+
+    #[test]
+    fn a_process_is_alive_until_it_ends_although_nobody_has_reaped_it() {
+        let mut child = Command::new("cat").stdin(std::process::Stdio::piped()).spawn().expect("a child");
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+        assert!(is_alive(pid).expect("its memory"));
+        drop(child.stdin.take());
+        let ended = nix::sys::wait::Id::Pid(pid);
+        let flags = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
+        nix::sys::wait::waitid(ended, flags).expect("it ends");
+        assert!(!is_alive(pid).expect("it is not reaped"));
+        child.wait().expect("now it is");
+        assert!(is_alive(pid).is_err());
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, Shutdown, SockaddrLike, SockaddrStorage, getsockname, getsockopt, listen,
-    setsockopt, shutdown, sockopt,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, connect,
+    getsockname, getsockopt, listen, setsockopt, shutdown, socket, sockopt,
 };
 // The two calls that are made for every message go to the kernel straight: libc's are cancellation points, which costs
 // a process with threads four locked instructions each time.
@@ -110,6 +110,17 @@ impl AsFd for Listener {
             Self::Tcp(listener) => listener.as_fd(),
             Self::Unix(listener) => listener.as_fd(),
         }
+    }
+}
+
+/// Whether anybody listens at this socket file. Never waits: where the backlog is full somebody does.
+pub(crate) fn is_listened_to(path: &Path) -> io::Result<bool> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {
+        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
+        Err(Errno::ECONNREFUSED) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::desk::{Desk, Todo};
 use super::flow::{Hand, Prepared};
 use super::{Due, Shared};
-use crate::arena::{KeptArena, Key, Most, Moved};
+use crate::arena::{KeptArena, Key, Most, Moved, Refusal};
 use crate::fail_points::{self, Kind};
 use crate::line::FromWorker;
 use crate::sys::socket::{PeerAddress, Socket};
@@ -39,12 +39,13 @@ impl Desk {
         fail_points::step(Kind::Adopt);
         let mut descriptors = descriptors.into_iter();
         let arena = descriptors.next().map(KeptArena::open);
-        let (mut results, mut prepared) = (Vec::new(), Vec::new());
+        let (mut results, mut prepared, mut lost) = (Vec::new(), Vec::new(), 0);
+        let slot = hand.shared.info.slot();
         // Where descriptors are missing there are fewer results, and the supervisor sees which did not arrive.
         for (key, socket) in connections.iter().zip(descriptors) {
             let made = match &arena {
                 Some(Ok(arena)) => prepare(hand, arena, *key, socket, cause.unwrap_or("ended")),
-                Some(Err(error)) => Err(error.to_string()),
+                Some(Err(error)) => Err(Refused::Lost(error.to_string())),
                 None => continue,
             };
             fail_points::step(Kind::Adopt);
@@ -53,8 +54,9 @@ impl Desk {
                     results.push(Some(made.key()));
                     prepared.push(made);
                 }
-                Err(why) => {
-                    let slot = hand.shared.info.slot();
+                Err(refused) => {
+                    let (Refused::Over(why) | Refused::Lost(why)) = &refused;
+                    lost += usize::from(matches!(refused, Refused::Lost(_)));
                     tracing::debug!(
                         slot,
                         from,
@@ -65,6 +67,14 @@ impl Desk {
                     results.push(None);
                 }
             }
+        }
+        if lost > 0 {
+            tracing::warn!(
+                slot,
+                from,
+                connections = lost,
+                "connections of a worker are closed: nothing could be made of what it left of them"
+            );
         }
         self.adoptions.push_back(Adoption { word: FromWorker::Adopted { from, results }, prepared });
         self.tell_adoptions(hand);
@@ -107,20 +117,32 @@ fn prepare(
     key: Key,
     socket: OwnedFd,
     cause: &str,
-) -> Result<Prepared, String> {
-    let (socket, peer) = Socket::handed_over(socket).map_err(|error| error.to_string())?;
+) -> Result<Prepared, Refused> {
+    let over = |error: std::io::Error| Refused::Over(error.to_string());
+    let (socket, peer) = Socket::handed_over(socket).map_err(over)?;
     let moved = match peer {
         PeerAddress::Tcp(_) => {
-            let progress = tcp::progress(&socket).map_err(|error| error.to_string())?;
+            let progress = tcp::progress(&socket).map_err(over)?;
             if progress.is_over {
-                return Err("its peer is gone".into());
+                return Err(Refused::Over("its peer is gone".into()));
             }
             Moved::Counted { taken: progress.taken, sent: progress.sent }
         }
         PeerAddress::Unix { .. } => Moved::Recorded,
     };
-    let kept = arena.kept(key, moved, &hand.shared.most).map_err(|refusal| refusal.to_string())?;
-    hand.prepare(socket, peer, kept, cause).ok_or_else(|| "there is no room for it".into())
+    let kept = arena.kept(key, moved, &hand.shared.most).map_err(|refusal| match refusal {
+        Refusal::NotThere => Refused::Over(refusal.to_string()),
+        Refusal::Senseless(_) | Refusal::InTheMiddle => Refused::Lost(refusal.to_string()),
+    })?;
+    hand.prepare(socket, peer, kept, cause).ok_or_else(|| Refused::Lost("there is no room for it".into()))
+}
+
+/// Why a connection is not gone on with.
+enum Refused {
+    /// It has just ended: its client has gone, or its worker had closed it and died before it said so.
+    Over(String),
+    /// Its client has lost something.
+    Lost(String),
 }
 
 impl Shared {

@@ -23,8 +23,10 @@ pub(super) fn share(config: &Config, descriptors: u64) -> usize {
     connections(config, descriptors).div_ceil(config.processes)
 }
 
-/// The most that one worker can come to have: those of the whole service, and all that still wait before the doors when
-/// they are closed.
+/// Connections that one worker has records for: those of the whole service, in case that it adopts them all, and all that
+/// still wait before the doors when they are closed. It accepts only while it holds less than its share, adopted ones
+/// counted; so the service has more than its limit only by adoption, while the replacements of workers that died fill
+/// their own shares. What would be more than the records, after several such deaths, is not adopted.
 pub(super) fn most(config: &Config) -> usize {
     let waiting = config.listeners.iter().map(|listener| listener.backlog as usize);
     waiting.fold(config.limits.max_connections, usize::saturating_add)

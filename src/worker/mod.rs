@@ -107,7 +107,7 @@ pub(crate) struct Shared {
     epoll: Arc<Epoll>,
     wake: EventFd,
     table: Mutex<Table>,
-    /// What connections have from the listener that they came in by, by its number.
+    /// The longest message that is read, on whatever connection.
     max_message: usize,
     most: Most,
     records: Records,

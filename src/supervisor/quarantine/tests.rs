@@ -81,12 +81,37 @@ fn what_is_shut_stays_shut_for_another_supervisor_and_can_be_tried() {
     let now = Instant::now();
     let limits = Limits { crashes: 3, window: Duration::from_secs(60), cool_down: Duration::from_secs(30) };
     let wait = Duration::from_secs(5);
-    let in_force = vec![("bad".to_owned(), wait)];
-    let (mut quarantine, orders) = Quarantine::restored(limits, in_force.clone(), now);
+    let left = vec![Left { method: "bad".to_owned(), wait, trying: None }];
+    let (mut quarantine, orders) = Quarantine::restored(limits, left.clone(), now);
     assert_eq!(orders, [Order::Shut { method: "bad".into(), wait }]);
-    assert_eq!(quarantine.in_force(now), in_force);
+    assert_eq!(quarantine.leave(now), left);
     quarantine.asked(4, "bad");
     assert_eq!(quarantine.due(now + wait), [Order::Try { method: "bad".into(), worker: 4 }]);
+    assert_eq!(quarantine.leave(now)[0].trying, Some(4));
+}
+
+#[test]
+fn a_trial_that_runs_is_the_only_one_for_another_supervisor_too() {
+    let now = Instant::now();
+    let limits = Limits { crashes: 3, window: Duration::from_secs(60), cool_down: Duration::from_secs(30) };
+    let left = || vec![Left { method: "bad".to_owned(), wait: Duration::ZERO, trying: Some(4) }];
+    let asked = || {
+        let (mut quarantine, orders) = Quarantine::restored(limits, left(), now);
+        assert_eq!(orders.len(), 1, "all are told, so that an unused trial comes back");
+        quarantine.asked(5, "bad");
+        assert_eq!(quarantine.due(now + 10 * LEASE), []);
+        assert_eq!(quarantine.leave(now), left());
+        quarantine
+    };
+    let tried = [Order::Try { method: "bad".into(), worker: 5 }];
+    let mut unused = asked();
+    assert_eq!(unused.trial_ended(4, "bad", false), []);
+    assert_eq!(unused.due(now), tried);
+    let mut came_back = asked();
+    assert_eq!(came_back.trial_ended(4, "bad", true), [Order::Release { method: "bad".into() }]);
+    let mut gone = asked();
+    assert_eq!(gone.ended(4, &Blame::Nobody, Vec::new(), now), []);
+    assert_eq!(gone.due(now), tried);
 }
 
 #[test]
