@@ -107,8 +107,8 @@ impl Supervisor {
     pub(super) fn offered(&mut self, worker: WorkerId, connections: Vec<Key>) {
         let not_kept = self.keeper.keeping.offered(worker, connections);
         if !not_kept.is_empty() {
-            // Nobody has another descriptor of them, so this closes them.
-            self.tell(worker, &ToWorker::Released { connections: not_kept });
+            // Nobody has another descriptor of them, and it offered them before it could know: it goes on with them.
+            self.tell(worker, &ToWorker::NotKept { connections: not_kept });
         }
     }
 

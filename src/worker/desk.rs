@@ -41,6 +41,8 @@ pub(super) enum Todo {
     /// There is room again for this connection's input.
     Feed(Key),
     LetGo(Arc<Connection>),
+    /// Nobody else can have it.
+    Stay(Arc<Connection>),
     /// Nobody will go on with it: it takes what has arrived, answers that and closes.
     Finish(Arc<Connection>),
     /// Another worker has it.

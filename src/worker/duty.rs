@@ -142,6 +142,7 @@ impl Hand {
             Todo::Turn(key) => self.take_turn(key),
             Todo::Feed(key) => self.feed(key),
             Todo::LetGo(connection) => self.let_connection_go(&connection),
+            Todo::Stay(connection) => self.stay(&connection),
             Todo::Finish(connection) => self.finish(&connection),
             Todo::Release(key) => self.release(key),
             Todo::TakeUp(key) => self.take_up(key),

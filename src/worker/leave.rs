@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use nix::sys::epoll::EpollEvent;
+
 use super::connection::{Answered, Connection, Locked, Phase};
 use super::desk::{Desk, Todo};
 use super::flow::Hand;
-use super::{Due, Shared};
+use super::{Due, Shared, token_of};
 use crate::arena::{Key, State};
 use crate::rpc::Error;
 
@@ -22,8 +24,9 @@ pub(super) enum Going {
     Not,
     /// It begins nothing more.
     Asked,
-    /// It is no longer this worker's to touch; its record stays until another has it.
-    Offered,
+    /// It is no longer this worker's to touch; its record stays until another has it, or nobody will: then it goes on here, in
+    /// the phase it had.
+    Offered { was: Phase },
 }
 
 impl Desk {
@@ -35,12 +38,16 @@ impl Desk {
         }
         self.arena.set_state(State::Draining);
         self.close_doors(hand);
-        // Only what is kept can be let go.
-        shared.note(|notes| notes.keep_at_once(hand.now()));
+        let connections = shared.all_connections();
+        // Only what is kept can be let go. Those that the supervisor once had no room for ask again, or nobody would ever
+        // say what becomes of them.
+        let not_kept = connections.iter().filter(|connection| !connection.kept.load(Ordering::Relaxed));
+        let not_kept: Vec<Key> = not_kept.map(|connection| connection.key).collect();
+        shared.note(|notes| notes.keep_at_once(&not_kept, hand.now()));
         if let Some(end) = Instant::now().checked_add(self.drain) {
             shared.remind(end, Due::LeaveEnd);
         }
-        self.todo.extend(shared.all_connections().into_iter().map(Todo::LetGo));
+        self.todo.extend(connections.into_iter().map(Todo::LetGo));
     }
 
     /// Lets some connections go that have lived a while: `busy` ones before others, or those of which nobody waits for
@@ -62,12 +69,11 @@ impl Desk {
         self.todo.extend(candidates.into_iter().take(count).map(|(_, connection)| Todo::LetGo(connection)));
     }
 
-    /// The supervisor could not keep these: where this worker leaves they can't go on and are finished.
+    /// The supervisor could not keep these: they end with this worker.
     pub(super) fn not_kept(&mut self, shared: &Shared, keys: &[Key]) {
+        // At once, so that no thread offers one of them any more.
         shared.are_not_kept(keys);
-        if shared.lets_go() {
-            self.todo.extend(keys.iter().filter_map(|key| shared.find(*key)).map(Todo::Finish));
-        }
+        self.todo.extend(keys.iter().filter_map(|key| shared.find(*key)).map(Todo::Stay));
     }
 }
 
@@ -85,6 +91,34 @@ impl Hand {
         if state.phase != Phase::Closed {
             state.going = Going::Asked;
             self.settle(&mut state);
+        }
+    }
+
+    /// Goes on with a connection that can't go, or finishes it where this worker leaves. One that was offered is taken back.
+    pub(super) fn stay(&mut self, connection: &Arc<Connection>) {
+        let mut state = connection.lock();
+        match state.going {
+            Going::Not => {}
+            Going::Asked => state.going = Going::Not,
+            Going::Offered { was } => {
+                state.going = Going::Not;
+                state.phase = was;
+                // Where the supervisor has been told, it says once more that it does not have it. Should that word be late, it
+                // must not be taken for one about another offer.
+                state.stays = !self.shared.notes.lock().takes_back(connection.key);
+                state.armed = state.interest();
+                let event = EpollEvent::new(state.armed.flags(), token_of(connection.key));
+                if let Err(error) = self.shared.epoll.add(&connection.socket, event) {
+                    tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
+                    return self.close(&mut state);
+                }
+            }
+        }
+        if self.shared.is_ending() {
+            drop(state);
+            self.finish(connection);
+        } else {
+            self.go_on(&mut state);
         }
     }
 
@@ -116,8 +150,8 @@ impl Hand {
         }
         state.commit();
         // Whoever comes to it from now on finds nothing to do.
-        state.phase = Phase::Closed;
-        state.going = Going::Offered;
+        let was = std::mem::replace(&mut state.phase, Phase::Closed);
+        state.going = Going::Offered { was };
         self.shared.notes.lock().offered(connection.key);
         self.shared.wake_poller();
         true
@@ -129,7 +163,7 @@ impl Hand {
             return;
         };
         let mut state = connection.lock();
-        if state.going == Going::Offered {
+        if matches!(state.going, Going::Offered { .. }) {
             // First: its place is another connection's as soon as this one has left the table.
             state.leave_record();
             self.shared.table.lock().remove(key);
