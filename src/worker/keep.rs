@@ -180,8 +180,13 @@ impl Desk {
     /// Tells what was let go. Its clients wait, so this is not gathered for longer than a round lasts.
     pub(super) fn tell_offers(&mut self, shared: &Shared) {
         let offered = mem::take(&mut shared.notes.lock().offered);
+        self.offers_wait = false;
         for keys in offered.chunks(MOST_KEYS) {
-            self.tell(&FromWorker::Offered { connections: keys.to_vec() });
+            // At once or not at all: said twice, it would be about connections that others have by then.
+            if let Err(error) = self.line.send_now(&FromWorker::Offered { connections: keys.to_vec() }, &[]) {
+                self.offers_wait |= error.kind() == io::ErrorKind::WouldBlock;
+                shared.notes.lock().offered.extend(keys);
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::EpollEvent;
 
@@ -16,6 +16,9 @@ use super::flow::Hand;
 use super::{Due, Shared, token_of};
 use crate::arena::{Key, State};
 use crate::rpc::Error;
+
+/// How long a connection waits for its last call before it is served on here, where it was only to go for balance.
+const GIVE_UP_LETTING_GO: Duration = Duration::from_secs(1);
 
 /// How far a connection is on its way out of this worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,22 +54,31 @@ impl Desk {
     }
 
     /// Lets some connections go that have lived a while: `busy` ones before others, or those of which nobody waits for
-    /// anything.
+    /// anything; and before all those on which nothing runs, since the others begin nothing until they can go. Those that
+    /// were asked before and have not gone yet count.
     pub(super) fn let_some_go(&mut self, shared: &Shared, count: usize, busy: bool) {
-        let mut candidates: Vec<(bool, Arc<Connection>)> = shared
+        let mut are_going = 0;
+        let mut candidates: Vec<((bool, bool), Arc<Connection>)> = shared
             .all_connections()
             .into_iter()
             .filter(|connection| connection.kept.load(Ordering::Relaxed))
             .filter_map(|connection| {
                 let state = connection.lock();
+                are_going += usize::from(state.going == Going::Asked);
                 let may_go = state.phase == Phase::Open && state.going == Going::Not;
                 let is_busy = !state.is_quiet() || !state.input.is_empty();
+                let runs = state.inline_call().is_some()
+                    || state.calls.iter().any(|call| call.queued_since.is_none());
                 drop(state);
-                may_go.then_some((is_busy, connection))
+                may_go.then_some(((is_busy != busy, runs), connection))
             })
             .collect();
-        candidates.sort_by_key(|(is_busy, _)| *is_busy != busy);
-        self.todo.extend(candidates.into_iter().take(count).map(|(_, connection)| Todo::LetGo(connection)));
+        candidates.sort_by_key(|(order, _)| *order);
+        let until = Instant::now() + GIVE_UP_LETTING_GO;
+        for (_, connection) in candidates.into_iter().take(count.saturating_sub(are_going)) {
+            shared.remind(until, Due::TakeBack(connection.key));
+            self.todo.push_back(Todo::LetGo(connection));
+        }
     }
 
     /// The supervisor could not keep these: they end with this worker.
@@ -91,6 +103,19 @@ impl Hand {
         if state.phase != Phase::Closed {
             state.going = Going::Asked;
             self.settle(&mut state);
+        }
+    }
+
+    /// Serves a connection again that was to go to where there is less to do, and could not: a call of it lasts.
+    pub(super) fn take_back(&mut self, key: Key) {
+        if let Some(connection) = self.shared.find(key)
+            && !self.shared.is_ending()
+        {
+            let mut state = connection.lock();
+            if state.going == Going::Asked {
+                state.going = Going::Not;
+                self.go_on(&mut state);
+            }
         }
     }
 
@@ -179,6 +204,10 @@ impl Hand {
         }
         for connection in self.shared.all_connections() {
             let mut state = connection.lock();
+            if !state.calls.is_empty() {
+                // Nobody waits for what they still do.
+                connection.caller_is_gone();
+            }
             while let Some(call) = state.calls.pop() {
                 let request = crate::rpc::native::parse(&call.message);
                 let method = request.as_ref().map_or("?", |request| &*request.method);

@@ -151,6 +151,8 @@ enum Due {
     Notes,
     /// The supervisor is to be told what was adopted.
     Adoptions,
+    /// A connection that was to go to a worker with less to do could not go, and is served again.
+    TakeBack(Key),
     /// The time to drain is up for a worker that leaves.
     LeaveEnd,
     /// A thread has been in this call of a connection for too long.
