@@ -15,7 +15,7 @@ use super::balance::{self, Has};
 use super::keeping::{Handing, Keeping};
 use super::state::WorkerId;
 use crate::arena::Key;
-use crate::line::ToWorker;
+use crate::line::{Taken, ToWorker};
 use crate::sys::limits;
 
 /// When it is tried again to hand over what the kernel would not take.
@@ -112,7 +112,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Option<Key>>) {
+    pub(super) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Taken>) {
         let moved = self.keeper.keeping.adopted(adopter, from, results);
         if moved.refused > 0 {
             tracing::warn!(
@@ -121,7 +121,7 @@ impl Supervisor {
             );
         }
         if moved.wait_again > 0 {
-            self.keeper.complain("a worker has no room for the descriptors of another's");
+            self.keeper.complain("a worker has no room for connections of another's");
             self.try_again_later();
         }
         if !moved.released.is_empty() {

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use super::desk::{Desk, Todo};
 use super::flow::{Hand, Prepared};
 use super::{Due, Shared};
-use crate::arena::{KeptArena, Key, Most, Moved};
+use crate::arena::{ArenaError, KeptArena, Key, Most, Moved};
 use crate::fail_points::{self, Kind};
-use crate::line::FromWorker;
+use crate::line::{FromWorker, Taken};
 use crate::sys::socket::{PeerAddress, Socket};
 use crate::sys::tcp;
 
@@ -44,25 +44,28 @@ impl Desk {
         for (key, socket) in connections.iter().zip(descriptors) {
             let made = match &arena {
                 Some(Ok(arena)) => prepare(hand, arena, *key, socket, cause.unwrap_or("ended")),
-                Some(Err(error)) => Err(error.to_string()),
+                // Others may have the memory that this worker lacks.
+                Some(Err(error @ ArenaError::Memory(_))) => Err((Taken::NotNow, error.to_string())),
+                Some(Err(error)) => Err((Taken::Refused, error.to_string())),
                 None => continue,
             };
             fail_points::step(Kind::Adopt);
             match made {
                 Ok(made) => {
-                    results.push(Some(made.key()));
+                    results.push(Taken::As(made.key()));
                     prepared.push(made);
                 }
-                Err(why) => {
+                Err((result, why)) => {
                     let slot = hand.shared.info.slot();
                     tracing::debug!(
                         slot,
                         from,
                         ?key,
+                        ?result,
                         why,
                         "a connection of another worker is not gone on with"
                     );
-                    results.push(None);
+                    results.push(result);
                 }
             }
         }
@@ -104,20 +107,21 @@ fn prepare(
     key: Key,
     socket: OwnedFd,
     cause: &str,
-) -> Result<Prepared, String> {
-    let (socket, peer) = Socket::handed_over(socket).map_err(|error| error.to_string())?;
+) -> Result<Prepared, (Taken, String)> {
+    let refused = |why: String| (Taken::Refused, why);
+    let (socket, peer) = Socket::handed_over(socket).map_err(|error| refused(error.to_string()))?;
     let moved = match peer {
         PeerAddress::Tcp(_) => {
-            let progress = tcp::progress(&socket).map_err(|error| error.to_string())?;
+            let progress = tcp::progress(&socket).map_err(|error| refused(error.to_string()))?;
             if progress.is_over {
-                return Err("its peer is gone".into());
+                return Err(refused("its peer is gone".into()));
             }
             Moved::Counted { taken: progress.taken, sent: progress.sent }
         }
         PeerAddress::Unix { .. } => Moved::Recorded,
     };
-    let kept = arena.kept(key, moved, &hand.shared.most).map_err(|refusal| refusal.to_string())?;
-    hand.prepare(socket, peer, kept, cause).ok_or_else(|| "there is no room for it".into())
+    let kept = arena.kept(key, moved, &hand.shared.most).map_err(|refusal| refused(refusal.to_string()))?;
+    hand.prepare(socket, peer, kept, cause).ok_or_else(|| (Taken::NotNow, "there is no room for it".into()))
 }
 
 impl Shared {
@@ -131,6 +135,8 @@ impl Shared {
             output: limits.buffers.max(limits.output),
             message: limits.max_message,
             calls: limits.in_flight_per_connection,
+            // One message more than fits is taken, so that some message always becomes whole.
+            all_messages: limits.buffers.saturating_add(limits.max_message),
         }
     }
 }

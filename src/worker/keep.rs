@@ -162,7 +162,9 @@ impl Desk {
                 later.extend(connections);
                 continue;
             }
-            batch.iter().for_each(|connection| shared.is_kept(connection, now));
+            for connection in batch {
+                shared.is_kept(connection, now);
+            }
             if shared.lets_go() {
                 self.todo.extend(batch.iter().cloned().map(Todo::LetGo));
             }
