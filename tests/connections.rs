@@ -433,16 +433,18 @@ fn connections_that_come_and_go_leave_nothing_behind() {
     }
 }
 
+/// The supervisor may have no more than these open.
+fn limit_descriptors(kept: &Kept, descriptors: usize) {
+    let pid = kept.service.pid().to_string();
+    let limit = format!("--nofile={descriptors}:1024");
+    let done = std::process::Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+    assert!(done.expect("prlimit runs").success());
+}
+
 #[test]
 fn a_supervisor_without_room_says_so_once_and_the_service_goes_on() {
     let kept = Kept::start(TWO);
-    let limit = |descriptors: usize| {
-        let pid = kept.service.pid().to_string();
-        let limit = format!("--nofile={descriptors}:1024");
-        let done = std::process::Command::new("prlimit").args(["--pid", &pid, &limit]).status();
-        assert!(done.expect("prlimit runs").success());
-    };
-    limit(kept.without + 3);
+    limit_descriptors(&kept, kept.without + 3);
     let mut wires: Vec<Wire> = (0..12).map(|_| kept.service.connect()).collect();
     for wire in &mut wires {
         assert_eq!(wire.call("echo", json!(0))["result"], 0, "served all the same");
@@ -460,9 +462,40 @@ fn a_supervisor_without_room_says_so_once_and_the_service_goes_on() {
     }
     assert!(others >= 3 && cut_off >= 1, "{others} go on, {cut_off} were cut off");
     let mark = kept.service.mark();
-    limit(1024);
+    limit_descriptors(&kept, 1024);
     kept.service.await_since(mark, "a worker is there again", |line| line["message"] == "worker ready");
     assert_eq!(kept.service.count_since(0, "can't be kept"), 1);
+}
+
+/// Only what is kept can go to another worker; the rest is finished, once all that was sent is answered.
+#[test]
+fn a_worker_that_leaves_finishes_what_can_not_be_kept_and_waits_for_nobody() {
+    // Refused when they were young, or asked for only now.
+    for keep_after in ["0s", "1h"] {
+        let config = format!("processes = 2\n[timeouts]\nkeep_after = \"{keep_after}\"\ndrain = \"10m\"");
+        let kept = Kept::start(&config);
+        limit_descriptors(&kept, kept.without + 3);
+        let mut wires: Vec<Wire> = (0..12).map(|_| kept.service.connect()).collect();
+        for wire in &mut wires {
+            assert_eq!(wire.call("echo", json!(0))["result"], 0);
+        }
+        if keep_after == "0s" {
+            kept.service.await_text(0, "can't be kept");
+        }
+        let text = "x".repeat(500_000);
+        for wire in &mut wires {
+            wire.request("echo", &json!(1));
+            wire.request("echo", &json!(text));
+        }
+        let mark = kept.service.mark();
+        kept.service.signal(Signal::SIGTTOU);
+        for wire in &mut wires {
+            assert_eq!(wire.receive()["result"], 1);
+            assert_eq!(wire.receive()["result"], text.as_str());
+        }
+        kept.service.await_text(mark, "worker ended");
+        assert_eq!(kept.service.worker_pids().len(), 1);
+    }
 }
 
 /// Waits until the workers' shares of these connections are as even as is promised: the most at 1.3 times the mean, or the

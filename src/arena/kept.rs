@@ -6,6 +6,7 @@
 //!
 //! Who asks is the worker that adopts. What a message means is not known here.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -26,6 +27,8 @@ pub(crate) struct Most {
     /// Bytes of one message.
     pub(crate) message: usize,
     pub(crate) calls: usize,
+    /// Bytes of the messages of all calls of a connection.
+    pub(crate) all_messages: usize,
 }
 
 /// How far a connection's streams had gone when its worker let go of it.
@@ -175,14 +178,20 @@ impl KeptArena {
     /// The messages of calls that ran, and the calls that waited.
     fn calls(&self, core: &Core, most: &Most) -> Result<(Vec<Vec<u8>>, Vec<Waited>), Refusal> {
         let senseless = Refusal::Senseless("calls");
-        let mut calls = Vec::new();
+        let (mut calls, mut left) = (Vec::new(), most.all_messages);
+        // One block named again and again would be copied as often.
+        let (mut places, mut numbers) = (HashSet::new(), HashSet::new());
         let mut at = core.calls;
         while at != 0 {
             // One more than there may be: one whose answer is published and that was not unlinked.
             if calls.len() > most.calls {
                 return Err(senseless);
             }
-            let call = self.call_at(at, most).ok_or(senseless)?;
+            let call = self.call_at(at, left.min(most.message)).ok_or(senseless)?;
+            if !places.insert(at) || !numbers.insert(call.number) {
+                return Err(senseless);
+            }
+            left -= call.message.len();
             at = call.next;
             calls.push(call);
         }
@@ -202,7 +211,7 @@ impl KeptArena {
         Ok((ran, waited))
     }
 
-    fn call_at(&self, at: u64, most: &Most) -> Option<Linked> {
+    fn call_at(&self, at: u64, most: usize) -> Option<Linked> {
         let head = self
             .within_blocks(Place { at, length: HEAD as u64 })
             .filter(|head| head.start.is_multiple_of(WORD))?;
@@ -213,7 +222,7 @@ impl KeptArena {
             next: word(call_word::NEXT),
             runs: word(call_word::RUNS) != 0,
             deadline_ns: word(call_word::DEADLINE_NS),
-            message: self.bytes(message, most.message)?,
+            message: self.bytes(message, most)?,
         })
     }
 

@@ -33,6 +33,7 @@ mod writer;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+pub(crate) use error::ArenaError;
 pub(crate) use kept::{KeptArena, KeptConnection, Most, Moved, Refusal, Waited};
 pub(crate) use reader::ArenaReader;
 pub(crate) use record::{Core, Flags, Key, Place, Record, Records, call_runs, unlink_next, write_call};

@@ -100,9 +100,9 @@ pub(crate) enum FromWorker {
     Closed { connections: Vec<Key> },
     /// Connections that this worker touches no more: their records are whole and no call of theirs runs.
     Offered { connections: Vec<Key> },
-    /// This worker goes on with connections that were `from`'s, in the order in which it was asked to, each under this key. None:
-    /// nothing could be made of the record. What is missing at the end did not arrive.
-    Adopted { from: u32, results: Vec<Option<Key>> },
+    /// What became of connections that were `from`'s, in the order in which this worker was asked to go on with them. What is
+    /// missing at the end did not arrive.
+    Adopted { from: u32, results: Vec<Taken> },
     /// The answer to a question, or word that somebody has connected to a worker that had no connection.
     HereIAm,
     /// So many calls wait here for threads, and connections could go to where they would not have to.
@@ -111,6 +111,18 @@ pub(crate) enum FromWorker {
     TrialWanted { method: String },
     /// The call that was tried has come back (`ok`), or none came and the trial is given back.
     TrialEnded { method: String, ok: bool },
+}
+
+/// What became of a connection that a worker was asked to go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Taken {
+    /// It goes on under this key.
+    As(Key),
+    /// Nothing can be made of its record, here or anywhere.
+    Refused,
+    /// This worker has no room or memory for it just now; its socket was not touched.
+    NotNow,
 }
 
 /// A method that is in quarantine, and for how long before it may be tried.

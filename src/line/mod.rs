@@ -18,7 +18,7 @@ use crate::sys::seqpacket::{self, Packet};
 
 pub(crate) use seqpacket::MOST_DESCRIPTORS;
 
-pub(crate) use messages::{FromTemplate, FromWorker, Quarantined, ToTemplate, ToWorker, VERSION};
+pub(crate) use messages::{FromTemplate, FromWorker, Quarantined, Taken, ToTemplate, ToWorker, VERSION};
 
 /// The version of what a supervisor leaves to the program that takes its place. A template says which one its program
 /// understands, as it is that program.

@@ -15,7 +15,7 @@ use super::balance::{self, Has};
 use super::keeping::{Handing, Keeping};
 use super::state::WorkerId;
 use crate::arena::Key;
-use crate::line::ToWorker;
+use crate::line::{Taken, ToWorker};
 use crate::sys::limits;
 
 /// Keys in one message: a tenth of what a line takes.
@@ -124,19 +124,19 @@ impl Supervisor {
     pub(super) fn offered(&mut self, worker: WorkerId, connections: Vec<Key>) {
         let not_kept = self.keeper.keeping.offered(worker, connections);
         if !not_kept.is_empty() {
-            // Nobody has another descriptor of them, so this closes them.
-            self.tell(worker, &ToWorker::Released { connections: not_kept });
+            // Nobody has another descriptor of them, and it offered them before it could know: it goes on with them.
+            self.tell(worker, &ToWorker::NotKept { connections: not_kept });
         }
     }
 
-    pub(super) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Option<Key>>) {
+    pub(super) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Taken>) {
         let moved = self.keeper.keeping.adopted(adopter, from, results);
         if moved.refused > 0 {
             // Their clients may have gone at that moment. Where that is not why, the adopter has said so.
             tracing::debug!(connections = moved.refused, "connections of a worker are not gone on with");
         }
         if moved.wait_again > 0 {
-            self.keeper.complain("a worker has no room for the descriptors of another's");
+            self.keeper.complain("a worker has no room for connections of another's");
             self.try_again_later();
         }
         if !moved.released.is_empty() {

@@ -11,9 +11,13 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::state::WorkerId;
 use crate::arena::Key;
+use crate::line::Taken;
 
 /// The most connections handed over in one message: the arena travels with them.
 pub(crate) const MOST_AT_ONCE: usize = crate::line::MOST_DESCRIPTORS - 1;
+
+/// How often an adopter may have no room for a connection before it is closed: for seconds, as it is tried again every 20 ms.
+const MOST_PUT_OFF: u32 = 250;
 
 /// Every connection that is kept, and all arenas that are needed.
 #[derive(Debug)]
@@ -33,6 +37,10 @@ struct Estate<D, A> {
     waiting: VecDeque<(Key, D)>,
     /// Those that others were asked to go on with, in the order in which they were asked.
     on_the_way: Vec<Sent<D>>,
+    /// How often adopters had no room for these.
+    put_off: HashMap<Key, u32>,
+    /// Who had none, while nobody else has taken any since.
+    put_off_by: Option<WorkerId>,
 }
 
 #[derive(Debug)]
@@ -65,8 +73,17 @@ pub(crate) struct Moved {
     pub(crate) released: Vec<Key>,
     /// Records of which nothing could be made. Their connections are closed.
     pub(crate) refused: usize,
-    /// Those that did not arrive wait again.
+    /// Those that did not arrive, or for which there was no room, wait again.
     pub(crate) wait_again: usize,
+}
+
+impl<D, A> Estate<D, A> {
+    /// Whether one for which an adopter had no room is to wait for another; not for ever.
+    fn may_be_put_off(&mut self, key: Key) -> bool {
+        let times = self.put_off.entry(key).or_default();
+        *times += 1;
+        *times <= MOST_PUT_OFF
+    }
 }
 
 impl<D, A> Default for Keeping<D, A> {
@@ -80,7 +97,9 @@ impl<D, A> Keeping<D, A> {
     /// A worker process that is about to be forked has this arena.
     pub(crate) fn begin(&mut self, worker: WorkerId, arena: A) {
         let (served, waiting, on_the_way) = (HashMap::new(), VecDeque::new(), Vec::new());
-        self.estates.insert(worker, Estate { arena, cause: None, served, waiting, on_the_way });
+        let (put_off, put_off_by) = (HashMap::new(), None);
+        self.estates
+            .insert(worker, Estate { arena, cause: None, served, waiting, on_the_way, put_off, put_off_by });
     }
 
     /// A worker asks to have connections kept. Those for which no descriptor arrived are returned.
@@ -118,7 +137,7 @@ impl<D, A> Keeping<D, A> {
     }
 
     /// `adopter` goes on with the connections of `from` that it was asked about first, or says what became of them.
-    pub(crate) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Option<Key>>) -> Moved {
+    pub(crate) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Taken>) -> Moved {
         let mut moved = Moved::default();
         let mut adopted = Vec::new();
         if let Some(estate) = self.estates.get_mut(&from)
@@ -128,11 +147,18 @@ impl<D, A> Keeping<D, A> {
             let mut results = results.into_iter();
             for (key, descriptor) in sent.connections {
                 match results.next() {
-                    Some(Some(new)) => {
+                    Some(Taken::As(new)) => {
+                        estate.put_off.remove(&key);
+                        estate.put_off_by = None;
                         adopted.push((new, descriptor));
                         moved.released.push(key);
                     }
-                    Some(None) => {
+                    Some(Taken::NotNow) if estate.may_be_put_off(key) => {
+                        estate.put_off_by = Some(adopter);
+                        moved.wait_again += 1;
+                        estate.waiting.push_back((key, descriptor));
+                    }
+                    Some(Taken::Refused | Taken::NotNow) => {
                         moved.refused += 1;
                         moved.released.push(key);
                     }
@@ -181,7 +207,7 @@ impl<D, A> Keeping<D, A> {
 impl<D, A> Keeping<D, A> {
     /// Who should go on with what waits, so that those with the fewest connections get them. `adopters` are the
     /// workers that take connections, each with the number that it has beside those on their way to it. None of them
-    /// gets back what it has let go itself unless it is the only one.
+    /// gets back what it has let go itself unless it is the only one, nor what it just had no room for.
     pub(crate) fn plan(&self, adopters: &[(WorkerId, usize)]) -> Vec<Handing> {
         let mut loads: Vec<(usize, WorkerId)> =
             adopters.iter().map(|(worker, has)| (has + self.on_the_way_to(*worker), *worker)).collect();
@@ -189,9 +215,9 @@ impl<D, A> Keeping<D, A> {
         for (from, estate) in &self.estates {
             let mut counts: BTreeMap<WorkerId, usize> = BTreeMap::new();
             for _ in 0..estate.waiting.len() {
-                let alone = loads.len() == 1;
-                let others = loads.iter_mut().filter(|(_, worker)| alone || worker != from);
-                let Some((load, worker)) = others.min() else {
+                let shunned = |worker: WorkerId| (worker == *from, Some(worker) == estate.put_off_by);
+                let least = loads.iter_mut().min_by_key(|(load, worker)| (shunned(*worker), *load, *worker));
+                let Some((load, worker)) = least else {
                     break;
                 };
                 *load += 1;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use super::desk::{Desk, Todo};
 use super::flow::{Hand, Prepared};
 use super::{Due, Shared};
-use crate::arena::{KeptArena, Key, Most, Moved, Refusal};
+use crate::arena::{ArenaError, KeptArena, Key, Most, Moved, Refusal};
 use crate::fail_points::{self, Kind};
-use crate::line::FromWorker;
+use crate::line::{FromWorker, Taken};
 use crate::sys::socket::{PeerAddress, Socket};
 use crate::sys::tcp;
 
@@ -45,26 +45,30 @@ impl Desk {
         for (key, socket) in connections.iter().zip(descriptors) {
             let made = match &arena {
                 Some(Ok(arena)) => prepare(hand, arena, *key, socket, cause.unwrap_or("ended")),
+                // Others may have the memory that this worker lacks.
+                Some(Err(error @ ArenaError::Memory(_))) => Err(Refused::NotNow(error.to_string())),
                 Some(Err(error)) => Err(Refused::Lost(error.to_string())),
                 None => continue,
             };
             fail_points::step(Kind::Adopt);
             match made {
                 Ok(made) => {
-                    results.push(Some(made.key()));
+                    results.push(Taken::As(made.key()));
                     prepared.push(made);
                 }
                 Err(refused) => {
-                    let (Refused::Over(why) | Refused::Lost(why)) = &refused;
+                    let (Refused::Over(why) | Refused::Lost(why) | Refused::NotNow(why)) = &refused;
                     lost += usize::from(matches!(refused, Refused::Lost(_)));
+                    let result = refused.result();
                     tracing::debug!(
                         slot,
                         from,
                         ?key,
+                        ?result,
                         why,
                         "a connection of another worker is not gone on with"
                     );
-                    results.push(None);
+                    results.push(result);
                 }
             }
         }
@@ -134,7 +138,7 @@ fn prepare(
         Refusal::NotThere => Refused::Over(refusal.to_string()),
         Refusal::Senseless(_) | Refusal::InTheMiddle => Refused::Lost(refusal.to_string()),
     })?;
-    hand.prepare(socket, peer, kept, cause).ok_or_else(|| Refused::Lost("there is no room for it".into()))
+    hand.prepare(socket, peer, kept, cause).ok_or_else(|| Refused::NotNow("there is no room for it".into()))
 }
 
 /// Why a connection is not gone on with.
@@ -143,6 +147,17 @@ enum Refused {
     Over(String),
     /// Its client has lost something.
     Lost(String),
+    /// This worker lacks room or memory for it; another may have it.
+    NotNow(String),
+}
+
+impl Refused {
+    fn result(&self) -> Taken {
+        match self {
+            Self::Over(_) | Self::Lost(_) => Taken::Refused,
+            Self::NotNow(_) => Taken::NotNow,
+        }
+    }
 }
 
 impl Shared {
@@ -156,6 +171,8 @@ impl Shared {
             output: limits.buffers.max(limits.output),
             message: limits.max_message,
             calls: limits.in_flight_per_connection,
+            // One message more than fits is taken, so that some message always becomes whole.
+            all_messages: limits.buffers.saturating_add(limits.max_message),
         }
     }
 }

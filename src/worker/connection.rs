@@ -50,7 +50,7 @@ pub(super) struct Connection {
     pub(super) framing: LengthFraming,
     /// The caller is gone; handlers see it without a lock.
     pub(super) gone: AtomicBool,
-    /// The supervisor has a duplicate of the socket, or is being sent one. Set under the lock.
+    /// The supervisor has a duplicate of the socket, or was sent one. Set under the lock.
     pub(super) kept: AtomicBool,
     state: Mutex<State>,
 }
@@ -91,6 +91,8 @@ pub(super) struct Interest {
 pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) going: Going,
+    /// It was offered in vain, and is never kept again.
+    pub(super) stays: bool,
     /// The first bytes were those of our framing.
     pub(super) recognised: bool,
     pub(super) input: Input,
@@ -188,6 +190,7 @@ impl State {
         Self {
             phase: Phase::Open,
             going: Going::Not,
+            stays: false,
             recognised: core.flags.contains(Flags::RECOGNISED),
             input: Input::default(),
             in_hand: None,

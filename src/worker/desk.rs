@@ -18,7 +18,7 @@ use super::flow::Hand;
 use super::life::Life;
 use super::listening::Door;
 use super::recycle::Limits;
-use super::{Due, Shared};
+use super::{Due, LINE, Shared};
 use crate::arena::{ArenaWriter, Key, State};
 use crate::line::{FromWorker, Line, Received, ToWorker};
 use crate::log;
@@ -44,6 +44,8 @@ pub(super) enum Todo {
     /// There is room again for this connection's input.
     Feed(Key),
     LetGo(Arc<Connection>),
+    /// Nobody else can have it.
+    Stay(Arc<Connection>),
     /// Nobody will go on with it: it takes what has arrived, answers that and closes.
     Finish(Arc<Connection>),
     /// Another worker has it.
@@ -72,6 +74,10 @@ pub(super) struct Desk {
     /// The number of the thread that is the poller.
     pub(super) poller: usize,
     pub(super) adoptions: VecDeque<Adoption>,
+    /// Connections were let go, and the line does not take the word of it.
+    pub(super) offers_wait: bool,
+    /// Epoll is to say when the line takes messages again.
+    pub(super) line_is_full: bool,
     /// When the supervisor was told last that calls wait.
     pub(super) told_crowding: Option<Instant>,
     /// It was said that connections can't be kept.
@@ -118,6 +124,7 @@ impl Desk {
         if shared.pool.rests() && !std::mem::replace(&mut self.tidies, true) {
             hand.shared.remind(hand.now() + TIDY, Due::Tidying);
         }
+        self.watch_line(&hand.shared);
         let dropped = log::dropped_lines();
         if dropped != self.log_lines_dropped {
             hand.row.log_dropped(dropped.wrapping_sub(self.log_lines_dropped));
@@ -127,10 +134,11 @@ impl Desk {
 
     fn end_without_connections(&mut self, shared: &Shared, now: Instant) {
         let is_leaving = shared.leaving.load(Ordering::SeqCst);
-        let nothing_runs = self.has_left || shared.gate.is_idle();
-        if shared.draining.load(Ordering::SeqCst) || (is_leaving && nothing_runs) {
+        let nothing_runs = shared.gate.is_idle();
+        if shared.draining.load(Ordering::SeqCst) || (is_leaving && (nothing_runs || self.has_left)) {
             self.tell_notes(shared, now);
-            self.end(shared);
+            // What still runs after the time to drain may never end, and hold the very lock that a stop hook waits for.
+            self.end(shared, nothing_runs || !self.has_left);
         }
         if is_leaving && shared.overdue.lock().has_stuck() {
             self.say_only_stuck();
@@ -150,10 +158,12 @@ impl Desk {
         }
     }
 
-    fn end(&mut self, shared: &Shared) -> ! {
+    fn end(&mut self, shared: &Shared, with_hooks: bool) -> ! {
         self.arena.set_state(State::Ended);
-        self.bound_by_the_kernel(shared);
-        shared.service.worker_stop(&shared.info);
+        if with_hooks {
+            self.bound_by_the_kernel(shared);
+            shared.service.worker_stop(&shared.info);
+        }
         process::exit_now(0)
     }
 
@@ -176,9 +186,32 @@ impl Desk {
                 }
                 Err(error) => {
                     tracing::warn!(slot = hand.shared.info.slot(), %error, "a message is not understood");
+                    // The line's own error would be met again; epoll says when there is more.
+                    if error.raw_os_error().is_some() {
+                        break;
+                    }
                 }
             }
         }
+    }
+
+    /// The line takes messages again.
+    pub(super) fn flush_line(&mut self) {
+        // What the kernel refuses is lost, as it would be when it was said.
+        let _ = self.line.flush();
+    }
+
+    /// Has the poller woken when the line takes messages again, if some wait for that.
+    fn watch_line(&mut self, shared: &Shared) {
+        let waits = self.line.has_queued() || self.offers_wait;
+        if waits == self.line_is_full {
+            return;
+        }
+        self.line_is_full = waits;
+        let mut flags = EpollFlags::EPOLLIN;
+        flags.set(EpollFlags::EPOLLOUT, waits);
+        // A line that was closed is not in there any more.
+        let _ = shared.epoll.modify(&self.line, &mut EpollEvent::new(flags, LINE));
     }
 
     fn told(&mut self, hand: &mut Hand, message: ToWorker, descriptors: Vec<OwnedFd>) {

@@ -130,7 +130,13 @@ impl Hand {
 
     fn attend(&mut self, desk: &Mutex<Desk>, todo: Todo) {
         match todo {
-            Todo::Event(LINE, _) => desk.lock().read_line(self),
+            Todo::Event(LINE, flags) => {
+                let mut desk = desk.lock();
+                if flags.contains(EpollFlags::EPOLLOUT) {
+                    desk.flush_line();
+                }
+                desk.read_line(self);
+            }
             Todo::Event(TERM, _) => desk.lock().ask_to_leave(),
             Todo::Event(WAKE, _) => desk.lock().woken(self),
             Todo::Event(BELL, _) => desk.lock().rung(self),
@@ -142,6 +148,7 @@ impl Hand {
             Todo::Turn(key) => self.take_turn(key),
             Todo::Feed(key) => self.feed(key),
             Todo::LetGo(connection) => self.let_connection_go(&connection),
+            Todo::Stay(connection) => self.stay(&connection),
             Todo::Finish(connection) => self.finish(&connection),
             Todo::Release(key) => self.release(key),
             Todo::TakeUp(key) => self.take_up(key),
@@ -172,6 +179,7 @@ impl Hand {
                 Due::Connection(key) => self.due(key, at),
                 Due::Door(number) => desk.lock().look_again(number, self),
                 Due::Notes => desk.lock().tell_notes(&self.shared, self.now()),
+                Due::TakeBack(key) => self.take_back(key),
                 Due::Adoptions => desk.lock().tell_adoptions(self),
                 Due::Tidying => {
                     self.shared.pool.tidy();

@@ -4,7 +4,7 @@
 //! Any thread leaves a note; the poller tells, many at a time, since each message costs the supervisor what ten connections
 //! do. A connection that ends young costs its entry here and nothing else.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -68,9 +68,18 @@ impl Notes {
         self.offered.push(key);
     }
 
-    /// From now on connections are kept as soon as they are there.
-    pub(super) fn keep_at_once(&mut self, now: Instant) -> Option<Arm> {
+    /// Takes the note back that a connection was let go. False where it has been told.
+    pub(super) fn takes_back(&mut self, key: Key) -> bool {
+        let before = self.offered.len();
+        self.offered.retain(|offered| *offered != key);
+        self.offered.len() < before
+    }
+
+    /// From now on connections are kept as soon as they are there, and so are these, whatever was said of them before.
+    pub(super) fn keep_at_once(&mut self, not_kept: &[Key], now: Instant) -> Option<Arm> {
         self.keep_after = Duration::ZERO;
+        let young: HashSet<Key> = self.young.iter().map(|(_, key)| *key).collect();
+        self.young.extend(not_kept.iter().filter(|key| !young.contains(key)).map(|key| (now, *key)));
         self.arm(now)
     }
 
@@ -90,10 +99,12 @@ impl Notes {
         self.young.drain(..count).map(|(_, key)| key).collect()
     }
 
-    /// These could not be kept just now.
+    /// These could not be kept just now. They are as old as those that come next, or would have these wait once more.
     fn keep_later(&mut self, keys: Vec<Key>, now: Instant) {
+        let long_ago = now.checked_sub(self.keep_after).unwrap_or(now);
+        let since = self.young.front().map_or(long_ago, |(since, _)| long_ago.min(*since));
         for key in keys.into_iter().rev() {
-            self.young.push_front((now, key));
+            self.young.push_front((since, key));
         }
     }
 
@@ -113,14 +124,24 @@ impl Shared {
         }
     }
 
-    /// The connection may outlive this worker from now on, unless it is over. Noted before the supervisor is told, so that an end
-    /// that comes in between is told after that.
-    fn mark_kept(&self, key: Key) -> Option<Arc<Connection>> {
+    /// A connection that may outlive this worker.
+    fn to_be_kept(&self, key: Key) -> Option<Arc<Connection>> {
         let connection = self.find(key)?;
         let state = connection.lock();
-        let may_be_kept = state.phase != Phase::Closed && !connection.kept.swap(true, Ordering::Relaxed);
+        let may_be_kept = state.phase != Phase::Closed && !state.stays;
         drop(state);
-        may_be_kept.then_some(connection)
+        (may_be_kept && !connection.kept.load(Ordering::Relaxed)).then_some(connection)
+    }
+
+    /// The supervisor has been sent a duplicate of it. Not before, or another thread might offer what is kept nowhere.
+    fn is_kept(&self, connection: &Arc<Connection>, now: Instant) {
+        let state = connection.lock();
+        let has_ended = state.phase == Phase::Closed;
+        connection.kept.store(!has_ended, Ordering::Relaxed);
+        drop(state);
+        if has_ended {
+            self.note(|notes| notes.closed(connection.key, now));
+        }
     }
 }
 
@@ -128,7 +149,7 @@ impl Desk {
     /// It is time to tell what was gathered.
     pub(super) fn tell_notes(&mut self, shared: &Shared, now: Instant) {
         let old = shared.notes.lock().old(now);
-        let old: Vec<Arc<Connection>> = old.into_iter().filter_map(|key| shared.mark_kept(key)).collect();
+        let old: Vec<Arc<Connection>> = old.into_iter().filter_map(|key| shared.to_be_kept(key)).collect();
         let mut later = Vec::new();
         for batch in old.chunks(MOST_DESCRIPTORS) {
             let connections: Vec<Key> = batch.iter().map(|connection| connection.key).collect();
@@ -138,9 +159,13 @@ impl Desk {
                 self.line.send_now(&FromWorker::Keep { connections: connections.clone() }, &descriptors)
             {
                 self.complain(shared, &error);
-                shared.are_not_kept(&connections);
                 later.extend(connections);
-            } else if shared.lets_go() {
+                continue;
+            }
+            for connection in batch {
+                shared.is_kept(connection, now);
+            }
+            if shared.lets_go() {
                 self.todo.extend(batch.iter().cloned().map(Todo::LetGo));
             }
         }
@@ -157,8 +182,13 @@ impl Desk {
     /// Tells what was let go. Its clients wait, so this is not gathered for longer than a round lasts.
     pub(super) fn tell_offers(&mut self, shared: &Shared) {
         let offered = mem::take(&mut shared.notes.lock().offered);
+        self.offers_wait = false;
         for keys in offered.chunks(MOST_KEYS) {
-            self.tell(&FromWorker::Offered { connections: keys.to_vec() });
+            // At once or not at all: said twice, it would be about connections that others have by then.
+            if let Err(error) = self.line.send_now(&FromWorker::Offered { connections: keys.to_vec() }, &[]) {
+                self.offers_wait |= error.kind() == io::ErrorKind::WouldBlock;
+                shared.notes.lock().offered.extend(keys);
+            }
         }
     }
 
@@ -232,12 +262,33 @@ mod tests {
     }
 
     #[test]
+    fn what_could_not_be_kept_has_nobody_wait_for_another_keep_after() {
+        let (mut notes, start) = (Notes::new(MS(500)), Instant::now());
+        notes.began(key(0), start);
+        notes.began(key(1), start + MS(100));
+        let now = start + MS(500);
+        let old = notes.old(now);
+        notes.keep_later(old, now);
+        assert_eq!(notes.look_again(now).unwrap().at, now + GATHER);
+        assert_eq!(notes.old(now + GATHER), [key(0)]);
+        assert_eq!(notes.look_again(now + GATHER).unwrap().at, start + MS(600));
+    }
+
+    #[test]
+    fn an_offer_can_be_taken_back_until_it_is_told() {
+        let mut notes = Notes::new(MS(0));
+        notes.offered(key(0));
+        assert!(notes.takes_back(key(0)));
+        assert!(!notes.takes_back(key(0)) && notes.offered.is_empty());
+    }
+
+    #[test]
     fn a_worker_that_leaves_has_all_kept_at_once() {
         let (mut notes, start) = (Notes::new(MS(100)), Instant::now());
         notes.began(key(0), start);
-        let arm = notes.keep_at_once(start);
+        let arm = notes.keep_at_once(&[key(0), key(7)], start);
         assert_eq!(arm, Some(Arm { at: start, instead_of: Some(start + MS(100)) }));
-        assert_eq!(notes.old(start), [key(0)]);
+        assert_eq!(notes.old(start), [key(0), key(7)], "once each, and those that were refused before");
     }
 
     #[test]

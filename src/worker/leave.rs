@@ -6,14 +6,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::EpollEvent;
 
 use super::connection::{Answered, Connection, Locked, Phase};
 use super::desk::{Desk, Todo};
 use super::flow::Hand;
-use super::{Due, Shared};
+use super::{Due, Shared, token_of};
 use crate::arena::{Key, State};
 use crate::rpc::Error;
+
+/// How long a connection waits for its last call before it is served on here, where it was only to go for balance.
+const GIVE_UP_LETTING_GO: Duration = Duration::from_secs(1);
 
 /// How far a connection is on its way out of this worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -22,8 +27,9 @@ pub(super) enum Going {
     Not,
     /// It begins nothing more.
     Asked,
-    /// It is no longer this worker's to touch; its record stays until another has it.
-    Offered,
+    /// It is no longer this worker's to touch; its record stays until another has it, or nobody will: then it goes on here, in
+    /// the phase it had.
+    Offered { was: Phase },
 }
 
 impl Desk {
@@ -35,39 +41,51 @@ impl Desk {
         }
         self.arena.set_state(State::Draining);
         self.close_doors(hand);
-        // Only what is kept can be let go.
-        shared.note(|notes| notes.keep_at_once(hand.now()));
+        let connections = shared.all_connections();
+        // Only what is kept can be let go. Those that the supervisor once had no room for ask again, or nobody would ever
+        // say what becomes of them.
+        let not_kept = connections.iter().filter(|connection| !connection.kept.load(Ordering::Relaxed));
+        let not_kept: Vec<Key> = not_kept.map(|connection| connection.key).collect();
+        shared.note(|notes| notes.keep_at_once(&not_kept, hand.now()));
         if let Some(end) = Instant::now().checked_add(self.drain) {
             shared.remind(end, Due::LeaveEnd);
         }
-        self.todo.extend(shared.all_connections().into_iter().map(Todo::LetGo));
+        self.todo.extend(connections.into_iter().map(Todo::LetGo));
     }
 
     /// Lets some connections go that have lived a while: `busy` ones before others, or those of which nobody waits for
-    /// anything.
+    /// anything; and before all those on which nothing runs, since the others begin nothing until they can go. Those that
+    /// were asked before and have not gone yet count.
     pub(super) fn let_some_go(&mut self, shared: &Shared, count: usize, busy: bool) {
-        let mut candidates: Vec<(bool, Arc<Connection>)> = shared
+        let mut are_going = 0;
+        let mut candidates: Vec<((bool, bool), Arc<Connection>)> = shared
             .all_connections()
             .into_iter()
             .filter(|connection| connection.kept.load(Ordering::Relaxed))
             .filter_map(|connection| {
                 let state = connection.lock();
+                are_going += usize::from(state.going == Going::Asked);
                 let may_go = state.phase == Phase::Open && state.going == Going::Not;
                 let is_busy = !state.is_quiet() || !state.input.is_empty();
+                let runs = state.inline_call().is_some()
+                    || state.calls.iter().any(|call| call.queued_since.is_none());
                 drop(state);
-                may_go.then_some((is_busy, connection))
+                may_go.then_some(((is_busy != busy, runs), connection))
             })
             .collect();
-        candidates.sort_by_key(|(is_busy, _)| *is_busy != busy);
-        self.todo.extend(candidates.into_iter().take(count).map(|(_, connection)| Todo::LetGo(connection)));
+        candidates.sort_by_key(|(order, _)| *order);
+        let until = Instant::now() + GIVE_UP_LETTING_GO;
+        for (_, connection) in candidates.into_iter().take(count.saturating_sub(are_going)) {
+            shared.remind(until, Due::TakeBack(connection.key));
+            self.todo.push_back(Todo::LetGo(connection));
+        }
     }
 
-    /// The supervisor could not keep these: where this worker leaves they can't go on and are finished.
+    /// The supervisor could not keep these: they end with this worker.
     pub(super) fn not_kept(&mut self, shared: &Shared, keys: &[Key]) {
+        // At once, so that no thread offers one of them any more.
         shared.are_not_kept(keys);
-        if shared.lets_go() {
-            self.todo.extend(keys.iter().filter_map(|key| shared.find(*key)).map(Todo::Finish));
-        }
+        self.todo.extend(keys.iter().filter_map(|key| shared.find(*key)).map(Todo::Stay));
     }
 }
 
@@ -85,6 +103,47 @@ impl Hand {
         if state.phase != Phase::Closed {
             state.going = Going::Asked;
             self.settle(&mut state);
+        }
+    }
+
+    /// Serves a connection again that was to go to where there is less to do, and could not: a call of it lasts.
+    pub(super) fn take_back(&mut self, key: Key) {
+        if let Some(connection) = self.shared.find(key)
+            && !self.shared.is_ending()
+        {
+            let mut state = connection.lock();
+            if state.going == Going::Asked {
+                state.going = Going::Not;
+                self.go_on(&mut state);
+            }
+        }
+    }
+
+    /// Goes on with a connection that can't go, or finishes it where this worker leaves. One that was offered is taken back.
+    pub(super) fn stay(&mut self, connection: &Arc<Connection>) {
+        let mut state = connection.lock();
+        match state.going {
+            Going::Not => {}
+            Going::Asked => state.going = Going::Not,
+            Going::Offered { was } => {
+                state.going = Going::Not;
+                state.phase = was;
+                // Where the supervisor has been told, it says once more that it does not have it. Should that word be late, it
+                // must not be taken for one about another offer.
+                state.stays = !self.shared.notes.lock().takes_back(connection.key);
+                state.armed = state.interest();
+                let event = EpollEvent::new(state.armed.flags(), token_of(connection.key));
+                if let Err(error) = self.shared.epoll.add(&connection.socket, event) {
+                    tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
+                    return self.close(&mut state);
+                }
+            }
+        }
+        if self.shared.is_ending() {
+            drop(state);
+            self.finish(connection);
+        } else {
+            self.go_on(&mut state);
         }
     }
 
@@ -116,8 +175,8 @@ impl Hand {
         }
         state.commit();
         // Whoever comes to it from now on finds nothing to do.
-        state.phase = Phase::Closed;
-        state.going = Going::Offered;
+        let was = std::mem::replace(&mut state.phase, Phase::Closed);
+        state.going = Going::Offered { was };
         self.shared.notes.lock().offered(connection.key);
         self.shared.wake_poller();
         true
@@ -129,7 +188,7 @@ impl Hand {
             return;
         };
         let mut state = connection.lock();
-        if state.going == Going::Offered {
+        if matches!(state.going, Going::Offered { .. }) {
             // First: its place is another connection's as soon as this one has left the table.
             state.leave_record();
             self.shared.table.lock().remove(key);
@@ -145,6 +204,10 @@ impl Hand {
         }
         for connection in self.shared.all_connections() {
             let mut state = connection.lock();
+            if !state.calls.is_empty() {
+                // Nobody waits for what they still do.
+                connection.caller_is_gone();
+            }
             while let Some(call) = state.calls.pop() {
                 let request = crate::rpc::native::parse(&call.message);
                 let method = request.as_ref().map_or("?", |request| &*request.method);

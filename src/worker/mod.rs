@@ -153,6 +153,8 @@ enum Due {
     Adoptions,
     /// Memory that nobody has wanted for a while goes back.
     Tidying,
+    /// A connection that was to go to a worker with less to do could not go, and is served again.
+    TakeBack(Key),
     /// The time to drain is up for a worker that leaves.
     LeaveEnd,
     /// A thread has been in this call of a connection for too long.

@@ -205,6 +205,8 @@ impl Desk {
             poller: 0,
             told_crowding: None,
             adoptions: std::collections::VecDeque::new(),
+            offers_wait: false,
+            line_is_full: false,
             has_complained: false,
             has_left: false,
             said_only_stuck: false,

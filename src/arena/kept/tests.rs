@@ -6,7 +6,7 @@ use crate::arena::{ArenaWriter, Room, create};
 use crate::sys::blocks::{Block, Pool};
 
 const KEY: Key = Key { index: 2, generation: 9 };
-const MOST: Most = Most { input: 10_000, output: 10_000, message: 1_000, calls: 4 };
+const MOST: Most = Most { input: 10_000, output: 10_000, message: 1_000, calls: 4, all_messages: 2_500 };
 
 /// A worker's arena with one connection, as its worker and as somebody else sees it.
 struct Arena {
@@ -142,6 +142,28 @@ fn a_list_that_is_a_circle_or_too_long_is_refused() {
     let last = arena.core.calls;
     record::unlink_next(arena.blocks[0].words(), last);
     assert_eq!(arena.read(0, 0), Err(Refusal::Senseless("calls")));
+}
+
+#[test]
+fn one_block_is_one_call_and_all_calls_have_one_budget() {
+    let mut arena = Arena::new();
+    arena.call(1, b"x");
+    let first = arena.core.calls;
+    record::unlink_next(arena.blocks[0].words(), first);
+    assert_eq!(arena.read(0, 0), Err(Refusal::Senseless("calls")), "a circle of one");
+
+    let mut arena = Arena::new();
+    arena.call(1, b"x");
+    arena.call(1, b"y");
+    assert_eq!(arena.read(0, 0), Err(Refusal::Senseless("calls")), "one number twice");
+
+    let mut arena = Arena::new();
+    arena.call(1, &[b'x'; 1_000]);
+    arena.call(2, &[b'x'; 1_000]);
+    arena.call(3, &[b'x'; 500]);
+    assert!(arena.read(0, 0).is_ok());
+    arena.call(4, b"x");
+    assert_eq!(arena.read(0, 0), Err(Refusal::Senseless("calls")), "one byte too many");
 }
 
 #[test]

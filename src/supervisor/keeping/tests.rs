@@ -84,7 +84,7 @@ fn a_connection_that_was_adopted_is_the_adopters_under_its_new_key() {
     let mut keeping = keeping(2);
     keeping.ended(0, "SIGKILL".into());
     send_all(&mut keeping, &[(1, 0)]);
-    let moved = keeping.adopted(1, 0, vec![Some(key(40)), None]);
+    let moved = keeping.adopted(1, 0, vec![Taken::As(key(40)), Taken::Refused]);
     assert_eq!(moved, Moved { released: vec![], refused: 1, wait_again: 0 }, "nobody is left to be told");
     assert_eq!((keeping.served_by(1), keeping.waiting()), (1, 0));
     assert!(keeping.parcel(0, 1).is_none(), "the arena of the dead worker is gone");
@@ -97,7 +97,7 @@ fn what_did_not_arrive_waits_again() {
     let mut keeping = keeping(3);
     keeping.ended(0, "SIGKILL".into());
     send_all(&mut keeping, &[(1, 0)]);
-    let moved = keeping.adopted(1, 0, vec![Some(key(0))]);
+    let moved = keeping.adopted(1, 0, vec![Taken::As(key(0))]);
     assert_eq!((moved.wait_again, keeping.waiting()), (2, 2));
 }
 
@@ -122,7 +122,7 @@ fn a_worker_that_lets_go_hears_when_another_has_what_it_offered() {
         [Handing { from: 0, to: 1, count: 1 }],
         "not back to where it comes from"
     );
-    assert_eq!(keeping.adopted(1, 0, vec![Some(key(5))]).released, [key(0)]);
+    assert_eq!(keeping.adopted(1, 0, vec![Taken::As(key(5))]).released, [key(0)]);
     assert_eq!((keeping.served_by(0), keeping.served_by(1)), (1, 1));
 }
 
@@ -155,10 +155,31 @@ fn descriptors_that_did_not_arrive_are_not_kept() {
 }
 
 #[test]
+fn what_an_adopter_has_no_room_for_goes_to_another_and_is_given_up_at_last() {
+    let mut keeping = keeping(1);
+    keeping.ended(0, "SIGKILL".into());
+    let waits = Moved { wait_again: 1, ..Moved::default() };
+    for _ in 0..MOST_PUT_OFF / 2 {
+        for (adopter, other) in [(1, 2), (2, 1)] {
+            keeping.sent(Handing { from: 0, to: adopter, count: 1 });
+            assert_eq!(keeping.adopted(adopter, 0, vec![Taken::NotNow]), waits);
+            assert_eq!(
+                keeping.plan(&[(adopter, 0), (other, 50)]),
+                [Handing { from: 0, to: other, count: 1 }]
+            );
+            assert_eq!(keeping.plan(&[(adopter, 0)]), [Handing { from: 0, to: adopter, count: 1 }]);
+        }
+    }
+    keeping.sent(Handing { from: 0, to: 1, count: 1 });
+    assert_eq!(keeping.adopted(1, 0, vec![Taken::NotNow]).refused, 1);
+    assert_eq!(keeping.len(), 0);
+}
+
+#[test]
 fn words_that_fit_nothing_change_nothing() {
     let mut keeping = keeping(1);
-    assert_eq!(keeping.adopted(1, 0, vec![Some(key(0))]), Moved::default());
-    assert_eq!(keeping.adopted(1, 55, vec![None]), Moved::default());
+    assert_eq!(keeping.adopted(1, 0, vec![Taken::As(key(0))]), Moved::default());
+    assert_eq!(keeping.adopted(1, 55, vec![Taken::Refused]), Moved::default());
     keeping.ended(55, "SIGKILL".into());
     keeping.sent(Handing { from: 55, to: 1, count: 4 });
     assert_eq!((keeping.served_by(0), keeping.served_by(1)), (1, 0));
@@ -259,9 +280,13 @@ proptest! {
                     for taken in results {
                         let new = key(next_key);
                         next_key += 1;
-                        made.push(taken.then_some(new));
+                        made.push(if taken { Taken::As(new) } else { Taken::Refused });
                     }
-                    last_keys[adopter as usize].extend(made.iter().flatten());
+                    let adopted = made.iter().filter_map(|made| match made {
+                        Taken::As(new) => Some(*new),
+                        Taken::Refused | Taken::NotNow => None,
+                    });
+                    last_keys[adopter as usize].extend(adopted);
                     keeping.adopted(slots[adopter as usize], slots[from as usize], made);
                 }
                 Step::Die(slot) => {

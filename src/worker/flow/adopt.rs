@@ -167,6 +167,8 @@ impl Hand {
         let event = EpollEvent::new(state.armed.flags(), token_of(key));
         if let Err(error) = self.shared.epoll.add(&connection.socket, event) {
             tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
+            // They have no place at the gate yet that could be given back.
+            state.calls.clear();
             self.close(&mut state);
             return key;
         }

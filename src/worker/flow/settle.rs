@@ -142,7 +142,7 @@ impl Hand {
     }
 
     /// Takes a connection out of everything. Its socket is closed with the last thread that holds it.
-    pub(super) fn close(&mut self, state: &mut Locked<'_>) {
+    pub(in crate::worker) fn close(&mut self, state: &mut Locked<'_>) {
         let connection = state.connection;
         if state.phase == Phase::Closed {
             return;

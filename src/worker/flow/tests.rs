@@ -23,7 +23,8 @@ use crate::wire::length::LengthFraming;
 use crate::worker::duty::Task;
 use crate::worker::queue::Queue;
 
-const MOST: Most = Most { input: 1 << 20, output: 16 << 20, message: 1 << 20, calls: 64 };
+const MOST: Most =
+    Most { input: 1 << 20, output: 16 << 20, message: 1 << 20, calls: 64, all_messages: 16 << 20 };
 
 /// A message that the client sends: what becomes of it, and how long its params are.
 #[derive(Debug, Clone, Copy)]
