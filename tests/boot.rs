@@ -203,7 +203,7 @@ fn a_fork_that_the_kernel_refuses_is_tried_again_until_it_succeeds() {
     let mark = service.mark();
     doomed.request("crash", &json!({ "how": "segv" }));
     for _ in 0..4 {
-        let refused = service.await_log("the kernel refused to fork a worker");
+        let refused = service.await_log("a worker can't be forked");
         assert!(refused["reason"].as_str().is_some_and(|why| why.contains("os error 11")), "{refused}");
     }
     assert_eq!(worker_pid(&mut unharmed), service.workers()[&1], "the other worker serves");

@@ -16,3 +16,14 @@ pub(crate) fn give_back_large_buffers() {
         nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, GIVEN_BACK);
     }
 }
+
+/// Gives back what is free between what is in use: after a flood of small things glibc keeps all of their memory.
+///
+/// It takes the allocator's locks meanwhile, so it is for moments when little happens.
+pub(crate) fn give_back_the_rest() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes a number and changes nothing that a program can see, under the allocator's locks.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}

@@ -405,7 +405,9 @@ mod tests {
         let (pool, reader) = pool(8 << 20, 1);
         assert!(!pool.rests());
         let mut blocks: Vec<Block> = std::iter::from_fn(|| pool.take(60_000)).take(3).collect();
-        blocks.iter_mut().for_each(|block| block.fill(0xff));
+        for block in &mut blocks {
+            block.fill(0xff);
+        }
         let places: Vec<usize> = blocks.iter().map(|block| usize::try_from(block.place()).unwrap()).collect();
         drop(blocks);
         let keep_theirs = || places.iter().filter(|place| reader.load(**place) != Some(0)).count();

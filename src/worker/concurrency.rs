@@ -248,12 +248,12 @@ mod tests {
     fn a_wait_that_would_be_too_long_is_refused() {
         let limits = limited(1, 100);
         assert_eq!(limits.enter(LIMITED, LONG), Ok(Entry::Go));
-        limits.ran(LIMITED, Duration::from_millis(800));
+        limits.ran(LIMITED, Duration::from_millis(400));
         waits(&limits, 1);
         assert_eq!(limits.enter(LIMITED, Duration::from_millis(700)).ok(), None, "its own time is too short");
         waits(&limits, 2);
         let refused = limits.enter(LIMITED, LONG).err();
-        assert_eq!(refused, Some(Refused { retry_after: Duration::from_millis(1_600) }));
+        assert_eq!(refused, Some(Refused { retry_after: Duration::from_millis(800) }));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::poller::Poller;
 use super::role::Term;
 use super::{BELL, Due, FIRST_DOOR, LINE, TERM, WAKE, key_of};
 use crate::fail_points;
-use crate::sys::process;
+use crate::sys::{allocator, process};
 
 /// Deadlines are looked at this often in a round that lasts: with many connections that all have much to say, a round
 /// may take as long as all their turns.
@@ -183,6 +183,9 @@ impl Hand {
                 Due::Adoptions => desk.lock().tell_adoptions(self),
                 Due::Tidying => {
                     self.shared.pool.tidy();
+                    if !self.shared.pool.rests() {
+                        allocator::give_back_the_rest();
+                    }
                     desk.lock().tidies = false;
                 }
                 Due::LeaveEnd => {
