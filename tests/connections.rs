@@ -294,6 +294,18 @@ fn a_worker_that_is_the_only_one_leaves_its_connections_to_its_replacement() {
     kept.await_kept(0);
 }
 
+/// What a deadline gave the poller to do waited for the next event: the connection begins nothing meanwhile.
+#[test]
+fn a_young_connection_goes_as_soon_as_its_worker_is_to_leave() {
+    let service = Service::start(
+        "processes = 2\nthreads = 1\n[timeouts]\nkeep_after = \"1h\"\nstuck = \"1h\"\ndrain = \"1h\"",
+    );
+    let mut wire = service.connect();
+    let pid = worker_pid(&mut wire);
+    support::send_signal(pid, Signal::SIGTERM);
+    while worker_pid(&mut wire) == pid {}
+}
+
 #[test]
 fn a_connection_that_is_too_young_ends_with_its_worker() {
     let service = Service::start("processes = 1\nthreads = 1\n[timeouts]\nkeep_after = \"1h\"");

@@ -102,6 +102,10 @@ impl Desk {
         self.todo.pop_front()
     }
 
+    pub(super) fn has_more_to_do(&self) -> bool {
+        !self.todo.is_empty()
+    }
+
     pub(super) fn put_first(&mut self, todo: Todo) {
         self.todo.push_front(todo);
     }

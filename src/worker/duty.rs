@@ -96,6 +96,10 @@ impl Hand {
         let mut poller = Poller::new(self.shared.epoll.clone(), self.shared.deadlines.clone());
         while self.play_round(desk).is_some() {
             desk.lock().end_round(self);
+            // What a deadline or the round's end has asked for would otherwise wait for the next event.
+            if desk.lock().has_more_to_do() {
+                continue;
+            }
             match poller.wait() {
                 Ok(events) => desk.lock().put(events),
                 Err(error) => {
