@@ -47,7 +47,7 @@ impl CallId {
 }
 
 /// What the poller has taken from a connection while it runs one call of it with the lock released. Its input is empty
-/// meanwhile. Whoever relieves the poller [takes it over](State::take_over).
+/// meanwhile. Whoever relieves the poller takes it over.
 #[derive(Debug)]
 pub(in crate::worker) struct InHand {
     pub(in crate::worker) chunk: Chunk,
