@@ -14,7 +14,7 @@ use crate::rpc::{
 };
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
-use crate::wire::{ByteOrder, Step};
+use crate::wire::{ByteOrder, Decode, Progress, Step};
 
 pub use crate::fail_points::Kind as FailPoint;
 
@@ -51,9 +51,9 @@ pub struct DecodedCall<'a> {
 
 /// Takes one length-prefixed message of the native envelope from the start of `arrived`.
 pub fn decode(arrived: &[u8]) -> Decoded<'_> {
-    match FRAMING.decode(arrived) {
-        Step::NeedMore { .. } => Decoded::NeedMore,
-        Step::Wrong(_) => Decoded::Wrong,
+    match FRAMING.decode(arrived, &mut Progress::default()) {
+        Step::NeedMore { .. } | Step::Invite { .. } => Decoded::NeedMore,
+        Step::Wrong(_) | Step::Skip { .. } | Step::Assembled { .. } => Decoded::Wrong,
         Step::Message { body, consumed } => {
             let body = arrived.get(body).unwrap_or_default();
             match native::parse(body) {

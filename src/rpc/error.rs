@@ -236,6 +236,13 @@ impl From<WireError> for Error {
         match error {
             WireError::Empty { .. } => Error::invalid_request(&error),
             WireError::TooLarge { length, limit } => Error::too_large(length, limit),
+            WireError::Endless { limit } => {
+                Error::plain(Error::TOO_LARGE, error.to_string()).with_data(json!({ "limit": limit }))
+            }
+            WireError::Stray { .. } | WireError::Header { .. } => {
+                Error::plain(Error::PARSE, format!("parse error: {error}"))
+            }
+            WireError::Http(_) => Error::invalid_request(&error),
         }
     }
 }

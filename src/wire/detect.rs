@@ -3,51 +3,110 @@
 //! The worker asks with what has arrived of a new connection, unless its listener is pinned to one framing. What
 //! none of the framings claims is a stranger: one line in the log, and the connection is closed unanswered.
 
-use super::ByteOrder;
+use super::stream::StreamFraming;
+use super::{ByteOrder, Decode, Kind, Kinds, Progress, Step};
 
 /// What the first bytes say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Recognised {
-    /// Too few bytes to tell; ask again when there are `at_least` in all.
-    NeedMore { at_least: usize },
-    /// Length-prefix framing.
-    Length,
-    /// No framing of ours; `looks_like` is for the log.
+    /// Decided, for good.
+    Framing(Kind),
+    /// Too few bytes to tell; ask again when there are `at_least` in all. They are a message of a JSON stream if nothing
+    /// comes behind them and [`recognise_at_rest`] says so; `maybe_whole` is true if it does.
+    NeedMore { at_least: usize, maybe_whole: bool },
+    /// No framing that the listener takes; `looks_like` is for the log.
     Unknown { looks_like: &'static str },
 }
 
-/// Recognises the framing of a connection that begins with `first`, on a listener whose prefixes have this `order`.
-pub(crate) fn recognise(first: &[u8], order: ByteOrder) -> Recognised {
-    match order {
-        ByteOrder::Little => recognise_little(first),
-        ByteOrder::Big => recognise_big(first),
+/// The longest method that a request may begin with; any longer word is no HTTP.
+const LONGEST_METHOD: usize = 20;
+
+/// What a header block begins with, in any case.
+const HEADER_START: &[u8] = b"content-";
+
+/// Recognises the framing of a connection that begins with `first`, on a listener that takes the framings `allowed` and
+/// whose prefixes have this `order`. What is decided is decided whatever comes behind `first`.
+pub(crate) fn recognise(first: &[u8], order: ByteOrder, allowed: Kinds) -> Recognised {
+    if let Some(kind) = allowed.only() {
+        return Recognised::Framing(kind);
+    }
+    let by_length = if allowed.contains(Kind::Length) { by_length(first, order) } else { ByLength::No };
+    match by_length {
+        ByLength::Yes => Recognised::Framing(Kind::Length),
+        ByLength::NotYet { at_least } => {
+            Recognised::NeedMore { at_least, maybe_whole: recognise_at_rest(first, allowed).is_some() }
+        }
+        ByLength::No => by_text(first, allowed),
     }
 }
 
-fn recognise_big(first: &[u8]) -> Recognised {
-    match first.first() {
-        None => Recognised::NeedMore { at_least: 1 },
-        Some(0) => Recognised::Length,
-        Some(_) => stranger(first),
-    }
+/// The framing of a connection on which `first` is all, because its caller waits for an answer or has ended its side:
+/// a JSON value that is too short for a length prefix to be ruled out. None if it is not whole.
+pub(crate) fn recognise_at_rest(first: &[u8], allowed: Kinds) -> Option<Kind> {
+    let begins = first.iter().position(|byte| !byte.is_ascii_whitespace())?;
+    let value = first.get(begins..).filter(|value| matches!(value, [b'{' | b'[', ..]))?;
+    let is_whole = matches!(
+        StreamFraming { max_message: value.len() }.decode(value, &mut Progress::default()),
+        Step::Message { consumed, .. } if consumed == value.len()
+    );
+    (is_whole && allowed.contains(Kind::Stream)).then_some(Kind::Stream)
 }
 
-fn recognise_little(first: &[u8]) -> Recognised {
-    match first {
+enum ByLength {
+    Yes,
+    NotYet { at_least: usize },
+    No,
+}
+
+fn by_length(first: &[u8], order: ByteOrder) -> ByLength {
+    match (order, first) {
+        (ByteOrder::Big, []) => ByLength::NotYet { at_least: 1 },
+        (ByteOrder::Big, [0, ..]) => ByLength::Yes,
         // A TLS hello of less than 256 bytes reads as a length below 16 MiB. Waiting for its sixth byte can't keep a
         // short message waiting: read as a length, `16 03 .. 00` announces at least 0x316 bytes.
-        [0x16, 0x03, _, 0] | [0x16, 0x03, _, 0, _] => Recognised::NeedMore { at_least: 6 },
-        [0x16, 0x03, _, 0, _, 0x01, ..] => stranger(first),
-        [_, _, _, 0, ..] => Recognised::Length,
-        [_, _, _, _, ..] => stranger(first),
-        _ => Recognised::NeedMore { at_least: 4 },
+        (ByteOrder::Little, [0x16, 0x03, _, 0] | [0x16, 0x03, _, 0, _]) => ByLength::NotYet { at_least: 6 },
+        (ByteOrder::Little, [0x16, 0x03, _, 0, _, 0x01, ..]) => ByLength::No,
+        (ByteOrder::Little, [_, _, _, 0, ..]) => ByLength::Yes,
+        (ByteOrder::Little, [] | [_] | [_, _] | [_, _, _]) => ByLength::NotYet { at_least: 4 },
+        (ByteOrder::Big | ByteOrder::Little, _) => ByLength::No,
     }
+}
+
+/// The rest of the table, once a length prefix is ruled out.
+fn by_text(first: &[u8], allowed: Kinds) -> Recognised {
+    let if_allowed = |kind, looks_like| {
+        if allowed.contains(kind) { Recognised::Framing(kind) } else { Recognised::Unknown { looks_like } }
+    };
+    let one_more = Recognised::NeedMore { at_least: first.len() + 1, maybe_whole: false };
+    let Some(byte) = first.first() else { return one_more };
+    if matches!(byte, b'{' | b'[' | b' ' | b'\t' | b'\n' | b'\r') {
+        return if_allowed(Kind::Stream, "a JSON stream, which its listener does not take");
+    }
+    let word = first.iter().take_while(|&&byte| is_token_byte(byte)).count();
+    let start = first.get(..HEADER_START.len()).unwrap_or(first);
+    let header_so_far = HEADER_START.get(..start.len()).unwrap_or_default();
+    let maybe_header = start.eq_ignore_ascii_case(header_so_far);
+    if maybe_header && start.len() == HEADER_START.len() {
+        return if_allowed(Kind::Header, "content-length headers, which its listener does not take");
+    }
+    match first.get(word) {
+        Some(b' ') if (1..=LONGEST_METHOD).contains(&word) => {
+            if_allowed(Kind::Http, "HTTP, which its listener does not take")
+        }
+        None if word <= LONGEST_METHOD => one_more,
+        _ => stranger(first),
+    }
+}
+
+/// The bytes of a `token`, which HTTP's methods and names of fields are.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn stranger(first: &[u8]) -> Recognised {
     let looks_like = match first {
         [0x16, 0x03, ..] => "a TLS hello",
-        [byte, ..] if byte.is_ascii_graphic() => "text without a length before it",
+        [byte, ..] if byte.is_ascii_graphic() => "text that begins no framing",
         _ => "no framing this server knows, or a message of 16 MiB or more",
     };
     Recognised::Unknown { looks_like }
@@ -60,6 +119,10 @@ mod tests {
     use super::*;
     use ByteOrder::{Big, Little};
 
+    fn all(first: &[u8], order: ByteOrder) -> Recognised {
+        recognise(first, order, Kinds::default())
+    }
+
     fn is_stranger(recognised: Recognised) -> bool {
         matches!(recognised, Recognised::Unknown { .. })
     }
@@ -70,46 +133,46 @@ mod tests {
             let body = [b'{', b'}', b' '];
             let little: Vec<u8> = length.to_le_bytes().into_iter().chain(body).collect();
             let big: Vec<u8> = length.to_be_bytes().into_iter().chain(body).collect();
-            assert_eq!(recognise(&little, Little), Recognised::Length, "{length}");
-            assert_eq!(recognise(&big, Big), Recognised::Length, "{length}");
+            assert_eq!(all(&little, Little), Recognised::Framing(Kind::Length), "{length}");
+            assert_eq!(all(&big, Big), Recognised::Framing(Kind::Length), "{length}");
         }
         for length in [16_u32 << 20, u32::MAX] {
-            assert!(is_stranger(recognise(&length.to_le_bytes(), Little)), "{length}");
-            assert!(is_stranger(recognise(&length.to_be_bytes(), Big)), "{length}");
+            assert!(is_stranger(all(&length.to_le_bytes(), Little)), "{length}");
+            assert!(is_stranger(all(&length.to_be_bytes(), Big)), "{length}");
         }
     }
 
     #[test]
     fn a_message_of_123_bytes_starts_with_a_brace_and_is_still_a_prefix() {
-        assert_eq!(recognise(b"{\0\0\0", Little), Recognised::Length);
+        assert_eq!(all(b"{\0\0\0", Little), Recognised::Framing(Kind::Length));
     }
 
     #[test]
     fn a_tls_hello_of_any_length_is_a_stranger() {
-        assert!(is_stranger(recognise(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01], Little)));
-        assert!(is_stranger(recognise(&[0x16, 0x03, 0x01, 0x00, 0xf0, 0x01], Little)));
-        assert!(is_stranger(recognise(&[0x16, 0x03, 0x01, 0x00, 0xf0, 0x01], Big)));
+        assert!(is_stranger(all(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01], Little)));
+        assert!(is_stranger(all(&[0x16, 0x03, 0x01, 0x00, 0xf0, 0x01], Little)));
+        assert!(is_stranger(all(&[0x16, 0x03, 0x01, 0x00, 0xf0, 0x01], Big)));
     }
 
     #[test]
     fn a_hello_is_told_from_a_prefix_by_its_sixth_byte_and_not_before() {
         let message = [0x16, 0x03, 0x01, 0x00, b'{', b'"', b'i'];
-        assert_eq!(recognise(&message[..4], Little), Recognised::NeedMore { at_least: 6 });
-        assert_eq!(recognise(&message[..5], Little), Recognised::NeedMore { at_least: 6 });
-        assert_eq!(recognise(&message[..6], Little), Recognised::Length);
+        assert_eq!(all(&message[..4], Little), Recognised::NeedMore { at_least: 6, maybe_whole: false });
+        assert_eq!(all(&message[..5], Little), Recognised::NeedMore { at_least: 6, maybe_whole: false });
+        assert_eq!(all(&message[..6], Little), Recognised::Framing(Kind::Length));
     }
 
     #[test]
     fn the_shortest_messages_are_recognised_from_their_prefix_alone() {
-        assert_eq!(recognise(&[1, 0, 0, 0], Little), Recognised::Length);
-        assert_eq!(recognise(&[0x16, 0, 0, 0], Little), Recognised::Length);
-        assert_eq!(recognise(&[0], Big), Recognised::Length);
+        assert_eq!(all(&[1, 0, 0, 0], Little), Recognised::Framing(Kind::Length));
+        assert_eq!(all(&[0x16, 0, 0, 0], Little), Recognised::Framing(Kind::Length));
+        assert_eq!(all(&[0], Big), Recognised::Framing(Kind::Length));
     }
 
     #[test]
     fn nothing_at_all_is_not_yet_anything() {
-        assert_eq!(recognise(&[], Little), Recognised::NeedMore { at_least: 4 });
-        assert_eq!(recognise(&[], Big), Recognised::NeedMore { at_least: 1 });
+        assert_eq!(all(&[], Little), Recognised::NeedMore { at_least: 4, maybe_whole: false });
+        assert_eq!(all(&[], Big), Recognised::NeedMore { at_least: 1, maybe_whole: false });
     }
 
     proptest! {
@@ -123,11 +186,11 @@ mod tests {
             let bytes = if hello { [&[0x16, 0x03], bytes.as_slice()].concat() } else { bytes };
             let mut decided = None;
             for cut in 0..=bytes.len() {
-                match recognise(&bytes[..cut], order) {
+                match all(&bytes[..cut], order) {
                     Recognised::NeedMore { at_least } => {
                         prop_assert!(decided.is_none() && at_least > cut && at_least <= 6);
                     }
-                    Recognised::Length => {
+                    Recognised::Framing(Kind::Length) => {
                         prop_assert!(!matches!(decided, Some(false)));
                         decided = Some(true);
                     }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::{ByteOrder, Step, WireError};
+use super::{ByteOrder, Decode, Progress, Step, WireError};
 
 /// Bytes of the prefix.
 pub(crate) const PREFIX: usize = 4;
@@ -26,15 +26,26 @@ pub(crate) struct LengthFraming {
 #[must_use = "a message that is begun and not ended has a length of 0"]
 pub(crate) struct Mark(usize);
 
+impl Mark {
+    /// For a framing that writes nothing before a message.
+    pub(super) fn at_end_of(out: &[u8]) -> Self {
+        Self(out.len())
+    }
+
+    /// Where the message begins, its framing included.
+    pub(super) fn start(&self) -> usize {
+        self.0
+    }
+}
+
 /// An answer is longer than the framing carries. The output is as it was before the message was begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AnswerTooLong {
     pub(crate) length: usize,
 }
 
-impl LengthFraming {
-    /// Looks for a message at the start of `arrived`.
-    pub(crate) fn decode(&self, arrived: &[u8]) -> Step {
+impl Decode for LengthFraming {
+    fn decode(&self, arrived: &[u8], _: &mut Progress) -> Step {
         let Some(&prefix) = arrived.first_chunk::<PREFIX>() else {
             return Step::NeedMore { at_least: PREFIX };
         };
@@ -54,7 +65,9 @@ impl LengthFraming {
         }
         Step::Message { body: PREFIX..end, consumed: end }
     }
+}
 
+impl LengthFraming {
     /// Leaves room for the prefix; what is appended to `out` from here on is the message.
     pub(crate) fn begin_message(out: &mut Vec<u8>) -> Mark {
         let mark = Mark(out.len());
@@ -105,6 +118,10 @@ mod tests {
     const LITTLE: LengthFraming = LengthFraming { order: ByteOrder::Little, max_message: 1000 };
     const BIG: LengthFraming = LengthFraming { order: ByteOrder::Big, max_message: 1000 };
 
+    fn decode(framing: LengthFraming, arrived: &[u8]) -> Step {
+        framing.decode(arrived, &mut Progress::default())
+    }
+
     fn encode(framing: LengthFraming, body: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         let mark = LengthFraming::begin_message(&mut out);
@@ -126,7 +143,7 @@ mod tests {
             let whole = bytes.len();
             bytes.extend_from_slice(b"the next message");
             for cut in 0..bytes.len() {
-                let step = framing.decode(&bytes[..cut]);
+                let step = decode(framing, &bytes[..cut]);
                 if cut < PREFIX {
                     assert_eq!(step, Step::NeedMore { at_least: PREFIX });
                 } else if cut < whole {
@@ -140,21 +157,21 @@ mod tests {
 
     #[test]
     fn a_length_of_zero_is_wrong_and_the_next_message_is_found_behind_it() {
-        let Step::Wrong(error) = LITTLE.decode(b"\0\0\0\0\x02\0\0\0{}") else { panic!("0 is a length") };
+        let Step::Wrong(error) = decode(LITTLE, b"\0\0\0\0\x02\0\0\0{}") else { panic!("0 is a length") };
         let next = error.consumed().expect("the connection goes on");
         assert_eq!(
-            LITTLE.decode(&b"\0\0\0\0\x02\0\0\0{}"[next..]),
+            decode(LITTLE, &b"\0\0\0\0\x02\0\0\0{}"[next..]),
             Step::Message { body: 4..6, consumed: 6 }
         );
     }
 
     #[test]
     fn a_length_over_the_limit_is_wrong_before_any_of_its_bytes_are_there_and_ends_the_connection() {
-        let step = LITTLE.decode(&1001_u32.to_le_bytes());
+        let step = decode(LITTLE, &1001_u32.to_le_bytes());
         assert_eq!(step, Step::Wrong(WireError::TooLarge { length: 1001, limit: 1000 }));
         assert_eq!(WireError::TooLarge { length: 1001, limit: 1000 }.consumed(), None);
-        assert_eq!(LITTLE.decode(&1000_u32.to_le_bytes()), Step::NeedMore { at_least: 1004 });
-        assert!(matches!(LITTLE.decode(&[0xff; 4]), Step::Wrong(WireError::TooLarge { .. })));
+        assert_eq!(decode(LITTLE, &1000_u32.to_le_bytes()), Step::NeedMore { at_least: 1004 });
+        assert!(matches!(decode(LITTLE, &[0xff; 4]), Step::Wrong(WireError::TooLarge { .. })));
     }
 
     #[test]
@@ -182,7 +199,7 @@ mod tests {
             }
             let mut rest = bytes.as_slice();
             for sent in &bodies {
-                let Step::Message { body, consumed } = framing.decode(rest) else { panic!("a message was sent") };
+                let Step::Message { body, consumed } = decode(framing, rest) else { panic!("a message was sent") };
                 prop_assert_eq!(&rest[body], sent.as_slice());
                 rest = &rest[consumed..];
             }
@@ -191,12 +208,13 @@ mod tests {
 
         #[test]
         fn garbage_never_panics_and_never_points_outside(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            match LITTLE.decode(&bytes) {
+            match decode(LITTLE, &bytes) {
                 Step::NeedMore { at_least } => prop_assert!(at_least > bytes.len()),
                 Step::Message { body, consumed } => {
                     prop_assert!(body.end <= consumed && consumed <= bytes.len());
                 }
                 Step::Wrong(error) => prop_assert!(error.consumed().unwrap_or(0) <= bytes.len()),
+                step => prop_assert!(false, "{step:?} in length-prefix framing"),
             }
         }
     }

@@ -2,15 +2,29 @@
 //!
 //! A connection hands over what has arrived, from the first byte of the next message on, and is told whether that is
 //! a message, *not yet* one, or *wrong*. Nothing here knows what a message means (that is `rpc`) or where the
-//! bytes come from (that is the worker's connection).
+//! bytes come from (that is the worker's connection). `detect` says which framing a new connection speaks; from then on
+//! its [`Framing`] decodes.
 
 pub(crate) mod detect;
+mod error;
+mod fields;
+pub(crate) mod header;
+pub(crate) mod http;
+mod kinds;
 pub(crate) mod length;
+pub(crate) mod stream;
 
-use std::fmt;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+
+pub(crate) use error::{HttpError, WireError};
+pub(crate) use kinds::{Kind, Kinds};
+
+use header::HeaderFraming;
+use http::HttpFraming;
+use length::{AnswerTooLong, LengthFraming, Mark};
+use stream::StreamFraming;
 
 /// How a length prefix is written; a listener is told by `prefix` in its config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -21,51 +35,111 @@ pub(crate) enum ByteOrder {
     Big,
 }
 
+/// A framing with its limits, as one connection has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Framing {
+    Length(LengthFraming),
+    Stream(StreamFraming),
+    Header(HeaderFraming),
+    Http(HttpFraming),
+}
+
+/// Bytes to messages.
+pub(crate) trait Decode {
+    /// Looks at the start of `arrived`, which is all that has arrived from the end of what was last consumed on.
+    ///
+    /// `progress` belongs to the connection: it comes back as the last call left it, with the same bytes and more behind
+    /// them, or as its default, when nothing is known of the bytes.
+    fn decode(&self, arrived: &[u8], progress: &mut Progress) -> Step;
+}
+
+/// What is known of the incomplete message at the start of the input, so that bytes are looked at once: a message that
+/// comes a byte at a time costs no more than its length. A step that consumes leaves it as it is at a message's start.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Progress(Known);
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    #[default]
+    Nothing,
+    Stream(stream::Scan),
+    Header(header::Block),
+    Http(http::Request),
+}
+
 /// What a decoder makes of the bytes that have arrived so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Incomplete, not malformed. Asking again is pointless before `at_least` bytes (counted from the start of this
     /// message, always more than were given) are there.
     NeedMore { at_least: usize },
-    /// One whole message: its text is `body`; the next message starts `consumed` bytes on.
+    /// As `NeedMore`, but the caller waits to be told `100 Continue` before it sends the rest. Said once for a message.
+    Invite { at_least: usize },
+    /// So many bytes belong to no message: white space between JSON values, an empty line before an HTTP request.
+    Skip { consumed: usize },
+    /// One whole message: what is handed on is `body`; the next message starts `consumed` bytes on. With HTTP `body` has
+    /// the request's head too; [`http::open`] tells them apart.
     Message { body: Range<usize>, consumed: usize },
+    /// The same, for a message that did not lie in one piece.
+    Assembled { message: Vec<u8>, consumed: usize },
     /// No message, and more bytes would not make it one.
     Wrong(WireError),
 }
 
-/// What is wrong with a message before anybody looks into it. Each kind is answered; see [`WireError::consumed`]
-/// for whether the connection can go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WireError {
-    /// A message of no bytes, behind a prefix of `prefix` bytes.
-    Empty { prefix: usize },
-    /// A message that says it is longer than `max_message`.
-    TooLarge { length: usize, limit: usize },
-}
-
-impl WireError {
-    /// How many bytes to skip to the next message, or `None` if the connection must be closed after the answer,
-    /// because what follows is the unwanted message itself.
-    pub(crate) fn consumed(self) -> Option<usize> {
-        match self {
-            WireError::Empty { prefix } => Some(prefix),
-            WireError::TooLarge { .. } => None,
+impl Framing {
+    /// The framing of this kind, on a listener whose prefixes have this `order`.
+    pub(crate) fn new(kind: Kind, order: ByteOrder, max_message: usize) -> Self {
+        match kind {
+            Kind::Length => Self::Length(LengthFraming { order, max_message }),
+            Kind::Stream => Self::Stream(StreamFraming { max_message }),
+            Kind::Header => Self::Header(HeaderFraming { max_message }),
+            Kind::Http => Self::Http(HttpFraming { max_message }),
         }
     }
-}
 
-impl fmt::Display for WireError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(crate) fn kind(&self) -> Kind {
         match self {
-            WireError::Empty { .. } => {
-                write!(f, "the message has a length of 0; a message is a JSON value of at least one byte")
+            Self::Length(_) => Kind::Length,
+            Self::Stream(_) => Kind::Stream,
+            Self::Header(_) => Kind::Header,
+            Self::Http(_) => Kind::Http,
+        }
+    }
+
+    /// Begins an answer: what is appended to `out` from here on is its text. An HTTP answer has a head, which is not
+    /// written here, and nothing around its body.
+    pub(crate) fn begin_message(&self, out: &mut Vec<u8>) -> Mark {
+        match self {
+            Self::Length(_) => LengthFraming::begin_message(out),
+            Self::Header(_) => HeaderFraming::begin_message(out),
+            Self::Stream(_) | Self::Http(_) => Mark::at_end_of(out),
+        }
+    }
+
+    /// Ends the answer begun at the mark, or takes it back if it is longer than the framing carries.
+    pub(crate) fn end_message(&self, out: &mut Vec<u8>, mark: Mark) -> Result<(), AnswerTooLong> {
+        match self {
+            Self::Length(framing) => framing.end_message(out, mark),
+            Self::Stream(_) => {
+                stream::end_message(out);
+                Ok(())
             }
-            WireError::TooLarge { length, limit } => write!(
-                f,
-                "the message has a length of {length} bytes; this server takes at most {limit} (`max_message`)"
-            ),
+            Self::Header(_) => {
+                HeaderFraming::end_message(out, mark);
+                Ok(())
+            }
+            Self::Http(_) => Ok(()),
         }
     }
 }
 
-impl std::error::Error for WireError {}
+impl Decode for Framing {
+    fn decode(&self, arrived: &[u8], progress: &mut Progress) -> Step {
+        match self {
+            Self::Length(framing) => framing.decode(arrived, progress),
+            Self::Stream(framing) => framing.decode(arrived, progress),
+            Self::Header(framing) => framing.decode(arrived, progress),
+            Self::Http(framing) => framing.decode(arrived, progress),
+        }
+    }
+}

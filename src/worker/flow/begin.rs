@@ -10,9 +10,9 @@ use super::Hand;
 use crate::rpc::native::{self, Rejected, Request};
 use crate::rpc::{Error, MethodIndex, RawJson, Span};
 use crate::sys::clock;
-use crate::wire::Step;
 use crate::wire::detect::{self, Recognised};
 use crate::wire::length::LengthFraming;
+use crate::wire::{Decode, Kind, Kinds, Progress, Step};
 use crate::worker::Shared;
 use crate::worker::buffers::LITTLE;
 use crate::worker::chunk::Chunk;
@@ -136,12 +136,16 @@ impl Hand {
                 return Begun::Turn { consumed };
             }
             if !state.recognised {
-                match detect::recognise(rest, framing.order) {
-                    Recognised::NeedMore { at_least } => {
+                match detect::recognise(rest, framing.order, Kinds::default()) {
+                    Recognised::NeedMore { at_least, .. } => {
                         return Begun::Incomplete { consumed, needs: at_least };
                     }
-                    Recognised::Length => state.recognised = true,
-                    Recognised::Unknown { looks_like } => {
+                    Recognised::Framing(Kind::Length) => state.recognised = true,
+                    other => {
+                        let looks_like = match other {
+                            Recognised::Unknown { looks_like } => looks_like,
+                            _ => "text without a length before it",
+                        };
                         let peer = &state.connection.peer;
                         tracing::warn!(%peer, "expected a length-prefixed message, found {looks_like}; closed");
                         state.linger(self.now);
@@ -149,8 +153,10 @@ impl Hand {
                     }
                 }
             }
-            match framing.decode(rest) {
-                Step::NeedMore { at_least } => return Begun::Incomplete { consumed, needs: at_least },
+            match framing.decode(rest, &mut Progress::default()) {
+                Step::NeedMore { at_least } | Step::Invite { at_least } => {
+                    return Begun::Incomplete { consumed, needs: at_least };
+                }
                 Step::Message { body, consumed: length } => {
                     let message = consumed + body.start..consumed + body.end;
                     let mark = state.begun_to(chunk, consumed, consumed + length);
@@ -162,6 +168,11 @@ impl Hand {
                         }
                         Next::Relieved => return Begun::Relieved,
                     }
+                }
+                // Length prefixes know neither.
+                Step::Skip { consumed: length } | Step::Assembled { consumed: length, .. } => {
+                    state.begun_to(chunk, consumed, consumed + length);
+                    consumed += length;
                 }
                 Step::Wrong(error) => {
                     // Before the answer is published: who goes on with the connection must not answer it again.
