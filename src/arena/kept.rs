@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 
 use super::error::ArenaError;
+use super::gathered::{FILLED, entries};
 use super::layout::{HEADER_WORDS, Layout, RECORD_WORDS};
 use super::record::{CURRENT, Core, Flags, Key, LIFE, Place, VERSIONS, call_word};
 use crate::sys::blocks::HEAD;
@@ -52,10 +53,18 @@ pub(crate) struct KeptConnection {
     pub(crate) input: Vec<u8>,
     /// Answers that come next on the wire, perhaps from within the first of them.
     pub(crate) output: Vec<u8>,
-    /// The messages of calls that ran and will not be answered by who ran them, oldest first.
-    pub(crate) ran: Vec<Vec<u8>>,
+    /// Calls that ran and will not be answered by who ran them, oldest first.
+    pub(crate) ran: Vec<Ran>,
     /// Calls that waited for a thread, oldest first.
     pub(crate) waited: Vec<Waited>,
+}
+
+/// A call or a batch that had been started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ran {
+    pub(crate) message: Vec<u8>,
+    /// The answers of a batch's calls that were there, with the calls' numbers in the batch.
+    pub(crate) gathered: Vec<(u32, Vec<u8>)>,
 }
 
 /// A call that had not been started.
@@ -175,8 +184,8 @@ impl KeptArena {
         self.bytes(Place { at, length }, most.output).ok_or(senseless)
     }
 
-    /// The messages of calls that ran, and the calls that waited.
-    fn calls(&self, core: &Core, most: &Most) -> Result<(Vec<Vec<u8>>, Vec<Waited>), Refusal> {
+    /// The calls that ran, and those that waited.
+    fn calls(&self, core: &Core, most: &Most) -> Result<(Vec<Ran>, Vec<Waited>), Refusal> {
         let senseless = Refusal::Senseless("calls");
         let (mut calls, mut left) = (Vec::new(), most.all_messages);
         // One block named again and again would be copied as often.
@@ -198,15 +207,19 @@ impl KeptArena {
         calls.retain(|call| call.number != core.answered);
         calls.sort_unstable_by_key(|call| call.number);
         let (mut ran, mut waited) = (Vec::new(), Vec::new());
+        let mut left = most.output;
         for call in calls {
             if call.runs {
-                ran.push(call.message);
+                let gathered = self.gathered(call.gathered, left).ok_or(Refusal::Senseless("batch"))?;
+                left -= gathered.iter().map(|(_, answer)| answer.len()).sum::<usize>();
+                ran.push(Ran { message: call.message, gathered });
             } else {
                 waited.push(Waited { message: call.message, deadline_ns: call.deadline_ns });
             }
         }
         if core.inline.length > 0 {
-            ran.push(self.bytes(core.inline, most.message).ok_or(Refusal::Senseless("inline call"))?);
+            let message = self.bytes(core.inline, most.message).ok_or(Refusal::Senseless("inline call"))?;
+            ran.push(Ran { message, gathered: Vec::new() });
         }
         Ok((ran, waited))
     }
@@ -223,7 +236,20 @@ impl KeptArena {
             runs: word(call_word::RUNS) != 0,
             deadline_ns: word(call_word::DEADLINE_NS),
             message: self.bytes(message, most)?,
+            gathered: word(call_word::GATHERED),
         })
+    }
+
+    /// The answers of a batch that are in the block there, of at most `most` bytes.
+    fn gathered(&self, at: u64, most: usize) -> Option<Vec<(u32, Vec<u8>)>> {
+        if at == 0 {
+            return Some(Vec::new());
+        }
+        let head = Place { at: at.checked_sub(HEAD as u64)?, length: HEAD as u64 };
+        let head = self.within_blocks(head).filter(|head| head.start.is_multiple_of(WORD))?;
+        let filled = self.bytes(Place { at, length: self.load(head.start + FILLED * WORD) }, most)?;
+        let answer = |range: Range<usize>| filled.get(range).map(<[u8]>::to_vec);
+        entries(&filled).map(|entry| entry.and_then(|(member, range)| Some((member, answer(range)?)))).collect()
     }
 
     /// A copy of these bytes, if they lie within the blocks and are no more than `most`.
@@ -254,6 +280,7 @@ struct Linked {
     runs: bool,
     deadline_ns: u64,
     message: Vec<u8>,
+    gathered: u64,
 }
 
 #[cfg(test)]

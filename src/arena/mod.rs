@@ -20,6 +20,7 @@
 //! A reader **believes nothing**: a handler may have scribbled over the arena.
 
 mod error;
+mod gathered;
 mod histogram;
 mod kept;
 mod layout;
@@ -34,6 +35,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 pub(crate) use error::ArenaError;
+pub(crate) use gathered::Gathered;
 pub(crate) use kept::{KeptArena, KeptConnection, Most, Moved, Refusal, Waited};
 pub(crate) use reader::ArenaReader;
 pub(crate) use record::{Core, Flags, Key, Place, Record, Records, call_runs, unlink_next, write_call};

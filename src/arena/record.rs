@@ -51,6 +51,8 @@ pub(super) mod call_word {
     pub(crate) const DEADLINE_NS: usize = 3;
     /// Bytes of its message, which stands behind the head.
     pub(crate) const LENGTH: usize = 4;
+    /// Of a batch: the place of the block with the answers of its calls that are there; 0 while there are none.
+    pub(crate) const GATHERED: usize = 5;
 }
 
 /// Bytes somewhere in the arena.
@@ -102,6 +104,18 @@ impl Flags {
     pub(crate) const IN_IO: Self = Self(8);
     /// Lengths come and go with the highest byte first.
     pub(crate) const BIG_ENDIAN: Self = Self(16);
+
+    /// Where the number of the framing stands, which has two bits.
+    const FRAMING_AT: u32 = 5;
+
+    /// The framing, once it is recognised: a number from 0 to 3, whose meaning is not known here.
+    pub(crate) fn framing(self) -> u8 {
+        u8::try_from(self.0 >> Self::FRAMING_AT & 3).unwrap_or(0)
+    }
+
+    pub(crate) fn set_framing(&mut self, number: u8) {
+        self.0 = self.0 & !(3 << Self::FRAMING_AT) | u64::from(number & 3) << Self::FRAMING_AT;
+    }
 
     pub(crate) fn contains(self, flag: Self) -> bool {
         self.0 & flag.0 == flag.0
@@ -240,6 +254,7 @@ pub(crate) fn write_call(
     store(&head[call_word::RUNS], 0);
     store(&head[call_word::DEADLINE_NS], deadline_ns);
     store(&head[call_word::LENGTH], length as u64);
+    store(&head[call_word::GATHERED], 0);
 }
 
 /// A thread is about to run the call: from here on a death answers it instead of having it run again.
@@ -253,7 +268,7 @@ pub(crate) fn unlink_next(head: &[AtomicU64; HEAD_WORDS], next: u64) {
     store(&head[call_word::NEXT], next);
 }
 
-fn store(word: &AtomicU64, value: u64) {
+pub(super) fn store(word: &AtomicU64, value: u64) {
     fail_points::step(fail_points::Kind::Path);
     word.store(value, Ordering::Release);
 }

@@ -51,6 +51,10 @@ impl Arena {
     }
 }
 
+fn messages(kept: &KeptConnection) -> Vec<&[u8]> {
+    kept.ran.iter().map(|ran| ran.message.as_slice()).collect()
+}
+
 #[test]
 fn a_connection_without_anything_is_only_what_it_is() {
     let kept = Arena::new().read(500, 300);
@@ -112,11 +116,11 @@ fn calls_that_ran_are_told_from_calls_that_waited_and_from_one_that_is_done() {
     }
     let waits = |message: &[u8]| Waited { message: message.to_vec(), deadline_ns: 77 };
     let kept = arena.read(0, 0).unwrap();
-    assert_eq!(kept.ran, [b"five.".to_vec(), b"seven".to_vec()]);
+    assert_eq!(messages(&kept), [b"five.", b"seven"]);
     assert_eq!(kept.waited, [waits(b"six.."), waits(b"eight")]);
 
     arena.core.answered = 7;
-    assert_eq!(arena.read(0, 0).unwrap().ran, [b"five."], "its answer is published");
+    assert_eq!(messages(&arena.read(0, 0).unwrap()), [b"five."], "its answer is published");
     // Unlinked after that: the one before it in the list passes it over.
     let five = arena.blocks[0].head();
     record::unlink_next(arena.blocks[3].words(), arena.blocks[1].head());
@@ -126,10 +130,29 @@ fn calls_that_ran_are_told_from_calls_that_waited_and_from_one_that_is_done() {
 }
 
 #[test]
+fn a_batch_keeps_the_answers_of_its_calls_that_were_there() {
+    let mut arena = Arena::new();
+    let index = arena.call(1, b"batch");
+    let mut gathered = crate::arena::Gathered::default();
+    record::call_runs(arena.blocks[index].words());
+    let given = [(2, b"two".to_vec()), (0, vec![b'0'; 600]), (1, b"one".to_vec())];
+    for (count, (member, answer)) in given.iter().enumerate() {
+        gathered.add(arena.blocks[index].words(), *member, answer, arena.pool).unwrap();
+        assert_eq!(arena.read(0, 0).unwrap().ran[0].gathered, given[..=count]);
+    }
+    let head = arena.blocks[index].words();
+    for nonsense in [1, arena.core.calls + 3, u64::MAX] {
+        head[record::call_word::GATHERED].store(nonsense, std::sync::atomic::Ordering::Relaxed);
+        let read = arena.kept.kept(KEY, Moved::Counted { taken: 0, sent: 0 }, &MOST);
+        assert_eq!(read, Err(Refusal::Senseless("batch")), "{nonsense}");
+    }
+}
+
+#[test]
 fn the_call_that_the_poller_ran_is_one_that_ran() {
     let mut arena = Arena::new();
     arena.core.inline = arena.block(b"inline");
-    assert_eq!(arena.read(0, 0).unwrap().ran, [b"inline"]);
+    assert_eq!(messages(&arena.read(0, 0).unwrap()), [b"inline"]);
 }
 
 #[test]
@@ -223,7 +246,8 @@ proptest! {
             prop_assert!(kept.input.len() <= MOST.input && kept.output.len() <= MOST.output);
             prop_assert!(kept.ran.len() + kept.waited.len() <= MOST.calls + 2);
             let waited = kept.waited.iter().map(|call| &call.message);
-            prop_assert!(kept.ran.iter().chain(waited).all(|message| message.len() <= MOST.message));
+            let all = kept.ran.iter().map(|ran| &ran.message).chain(waited);
+            prop_assert!(all.map(Vec::len).all(|length| length <= MOST.message));
         }
     }
 }
