@@ -105,16 +105,16 @@ impl Flags {
     /// Lengths come and go with the highest byte first.
     pub(crate) const BIG_ENDIAN: Self = Self(16);
 
-    /// Where the number of the framing stands, which has two bits.
-    const FRAMING_AT: u32 = 5;
+    /// Where the byte about the framing stands.
+    const FRAMING_AT: u32 = 8;
 
-    /// The framing, once it is recognised: a number from 0 to 3, whose meaning is not known here.
+    /// What is known of the framing, in a byte whose meaning is not known here.
     pub(crate) fn framing(self) -> u8 {
-        u8::try_from(self.0 >> Self::FRAMING_AT & 3).unwrap_or(0)
+        self.0.to_le_bytes()[Self::FRAMING_AT as usize / 8]
     }
 
-    pub(crate) fn set_framing(&mut self, number: u8) {
-        self.0 = self.0 & !(3 << Self::FRAMING_AT) | u64::from(number & 3) << Self::FRAMING_AT;
+    pub(crate) fn set_framing(&mut self, byte: u8) {
+        self.0 = self.0 & !(0xff << Self::FRAMING_AT) | u64::from(byte) << Self::FRAMING_AT;
     }
 
     pub(crate) fn contains(self, flag: Self) -> bool {

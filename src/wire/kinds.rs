@@ -28,6 +28,15 @@ impl Kind {
         }
     }
 
+    /// A number from 0 to 3, and back.
+    pub(crate) fn number(self) -> u8 {
+        self as u8
+    }
+
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
     fn bit(self) -> u8 {
         1 << self as u8
     }
@@ -40,6 +49,15 @@ pub(crate) struct Kinds(u8);
 impl Kinds {
     pub(crate) fn of(kinds: impl IntoIterator<Item = Kind>) -> Self {
         Self(kinds.into_iter().fold(0, |set, kind| set | kind.bit()))
+    }
+
+    /// Four bits, and back: any bits are a set.
+    pub(crate) fn bits(self) -> u8 {
+        self.0
+    }
+
+    pub(crate) fn from_bits(bits: u8) -> Self {
+        Self(bits & 0b1111)
     }
 
     pub(crate) fn contains(self, kind: Kind) -> bool {

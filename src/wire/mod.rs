@@ -35,6 +35,15 @@ pub(crate) enum ByteOrder {
     Big,
 }
 
+/// What a listener takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Accepts {
+    pub(crate) kinds: Kinds,
+    pub(crate) order: ByteOrder,
+    /// The most bytes a message may have.
+    pub(crate) max_message: usize,
+}
+
 /// A framing with its limits, as one connection has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {
@@ -87,8 +96,7 @@ pub(crate) enum Step {
 }
 
 impl Framing {
-    /// The framing of this kind, on a listener whose prefixes have this `order`.
-    pub(crate) fn new(kind: Kind, order: ByteOrder, max_message: usize) -> Self {
+    pub(crate) fn new(kind: Kind, Accepts { order, max_message, .. }: Accepts) -> Self {
         match kind {
             Kind::Length => Self::Length(LengthFraming { order, max_message }),
             Kind::Stream => Self::Stream(StreamFraming { max_message }),
