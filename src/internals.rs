@@ -8,9 +8,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::arena::{self, ArenaReader, ArenaWriter, Outcome, Room, Row, Scoreboard, Totals};
-use crate::rpc::native::{self, Request};
 use crate::rpc::{
-    BoxError, Call, CallParts, Error, Hooks, Peer, RegistryBuilder, Service, States, WorkerInfo,
+    BoxError, Call, CallParts, Error, Form, Hooks, Message, Peer, RegistryBuilder, Request, Service, States,
+    WorkerInfo, envelope, parse,
 };
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
@@ -56,7 +56,7 @@ pub fn decode(arrived: &[u8]) -> Decoded<'_> {
         Step::Wrong(_) | Step::Skip { .. } | Step::Assembled { .. } => Decoded::Wrong,
         Step::Message { body, consumed } => {
             let body = arrived.get(body).unwrap_or_default();
-            match native::parse(body) {
+            match parse(body, Form::Native).and_then(Message::single) {
                 Ok(request) => Decoded::Call(DecodedCall { request, body, consumed }),
                 Err(_) => Decoded::Refused,
             }
@@ -116,7 +116,7 @@ impl Dispatcher {
             thread: 0,
         };
         let params = request.params.map(|span| span.in_message(call.body));
-        let answered = native::answer(out, method, &Call::new(parts), params);
+        let answered = envelope::answer(out, request.form, method, &Call::new(parts), params);
         FRAMING.end_message(out, mark).map_err(|too_long| Error::answer_too_long(&too_long))?;
         answered
     }
@@ -125,7 +125,7 @@ impl Dispatcher {
 /// Appends an answer without a handler: frame, envelope and error.
 pub fn encode_error(error: &Error, out: &mut Vec<u8>) {
     let mark = LengthFraming::begin_message(out);
-    native::answer_error(out, error, None);
+    envelope::answer_error(out, Form::Native, error, None);
     // The error is the caller's; if it is too long nothing is appended.
     let _ = FRAMING.end_message(out, mark);
 }

@@ -13,7 +13,7 @@ use super::context::Call;
 use super::error::{Error, shortened};
 use super::json::RawJson;
 use super::reply::{Reply, write_value};
-use super::{native, params};
+use super::{envelope, params};
 
 /// The longest name of a method or reply, in bytes.
 const MAX_NAME: usize = 128;
@@ -140,7 +140,7 @@ impl RegistryBuilder {
         if reply != name {
             self.mistakes.extend(check_reply(&name, &reply));
         }
-        if reply == native::ERROR_NAME {
+        if reply == envelope::ERROR_NAME {
             self.mistakes.push(format!(
                 "method `{name}`: an answer named `error` can't be told from an error; give it another one with \
                  `method_replying`"
@@ -171,7 +171,7 @@ impl RegistryBuilder {
             .into_iter()
             .map(|(name, (reply, handler))| Method {
                 name: name.into(),
-                native_head: native::answer_head(&reply).into(),
+                native_head: envelope::native_head(&reply).into(),
                 handler,
             })
             .collect();

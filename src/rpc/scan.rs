@@ -1,6 +1,6 @@
 //! JSON text, walked once: what is a value, where it ends, and nothing about what it means.
 //!
-//! The envelopes (`native`) walk a message with this and keep the places of what they need. It allocates nothing
+//! `message` walks a message with this and keep the places of what they need. It allocates nothing
 //! and doesn't recurse, so that neither a quick call nor 100,000 brackets cost more than their bytes. It checks
 //! everything that JSON asks of a text, because what it has passed is handed on, and sent back, as it was written.
 
@@ -36,7 +36,7 @@ struct Mismatch {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Text {
     /// Quotes included.
-    span: Span,
+    pub(super) span: Span,
     escaped: bool,
 }
 
@@ -105,6 +105,35 @@ impl<'a> Scanner<'a> {
             }
             _ => Err(self.fault("`,` or `}`")),
         }
+    }
+
+    /// Enters an array, up to its first element; false if it has none and is left again.
+    pub(super) fn first_element(&mut self) -> Result<bool, Fault> {
+        if self.next_byte() != Some(b'[') {
+            return Err(self.fault("an array"));
+        }
+        self.at += 1;
+        if self.next_byte() == Some(b']') {
+            self.at += 1;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Behind an element: goes on behind the comma, or leaves the array, and tells which.
+    pub(super) fn next_element(&mut self) -> Result<bool, Fault> {
+        let more = match self.next_byte() {
+            Some(b',') => true,
+            Some(b']') => false,
+            _ => return Err(self.fault("`,` or `]`")),
+        };
+        self.at += 1;
+        Ok(more)
+    }
+
+    /// Where it is, in bytes.
+    pub(super) fn place(&self) -> usize {
+        self.at
     }
 
     /// Passes a text in quotes.

@@ -15,7 +15,7 @@ use super::desk::{Desk, Todo};
 use super::flow::Hand;
 use super::{Due, Shared, token_of};
 use crate::arena::{Key, State};
-use crate::rpc::Error;
+use crate::rpc::{self, Error, Form, Message};
 
 /// How long a connection waits for its last call before it is served on here, where it was only to go for balance.
 const GIVE_UP_LETTING_GO: Duration = Duration::from_secs(1);
@@ -209,7 +209,7 @@ impl Hand {
                 connection.caller_is_gone();
             }
             while let Some(call) = state.calls.pop() {
-                let request = crate::rpc::native::parse(&call.message);
+                let request = rpc::parse(&call.message, Form::Native).and_then(Message::single);
                 let method = request.as_ref().map_or("?", |request| &*request.method);
                 let error = Error::drained(method);
                 self.shared.buffers.hold_on(call.message.len());

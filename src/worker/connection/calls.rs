@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Bounds;
-use crate::rpc::{MethodIndex, RawJson, Span, native};
+use crate::rpc::{self, Form, MethodIndex, RawJson, Span};
 use crate::worker::chunk::Chunk;
 use crate::worker::ticket::Ticket;
 
@@ -41,7 +41,7 @@ impl CallId {
     pub(in crate::worker) fn in_message(self, message: &[u8]) -> Option<RawJson<'_>> {
         match self {
             Self::Known(span) => span.map(|span| span.in_message(message)),
-            Self::NotParsed => native::id_of(message),
+            Self::NotParsed => rpc::address_of(message, Form::Native).1,
         }
     }
 }

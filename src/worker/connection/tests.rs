@@ -4,7 +4,7 @@ use std::io::Read;
 
 use super::stream::LINGER;
 use super::*;
-use crate::rpc::{MethodIndex, native};
+use crate::rpc::{self, Form, Message, MethodIndex, Span};
 use crate::worker::chunk::Scratch;
 
 const IDLE: Duration = Duration::from_secs(600);
@@ -43,10 +43,14 @@ fn put_in(state: &mut State, bytes: &[u8]) {
     assert!(state.keep(chunk, 0, &Scratch::new(state.pool)));
 }
 
+fn id_of_seven() -> Option<Span> {
+    rpc::parse(b"{\"id\":7,\"in\":\"x\"}", Form::Native).and_then(Message::single).unwrap().id
+}
+
 /// A call that has just been queued.
 fn call(state: &mut State, now: Instant, ordered: bool) -> u64 {
     let number = state.next_call_number();
-    let id = if ordered { None } else { native::parse(b"{\"id\":7,\"in\":\"x\"}").unwrap().id };
+    let id = if ordered { None } else { id_of_seven() };
     let message = chunk(&[0; 10], state);
     state.enqueue(InFlight::queued(number, message, CallId::Known(id), REQUEST, now), 0);
     number
@@ -262,7 +266,7 @@ fn inline(state: &mut State, now: Instant) -> u64 {
         allowed: REQUEST,
         deadline: now + REQUEST,
         message: 0..8,
-        id: native::parse(b"{\"id\":7,\"in\":\"x\"}").unwrap().id,
+        id: id_of_seven(),
     };
     let chunk = chunk(b"{\"id\":7} {}", state);
     state.take_in_hand(&chunk, call);

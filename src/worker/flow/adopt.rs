@@ -13,8 +13,7 @@ use super::Hand;
 use super::begin::{Job, write_error};
 use crate::arena::{Core, Flags, KeptConnection, Key, Waited};
 use crate::fail_points::{self, Kind};
-use crate::rpc::native::{self, Rejected};
-use crate::rpc::{Error, Peer};
+use crate::rpc::{self, Error, Form, Message, Peer, Rejected};
 use crate::sys::socket::{PeerAddress, Socket};
 use crate::wire::ByteOrder;
 use crate::wire::length::LengthFraming;
@@ -114,24 +113,25 @@ impl Hand {
     /// Adds to `self.answer` what the caller of a call is told that began and can't be answered by who ran it.
     fn answer_for_the_dead(&mut self, state: &Locked<'_>, message: &[u8], cause: &str) {
         let framing = state.connection.framing;
-        match native::parse(message) {
+        match rpc::parse(message, Form::Native).and_then(Message::single) {
             Ok(request) => {
                 let error = Error::crashed(&request.method, cause);
                 write_error(&mut self.answer, framing, &error, request.id());
             }
-            Err(Rejected { error, id }) => write_error(&mut self.answer, framing, &error, id),
+            Err(Rejected { error, id, .. }) => write_error(&mut self.answer, framing, &error, id),
         }
     }
 
     /// Links a call that waited, or answers it where it can't be run. False where there is no memory for it.
     fn wait_again(&mut self, state: &mut Locked<'_>, waited: &Waited, jobs: &mut Vec<Job>) -> bool {
-        let parsed = native::parse(&waited.message).and_then(|request| {
-            let understood = self.shared.understand(&request, self.now);
-            understood.map_err(|error| Rejected { error, id: request.id() })
-        });
+        let parsed =
+            rpc::parse(&waited.message, Form::Native).and_then(Message::single).and_then(|request| {
+                let understood = self.shared.understand(&request, self.now);
+                understood.map_err(|error| Rejected { form: request.form, error, id: request.id() })
+            });
         let mut call = match parsed {
             Ok(call) => call,
-            Err(Rejected { error, id }) => {
+            Err(Rejected { error, id, .. }) => {
                 self.answer.clear();
                 write_error(&mut self.answer, state.connection.framing, &error, id);
                 return state.publish(&self.answer, Answered::Message, &mut self.spare);

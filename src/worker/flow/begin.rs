@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Hand;
-use crate::rpc::native::{self, Rejected, Request};
-use crate::rpc::{Error, MethodIndex, RawJson, Span};
+use crate::rpc::{self, Error, Form, Message, MethodIndex, RawJson, Rejected, Request, Span, envelope};
 use crate::sys::clock;
 use crate::wire::detect::{self, Recognised};
 use crate::wire::length::LengthFraming;
@@ -46,6 +45,7 @@ pub(in crate::worker) struct Job {
 /// What a message asks for. Params and id are places in it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parsed {
+    pub(super) form: Form,
     pub(super) method: MethodIndex,
     pub(super) deadline: Instant,
     pub(super) allowed: Duration,
@@ -195,9 +195,9 @@ impl Hand {
             self.enqueue(state, message, None);
             return Next::Message;
         }
-        let request = match native::parse(message) {
+        let request = match rpc::parse(message, Form::Native).and_then(Message::single) {
             Ok(request) => request,
-            Err(Rejected { error, id }) => {
+            Err(Rejected { error, id, .. }) => {
                 self.answer_error(state, &error, id, Answered::Message);
                 return Next::Message;
             }
@@ -343,11 +343,16 @@ impl Begun {
 /// Appends a framed error answer.
 pub(super) fn write_error(out: &mut Vec<u8>, framing: LengthFraming, error: &Error, id: Option<RawJson<'_>>) {
     let mark = LengthFraming::begin_message(out);
-    native::answer_error(out, error, id);
+    envelope::answer_error(out, Form::Native, error, id);
     if framing.end_message(out, mark).is_err() {
         // Only an id of nearly 16 MiB, or data of that size, makes an error too long to send.
         let mark = LengthFraming::begin_message(out);
-        native::answer_error(out, &Error::answer_too_long(&"an error with its id and data"), None);
+        envelope::answer_error(
+            out,
+            Form::Native,
+            &Error::answer_too_long(&"an error with its id and data"),
+            None,
+        );
         let _ = framing.end_message(out, mark);
     }
 }
@@ -358,6 +363,13 @@ impl Shared {
         let (method, _) = self.service.registry().resolve(&request.method)?;
         let configured = self.timeouts.get(method.0).copied().unwrap_or(self.request_timeout);
         let allowed = request.timeout_ms.map_or(configured, |ms| configured.min(Duration::from_millis(ms)));
-        Ok(Parsed { method, deadline: since + allowed, allowed, params: request.params, id: request.id })
+        Ok(Parsed {
+            form: request.form,
+            method,
+            deadline: since + allowed,
+            allowed,
+            params: request.params,
+            id: request.id,
+        })
     }
 }

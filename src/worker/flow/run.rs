@@ -12,8 +12,7 @@ use super::Hand;
 use super::begin::{Job, Next, Parsed, write_error};
 use crate::arena::Outcome;
 use crate::fail_points;
-use crate::rpc::native::{self, Rejected};
-use crate::rpc::{Call, CallParts, Error};
+use crate::rpc::{self, Call, CallParts, Error, Form, Message, Rejected, envelope};
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
 use crate::worker::chunk::Chunk;
@@ -206,7 +205,7 @@ impl Hand {
                     self.give_up(&mut state, &job.message, &call, Answered::Call(&in_flight));
                 }
             }
-            Err(Rejected { error, id }) => {
+            Err(Rejected { error, id, .. }) => {
                 if let Some(in_flight) = state.take_call(job.number) {
                     self.answer_error(&mut state, &error, id, Answered::Call(&in_flight));
                 }
@@ -247,10 +246,10 @@ impl Hand {
 
     /// Parses a message that the poller has left to this thread.
     fn parse<'a>(&mut self, job: &'a Job) -> Result<Parsed, Rejected<'a>> {
-        let request = native::parse(&job.message)?;
+        let request = rpc::parse(&job.message, Form::Native).and_then(Message::single)?;
         let parsed = self.shared.understand(&request, job.arrived);
         self.look_at_the_clock();
-        parsed.map_err(|error| Rejected { error, id: request.id() })
+        parsed.map_err(|error| Rejected { form: request.form, error, id: request.id() })
     }
 
     /// Runs the handler and leaves its framed answer in `self.answer`.
@@ -296,7 +295,8 @@ impl Hand {
         let answer = &mut self.answer;
         // A handler that panics may leave its own state half-changed; that is its state's to survive, as with any
         // lock that std poisons. What it was writing is thrown away here.
-        let run = catch_unwind(AssertUnwindSafe(|| native::answer(answer, method, &call, params)));
+        let run =
+            catch_unwind(AssertUnwindSafe(|| envelope::answer(answer, parsed.form, method, &call, params)));
         let (outcome, instead) = match run {
             Ok(Ok(())) => match framing.end_message(&mut self.answer, mark) {
                 Ok(()) => return Outcome::Ok,
