@@ -148,6 +148,18 @@ pub(crate) fn address_of(message: &[u8], fallback: Form) -> (Form, Option<RawJso
     }
 }
 
+/// Reads a member of a batch, taken out of it.
+pub(crate) fn parse_member(text: &[u8]) -> Result<Request<'_>, Rejected<'_>> {
+    let text = match sys::text::text(text) {
+        Ok(text) => text,
+        Err(error) => return Err(not_text(text, error.valid_up_to(), Form::V2)),
+    };
+    match member(text, &mut Scanner::new(text)) {
+        Ok(member) => member.request,
+        Err(fault) => Err(Rejected::without_id(Form::V2, fault.into())),
+    }
+}
+
 #[cold]
 fn not_text(message: &[u8], at: usize, fallback: Form) -> Rejected<'_> {
     let before = message.get(..at).and_then(|before| std::str::from_utf8(before).ok()).unwrap_or_default();

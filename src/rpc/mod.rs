@@ -29,6 +29,6 @@ pub use service::BoxError;
 pub(crate) use builtin::is_builtin;
 pub(crate) use context::{CallParts, States};
 pub(crate) use json::Span;
-pub(crate) use message::{Form, Message, Rejected, Request, address_of, parse};
+pub(crate) use message::{Batch, Form, Message, Rejected, Request, parse, parse_member};
 pub(crate) use registry::{Handler, Method, MethodIndex, Mistakes, Registry, RegistryBuilder};
 pub(crate) use service::{Hooks, Service};

@@ -23,12 +23,16 @@ use crate::arena::{Core, Flags, Key, Place, Record};
 use crate::rpc::Peer;
 use crate::sys::blocks::Pool;
 use crate::sys::socket::Socket;
-use crate::wire::length::LengthFraming;
+use crate::wire::{Accepts, ByteOrder, Framing, Kind, Kinds, Progress};
 
-pub(super) use calls::{CallId, InFlight, InHand, InlineCall};
+pub(super) use calls::{InFlight, InHand, InlineCall};
 pub(super) use input::Input;
 pub(super) use output::{Output, SPARE};
 pub(super) use recorded::Answered;
+
+/// How long the first bytes of a connection, too few to show its framing, wait for more before they are taken for all of a
+/// message: a length prefix comes with what is behind it.
+const REST: Duration = Duration::from_millis(100);
 
 /// What one connection may have, from the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +51,8 @@ pub(super) struct Connection {
     pub(super) key: Key,
     pub(super) socket: Socket,
     pub(super) peer: Peer,
-    pub(super) framing: LengthFraming,
+    /// What its listener takes.
+    pub(super) accepts: Accepts,
     /// The caller is gone; handlers see it without a lock.
     pub(super) gone: AtomicBool,
     /// The supervisor has a duplicate of the socket, or was sent one. Set under the lock.
@@ -93,9 +98,13 @@ pub(super) struct State {
     pub(super) going: Going,
     /// It was offered in vain, and is never kept again.
     pub(super) stays: bool,
-    /// The first bytes were those of our framing.
-    pub(super) recognised: bool,
+    /// None until the first bytes have shown it.
+    pub(super) framing: Option<Framing>,
     pub(super) input: Input,
+    /// What is known of the incomplete message at its start.
+    pub(super) progress: Progress,
+    /// What has arrived may be all of a message that is too short to show its framing, if nothing comes behind it.
+    pub(super) may_be_whole: bool,
     /// While the poller runs a call inline.
     pub(super) in_hand: Option<InHand>,
     /// The peer has sent FIN, or we no longer read: what is in `input` is all that will be.
@@ -128,7 +137,7 @@ pub(super) struct Parts {
     pub(super) key: Key,
     pub(super) socket: Socket,
     pub(super) peer: Peer,
-    pub(super) framing: LengthFraming,
+    pub(super) accepts: Accepts,
     pub(super) pool: &'static Pool,
     pub(super) record: Record,
     /// What the record says. The streams go on from there: with nothing in its input, its output and its calls.
@@ -137,10 +146,10 @@ pub(super) struct Parts {
 
 impl Connection {
     pub(super) fn new(parts: Parts, now: Instant) -> Self {
-        let Parts { key, socket, peer, framing, pool, record, core } = parts;
-        let state = Mutex::new(State::new(pool, record, core, now));
+        let Parts { key, socket, peer, accepts, pool, record, core } = parts;
+        let state = Mutex::new(State::new(pool, record, core, framing_of(core.flags, accepts), now));
         let (gone, kept) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { key, socket, peer, framing, gone, kept, state }
+        Self { key, socket, peer, accepts, gone, kept, state }
     }
 
     pub(super) fn lock(self: &Arc<Self>) -> Locked<'_> {
@@ -186,13 +195,21 @@ impl Locked<'_> {
 }
 
 impl State {
-    fn new(pool: &'static Pool, record: Record, core: Core, now: Instant) -> Self {
+    fn new(
+        pool: &'static Pool,
+        record: Record,
+        core: Core,
+        framing: Option<Framing>,
+        now: Instant,
+    ) -> Self {
         Self {
             phase: Phase::Open,
             going: Going::Not,
             stays: false,
-            recognised: core.flags.contains(Flags::RECOGNISED),
+            framing,
             input: Input::default(),
+            progress: Progress::default(),
+            may_be_whole: false,
             in_hand: None,
             input_ended: false,
             message_since: None,
@@ -304,7 +321,7 @@ impl State {
             Phase::Finishing | Phase::Open => {}
         }
         let deadlines = self.calls.iter().map(|call| call.due(bounds));
-        let message = self.message_due(bounds);
+        let message = self.message_due(bounds).into_iter().chain(self.rest_due());
         let idle = self.idle_due(bounds);
         deadlines.chain(message).chain(idle).min()
     }
@@ -314,6 +331,22 @@ impl State {
     pub(super) fn message_due(&self, bounds: &Bounds) -> Option<Instant> {
         let reading = self.phase == Phase::Open && !self.input_ended && self.may_begin(bounds);
         self.message_since.filter(|_| reading).map(|since| since + bounds.message)
+    }
+
+    /// When what has arrived is taken for all of a short message.
+    pub(super) fn rest_due(&self) -> Option<Instant> {
+        let rests = self.may_be_whole && self.phase == Phase::Open && self.going == Going::Not;
+        self.message_since.filter(|_| rests).map(|since| since + REST)
+    }
+
+    /// The first bytes have shown what the connection speaks.
+    pub(super) fn is_recognised(&mut self, kind: Kind, accepts: Accepts) -> Framing {
+        let framing = Framing::new(kind, accepts);
+        self.framing = Some(framing);
+        self.may_be_whole = false;
+        self.core.flags.set(Flags::RECOGNISED, true);
+        self.core.flags.set_framing(in_a_byte(Some(kind), accepts.kinds));
+        framing
     }
 
     /// When a connection on which nothing runs and nothing moves is closed.
@@ -331,6 +364,29 @@ impl State {
         let inline = self.inline_call().map_or(0, |call| call.message.len());
         inline + self.calls.iter().map(|call| call.message.len()).sum::<usize>()
     }
+}
+
+/// Flags of a connection from a listener that takes this.
+pub(super) fn flags_of(accepts: Accepts) -> Flags {
+    let mut flags = Flags::default();
+    flags.set(Flags::BIG_ENDIAN, accepts.order == ByteOrder::Big);
+    flags.set_framing(in_a_byte(None, accepts.kinds));
+    flags
+}
+
+/// What the listener took from which a connection with these flags came.
+pub(super) fn accepts_of(flags: Flags, max_message: usize) -> Accepts {
+    let order = if flags.contains(Flags::BIG_ENDIAN) { ByteOrder::Big } else { ByteOrder::Little };
+    Accepts { kinds: Kinds::from_bits(flags.framing()), order, max_message }
+}
+
+fn framing_of(flags: Flags, accepts: Accepts) -> Option<Framing> {
+    let is_recognised = flags.contains(Flags::RECOGNISED);
+    Kind::from_number(flags.framing() >> 4).filter(|_| is_recognised).map(|kind| Framing::new(kind, accepts))
+}
+
+fn in_a_byte(kind: Option<Kind>, kinds: Kinds) -> u8 {
+    kinds.bits() | kind.map_or(0, Kind::number) << 4
 }
 
 impl Interest {
@@ -351,9 +407,9 @@ pub(super) fn of(socket: Socket, key: Key) -> Connection {
     let (_, records, pool) = crate::arena::of_connections(key.index as usize + 1);
     let core = Core::default();
     let record = records.open(key, &core).unwrap();
-    let framing = LengthFraming { order: crate::wire::ByteOrder::Little, max_message: 64 };
+    let accepts = Accepts { kinds: Kinds::default(), order: ByteOrder::Little, max_message: 64 };
     let peer = Peer::Unix { uid: 0, pid: 0 };
-    Connection::new(Parts { key, socket, peer, framing, pool, record, core }, Instant::now())
+    Connection::new(Parts { key, socket, peer, accepts, pool, record, core }, Instant::now())
 }
 
 #[cfg(test)]

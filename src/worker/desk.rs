@@ -279,7 +279,7 @@ impl Desk {
     pub(super) fn close_doors(&mut self, hand: &mut Hand) {
         let epoll = Arc::clone(&hand.shared.epoll);
         for door in self.doors.iter_mut().filter_map(Option::take) {
-            door.close(&epoll, |socket, peer, framing| hand.accepted(socket, peer, framing));
+            door.close(&epoll, |socket, peer, accepts| hand.accepted(socket, peer, accepts));
         }
     }
 

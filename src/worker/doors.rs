@@ -93,8 +93,8 @@ impl Desk {
         let shared = Arc::clone(&hand.shared);
         let door = self.doors.get_mut(number).and_then(Option::as_mut)?;
         let was_empty = shared.table.lock().len() == 0;
-        let visit = door.visit(&shared.epoll, standing, |socket, peer, framing| {
-            hand.accepted(socket, peer, framing);
+        let visit = door.visit(&shared.epoll, standing, |socket, peer, accepts| {
+            hand.accepted(socket, peer, accepts);
         });
         if let Visit::Shut { why, .. } = visit {
             shared.look_again_at(number, why);

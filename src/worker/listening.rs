@@ -10,7 +10,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use crate::config;
 use crate::sys::socket::{AcceptFailure, Listener, PeerAddress, Socket, sort_accept_error};
-use crate::wire::length::LengthFraming;
+use crate::wire::{Accepts, Kinds};
 
 /// Connections accepted in one go before other events get their turn.
 const BATCH: usize = 64;
@@ -30,7 +30,7 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 pub(super) struct Door {
     listener: Listener,
     token: u64,
-    framing: LengthFraming,
+    accepts: Accepts,
     allow_uids: Option<Vec<u32>>,
     /// While it is shut it is not in the epoll set.
     shut: Option<Shut>,
@@ -96,7 +96,7 @@ impl Door {
         Self {
             listener,
             token,
-            framing: LengthFraming { order: config.prefix, max_message },
+            accepts: Accepts { kinds: Kinds::default(), order: config.prefix, max_message },
             allow_uids: config.allow_uids.clone(),
             shut: Some(Shut::NotYet),
             shut_since: Instant::now(),
@@ -143,7 +143,7 @@ impl Door {
         &mut self,
         epoll: &Epoll,
         standing: Standing,
-        mut accepted: impl FnMut(Socket, PeerAddress, LengthFraming),
+        mut accepted: impl FnMut(Socket, PeerAddress, Accepts),
     ) -> Visit {
         if self.shut.is_some() {
             return Visit::Done;
@@ -160,7 +160,7 @@ impl Door {
             }
             match self.accept() {
                 Ok(Some((socket, peer))) => {
-                    accepted(socket, peer, self.framing);
+                    accepted(socket, peer, self.accepts);
                     room -= 1;
                     took_any = true;
                 }
@@ -201,11 +201,11 @@ impl Door {
     }
 
     /// Closes it for good, after taking what still waits.
-    pub(super) fn close(self, epoll: &Epoll, mut accepted: impl FnMut(Socket, PeerAddress, LengthFraming)) {
+    pub(super) fn close(self, epoll: &Epoll, mut accepted: impl FnMut(Socket, PeerAddress, Accepts)) {
         let _ = epoll.delete(&self.listener);
         loop {
             match self.accept() {
-                Ok(Some((socket, peer))) => accepted(socket, peer, self.framing),
+                Ok(Some((socket, peer))) => accepted(socket, peer, self.accepts),
                 Ok(None) => {}
                 Err(error)
                     if sort_accept_error(&error) == AcceptFailure::NextConnection

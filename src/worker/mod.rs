@@ -10,6 +10,7 @@
 
 mod adopt;
 mod buffers;
+mod caller;
 mod capacity;
 mod chunk;
 mod concurrency;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Bounds;
-use crate::rpc::{self, Form, MethodIndex, RawJson, Span};
+use crate::rpc::MethodIndex;
+use crate::worker::caller::{Caller, Known, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::ticket::Ticket;
 
@@ -21,29 +22,11 @@ pub(in crate::worker) struct InFlight {
     pub(in crate::worker) ordered: bool,
     /// It stands at the start of its block, whose head links it to the others in the arena.
     pub(in crate::worker) message: Chunk,
-    pub(in crate::worker) id: CallId,
+    pub(in crate::worker) caller: Whom,
     /// Where it is on its way to a thread.
     pub(in crate::worker) ticket: Arc<Ticket>,
     /// Where the head of the next one in that list is. Kept here and not read back.
     pub(super) next: u64,
-}
-
-/// Where a call's id is.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::worker) enum CallId {
-    Known(Option<Span>),
-    /// Its message has not been parsed.
-    NotParsed,
-}
-
-impl CallId {
-    /// The id that the answer carries. To find it in a message that nobody has parsed takes as long as to parse that.
-    pub(in crate::worker) fn in_message(self, message: &[u8]) -> Option<RawJson<'_>> {
-        match self {
-            Self::Known(span) => span.map(|span| span.in_message(message)),
-            Self::NotParsed => rpc::address_of(message, Form::Native).1,
-        }
-    }
 }
 
 /// What the poller has taken from a connection while it runs one call of it with the lock released. Its input is empty
@@ -66,7 +49,7 @@ pub(in crate::worker) struct InlineCall {
     pub(in crate::worker) deadline: Instant,
     /// Where in the chunk its message is.
     pub(in crate::worker) message: Range<usize>,
-    pub(in crate::worker) id: Option<Span>,
+    pub(in crate::worker) caller: Known,
 }
 
 impl InFlight {
@@ -74,7 +57,7 @@ impl InFlight {
     pub(in crate::worker) fn queued(
         number: u64,
         message: Chunk,
-        id: CallId,
+        caller: Whom,
         allowed: Duration,
         now: Instant,
     ) -> Self {
@@ -83,9 +66,9 @@ impl InFlight {
             allowed,
             deadline: now + allowed,
             queued_since: Some(now),
-            ordered: matches!(id, CallId::NotParsed | CallId::Known(None)),
+            ordered: caller.is_ordered(),
             message,
-            id,
+            caller,
             ticket: Arc::default(),
             next: 0,
         }
@@ -102,8 +85,9 @@ impl InFlight {
         self.message.block().head()
     }
 
-    pub(in crate::worker) fn id(&self) -> Option<RawJson<'_>> {
-        self.id.in_message(&self.message)
+    /// Whom to answer.
+    pub(in crate::worker) fn caller(&self) -> Caller<'_> {
+        self.caller.caller(&self.message)
     }
 
     pub(super) fn due(&self, bounds: &Bounds) -> Instant {

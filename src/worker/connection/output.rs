@@ -57,6 +57,9 @@ impl Output {
         spare: &mut Option<Block>,
         pool: &'static Pool,
     ) -> Result<Option<Block>, NoBlock> {
+        if answer.is_empty() {
+            return Ok(None);
+        }
         let left = if self.has_room(answer.len()) { None } else { self.move_to(answer.len(), spare, pool)? };
         let end = self.end + answer.len();
         let room = self.block.as_mut().and_then(|block| block.get_mut(self.end..end)).ok_or(NoBlock)?;

@@ -19,6 +19,7 @@ use super::input::room_for;
 use super::{Chunk, Flags, Phase, Place, State};
 use crate::arena::{call_runs, unlink_next, write_call};
 use crate::sys::blocks::Block;
+use crate::worker::caller::Whom;
 use crate::worker::chunk::Scratch;
 use crate::worker::ticket::Ticket;
 
@@ -50,7 +51,6 @@ impl State {
         core.out_from = self.output.sent_so_far();
         core.output = self.output.place();
         core.sent = core.out_from;
-        core.flags.set(Flags::RECOGNISED, self.recognised);
         core.flags.set(Flags::FINISHING, self.phase == Phase::Finishing);
         core.flags.set(Flags::LINGERING, matches!(self.phase, Phase::Lingering { .. }));
         record.commit(core);
@@ -186,9 +186,9 @@ impl State {
             allowed: call.allowed,
             deadline: call.deadline,
             queued_since: None,
-            ordered: call.id.is_none(),
+            ordered: call.caller.is_ordered(),
             message,
-            id: super::CallId::Known(call.id),
+            caller: Whom::Known(call.caller),
             ticket: Arc::new(Ticket::running(call.method)),
             next: 0,
         };
