@@ -87,6 +87,12 @@ impl fmt::Display for HttpError {
 
 impl std::error::Error for WireError {}
 
+impl From<HttpError> for WireError {
+    fn from(error: HttpError) -> Self {
+        Self::Http(error)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

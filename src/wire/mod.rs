@@ -12,6 +12,7 @@ pub(crate) mod header;
 pub(crate) mod http;
 mod kinds;
 pub(crate) mod length;
+pub(crate) mod pieces;
 pub(crate) mod stream;
 
 use std::ops::Range;
