@@ -19,7 +19,7 @@ impl Kind {
     pub(crate) const ALL: [Kind; 4] = [Kind::Length, Kind::Stream, Kind::Header, Kind::Http];
 
     /// As it stands in the config and in logs.
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Kind::Length => "length",
             Kind::Stream => "stream",

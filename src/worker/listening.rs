@@ -245,7 +245,7 @@ mod tests {
     use nix::sys::epoll::{EpollCreateFlags, EpollTimeout};
 
     use super::*;
-    use crate::wire::ByteOrder;
+    use crate::wire::{ByteOrder, Kinds};
 
     const TOKEN: u64 = 7;
     const FREE: Standing = Standing { leave_to_others: None, room: 100, has_siblings: false };
@@ -279,6 +279,7 @@ mod tests {
                 address: config::Address::Unix("/unused".into()),
                 backlog: 16,
                 prefix: ByteOrder::Little,
+                framings: Kinds::default(),
                 mode: None,
                 owner: None,
                 allow_uids,
