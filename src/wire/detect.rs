@@ -113,6 +113,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::pieces::check_detection;
     use ByteOrder::{Big, Little};
 
     fn all(first: &[u8], order: ByteOrder) -> Recognised {
@@ -288,24 +289,8 @@ mod tests {
             kinds in prop::sample::subsequence(Kind::ALL.to_vec(), 1..=4),
         ) {
             let (order, kinds) = (if big { Big } else { Little }, Kinds::of(kinds));
-            let bytes = [beginning, rest].concat();
-            let mut decided = None;
-            let mut wanted = 0;
-            for cut in 0..=bytes.len() {
-                let recognised = recognise(&bytes[..cut], order, kinds);
-                match recognised {
-                    Recognised::NeedMore { at_least, .. } => {
-                        prop_assert!(decided.is_none() && at_least > cut && at_least <= 21);
-                        wanted = at_least;
-                    }
-                    Recognised::Framing(kind) => {
-                        prop_assert!(kinds.contains(kind) && *decided.get_or_insert(Some(kind)) == Some(kind));
-                        prop_assert!(cut >= wanted, "decided with fewer bytes than were asked for");
-                    }
-                    Recognised::Unknown { .. } => prop_assert!(decided.get_or_insert(None).is_none()),
-                }
-            }
-            prop_assert!(decided.is_some() || bytes.len() < 21);
+            let breach = check_detection(&[beginning, rest].concat(), order, kinds).err();
+            prop_assert!(breach.is_none(), "{}", breach.unwrap_or_default());
         }
     }
 }

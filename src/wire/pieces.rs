@@ -2,8 +2,12 @@
 //!
 //! For tests and, through `internals`, for fuzz targets, which is why a breach is an error here and no panic.
 
+use super::detect::{Recognised, recognise};
 use super::http::{self, Body};
-use super::{Decode, Framing, Kind, Progress, Step, WireError};
+use super::{ByteOrder, Decode, Framing, Kind, Kinds, Progress, Step, WireError};
+
+/// The most first bytes that a decision takes.
+const MOST_TO_DECIDE: usize = 21;
 
 /// What came of some bytes.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -65,6 +69,30 @@ pub(crate) fn decode(framing: Framing, bytes: &[u8], piece: usize) -> Result<Out
             }
         }
     }
+}
+
+/// Recognises the bytes as they would come one at a time: what is decided stays decided, and is decided by then.
+pub(crate) fn check_detection(bytes: &[u8], order: ByteOrder, kinds: Kinds) -> Result<(), String> {
+    let mut decided: Option<Option<Kind>> = None;
+    for (cut, first) in (0..=bytes.len()).filter_map(|cut| Some((cut, bytes.get(..cut)?))) {
+        let recognised = recognise(first, order, kinds);
+        let is_in_order = match recognised {
+            Recognised::NeedMore { at_least, .. } => {
+                decided.is_none() && at_least > cut && at_least <= MOST_TO_DECIDE
+            }
+            Recognised::Framing(kind) => {
+                kinds.contains(kind) && *decided.get_or_insert(Some(kind)) == Some(kind)
+            }
+            Recognised::Unknown { .. } => decided.get_or_insert(None).is_none(),
+        };
+        if !is_in_order {
+            return Err(format!(
+                "{recognised:?} from {cut} bytes, {order:?} {kinds:?}, decided before: {decided:?}"
+            ));
+        }
+    }
+    let in_time = decided.is_some() || bytes.len() < MOST_TO_DECIDE;
+    if in_time { Ok(()) } else { Err(format!("undecided, {order:?} {kinds:?}")) }
 }
 
 impl Outcome {
