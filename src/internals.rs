@@ -25,7 +25,7 @@ pub fn die_after(kind: FailPoint, steps: u64) {
 }
 
 /// The default of `limits.max_message`.
-const FRAMING: LengthFraming = LengthFraming { order: ByteOrder::Little, max_message: 1 << 20 };
+const FRAMING: Framing = Framing::Length(LengthFraming { order: ByteOrder::Little, max_message: 1 << 20 });
 
 /// What stands at the start of bytes that have arrived.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl Dispatcher {
     pub fn answer(&self, call: &DecodedCall<'_>, out: &mut Vec<u8>) -> Result<(), Error> {
         let request = &call.request;
         let (_, method) = self.service.registry().resolve(&request.method)?;
-        let mark = LengthFraming::begin_message(out);
+        let mark = FRAMING.begin_message(out);
         let parts = CallParts {
             method: method.name(),
             id: request.id(),
@@ -124,7 +124,7 @@ impl Dispatcher {
 
 /// Appends an answer without a handler: frame, envelope and error.
 pub fn encode_error(error: &Error, out: &mut Vec<u8>) {
-    let mark = LengthFraming::begin_message(out);
+    let mark = FRAMING.begin_message(out);
     native::answer_error(out, error, None);
     // The error is the caller's; if it is too long nothing is appended.
     let _ = FRAMING.end_message(out, mark);

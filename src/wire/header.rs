@@ -44,18 +44,14 @@ impl Decode for HeaderFraming {
 }
 
 impl HeaderFraming {
-    /// What is appended to `out` from here on is the message; its header is put before it when its length is known.
-    pub(super) fn begin_message(out: &mut Vec<u8>) -> Mark {
-        Mark::at_end_of(out)
-    }
-
+    /// Puts the header before the message begun at the mark: only now its length is known.
     pub(super) fn end_message(out: &mut Vec<u8>, mark: Mark) {
         let start = mark.start().min(out.len());
         let header = format!("Content-Length: {}\r\n\r\n", out.len() - start);
         out.splice(start..start, header.bytes());
     }
 
-    fn read(&self, block: &mut Block, arrived: &[u8]) -> Result<Step, WireError> {
+    fn read(self, block: &mut Block, arrived: &[u8]) -> Result<Step, WireError> {
         while !block.has_ended {
             if !block.next_line(arrived)? {
                 return Ok(Step::NeedMore { at_least: arrived.len() + 1 });

@@ -112,9 +112,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Head<'_>, usize)>, HttpError
 
 /// The parser takes a line feed alone for the end of a line.
 fn has_bare_line_feed(head: &[u8]) -> bool {
-    // Without a branch, so that many bytes are compared at once.
-    let before = head.iter().zip(head.iter().skip(1));
-    before.fold(false, |found, (&before, &byte)| found | ((byte == b'\n') & (before != b'\r')))
+    // Counted and not looked for, so that many bytes are compared at once.
+    let pairs = head.iter().zip(head.iter().skip(1));
+    pairs.filter(|&(&before, &byte)| byte == b'\n' && before != b'\r').count() != 0
 }
 
 fn understand<'a>(request: &httparse::Request<'_, 'a>) -> Result<Head<'a>, HttpError> {
