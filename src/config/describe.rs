@@ -9,7 +9,7 @@ use humantime::format_duration;
 
 use super::size::format_size;
 use super::{Config, Listener, LogFormat};
-use crate::wire::{ByteOrder, Kind, Kinds};
+use crate::wire::{ByteOrder, Kind};
 
 impl Config {
     /// Every setting on a line of its own, listeners first; ends with a line break.
@@ -103,7 +103,7 @@ impl Config {
 fn describe_listener(listener: &Listener) -> String {
     let mut text = format!("{}, backlog {}", listener.address, listener.backlog);
     // Writing to a `String` can't fail.
-    if listener.framings != Kinds::default() {
+    if !listener.framings.are_all() {
         let names: Vec<&str> = listener.framings.iter().map(Kind::name).collect();
         let _ = write!(text, ", framing {} alone", names.join(" or "));
     }

@@ -30,8 +30,8 @@ pub(crate) struct Listener {
     /// How length prefixes are read and written.
     #[serde(default)]
     pub(crate) prefix: ByteOrder,
-    /// The framings it takes; at least one.
-    #[serde(default)]
+    /// The framings it takes; at least one. Written only if they are not all: programs of before knew no such choice.
+    #[serde(default, skip_serializing_if = "Kinds::are_all")]
     pub(crate) framings: Kinds,
     /// Permission bits of the socket file; `None` leaves them to the umask. Unix sockets alone.
     #[serde(default)]

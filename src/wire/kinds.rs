@@ -52,6 +52,12 @@ impl Kinds {
         kinds.next().filter(|_| kinds.next().is_none())
     }
 
+    // The signature is serde's.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub(crate) fn are_all(&self) -> bool {
+        *self == Self::default()
+    }
+
     pub(crate) fn iter(self) -> impl Iterator<Item = Kind> {
         Kind::ALL.into_iter().filter(move |&kind| self.contains(kind))
     }
