@@ -14,7 +14,7 @@ use crate::rpc::{
 };
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
-use crate::wire::{ByteOrder, Decode, Progress, Step};
+use crate::wire::{ByteOrder, Decode, Framing, Kind, Kinds, Progress, Step, pieces};
 
 pub use crate::fail_points::Kind as FailPoint;
 
@@ -25,7 +25,7 @@ pub fn die_after(kind: FailPoint, steps: u64) {
 }
 
 /// The default of `limits.max_message`.
-const FRAMING: LengthFraming = LengthFraming { order: ByteOrder::Little, max_message: 1 << 20 };
+const FRAMING: Framing = Framing::Length(LengthFraming { order: ByteOrder::Little, max_message: 1 << 20 });
 
 /// What stands at the start of bytes that have arrived.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl Dispatcher {
     pub fn answer(&self, call: &DecodedCall<'_>, out: &mut Vec<u8>) -> Result<(), Error> {
         let request = &call.request;
         let (_, method) = self.service.registry().resolve(&request.method)?;
-        let mark = LengthFraming::begin_message(out);
+        let mark = FRAMING.begin_message(out);
         let parts = CallParts {
             method: method.name(),
             id: request.id(),
@@ -124,7 +124,7 @@ impl Dispatcher {
 
 /// Appends an answer without a handler: frame, envelope and error.
 pub fn encode_error(error: &Error, out: &mut Vec<u8>) {
-    let mark = LengthFraming::begin_message(out);
+    let mark = FRAMING.begin_message(out);
     envelope::answer_error(out, Form::Native, error, None);
     // The error is the caller's; if it is too long nothing is appended.
     let _ = FRAMING.end_message(out, mark);
@@ -167,4 +167,40 @@ impl Counters {
         self.scoreboard.observe(0, &snapshot);
         self.scoreboard.sum().answered()
     }
+}
+
+/// What fuzz targets call each framing, and the recognition of a connection's first bytes.
+pub const FUZZ_TARGETS: [&str; 5] = ["length", "stream", "header", "http", "detect"];
+
+/// Decodes hostile bytes, whole and in pieces, and says whether the decoder kept its contract: the same messages either
+/// way, never a place outside of the bytes, never fewer bytes asked for than are there. How many messages they are.
+///
+/// # Errors
+///
+/// It did not, or `target` is none of [`FUZZ_TARGETS`].
+pub fn hold_to_contract(target: &str, bytes: &[u8]) -> Result<usize, String> {
+    // Small, so that the limit is come upon.
+    const MAX_MESSAGE: usize = 512;
+    let piece = 2 + bytes.first().map_or(0, |&byte| usize::from(byte % 32));
+    let orders = [ByteOrder::Little, ByteOrder::Big];
+    if target == "detect" {
+        let sets = (1_usize..16)
+            .map(|set| Kinds::of(Kind::ALL.into_iter().filter(|&kind| set >> kind as usize & 1 == 1)));
+        for kinds in sets {
+            for order in orders {
+                pieces::check_detection(bytes, order, kinds)?;
+            }
+        }
+        return Ok(0);
+    }
+    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == target);
+    let kind = kind.ok_or_else(|| format!("expected one of {FUZZ_TARGETS:?}, found {target:?}"))?;
+    let mut messages = 0;
+    for order in orders {
+        messages += pieces::check(Framing::new(kind, Accepts { kinds: Kinds::default(), order, max_message: MAX_MESSAGE }), bytes, piece)?.messages.len();
+        if kind != Kind::Length {
+            break;
+        }
+    }
+    Ok(messages)
 }

@@ -248,7 +248,7 @@ fn a_stranger_is_closed_unanswered_and_costs_one_line_that_names_it() {
         bystander.sees_no_harm(&service, what);
         // The worker logs in order, so a second line about this stranger would come before the next one's.
         let mut next = service.connect();
-        next.send_bytes(b"next");
+        next.send_bytes(b"next\n");
         let next_peer = next.stream.local_addr().expect("connected").to_string();
         service.await_log_where("the next stranger", |line| line["peer"] == next_peer.as_str());
         let mentions = service.log_so_far().lines().filter(|line| line.contains(&me)).count();

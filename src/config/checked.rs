@@ -234,8 +234,10 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// The fourth byte of a length prefix must be 0 for the framing to be recognised, hence "below 16 MiB".
+/// The fourth byte of a length prefix must be 0 for the framing to be recognised among others, hence "below 16 MiB".
 const MAX_MESSAGE: RangeInclusive<u64> = 64..=16 * MIB - 1;
+/// Where no listener has to tell a prefix from anything else.
+const MAX_MESSAGE_PINNED: RangeInclusive<u64> = 64..=GIB;
 const OUTPUT: RangeInclusive<u64> = 4 * KIB..=GIB;
 const BUFFERS: RangeInclusive<u64> = 64 * KIB..=1024 * GIB;
 /// Each thread of a worker has its own part in shared memory, and a stack.
@@ -294,11 +296,14 @@ pub(crate) fn check_methods(source: &Source, known: &[String]) -> Result<(), Con
 
 fn from_document(document: &DeTable<'_>, problems: &mut Problems) -> Config {
     let mut root = Section::root(document, problems);
+    let listeners = listener::read(&mut root);
+    let max_message =
+        if listeners.iter().any(Listener::tells_prefixes_apart) { MAX_MESSAGE } else { MAX_MESSAGE_PINNED };
     let config = Config {
-        listeners: listener::read(&mut root),
+        listeners,
         processes: resolve(root.read("processes", 0, count_usize(PROCESSES))),
         threads: root.read("threads", 8, count_usize(THREADS)),
-        limits: limits(root.section("limits")),
+        limits: limits(root.section("limits"), max_message),
         timeouts: timeouts(root.section("timeouts")),
         restart: restart(root.section("restart")),
         recycle: recycle(root.section("recycle")),
@@ -310,11 +315,11 @@ fn from_document(document: &DeTable<'_>, problems: &mut Problems) -> Config {
     config
 }
 
-fn limits(mut section: Section<'_, '_>) -> Limits {
+fn limits(mut section: Section<'_, '_>, max_message: RangeInclusive<u64>) -> Limits {
     let problems_before = section.problem_count();
     let default = Limits::default();
     let limits = Limits {
-        max_message: section.read("max_message", default.max_message, size(MAX_MESSAGE)),
+        max_message: section.read("max_message", default.max_message, size(max_message)),
         max_connections: section.read("max_connections", default.max_connections, count_usize(1..=MILLION)),
         queue: section.read("queue", default.queue, count_usize(1..=MILLION)),
         queue_wait: section.read("queue_wait", default.queue_wait, duration(SHORTEST..=DAY)),
@@ -444,6 +449,13 @@ fn show_duration(time: Duration) -> String {
 fn apply(overrides: &Overrides, config: &mut Config, problems: &mut Problems) {
     if !overrides.listen.is_empty() {
         config.listeners = listener::from_flags(&overrides.listen, problems);
+        // These take every framing, unlike those of the file that such a limit is right for.
+        if config.limits.max_message as u64 > *MAX_MESSAGE.end() {
+            let found = show_size(config.limits.max_message);
+            let text =
+                format!("expected `limits.max_message` below 16MiB, as it takes all framings, found {found}");
+            problems.wrong_flag("--listen", text);
+        }
     }
     if let Some(processes) = overrides.processes {
         config.processes = resolve(processes);

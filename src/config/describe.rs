@@ -9,7 +9,7 @@ use humantime::format_duration;
 
 use super::size::format_size;
 use super::{Config, Listener, LogFormat};
-use crate::wire::ByteOrder;
+use crate::wire::{ByteOrder, Kind};
 
 impl Config {
     /// Every setting on a line of its own, listeners first; ends with a line break.
@@ -102,10 +102,14 @@ impl Config {
 
 fn describe_listener(listener: &Listener) -> String {
     let mut text = format!("{}, backlog {}", listener.address, listener.backlog);
+    // Writing to a `String` can't fail.
+    if !listener.framings.are_all() {
+        let names: Vec<&str> = listener.framings.iter().map(Kind::name).collect();
+        let _ = write!(text, ", framing {} alone", names.join(" or "));
+    }
     if listener.prefix == ByteOrder::Big {
         text.push_str(", big-endian prefixes");
     }
-    // Writing to a `String` can't fail.
     if let Some(mode) = listener.mode {
         let _ = write!(text, ", mode {mode:04o}");
     }

@@ -12,7 +12,7 @@ use super::address::Address;
 use super::error::{Problems, quoted};
 use super::raw::Section;
 use super::values::{choice, count_u32, found, text};
-use crate::wire::ByteOrder;
+use crate::wire::{ByteOrder, Kind, Kinds};
 
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 const DEFAULT_BACKLOG: u32 = 4096;
@@ -30,6 +30,9 @@ pub(crate) struct Listener {
     /// How length prefixes are read and written.
     #[serde(default)]
     pub(crate) prefix: ByteOrder,
+    /// The framings it takes; at least one. Written only if they are not all: programs of before knew no such choice.
+    #[serde(default, skip_serializing_if = "Kinds::are_all")]
+    pub(crate) framings: Kinds,
     /// Permission bits of the socket file; `None` leaves them to the umask. Unix sockets alone.
     #[serde(default)]
     pub(crate) mode: Option<u32>,
@@ -42,11 +45,17 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
+    /// Its first bytes may be a length prefix or something else, which a length of 16 MiB or more would be taken for.
+    pub(super) fn tells_prefixes_apart(&self) -> bool {
+        self.framings.contains(Kind::Length) && self.framings.only().is_none()
+    }
+
     fn plain(address: Address) -> Self {
         Self {
             address,
             backlog: DEFAULT_BACKLOG,
             prefix: ByteOrder::Little,
+            framings: Kinds::default(),
             mode: None,
             owner: None,
             allow_uids: None,
@@ -127,6 +136,7 @@ fn table(mut section: Section<'_, '_>, others: &[Listener]) -> Option<Listener> 
     let listener = Listener {
         backlog: section.read("backlog", DEFAULT_BACKLOG, count_u32(BACKLOG)),
         prefix: section.read("prefix", ByteOrder::Little, choice(&BYTE_ORDERS)),
+        framings: framings(&mut section),
         mode: section.optional("mode", mode_value),
         owner: section.optional("owner", text("an owner such as \"www-data:www-data\"", owner)),
         allow_uids: allow_uids(&mut section),
@@ -148,6 +158,22 @@ fn table(mut section: Section<'_, '_>, others: &[Listener]) -> Option<Listener> 
 }
 
 const BYTE_ORDERS: [(&str, ByteOrder); 2] = [("little", ByteOrder::Little), ("big", ByteOrder::Big)];
+
+const FRAMINGS: [(&str, Kind); 4] = [
+    (Kind::Length.name(), Kind::Length),
+    (Kind::Stream.name(), Kind::Stream),
+    (Kind::Header.name(), Kind::Header),
+    (Kind::Http.name(), Kind::Http),
+];
+
+fn framings(section: &mut Section<'_, '_>) -> Kinds {
+    let kinds =
+        section.each("framings", "a list of framings such as [\"length\", \"http\"]", choice(&FRAMINGS));
+    if section.is_empty_array("framings") {
+        section.wrong("framings", "expected at least one framing, found none: no connection could speak");
+    }
+    kinds.map_or(Kinds::default(), Kinds::of)
+}
 
 fn allow_uids(section: &mut Section<'_, '_>) -> Option<Vec<u32>> {
     let uids = section.each("allow_uids", "a list of user numbers such as [0, 1000]", count_u32(IDS));

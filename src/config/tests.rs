@@ -7,7 +7,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::*;
 use crate::config::checked::{Limits, MethodSettings, Quarantine, Recycle, Restart, Timeouts};
-use crate::wire::ByteOrder;
+use crate::wire::{ByteOrder, Kind, Kinds};
 
 mod every_key;
 
@@ -69,6 +69,7 @@ threads = 1_000
 address = "[::1]:9000"
 backlog = 16
 prefix = "big"
+framings = ["http", "length"]
 [[listener]]
 address = "unix:/run/x y.sock"
 mode = "0660"
@@ -119,6 +120,7 @@ fn every_keys_listeners() -> Vec<Listener> {
         address: "[::1]:9000".parse().expect("address"),
         backlog: 16,
         prefix: ByteOrder::Big,
+        framings: Kinds::of([Kind::Length, Kind::Http]),
         mode: None,
         owner: None,
         allow_uids: None,
@@ -127,6 +129,7 @@ fn every_keys_listeners() -> Vec<Listener> {
         address: Address::Unix("/run/x y.sock".into()),
         backlog: 4096,
         prefix: ByteOrder::Little,
+        framings: Kinds::default(),
         mode: Some(0o660),
         owner: Some((Some(0), Some(7))),
         allow_uids: Some(vec![0, 1000]),
@@ -183,7 +186,7 @@ fn a_description_has_every_setting_in_a_stable_order() {
     assert_eq!(
         checked(EVERY_KEY).describe(),
         "\
-listen                           [::1]:9000, backlog 16, big-endian prefixes
+listen                           [::1]:9000, backlog 16, framing length or http alone, big-endian prefixes
 listen                           unix:/run/x y.sock, backlog 4096, mode 0660, owner 0:7, users 0 1000 alone
 processes                        3 × 1000 threads, 3000 calls at once
 limits.max_message               64KiB
@@ -337,6 +340,30 @@ fn a_mistake_is_told_with_line_key_and_what_would_be_right() {
 }
 
 #[test]
+fn a_message_of_16_mib_is_allowed_where_no_prefix_has_to_be_told_from_text() {
+    let with = |listeners: &str| format!("{listeners}\n[limits]\nmax_message = '16MiB'");
+    let pinned = "[[listener]]\naddress = '[::1]:80'\nframings = ['length']";
+    let text_alone = "[[listener]]\naddress = 'unix:a'\nframings = ['http', 'stream']";
+    let config = checked(&with(&format!("{pinned}\n{text_alone}")));
+    assert_eq!(config.limits.max_message, 16 << 20);
+    for one_that_tells in [
+        "",
+        "[[listener]]\naddress = 'unix:b'",
+        "[[listener]]\naddress = 'unix:b'\nframings = ['length', 'http']",
+    ] {
+        let text = match one_that_tells {
+            "" => with(""),
+            other => with(&format!("{pinned}\n{other}")),
+        };
+        let errors = errors(&text);
+        assert!(errors.len() == 1 && errors[0].contains("64B and below 16MiB"), "{errors:?}");
+    }
+    let overrides = Overrides { listen: vec!["[::1]:80".to_owned()], ..Overrides::default() };
+    let error = check(&source(&with(pinned)), &overrides).expect_err("it takes all framings").to_string();
+    assert!(error.contains("--listen: expected `limits.max_message` below 16MiB"), "{error}");
+}
+
+#[test]
 fn a_mistake_in_a_listener_is_told_with_its_line() {
     let table = [
         (
@@ -410,6 +437,18 @@ fn a_mistake_in_a_listener_is_told_with_its_line() {
         (
             "[[listener]]\naddress = 'unix:a'\nbacklog = 65536",
             "3: listener.backlog: expected a whole number from 1 to 65535, found 65536",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\nframings = ['length', 'http2']",
+            "3: listener.framings: expected one of \"length\", \"stream\", \"header\", \"http\", found \"http2\"",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\nframings = 'length'",
+            "3: listener.framings: expected a list of framings such as [\"length\", \"http\"], found \"length\"",
+        ),
+        (
+            "[[listener]]\naddress = 'unix:a'\nframings = []",
+            "3: listener.framings: expected at least one framing, found none: no connection could speak",
         ),
         (
             "[[listener]]\naddress = 'unix:a'\nprefix = 'middle'",

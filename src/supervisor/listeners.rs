@@ -231,7 +231,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::wire::ByteOrder;
+    use crate::wire::{ByteOrder, Kinds};
 
     /// A folder that goes with its owner.
     struct Folder(PathBuf);
@@ -262,6 +262,7 @@ mod tests {
             address,
             backlog: 16,
             prefix: ByteOrder::Little,
+            framings: Kinds::default(),
             mode: None,
             owner: None,
             allow_uids: None,

@@ -3,6 +3,7 @@
 //! The worker asks with what has arrived of a new connection, unless its listener is pinned to one framing. What
 //! none of the framings claims is a stranger: one line in the log, and the connection is closed unanswered.
 
+use super::fields::is_token_byte;
 use super::stream::StreamFraming;
 use super::{ByteOrder, Decode, Kind, Kinds, Progress, Step};
 
@@ -98,11 +99,6 @@ fn by_text(first: &[u8], allowed: Kinds) -> Recognised {
     }
 }
 
-/// The bytes of a `token`, which HTTP's methods and names of fields are.
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
 fn stranger(first: &[u8]) -> Recognised {
     let looks_like = match first {
         [0x16, 0x03, ..] => "a TLS hello",
@@ -117,6 +113,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::pieces::check_detection;
     use ByteOrder::{Big, Little};
 
     fn all(first: &[u8], order: ByteOrder) -> Recognised {
@@ -175,32 +172,125 @@ mod tests {
         assert_eq!(all(&[], Big), Recognised::NeedMore { at_least: 1, maybe_whole: false });
     }
 
+    #[test]
+    fn each_framing_is_recognised_from_its_first_bytes() {
+        for (first, kind) in [
+            (&b"GET / HTTP/1.1\r\n"[..], Kind::Http),
+            (b"POST ", Kind::Http),
+            (b"A /x", Kind::Http),
+            (b"VERSION-CONTROL / H", Kind::Http),
+            (b"CONTENT /", Kind::Http),
+            (b"Content-", Kind::Header),
+            (b"Content-Length: 2", Kind::Header),
+            (b"cONTENT-tYPE: x", Kind::Header),
+            (b"Content-X / HTTP/1.1", Kind::Header),
+            (b"{\"in\"", Kind::Stream),
+            (b"[]\n{", Kind::Stream),
+            (b"  \n\n", Kind::Stream),
+            (b"\r\nGET", Kind::Stream),
+            (b"{\"a\0", Kind::Length),
+            (b"GET\0", Kind::Length),
+        ] {
+            assert_eq!(all(first, Little), Recognised::Framing(kind), "{}", first.escape_ascii());
+        }
+        assert_eq!(all(b"{", Big), Recognised::Framing(Kind::Stream), "a big-endian length begins with 0");
+        assert_eq!(all(b"\0GET", Big), Recognised::Framing(Kind::Length));
+    }
+
+    #[test]
+    fn what_could_still_be_a_method_or_a_header_is_waited_for() {
+        for (first, at_least) in
+            [("GETS", 5), ("CONTENT", 8), ("Content", 8), ("GET", 4), ("ABCDEFGHIJKLMNOPQRST", 21)]
+        {
+            let expected = Recognised::NeedMore { at_least, maybe_whole: false };
+            assert_eq!(all(first.as_bytes(), Little), expected, "{first}");
+        }
+        assert_eq!(all(b"GE", Big), Recognised::NeedMore { at_least: 3, maybe_whole: false });
+    }
+
+    #[test]
+    fn what_begins_nothing_is_a_stranger() {
+        for first in [
+            "\"text\"",
+            "1234\n",
+            "true\n",
+            "ABCDEFGHIJKLMNOPQRSTU",
+            "SSH-2.0-x\r\n",
+            " GET",
+            "GET\t/",
+            "<xml>",
+            ":::::",
+        ] {
+            let is_white = first.starts_with(' ');
+            assert_eq!(is_stranger(all(first.as_bytes(), Little)), !is_white, "{first}");
+        }
+    }
+
+    #[test]
+    fn a_message_shorter_than_a_prefix_is_known_when_nothing_follows() {
+        for first in ["[]", "{}", "[]\n", " {}", "{} ", "[1]"] {
+            let first = first.as_bytes();
+            assert_eq!(all(first, Little), Recognised::NeedMore { at_least: 4, maybe_whole: true });
+            assert_eq!(recognise_at_rest(first, Kinds::default()), Some(Kind::Stream));
+            assert_eq!(recognise_at_rest(first, Kinds::of([Kind::Length, Kind::Http])), None);
+        }
+        for first in ["", "[", "{", "\n", "\n\n", "[[]", "GET", "12", "1 ", "\"\"", "{}{"] {
+            assert_eq!(recognise_at_rest(first.as_bytes(), Kinds::default()), None, "{first}");
+        }
+    }
+
+    #[test]
+    fn a_listener_with_one_framing_does_not_look() {
+        for kind in Kind::ALL {
+            for first in [&b""[..], b"\xff\xff\xff\xff", b"\x16\x03\x01\x02\x00\x01"] {
+                assert_eq!(recognise(first, Little, Kinds::of([kind])), Recognised::Framing(kind));
+            }
+        }
+    }
+
+    #[test]
+    fn a_listener_with_some_framings_recognises_these_and_says_what_the_others_are() {
+        let text = Kinds::of([Kind::Stream, Kind::Header]);
+        assert_eq!(recognise(b"{", Little, text), Recognised::Framing(Kind::Stream), "no length is possible");
+        assert_eq!(recognise(b"\x02\0\0\0", Little, text), recognise(b"\x02", Little, text));
+        let http = Recognised::Unknown { looks_like: "HTTP, which its listener does not take" };
+        assert_eq!(recognise(b"GET / HTTP/1.1", Little, text), http);
+        let others = Kinds::of([Kind::Length, Kind::Http]);
+        assert!(is_stranger(recognise(b"{\"in\"", Little, others)));
+        assert!(is_stranger(recognise(b"Content-Length: 2", Little, others)));
+        assert_eq!(recognise(b"POST /", Little, others), Recognised::Framing(Kind::Http));
+    }
+
+    /// First bytes that share their beginnings with each other.
+    fn beginning() -> impl Strategy<Value = Vec<u8>> {
+        let beginnings: Vec<&'static [u8]> = vec![
+            b"",
+            b"\x16\x03",
+            b"\x16\x03\x01\0",
+            b"Content",
+            b"conTENT-",
+            b"GET",
+            b"GET ",
+            b"{",
+            b"[]",
+            b" ",
+            b"\0",
+            b"ABCDEFGHIJKLMNOPQRS",
+        ];
+        prop::sample::select(beginnings).prop_map(<[u8]>::to_vec)
+    }
+
     proptest! {
         #[test]
         fn what_has_been_recognised_stays_so_as_more_bytes_arrive(
-            bytes in prop::collection::vec(any::<u8>(), 0..12),
-            hello in any::<bool>(),
+            beginning in beginning(),
+            rest in prop::collection::vec(prop_oneof![any::<u8>(), Just(0), Just(b' '), b'A'..=b'Z'], 0..12),
             big in any::<bool>(),
+            kinds in prop::sample::subsequence(Kind::ALL.to_vec(), 1..=4),
         ) {
-            let order = if big { Big } else { Little };
-            let bytes = if hello { [&[0x16, 0x03], bytes.as_slice()].concat() } else { bytes };
-            let mut decided = None;
-            for cut in 0..=bytes.len() {
-                match all(&bytes[..cut], order) {
-                    Recognised::NeedMore { at_least } => {
-                        prop_assert!(decided.is_none() && at_least > cut && at_least <= 6);
-                    }
-                    Recognised::Framing(Kind::Length) => {
-                        prop_assert!(!matches!(decided, Some(false)));
-                        decided = Some(true);
-                    }
-                    Recognised::Unknown { .. } => {
-                        prop_assert!(!matches!(decided, Some(true)));
-                        decided = Some(false);
-                    }
-                }
-            }
-            prop_assert!(decided.is_some() || bytes.len() < 6);
+            let (order, kinds) = (if big { Big } else { Little }, Kinds::of(kinds));
+            let breach = check_detection(&[beginning, rest].concat(), order, kinds).err();
+            prop_assert!(breach.is_none(), "{}", breach.unwrap_or_default());
         }
     }
 }

@@ -45,6 +45,7 @@ impl WireError {
     }
 
     /// The status of the answer, where it is an HTTP answer.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no HTTP answers are written yet"))]
     pub(crate) fn http_status(self) -> u16 {
         match self {
             WireError::TooLarge { .. } | WireError::Endless { .. } => 413,
@@ -86,6 +87,12 @@ impl fmt::Display for HttpError {
 }
 
 impl std::error::Error for WireError {}
+
+impl From<HttpError> for WireError {
+    fn from(error: HttpError) -> Self {
+        Self::Http(error)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -19,7 +19,7 @@ impl Kind {
     pub(crate) const ALL: [Kind; 4] = [Kind::Length, Kind::Stream, Kind::Header, Kind::Http];
 
     /// As it stands in the config and in logs.
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Kind::Length => "length",
             Kind::Stream => "stream",
@@ -68,6 +68,12 @@ impl Kinds {
     pub(crate) fn only(self) -> Option<Kind> {
         let mut kinds = self.iter();
         kinds.next().filter(|_| kinds.next().is_none())
+    }
+
+    // The signature is serde's.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub(crate) fn are_all(&self) -> bool {
+        *self == Self::default()
     }
 
     pub(crate) fn iter(self) -> impl Iterator<Item = Kind> {

@@ -12,6 +12,7 @@ pub(crate) mod header;
 pub(crate) mod http;
 mod kinds;
 pub(crate) mod length;
+pub(crate) mod pieces;
 pub(crate) mod stream;
 
 use std::ops::Range;
@@ -119,8 +120,7 @@ impl Framing {
     pub(crate) fn begin_message(&self, out: &mut Vec<u8>) -> Mark {
         match self {
             Self::Length(_) => LengthFraming::begin_message(out),
-            Self::Header(_) => HeaderFraming::begin_message(out),
-            Self::Stream(_) | Self::Http(_) => Mark::at_end_of(out),
+            Self::Stream(_) | Self::Header(_) | Self::Http(_) => Mark::at_end_of(out),
         }
     }
 

@@ -109,3 +109,140 @@ impl Scan {
         Err(Scan { at: bytes.len(), ..self })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::wire::Framing;
+    use crate::wire::pieces::{Outcome, check};
+
+    const SMALL: StreamFraming = StreamFraming { max_message: 64 };
+
+    fn decoded(bytes: &[u8]) -> Outcome {
+        check(Framing::Stream(SMALL), bytes, 5).unwrap()
+    }
+
+    fn messages(bytes: &[u8]) -> Vec<String> {
+        let outcome = decoded(bytes);
+        outcome.messages.into_iter().map(|message| String::from_utf8(message).unwrap()).collect()
+    }
+
+    #[test]
+    fn values_follow_each_other_with_or_without_space_between() {
+        for (stream, expected) in [
+            (r#"{"a":1}{"b":2}"#, &[r#"{"a":1}"#, r#"{"b":2}"#][..]),
+            ("{}\n[]\r\n\t {} ", &["{}", "[]", "{}"]),
+            (" \n {}", &["{}"]),
+            (r#"{"a":"}"}[1]"#, &[r#"{"a":"}"}"#, "[1]"]),
+            (r#"{"a":"\"}"}[]"#, &[r#"{"a":"\"}"}"#, "[]"]),
+            (r#"["\\"]["]"]"#, &[r#"["\\"]"#, r#"["]"]"#]),
+            (r#"[{"a":[[]]}][]"#, &[r#"[{"a":[[]]}]"#, "[]"]),
+            (r#""a b""c\"d"{}"#, &[r#""a b""#, r#""c\"d""#, "{}"]),
+            ("1 true null -1.5e+3 ", &["1", "true", "null", "-1.5e+3"]),
+            (r#"1{}2[]3"x"4 "#, &["1", "{}", "2", "[]", "3", r#""x""#, "4"]),
+            // Whether it is JSON is not asked here.
+            ("{]nonsense ", &["{]", "nonsense"]),
+            ("", &[]),
+            ("   ", &[]),
+        ] {
+            assert_eq!(messages(stream.as_bytes()), expected, "{stream}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_end_yet_is_waited_for() {
+        for stream in ["{", r#"{"a":"}"#, r#"["\"]"#, r#"""#, "12", "tru", "[[]", r#"["\"#] {
+            assert_eq!(decoded(stream.as_bytes()), Outcome::default(), "{stream}");
+        }
+    }
+
+    #[test]
+    fn what_begins_no_value_is_wrong_and_ends_the_connection() {
+        for (stream, found) in [
+            ("{}]", b']'),
+            ("[] ,", b','),
+            ("1:", b':'),
+            ("hello", b'h'),
+            ("{}\0", 0),
+            ("\u{feff}{}", 0xef),
+            ("'a'", b'\''),
+        ] {
+            let outcome = decoded(stream.as_bytes());
+            let error = outcome.errors.last().expect(stream).1;
+            assert_eq!(error, WireError::Stray { found }, "{stream}");
+            assert!(outcome.is_closed);
+        }
+    }
+
+    #[test]
+    fn a_value_may_have_max_message_bytes_and_no_more() {
+        let of = |bytes: usize| format!("[\"{}\"]", "x".repeat(bytes - 4));
+        assert_eq!(messages(of(64).as_bytes()).len(), 1);
+        for too_long in [of(65), of(66).trim_end_matches(']').to_owned(), "1".repeat(65), "[".repeat(65)] {
+            let outcome = decoded(too_long.as_bytes());
+            assert_eq!(outcome.errors, [(0, WireError::Endless { limit: 64 })], "{too_long}");
+        }
+        assert_eq!(decoded("1".repeat(64).as_bytes()), Outcome::default());
+    }
+
+    #[test]
+    fn a_hundred_thousand_open_brackets_are_counted() {
+        let framing = StreamFraming { max_message: 1 << 20 };
+        let mut deep = "[".repeat(100_000);
+        let mut progress = Progress::default();
+        assert!(matches!(framing.decode(deep.as_bytes(), &mut progress), Step::NeedMore { .. }));
+        deep.push_str(&"]".repeat(100_000));
+        let step = framing.decode(deep.as_bytes(), &mut progress);
+        assert_eq!(step, Step::Message { body: 0..200_000, consumed: 200_000 });
+    }
+
+    #[test]
+    fn answers_end_with_a_line_break() {
+        let framing = Framing::Stream(SMALL);
+        let mut out = b"{}\n".to_vec();
+        let mark = framing.begin_message(&mut out);
+        out.extend_from_slice(b"[]");
+        framing.end_message(&mut out, mark).unwrap();
+        assert_eq!(out, b"{}\n[]\n");
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::vec((any::<String>(), inner), 0..6)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_value_is_found_again(values in prop::collection::vec((json(), "[ \t\r\n]{0,3}"), 0..6)) {
+            let mut stream = String::new();
+            for (value, space) in &values {
+                stream.push_str(&value.to_string());
+                stream.push_str(if space.is_empty() && !value.is_object() { " " } else { space });
+            }
+            let framing = Framing::Stream(StreamFraming { max_message: 1 << 20 });
+            let outcome = check(framing, stream.as_bytes(), 7).unwrap();
+            let sent: Vec<Vec<u8>> = values.iter().map(|(value, _)| value.to_string().into_bytes()).collect();
+            prop_assert_eq!(outcome.messages, sent);
+            prop_assert_eq!(outcome.consumed, stream.len());
+        }
+
+        #[test]
+        fn garbage_never_panics_and_never_points_outside(bytes in r#"[\[\]{}",:\\ 1ae\PC]{0,80}"#) {
+            decoded(bytes.as_bytes());
+        }
+    }
+}

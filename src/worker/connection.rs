@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::EpollFlags;
 use parking_lot::{Mutex, MutexGuard};
 
+use super::caller::{Caller, Route};
 use super::chunk::Chunk;
 use super::leave::Going;
 use crate::arena::{Core, Flags, Key, Place, Record};
@@ -105,6 +106,8 @@ pub(super) struct State {
     pub(super) progress: Progress,
     /// What has arrived may be all of a message that is too short to show its framing, if nothing comes behind it.
     pub(super) may_be_whole: bool,
+    /// Nothing did.
+    pub(super) is_at_rest: bool,
     /// While the poller runs a call inline.
     pub(super) in_hand: Option<InHand>,
     /// The peer has sent FIN, or we no longer read: what is in `input` is all that will be.
@@ -187,6 +190,19 @@ impl Drop for Locked<'_> {
 }
 
 impl Locked<'_> {
+    /// Its first bytes have shown what it speaks.
+    pub(super) fn is_recognised(&mut self, kind: Kind) {
+        let accepts = self.connection.accepts;
+        self.state.recognised(kind, accepts);
+    }
+
+    /// Who is answered about a message that nobody has read, after which the connection may end.
+    pub(super) fn unread(&self, ends: bool) -> Caller<'static> {
+        // What has shown no framing is answered in the one that most would understand.
+        let framing = self.framing.unwrap_or_else(|| Framing::new(Kind::Length, self.connection.accepts));
+        Caller { route: Route::unread(framing, ends), id: None }
+    }
+
     /// Lets others have the connection while `work` is done.
     pub(super) fn unlocked<T>(&mut self, work: impl FnOnce() -> T) -> T {
         self.state.commit_what_was_put_off();
@@ -210,6 +226,7 @@ impl State {
             input: Input::default(),
             progress: Progress::default(),
             may_be_whole: false,
+            is_at_rest: false,
             in_hand: None,
             input_ended: false,
             message_since: None,
@@ -340,13 +357,11 @@ impl State {
     }
 
     /// The first bytes have shown what the connection speaks.
-    pub(super) fn is_recognised(&mut self, kind: Kind, accepts: Accepts) -> Framing {
-        let framing = Framing::new(kind, accepts);
-        self.framing = Some(framing);
+    fn recognised(&mut self, kind: Kind, accepts: Accepts) {
+        self.framing = Some(Framing::new(kind, accepts));
         self.may_be_whole = false;
         self.core.flags.set(Flags::RECOGNISED, true);
         self.core.flags.set_framing(in_a_byte(Some(kind), accepts.kinds));
-        framing
     }
 
     /// When a connection on which nothing runs and nothing moves is closed.

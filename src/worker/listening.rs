@@ -10,7 +10,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use crate::config;
 use crate::sys::socket::{AcceptFailure, Listener, PeerAddress, Socket, sort_accept_error};
-use crate::wire::{Accepts, Kinds};
+use crate::wire::Accepts;
 
 /// Connections accepted in one go before other events get their turn.
 const BATCH: usize = 64;
@@ -96,7 +96,7 @@ impl Door {
         Self {
             listener,
             token,
-            accepts: Accepts { kinds: Kinds::default(), order: config.prefix, max_message },
+            accepts: Accepts { kinds: config.framings, order: config.prefix, max_message },
             allow_uids: config.allow_uids.clone(),
             shut: Some(Shut::NotYet),
             shut_since: Instant::now(),
@@ -245,7 +245,7 @@ mod tests {
     use nix::sys::epoll::{EpollCreateFlags, EpollTimeout};
 
     use super::*;
-    use crate::wire::ByteOrder;
+    use crate::wire::{ByteOrder, Kinds};
 
     const TOKEN: u64 = 7;
     const FREE: Standing = Standing { leave_to_others: None, room: 100, has_siblings: false };
@@ -279,6 +279,7 @@ mod tests {
                 address: config::Address::Unix("/unused".into()),
                 backlog: 16,
                 prefix: ByteOrder::Little,
+                framings: Kinds::default(),
                 mode: None,
                 owner: None,
                 allow_uids,

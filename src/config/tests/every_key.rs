@@ -3,13 +3,14 @@
 use super::*;
 
 /// Every key, and a value of its right type.
-pub(super) const KEYS: [(&str, &str); 41] = [
+pub(super) const KEYS: [(&str, &str); 42] = [
     ("listen", "['[::1]:80']"),
     ("processes", "1"),
     ("threads", "1"),
     ("listener.address", "'unix:a'"),
     ("listener.backlog", "1"),
     ("listener.prefix", "'big'"),
+    ("listener.framings", "['http']"),
     ("listener.mode", "'0600'"),
     ("listener.owner", "'0:0'"),
     ("listener.allow_uids", "[1]"),

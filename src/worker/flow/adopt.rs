@@ -10,15 +10,15 @@ use std::time::Duration;
 use nix::sys::epoll::EpollEvent;
 
 use super::Hand;
-use super::begin::{Job, write_error};
-use crate::arena::{Core, Flags, KeptConnection, Key, Waited};
+use super::batch::write_batch;
+use super::begin::Job;
+use crate::arena::{Core, Flags, KeptConnection, Key, Ran, Waited};
 use crate::fail_points::{self, Kind};
-use crate::rpc::{self, Error, Form, Message, Peer, Rejected};
+use crate::rpc::{Error, Peer};
 use crate::sys::socket::{PeerAddress, Socket};
-use crate::wire::ByteOrder;
-use crate::wire::length::LengthFraming;
+use crate::worker::caller::{self, Asked, Caller, Whom};
 use crate::worker::chunk::Chunk;
-use crate::worker::connection::{Answered, CallId, Connection, InFlight, Locked, Parts, Phase};
+use crate::worker::connection::{self, Answered, Connection, InFlight, Locked, Parts, Phase};
 use crate::worker::leave::Going;
 use crate::worker::ticket::Ticket;
 use crate::worker::token_of;
@@ -48,8 +48,7 @@ impl Hand {
         kept: KeptConnection,
         cause: &str,
     ) -> Option<Prepared> {
-        let order = if kept.flags.contains(Flags::BIG_ENDIAN) { ByteOrder::Big } else { ByteOrder::Little };
-        let framing = LengthFraming { order, max_message: self.shared.max_message };
+        let accepts = connection::accepts_of(kept.flags, self.shared.max_message);
         let pool = self.shared.pool;
         let core = Core {
             begun: kept.taken.saturating_sub(kept.input.len() as u64),
@@ -65,7 +64,7 @@ impl Hand {
             return None;
         };
         let peer = Peer::from(peer);
-        let parts = Parts { key, socket, peer, framing, pool, record, core };
+        let parts = Parts { key, socket, peer, accepts, pool, record, core };
         let connection = Arc::new(Connection::new(parts, self.now));
         connection.kept.store(true, Ordering::Relaxed);
         let mut state = connection.lock();
@@ -93,8 +92,8 @@ impl Hand {
         }
         self.answer.clear();
         self.answer.extend_from_slice(&kept.output);
-        for message in &kept.ran {
-            self.answer_for_the_dead(state, message, cause);
+        for ran in &kept.ran {
+            self.answer_for_the_dead(state, ran, cause);
         }
         if !self.answer.is_empty() && !state.publish(&self.answer, Answered::Message, &mut self.spare) {
             return None;
@@ -111,49 +110,71 @@ impl Hand {
     }
 
     /// Adds to `self.answer` what the caller of a call is told that began and can't be answered by who ran it.
-    fn answer_for_the_dead(&mut self, state: &Locked<'_>, message: &[u8], cause: &str) {
-        let framing = state.connection.framing;
-        match rpc::parse(message, Form::Native).and_then(Message::single) {
-            Ok(request) => {
-                let error = Error::crashed(&request.method, cause);
-                write_error(&mut self.answer, framing, &error, request.id());
+    fn answer_for_the_dead(&mut self, state: &mut Locked<'_>, ran: &Ran, cause: &str) {
+        let Some(framing) = state.framing else { return };
+        let route = match caller::read(framing, &ran.message) {
+            Asked::Call { request, route, .. } => {
+                let caller = Caller { route, id: request.id() };
+                caller.write_error(&mut self.answer, &Error::crashed(&request.method, cause));
+                route
             }
-            Err(Rejected { error, id, .. }) => write_error(&mut self.answer, framing, &error, id),
+            Asked::Batch { batch, route, .. } => {
+                let gathered = ran.gathered.iter().map(|(member, answer)| (*member, answer.as_slice()));
+                write_batch(&mut self.answer, route, &batch, gathered, |method| Error::crashed(method, cause));
+                route
+            }
+            Asked::Nothing { caller, error } => {
+                caller.write_error(&mut self.answer, &error);
+                caller.route
+            }
+        };
+        if route.ends_connection() {
+            state.phase = Phase::Finishing;
         }
     }
 
     /// Links a call that waited, or answers it where it can't be run. False where there is no memory for it.
     fn wait_again(&mut self, state: &mut Locked<'_>, waited: &Waited, jobs: &mut Vec<Job>) -> bool {
-        let parsed =
-            rpc::parse(&waited.message, Form::Native).and_then(Message::single).and_then(|request| {
-                let understood = self.shared.understand(&request, self.now);
-                understood.map_err(|error| Rejected { form: request.form, error, id: request.id() })
-            });
-        let mut call = match parsed {
-            Ok(call) => call,
-            Err(Rejected { error, id, .. }) => {
-                self.answer.clear();
-                write_error(&mut self.answer, state.connection.framing, &error, id);
-                return state.publish(&self.answer, Answered::Message, &mut self.spare);
+        let Some(framing) = state.framing else { return true };
+        let (whom, allowed) = match caller::read(framing, &waited.message) {
+            Asked::Call { request, route, text_at } => {
+                match self.shared.understand(&request, route, text_at, self.now) {
+                    Ok(call) => (Whom::Known(call.caller), call.allowed),
+                    Err(error) => {
+                        let caller = Caller { route, id: request.id() };
+                        return self.answer_instead(state, &error, caller);
+                    }
+                }
             }
+            Asked::Batch { .. } => (Whom::NotParsed(framing), self.shared.request_timeout),
+            Asked::Nothing { caller, error } => return self.answer_instead(state, &error, caller),
         };
         let left = Duration::from_nanos(waited.deadline_ns.saturating_sub(self.now_ns));
-        call.deadline = call.deadline.min(self.now + left.min(call.allowed));
+        let deadline = self.now + left.min(allowed);
         let Some(message) = Chunk::copy_of(&waited.message, 0, self.shared.pool) else {
             return false;
         };
         let number = state.next_call_number();
         let ticket = Arc::new(Ticket::default());
-        let id = CallId::Known(call.id);
         let mut in_flight =
-            InFlight::queued(number, message.clone(), id, call.allowed, self.now).with(&ticket);
-        in_flight.deadline = call.deadline;
+            InFlight::queued(number, message.clone(), whom, allowed, self.now).with(&ticket);
+        in_flight.deadline = deadline;
         state.enqueue(in_flight, waited.deadline_ns);
         let connection = Arc::clone(state.connection);
         // Its thread parses it once more, and asks then whether its method may run: it is late enough for that.
-        let arrived = call.deadline.checked_sub(call.allowed).unwrap_or(self.now);
-        jobs.push(Job { connection, number, message, arrived, call: None, ticket });
+        let arrived = deadline.checked_sub(allowed).unwrap_or(self.now);
+        jobs.push(Job { connection, number, message, arrived, call: None, member: None, ticket });
         true
+    }
+
+    /// Answers a call that waited and can't be run. False where there is no memory for it.
+    fn answer_instead(&mut self, state: &mut Locked<'_>, error: &Error, caller: Caller<'_>) -> bool {
+        self.answer.clear();
+        caller.write_error(&mut self.answer, error);
+        if caller.route.ends_connection() {
+            state.phase = Phase::Finishing;
+        }
+        state.publish(&self.answer, Answered::Message, &mut self.spare)
     }
 
     /// The supervisor knows that this worker has the connection: it is served from now on. What follows is the poller's
@@ -192,7 +213,7 @@ impl Hand {
             && let Some(call) = state.take_call(number)
         {
             let refused = self.shared.full();
-            self.refuse(state, refused, call.id(), Answered::Call(&call));
+            self.refuse(state, refused, call.caller(), Answered::Call(&call));
         }
     }
 

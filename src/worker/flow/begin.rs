@@ -2,20 +2,21 @@
 //! stand.
 
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Hand;
-use crate::rpc::{self, Error, Form, Message, MethodIndex, RawJson, Rejected, Request, Span, envelope};
+use super::batch::Member;
+use crate::rpc::{Error, MethodIndex, Request, Span};
 use crate::sys::clock;
 use crate::wire::detect::{self, Recognised};
-use crate::wire::length::LengthFraming;
-use crate::wire::{Decode, Kind, Kinds, Progress, Step};
+use crate::wire::{Decode, Framing, Step};
 use crate::worker::Shared;
 use crate::worker::buffers::LITTLE;
+use crate::worker::caller::{self, Asked, Caller, Known, Route, Whom};
 use crate::worker::chunk::Chunk;
-use crate::worker::connection::{Answered, CallId, Connection, InFlight, Locked, Pause, Phase, SPARE};
+use crate::worker::connection::{Answered, Connection, InFlight, Locked, Pause, Phase, SPARE};
 use crate::worker::dispatch::Refused;
 use crate::worker::pace::Speed;
 use crate::worker::quarantine::Pass;
@@ -39,18 +40,19 @@ pub(in crate::worker) struct Job {
     /// None where the message is left to the pool thread to parse. Where it is known in the queue, the call counts among
     /// those of its method that run.
     pub(super) call: Option<Parsed>,
+    /// Of a batch, which has the whole message.
+    pub(super) member: Option<Member>,
     pub(super) ticket: Arc<Ticket>,
 }
 
 /// What a message asks for. Params and id are places in it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parsed {
-    pub(super) form: Form,
     pub(super) method: MethodIndex,
     pub(super) deadline: Instant,
     pub(super) allowed: Duration,
     pub(super) params: Option<Span>,
-    pub(super) id: Option<Span>,
+    pub(super) caller: Known,
 }
 
 /// Why input stopped being taken as messages. `consumed` bytes of it were.
@@ -119,7 +121,6 @@ impl Hand {
     }
 
     fn begin_messages(&mut self, state: &mut Locked<'_>, chunk: &Chunk) -> Begun {
-        let framing = state.connection.framing;
         let turn_ends_ns = self.now_ns + clock::whole_ns(TURN);
         let mut consumed = 0;
         loop {
@@ -135,32 +136,32 @@ impl Hand {
             if self.now_ns > turn_ends_ns {
                 return Begun::Turn { consumed };
             }
-            if !state.recognised {
-                match detect::recognise(rest, framing.order, Kinds::default()) {
-                    Recognised::NeedMore { at_least, .. } => {
-                        return Begun::Incomplete { consumed, needs: at_least };
-                    }
-                    Recognised::Framing(Kind::Length) => state.recognised = true,
-                    other => {
-                        let looks_like = match other {
-                            Recognised::Unknown { looks_like } => looks_like,
-                            _ => "text without a length before it",
-                        };
-                        let peer = &state.connection.peer;
-                        tracing::warn!(%peer, "expected a length-prefixed message, found {looks_like}; closed");
-                        state.linger(self.now);
-                        return Begun::Blocked { consumed };
-                    }
+            let Some(framing) = state.framing else {
+                match self.recognise(state, rest) {
+                    ControlFlow::Continue(()) => continue,
+                    ControlFlow::Break(needs) => return Begun::Incomplete { consumed, needs },
                 }
-            }
-            match framing.decode(rest, &mut Progress::default()) {
-                Step::NeedMore { at_least } | Step::Invite { at_least } => {
+            };
+            let mut progress = std::mem::take(&mut state.progress);
+            match framing.decode(rest, &mut progress) {
+                Step::NeedMore { at_least } => {
+                    state.progress = progress;
                     return Begun::Incomplete { consumed, needs: at_least };
+                }
+                Step::Invite { at_least } => {
+                    state.progress = progress;
+                    self.invite(state);
+                    return Begun::Incomplete { consumed, needs: at_least };
+                }
+                Step::Skip { consumed: length } => {
+                    state.begun_to(chunk, consumed, consumed + length);
+                    consumed += length;
+                    state.commit();
                 }
                 Step::Message { body, consumed: length } => {
                     let message = consumed + body.start..consumed + body.end;
                     let mark = state.begun_to(chunk, consumed, consumed + length);
-                    match self.begin_message(state, chunk, message) {
+                    match self.begin_message(state, framing, chunk, message) {
                         Next::Message => consumed += length,
                         Next::LeaveToPoller => {
                             state.back_to(mark);
@@ -169,43 +170,83 @@ impl Hand {
                         Next::Relieved => return Begun::Relieved,
                     }
                 }
-                // Length prefixes know neither.
-                Step::Skip { consumed: length } | Step::Assembled { consumed: length, .. } => {
+                Step::Assembled { message, consumed: length } => {
                     state.begun_to(chunk, consumed, consumed + length);
                     consumed += length;
+                    self.enqueue(state, &message, Whom::NotParsed(framing), None);
                 }
                 Step::Wrong(error) => {
                     // Before the answer is published: who goes on with the connection must not answer it again.
-                    match error.consumed() {
-                        Some(length) => {
-                            state.begun_to(chunk, consumed, consumed + length);
-                            consumed += length;
-                        }
-                        None => state.phase = Phase::Finishing,
+                    if let Some(length) = error.consumed() {
+                        state.begun_to(chunk, consumed, consumed + length);
+                        consumed += length;
                     }
-                    self.answer_error(state, &error.into(), None, Answered::Message);
+                    let route = Route::unread(framing, error.consumed().is_none());
+                    self.answer_error(state, &error.into(), Caller { route, id: None }, Answered::Message);
                 }
             }
         }
     }
 
-    fn begin_message(&mut self, state: &mut Locked<'_>, chunk: &Chunk, place: Range<usize>) -> Next {
+    /// Finds out which framing a new connection speaks. Breaks with how many bytes that takes, as far as is known, or
+    /// with 0 where it speaks none.
+    #[cold]
+    fn recognise(&mut self, state: &mut Locked<'_>, first: &[u8]) -> ControlFlow<usize> {
+        let accepts = state.connection.accepts;
+        match detect::recognise(first, accepts.order, accepts.kinds) {
+            Recognised::Framing(kind) => {
+                state.is_recognised(kind);
+                ControlFlow::Continue(())
+            }
+            Recognised::NeedMore { at_least, maybe_whole } => {
+                if (state.is_at_rest || state.input_ended)
+                    && let Some(kind) = detect::recognise_at_rest(first, accepts.kinds)
+                {
+                    state.is_recognised(kind);
+                    return ControlFlow::Continue(());
+                }
+                state.may_be_whole = maybe_whole;
+                ControlFlow::Break(at_least)
+            }
+            Recognised::Unknown { looks_like } => {
+                let peer = &state.connection.peer;
+                tracing::warn!(%peer, "expected a framing that this listener takes, found {looks_like}; closed");
+                state.linger(self.now);
+                ControlFlow::Break(0)
+            }
+        }
+    }
+
+    fn begin_message(
+        &mut self,
+        state: &mut Locked<'_>,
+        framing: Framing,
+        chunk: &Chunk,
+        place: Range<usize>,
+    ) -> Next {
         let message = chunk.get(place.clone()).unwrap_or_default();
+        let not_parsed = Whom::NotParsed(framing);
         if message.len() > LARGE {
-            self.enqueue(state, message, None);
+            self.enqueue(state, message, not_parsed, None);
             return Next::Message;
         }
-        let request = match rpc::parse(message, Form::Native).and_then(Message::single) {
-            Ok(request) => request,
-            Err(Rejected { error, id, .. }) => {
-                self.answer_error(state, &error, id, Answered::Message);
+        let (request, route, text_at) = match caller::read(framing, message) {
+            Asked::Call { request, route, text_at } => (request, route, text_at),
+            // A thread of the pool takes it apart.
+            Asked::Batch { .. } => {
+                self.enqueue(state, message, not_parsed, None);
+                return Next::Message;
+            }
+            Asked::Nothing { caller, error } => {
+                self.answer_error(state, &error, caller, Answered::Message);
                 return Next::Message;
             }
         };
-        let call = match self.shared.understand(&request, self.now) {
+        let caller = Caller { route, id: request.id() };
+        let call = match self.shared.understand(&request, route, text_at, self.now) {
             Ok(call) => call,
             Err(error) => {
-                self.answer_error(state, &error, request.id(), Answered::Message);
+                self.answer_error(state, &error, caller, Answered::Message);
                 return Next::Message;
             }
         };
@@ -217,10 +258,10 @@ impl Hand {
         // The order counts: a place among those that run is given back by the run.
         if !is_for_poller || (self.term.is_some() && !self.shared.concurrency.enter_at_once(call.method)) {
             match self.shared.quarantine.admits(call.method) {
-                Ok(()) => self.enqueue(state, message, Some(call)),
+                Ok(()) => self.enqueue(state, message, Whom::Known(call.caller), Some(call)),
                 Err(shut) => {
                     let error = self.shared.quarantined(call.method, shut);
-                    self.answer_error(state, &error, request.id(), Answered::Message);
+                    self.answer_error(state, &error, caller, Answered::Message);
                 }
             }
             return Next::Message;
@@ -231,39 +272,38 @@ impl Hand {
         if let Err(error) = self.enter(call.method) {
             self.shared.release(call.method, self.now_ns);
             self.term = Some(term);
-            self.answer_error(state, &error, request.id(), Answered::Message);
+            self.answer_error(state, &error, caller, Answered::Message);
             return Next::Message;
         }
         self.run_inline(state, chunk, place, &call, term)
     }
 
-    fn enqueue(&mut self, state: &mut Locked<'_>, message: &[u8], call: Option<Parsed>) {
+    fn enqueue(&mut self, state: &mut Locked<'_>, message: &[u8], whom: Whom, call: Option<Parsed>) {
         // Until its message is parsed a call may take what any may.
         let allowed = call.map_or(self.shared.request_timeout, |call| call.allowed);
-        let id = call.map_or(CallId::NotParsed, |call| CallId::Known(call.id));
         let method = call.map(|call| call.method);
         let place = match self.shared.admit(method, allowed) {
             Ok(place) => place,
-            Err(refused) => return self.refuse(state, refused, id.in_message(message), Answered::Message),
+            Err(refused) => return self.refuse(state, refused, whom.caller(message), Answered::Message),
         };
         let Some(copy) = Chunk::copy_of(message, 0, self.shared.pool) else {
             self.shared.not_admitted(place, method);
             let refused = self.shared.full();
-            return self.refuse(state, refused, id.in_message(message), Answered::Message);
+            return self.refuse(state, refused, whom.caller(message), Answered::Message);
         };
         let number = state.next_call_number();
         let ticket = Arc::new(Ticket::new(place, method));
-        let in_flight = InFlight::queued(number, copy.clone(), id, allowed, self.now).with(&ticket);
+        let in_flight = InFlight::queued(number, copy.clone(), whom, allowed, self.now).with(&ticket);
         // It may be taken from the queue at once, but not looked at before the lock is released.
         state.enqueue(in_flight, self.now_ns.saturating_add(clock::whole_ns(allowed)));
         let connection = Arc::clone(state.connection);
-        let job = Job { connection, number, message: copy, arrived: self.now, call, ticket };
+        let job = Job { connection, number, message: copy, arrived: self.now, call, member: None, ticket };
         // The gate admits no more than fit.
         if !self.shared.dispatch(place, job)
             && let Some(call) = state.take_call(number)
         {
             let refused = self.shared.full();
-            self.refuse(state, refused, call.id(), Answered::Call(&call));
+            self.refuse(state, refused, call.caller(), Answered::Call(&call));
         }
     }
 
@@ -271,11 +311,11 @@ impl Hand {
         &mut self,
         state: &mut Locked<'_>,
         refused: Refused,
-        id: Option<RawJson<'_>>,
+        caller: Caller<'_>,
         answered: Answered<'_>,
     ) {
         self.row.refused();
-        self.answer_error(state, &Error::overloaded(refused.retry_after), id, answered);
+        self.answer_error(state, &Error::overloaded(refused.retry_after), caller, answered);
     }
 
     /// Whether a call of this method may run now, on this thread; to be asked right before it does.
@@ -293,16 +333,20 @@ impl Hand {
         &mut self,
         state: &mut Locked<'_>,
         error: &Error,
-        id: Option<RawJson<'_>>,
+        caller: Caller<'_>,
         answered: Answered<'_>,
     ) {
         self.answer.clear();
-        write_error(&mut self.answer, state.connection.framing, error, id);
-        self.put_out(state, answered);
+        caller.write_error(&mut self.answer, error);
+        self.put_out(state, caller.route, answered);
     }
 
     /// Adds `self.answer` to what is to be sent.
-    pub(super) fn put_out(&mut self, state: &mut Locked<'_>, answered: Answered<'_>) {
+    pub(super) fn put_out(&mut self, state: &mut Locked<'_>, route: Route, answered: Answered<'_>) {
+        // With the answer, or a worker that goes on with the connection would begin what is behind it.
+        if route.ends_connection() && state.phase == Phase::Open {
+            state.phase = Phase::Finishing;
+        }
         if !state.publish(&self.answer, answered, &mut self.spare) {
             self.fail(state, &io::ErrorKind::OutOfMemory.into());
         }
@@ -340,36 +384,19 @@ impl Begun {
     }
 }
 
-/// Appends a framed error answer.
-pub(super) fn write_error(out: &mut Vec<u8>, framing: LengthFraming, error: &Error, id: Option<RawJson<'_>>) {
-    let mark = LengthFraming::begin_message(out);
-    envelope::answer_error(out, Form::Native, error, id);
-    if framing.end_message(out, mark).is_err() {
-        // Only an id of nearly 16 MiB, or data of that size, makes an error too long to send.
-        let mark = LengthFraming::begin_message(out);
-        envelope::answer_error(
-            out,
-            Form::Native,
-            &Error::answer_too_long(&"an error with its id and data"),
-            None,
-        );
-        let _ = framing.end_message(out, mark);
-    }
-}
-
 impl Shared {
     /// What a request asks for that arrived at `since`, or the answer that there is no such method.
-    pub(super) fn understand(&self, request: &Request<'_>, since: Instant) -> Result<Parsed, Error> {
+    pub(super) fn understand(
+        &self,
+        request: &Request<'_>,
+        route: Route,
+        text_at: usize,
+        since: Instant,
+    ) -> Result<Parsed, Error> {
         let (method, _) = self.service.registry().resolve(&request.method)?;
         let configured = self.timeouts.get(method.0).copied().unwrap_or(self.request_timeout);
         let allowed = request.timeout_ms.map_or(configured, |ms| configured.min(Duration::from_millis(ms)));
-        Ok(Parsed {
-            form: request.form,
-            method,
-            deadline: since + allowed,
-            allowed,
-            params: request.params,
-            id: request.id,
-        })
+        let caller = Known { route, text_at, id: request.id };
+        Ok(Parsed { method, deadline: since + allowed, allowed, params: request.params, caller })
     }
 }

@@ -18,17 +18,16 @@ use nix::sys::epoll::EpollEvent;
 
 use super::buffers::{LITTLE, Ration};
 use super::chunk::Scratch;
-use super::connection::{Answered, Connection, Interest, Locked, Parts, Pause, Phase};
+use super::connection::{self, Answered, Connection, Interest, Locked, Parts, Pause, Phase};
 use super::leave::Going;
 use super::role::Term;
 use super::{Shared, token_of};
-use crate::arena::{Core, Flags, Key, Row};
+use crate::arena::{Core, Key, Row};
 use crate::rpc::{Error, MethodIndex, Peer};
 use crate::sys::blocks::Block;
 use crate::sys::clock;
 use crate::sys::socket::{PeerAddress, Socket};
-use crate::wire::ByteOrder;
-use crate::wire::length::LengthFraming;
+use crate::wire::Accepts;
 
 pub(super) use adopt::Prepared;
 pub(super) use begin::Job;
@@ -91,14 +90,13 @@ impl Hand {
     }
 
     /// Takes in a connection that was just accepted.
-    pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, framing: LengthFraming) {
+    pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, accepts: Accepts) {
         let peer = Peer::from(peer);
         let (now, shared) = (self.now, &self.shared);
-        let (pool, mut core) = (shared.pool, Core::default());
-        core.flags.set(Flags::BIG_ENDIAN, framing.order == ByteOrder::Big);
+        let (pool, core) = (shared.pool, Core { flags: connection::flags_of(accepts), ..Core::default() });
         let make = |key| {
             let record = shared.records.open(key, &core)?;
-            Some(Connection::new(Parts { key, socket, peer, framing, pool, record, core }, now))
+            Some(Connection::new(Parts { key, socket, peer, accepts, pool, record, core }, now))
         };
         let Some(connection) = shared.table.lock().insert(make) else {
             tracing::error!("the arena has no record left for a connection, which is closed");
@@ -231,9 +229,12 @@ impl Hand {
         if state.message_due(&bounds).is_some_and(|due| due <= now) {
             let why =
                 format!("the message did not arrive whole within timeouts.message ({:?})", bounds.message);
-            // With the answer, or a worker that goes on with it would look at the message again.
-            state.phase = Phase::Finishing;
-            self.answer_error(&mut state, &Error::invalid_request(&why), None, Answered::Message);
+            let caller = state.unread(true);
+            self.answer_error(&mut state, &Error::invalid_request(&why), caller, Answered::Message);
+        } else if state.rest_due().is_some_and(|due| due <= now) {
+            // Nothing came behind it, so it is looked at as all that will.
+            state.may_be_whole = false;
+            state.is_at_rest = true;
         } else if state.idle_due(&bounds).is_some_and(|due| due <= now) {
             tracing::debug!(peer = %connection.peer, "closed after timeouts.idle");
             return self.end(&mut state);
@@ -258,7 +259,7 @@ impl Hand {
             let call = state.calls.remove(index);
             self.shared.buffers.hold_on(call.message.len());
             self.shared.gave_up(state.connection.key, &call);
-            self.answer_error(state, &error, call.id(), Answered::Call(&call));
+            self.answer_error(state, &error, call.caller(), Answered::Call(&call));
         }
     }
 

@@ -9,15 +9,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Hand;
-use super::begin::{Job, Next, Parsed, write_error};
+use super::begin::{Job, Next, Parsed};
 use crate::arena::Outcome;
 use crate::fail_points;
-use crate::rpc::{self, Call, CallParts, Error, Form, Message, Rejected, envelope};
+use crate::rpc::{Call, CallParts, Error, envelope};
 use crate::sys::clock;
-use crate::wire::length::LengthFraming;
+use crate::worker::caller::{self, Asked, Caller, Known, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::concurrency::Entry;
-use crate::worker::connection::{Answered, CallId, Connection, InlineCall, Locked, Phase};
+use crate::worker::connection::{Answered, Connection, InlineCall, Locked, Phase};
 use crate::worker::role::Term;
 use crate::worker::token_of;
 
@@ -80,7 +80,7 @@ impl Hand {
             allowed: call.allowed,
             deadline: call.deadline,
             message: message.clone(),
-            id: call.id,
+            caller: call.caller,
         };
         state.take_in_hand(chunk, inline);
         let connection = state.connection;
@@ -144,7 +144,7 @@ impl Hand {
             self.shared.trial_survived(method);
         }
         match wanted {
-            Some(answered) if in_time => self.put_out(state, answered),
+            Some(answered) if in_time => self.put_out(state, call.caller.route, answered),
             Some(answered) => self.give_up(state, message, call, answered),
             None => {}
         }
@@ -154,8 +154,7 @@ impl Hand {
     /// Answers a call whose time is up.
     fn give_up(&mut self, state: &mut Locked<'_>, message: &[u8], call: &Parsed, answered: Answered<'_>) {
         self.row.deadline_exceeded();
-        let id = call.id.map(|span| span.in_message(message));
-        self.answer_error(state, &Error::deadline(call.allowed), id, answered);
+        self.answer_error(state, &Error::deadline(call.allowed), call.caller.caller(message), answered);
     }
 
     /// A call that was given up while it waited or ran is over, and its message with it.
@@ -194,7 +193,7 @@ impl Hand {
                     return Some(call);
                 };
                 if let Some(in_flight) = state.take_call(job.number) {
-                    self.answer_error(&mut state, &error, in_flight.id(), Answered::Call(&in_flight));
+                    self.answer_error(&mut state, &error, in_flight.caller(), Answered::Call(&in_flight));
                 }
                 if !was_known {
                     self.shared.release(call.method, self.now_ns);
@@ -221,15 +220,15 @@ impl Hand {
     fn is_known(&mut self, state: &mut Locked<'_>, job: &Job, call: &Parsed) -> Option<()> {
         let in_flight = state.calls.iter_mut().find(|call| call.number == job.number)?;
         (in_flight.deadline, in_flight.allowed) = (call.deadline, call.allowed);
-        in_flight.ordered = call.id.is_none();
-        in_flight.id = CallId::Known(call.id);
+        in_flight.ordered = call.caller.is_ordered();
+        in_flight.caller = Whom::Known(call.caller);
         in_flight.ticket.is_for(call.method);
         match self.shared.enter(job, *call) {
             Ok(Entry::Go) => return Some(()),
             Ok(Entry::Wait) => {}
             Err(refused) => {
                 if let Some(in_flight) = state.take_call(job.number) {
-                    self.refuse(state, refused, in_flight.id(), Answered::Call(&in_flight));
+                    self.refuse(state, refused, in_flight.caller(), Answered::Call(&in_flight));
                 }
             }
         }
