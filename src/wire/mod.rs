@@ -151,3 +151,36 @@ impl Decode for Framing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Quadratic work would show: the test would take minutes.
+    #[test]
+    fn a_long_message_that_comes_a_byte_at_a_time_is_looked_at_once() {
+        const LONG: usize = 300_000;
+        let text = format!("[\"{}\"]", "x".repeat(LONG - 4));
+        let post = "POST / HTTP/1.1\r\nHost: a\r\n";
+        let framing_of = |kind| Framing::new(kind, ByteOrder::Big, LONG);
+        for (kind, bytes) in [
+            (Kind::Length, [&u32::try_from(LONG).unwrap().to_be_bytes()[..], text.as_bytes()].concat()),
+            (Kind::Stream, text.clone().into_bytes()),
+            (Kind::Header, format!("Content-Length: {LONG}\r\n\r\n{text}").into_bytes()),
+            (Kind::Http, format!("{post}Content-Length: {LONG}\r\n\r\n{text}").into_bytes()),
+            (
+                Kind::Http,
+                format!("{post}Transfer-Encoding: chunked\r\n\r\n{LONG:x}\r\n{text}\r\n0\r\n\r\n")
+                    .into_bytes(),
+            ),
+            (
+                Kind::Http,
+                format!("{post}Transfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n", "1\r\nx\r\n".repeat(50_000))
+                    .into_bytes(),
+            ),
+        ] {
+            let outcome = pieces::decode(framing_of(kind), &bytes, 1).unwrap();
+            assert_eq!((outcome.messages.len(), outcome.consumed), (1, bytes.len()), "{kind:?}");
+        }
+    }
+}
