@@ -3,7 +3,7 @@
 use super::*;
 
 /// Every key, and a value of its right type.
-pub(super) const KEYS: [(&str, &str); 41] = [
+pub(super) const KEYS: [(&str, &str); 42] = [
     ("listen", "['[::1]:80']"),
     ("processes", "1"),
     ("threads", "1"),
@@ -40,6 +40,7 @@ pub(super) const KEYS: [(&str, &str); 41] = [
     ("quarantine.cool_down", "'1s'"),
     ("methods.NAME.timeout", "'1s'"),
     ("methods.NAME.concurrency", "1"),
+    ("http.allow_origins", "['*']"),
     ("log.level", "'warn'"),
     ("log.format", "'json'"),
     ("log.slow", "'1s'"),
