@@ -116,6 +116,11 @@ impl Span {
         }
     }
 
+    /// The value's bytes, white space around it not among them.
+    pub(crate) fn bytes_in(self, message: &[u8]) -> &[u8] {
+        message.get(self.start..self.end).unwrap_or_default()
+    }
+
     /// The value in the text it was found in.
     pub(super) fn json(self, text: &str) -> RawJson<'_> {
         RawJson(self.of(text))

@@ -44,6 +44,30 @@ pub(crate) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
+    /// A request whose message is its params alone; no message at all is none.
+    pub(super) fn bare(method: Cow<'a, str>, message: &'a [u8]) -> Result<Request<'a>, Rejected<'a>> {
+        let text = sys::text::text(message)
+            .map_err(|error| Rejected::without_id(Form::Bare, not_utf8(error.valid_up_to())))?;
+        let mut scan = Scanner::new(text);
+        let params = match scan.next_byte() {
+            None => Ok(None),
+            Some(_) => scan.value().and_then(|params| scan.end().map(|()| Some(params))),
+        };
+        match params {
+            Ok(params) => Ok(Request { form: Form::Bare, method, params, id: None, timeout_ms: None, text }),
+            Err(fault) => Err(Rejected::without_id(Form::Bare, fault.into())),
+        }
+    }
+
+    /// The request, with no more time than this.
+    pub(super) fn within(mut self, timeout_ms: Option<u64>) -> Request<'a> {
+        self.timeout_ms = match (self.timeout_ms, timeout_ms) {
+            (Some(own), Some(other)) => Some(own.min(other)),
+            (own, other) => own.or(other),
+        };
+        self
+    }
+
     pub(crate) fn id(&self) -> Option<RawJson<'a>> {
         self.id.map(|span| span.json(self.text))
     }
@@ -160,8 +184,11 @@ fn not_text(message: &[u8], at: usize, fallback: Form) -> Rejected<'_> {
         let _ = members.read_all(&mut scan, before);
         members.form_so_far(fallback)
     };
-    let error = Error::parse(at, &format_args!("byte {at}: expected UTF-8, found other bytes"));
-    Rejected::without_id(form, error)
+    Rejected::without_id(form, not_utf8(at))
+}
+
+fn not_utf8(at: usize) -> Error {
+    Error::parse(at, &format_args!("byte {at}: expected UTF-8, found other bytes"))
 }
 
 fn parse_batch<'a>(mut scan: Scanner<'a>, text: &'a str) -> Result<Message<'a>, Rejected<'a>> {
@@ -392,7 +419,12 @@ impl Members {
                 return Err(must_be("id", "a text, a number or null", id.of(text)));
             }
         }
-        let timeout_ms = self.timeout.map(|written| timeout(written.of(text))).transpose()?;
+        let timeout_ms = match self.timeout.map(|written| written.of(text)) {
+            Some(written) => Some(
+                timeout_of(written).ok_or_else(|| must_be("timeout_ms", "a positive integer", written))?,
+            ),
+            None => None,
+        };
         Ok((name, timeout_ms, params))
     }
 
@@ -435,13 +467,13 @@ fn is_id(written: &str) -> bool {
     written == "null" || written.starts_with(|first: char| matches!(first, '"' | '-' | '0'..='9'))
 }
 
-pub(super) fn timeout(written: &str) -> Result<u64, String> {
-    // More digits than a u64 holds are still a positive integer, and as good as no limit.
-    let whole = written.bytes().all(|byte| byte.is_ascii_digit());
-    match if whole { written.parse().unwrap_or(u64::MAX) } else { 0 } {
-        0 => Err(must_be("timeout_ms", "a positive integer", written)),
-        timeout => Ok(timeout),
+/// A caller's timeout; None if it is no positive integer.
+pub(super) fn timeout_of(written: &str) -> Option<u64> {
+    if written.is_empty() || !written.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
     }
+    // More digits than a u64 holds are still a positive integer, and as good as no limit.
+    Some(written.parse().unwrap_or(u64::MAX)).filter(|ms| *ms > 0)
 }
 
 #[cold]
