@@ -1,4 +1,4 @@
-//! What `rpc.discover` answers: an OpenRPC document of all methods, made once from the registry.
+//! What `rpc.discover` answers: an `OpenRPC` document of all methods, made once from the registry.
 //!
 //! The registry has it made when it is complete. Where a program described a method, its summary and the schemas of its
 //! types are in it; of others only the name is known.

@@ -213,7 +213,7 @@ fn reason(status: u16) -> &'static str {
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         // A handler may choose any; the text means nothing.
-        400..500 => "Client Error",
+        _ if status < 500 => "Client Error",
         _ => "Server Error",
     }
 }
