@@ -60,7 +60,9 @@ pub use client::{Client, ClientError, RemoteError, load};
 pub use fork_processes::{
     DEFAULT_GRACE, DEFAULT_MAX_RESTARTS, ForkError, ForkProcesses, fork_processes, task_id,
 };
-pub use rpc::{BoxError, Call, Error, Peer, RawJson, Reply, WorkerInfo};
+pub use rpc::{BoxError, Call, Description, Error, Peer, RawJson, Reply, WorkerInfo};
+/// What [`Description`] takes schemas from, in the version it understands.
+pub use schemars;
 pub use server::{LocalServer, Server};
 
 /// The README's programs compile.

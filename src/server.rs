@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::rpc::{
-    BoxError, Call, Error, Handler, Hooks, Mistakes, RawJson, RegistryBuilder, Reply, Service, WorkerInfo,
+    BoxError, Call, Description, Error, Handler, Hooks, Mistakes, RawJson, RegistryBuilder, Reply, Service,
+    WorkerInfo,
 };
 
 pub use local::LocalServer;
@@ -60,7 +61,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server with the built-in methods `ping`, `echo`, `tine.methods` and `tine.worker`.
+    /// A server with the built-in methods `ping`, `echo`, `rpc.discover`, `tine.methods` and `tine.worker`.
     pub fn new() -> Server {
         Server::default()
     }
@@ -68,7 +69,9 @@ impl Server {
     /// Registers a method whose params are decoded into `P` and whose result is encoded from `R`.
     ///
     /// A call without params is taken as one with `null`, so `P` may be `()` or an `Option`; a struct whose members all
-    /// have defaults takes it too. Params that are no `P` are answered [`Error::INVALID_PARAMS`], naming the
+    /// have defaults takes it too. An empty array is no params either. A struct is taken by name, from an object, and by
+    /// position, from an array with the members in the order of their declaration. What is no `P` and an array of one
+    /// element is taken as that element, as many clients know no other way to send one value. Params that are no `P` are answered [`Error::INVALID_PARAMS`], naming the
     /// field and what was expected of it, and the handler isn't run. A handler may block and take as long as it
     /// needs, within the call's [deadline](Call::deadline); if it panics, its caller is answered
     /// [`Error::INTERNAL`].
@@ -144,6 +147,30 @@ impl Server {
         F: Fn(&Call<'_>, RawJson<'_>, &mut Reply<'_>) -> Result<(), Error> + Send + Sync + 'static,
     {
         self.methods.add(name.into(), reply.into(), Handler::raw(handler));
+        self
+    }
+
+    /// Tells the callers of `rpc.discover` what a method is for, what it takes and what it gives. Each method has one
+    /// [`Description`] at most; the built-in ones have theirs.
+    ///
+    /// ```
+    /// use tine::Description;
+    ///
+    /// let server = tine::Server::new()
+    ///     .method("add", |_call, (a, b): (i64, i64)| Ok(a + b))
+    ///     .describe("add", Description::new("Adds two numbers").params::<(i64, i64)>().result::<i64>());
+    /// let document = server.local()?.call("rpc.discover", ())?;
+    /// assert_eq!(document["methods"][0]["summary"], "Adds two numbers");
+    /// # Ok::<(), tine::BoxError>(())
+    /// ```
+    pub fn describe(mut self, name: impl Into<String>, description: Description) -> Server {
+        self.methods.describe(name.into(), description);
+        self
+    }
+
+    /// Name and version of the service, for `rpc.discover`; without it the name is that of the program's file.
+    pub fn about(mut self, title: impl Into<String>, version: impl Into<String>) -> Server {
+        self.methods.about(title.into(), version.into());
         self
     }
 

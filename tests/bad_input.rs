@@ -78,11 +78,11 @@ fn json_that_is_no_request_is_an_invalid_request() {
     let mut bystander = Bystander::of(&service);
     let mut wire = service.connect();
     for (body, words) in [
-        ("[]", "an object"),
+        ("[]", "at least one request"),
         ("null", "an object"),
         ("17", "an object"),
         (r#""ping""#, "an object"),
-        (r#"[{"in":"ping"}]"#, "an object"),
+        (r#"[{"in":"ping"}]"#, "a batch"),
         ("{}", "`in`"),
         (r#"{"params":1}"#, "`in`"),
         (r#"{"in":null}"#, "`null`"),

@@ -14,6 +14,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::error::Problems;
 use super::listener::{self, Listener};
+use super::origin::origin;
 use super::raw::{self, Section};
 use super::size::format_size;
 use super::values::{
@@ -42,6 +43,7 @@ pub(crate) struct Config {
     pub(crate) quarantine: Quarantine,
     /// Settings of single methods, by name. That a method of that name exists is not known here.
     pub(crate) methods: BTreeMap<String, MethodSettings>,
+    pub(crate) http: Http,
     pub(crate) log: Log,
 }
 
@@ -136,6 +138,14 @@ pub(crate) struct MethodSettings {
     pub(crate) concurrency: Option<usize>,
 }
 
+/// What holds for callers that speak HTTP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Http {
+    /// Whose pages may call, as browsers write an `Origin`; `*` stands for all. Empty: none.
+    pub(crate) allow_origins: Vec<String>,
+}
+
 /// What is logged, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -167,6 +177,7 @@ impl Default for Config {
             recycle: Recycle::default(),
             quarantine: Quarantine::default(),
             methods: BTreeMap::new(),
+            http: Http::default(),
             log: Log::default(),
         }
     }
@@ -309,6 +320,7 @@ fn from_document(document: &DeTable<'_>, problems: &mut Problems) -> Config {
         recycle: recycle(root.section("recycle")),
         quarantine: quarantine(root.section("quarantine")),
         methods: methods(&mut root),
+        http: http(root.section("http")),
         log: log(root.section("log")),
     };
     root.finish();
@@ -393,6 +405,13 @@ fn quarantine(mut section: Section<'_, '_>) -> Quarantine {
     };
     section.finish();
     quarantine
+}
+
+fn http(mut section: Section<'_, '_>) -> Http {
+    let expected = "a list of origins such as [\"https://app.example.com\"]";
+    let allow_origins = section.each("allow_origins", expected, origin).unwrap_or_default();
+    section.finish();
+    Http { allow_origins }
 }
 
 fn methods(root: &mut Section<'_, '_>) -> BTreeMap<String, MethodSettings> {

@@ -33,6 +33,9 @@ impl Config {
                 .map_or("as many as threads".to_owned(), |most| format!("{most} at once in each worker"));
             line(&mut text, &format!("methods.{name}.concurrency"), &at_once);
         }
+        let origins = &self.http.allow_origins;
+        let origins = if origins.is_empty() { "none".to_owned() } else { origins.join(" ") };
+        line(&mut text, "http.allow_origins", &origins);
         line(&mut text, "log.level", &self.log.level.to_string());
         let format = match self.log.format {
             LogFormat::Text => "text",

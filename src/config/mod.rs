@@ -13,6 +13,7 @@ mod checked;
 mod describe;
 mod error;
 mod listener;
+mod origin;
 mod raw;
 mod size;
 mod source;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tracing::level_filters::LevelFilter;
 
 use super::*;
-use crate::config::checked::{Limits, MethodSettings, Quarantine, Recycle, Restart, Timeouts};
+use crate::config::checked::{Http, Limits, MethodSettings, Quarantine, Recycle, Restart, Timeouts};
 use crate::wire::{ByteOrder, Kind, Kinds};
 
 mod every_key;
@@ -109,6 +109,8 @@ cool_down = "8s"
 timeout = "1h"
 concurrency = 2
 [methods."a.b c"]
+[http]
+allow_origins = ["https://a.example", "http://localhost:3000"]
 [log]
 level = "trace"
 format = "json"
@@ -176,6 +178,9 @@ fn every_key_is_read_into_its_field() {
             ("a.b c".to_owned(), MethodSettings::default()),
         ]
         .into(),
+        http: Http {
+            allow_origins: vec!["https://a.example".to_owned(), "http://localhost:3000".to_owned()],
+        },
         log: Log { level: LevelFilter::TRACE, format: LogFormat::Json, slow: Duration::from_millis(500) },
     };
     assert_eq!(checked(EVERY_KEY), expected);
@@ -218,11 +223,35 @@ methods.\"a.b c\".timeout          as timeouts.request
 methods.\"a.b c\".concurrency      as many as threads
 methods.slow.timeout             1h
 methods.slow.concurrency         2 at once in each worker
+http.allow_origins               https://a.example http://localhost:3000
 log.level                        trace
 log.format                       json
 log.slow                         500ms
 "
     );
+}
+
+#[test]
+fn an_origin_is_written_as_browsers_write_it() {
+    for wrong in [
+        "app.example.com",
+        "https://",
+        "://a",
+        "https://a.example/",
+        "https://A.example",
+        "https://*.a.example",
+        "https://a.example:443",
+        "http://a.example:80",
+        "https://a b",
+        "",
+    ] {
+        let errors = errors(&format!("[http]\nallow_origins = ['*', '{wrong}']"));
+        assert!(
+            errors.iter().any(|error| error.starts_with("2: http.allow_origins: expected an origin")),
+            "{errors:?}"
+        );
+    }
+    assert!(checked("http.allow_origins = ['https://[::1]:8443', '*']").http.allow_origins.len() == 2);
 }
 
 #[test]

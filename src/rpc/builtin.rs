@@ -1,17 +1,23 @@
-//! The methods every server has: `ping`, `echo`, `tine.methods` and `tine.worker`.
+//! The methods every server has: `ping`, `echo`, `rpc.discover`, `tine.methods` and `tine.worker`.
 //!
 //! All are raw: `ping` and `echo` send back what they get, and the others take no notice of it, as some clients
 //! always send `{}` or `[]`.
 
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::context::Call;
+use super::discover::Description;
 use super::registry::Handler;
 
 /// The name of the method that lists all methods.
 pub(super) const METHODS: &str = "tine.methods";
 
-/// Name, reply and handler of each, except [`METHODS`], which has to know the others.
+/// The name of the method that describes all methods.
+pub(super) const DISCOVER: &str = "rpc.discover";
+
+/// Name, reply and handler of each, except [`METHODS`] and [`DISCOVER`], which have to know the others.
 pub(super) fn handlers() -> [(&'static str, &'static str, Handler); 3] {
     [
         ("ping", "pong", mirror()),
@@ -32,8 +38,30 @@ pub(super) fn list_of<'a>(names: impl Iterator<Item = &'a str>) -> Handler {
     Handler::raw(move |_call, _params, reply| reply.value(&names))
 }
 
+/// The handler that answers this document.
+pub(super) fn discover(document: Box<RawValue>) -> Handler {
+    Handler::raw(move |_call, _params, reply| {
+        reply.raw(&document);
+        Ok(())
+    })
+}
+
+/// What `rpc.discover` says of each of them.
+pub(super) fn descriptions() -> [(&'static str, Description); 5] {
+    [
+        ("ping", Description::new("Answers with its params, as they came")),
+        ("echo", Description::new("Answers with its params, as they came")),
+        (
+            "tine.worker",
+            Description::new("Tells which worker runs the call").params::<()>().result::<WorkerAnswer>(),
+        ),
+        (METHODS, Description::new("Lists the names of all methods").params::<()>().result::<Vec<String>>()),
+        (DISCOVER, Description::new("Describes all methods as an OpenRPC document").params::<()>()),
+    ]
+}
+
 pub(crate) fn is_builtin(name: &str) -> bool {
-    matches!(name, "ping" | "echo" | "tine.worker" | METHODS)
+    matches!(name, "ping" | "echo" | "tine.worker" | METHODS | DISCOVER)
 }
 
 /// Sends the params back as they came.
@@ -44,13 +72,13 @@ fn mirror() -> Handler {
     })
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct WorkerAnswer {
     slot: usize,
     pid: u32,
     generation: u64,
     thread: usize,
-    uptime_ms: u128,
+    uptime_ms: u64,
 }
 
 impl WorkerAnswer {
@@ -61,7 +89,7 @@ impl WorkerAnswer {
             pid: worker.pid(),
             generation: worker.generation(),
             thread: call.thread(),
-            uptime_ms: worker.started().elapsed().as_millis(),
+            uptime_ms: worker.started().elapsed().as_millis().try_into().unwrap_or(u64::MAX),
         }
     }
 }

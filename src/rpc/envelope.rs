@@ -85,3 +85,6 @@ fn end_answer(out: &mut Vec<u8>, form: Form, id: Option<RawJson<'_>>) {
     }
     out.push(b'}');
 }
+
+#[cfg(test)]
+mod tests;

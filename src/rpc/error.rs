@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -47,6 +48,7 @@ pub struct Error {
     message: Cow<'static, str>,
     data: Option<Box<RawValue>>,
     cause: Option<Cause>,
+    status: Option<NonZeroU16>,
 }
 
 impl Error {
@@ -116,6 +118,39 @@ impl Error {
         self
     }
 
+    /// Chooses the HTTP status that the caller of `POST /METHOD` is answered with, from 400 to 599; without it, an error with
+    /// a code of the handler's own has 500. In all other forms of a call it means nothing. Another number, or an error with a
+    /// code of the protocol, whose status is fixed, leaves the status as it was.
+    ///
+    /// ```
+    /// use tine::Error;
+    ///
+    /// const OUT_OF_STOCK: i32 = 17;
+    /// let error = Error::new(OUT_OF_STOCK, "no blue pens left").with_status(409);
+    /// # assert_eq!(error.code(), 17);
+    /// ```
+    pub fn with_status(mut self, status: u16) -> Error {
+        if (400..=599).contains(&status) && self.code > 0 {
+            self.status = NonZeroU16::new(status);
+        }
+        self
+    }
+
+    /// The HTTP status that the handler chose.
+    pub(super) fn status(&self) -> Option<u16> {
+        self.status.map(NonZeroU16::get)
+    }
+
+    /// After how many milliseconds the caller may try again, where the data say so.
+    pub(super) fn retry_after_ms(&self) -> Option<u64> {
+        #[derive(serde::Deserialize)]
+        struct Data {
+            retry_after_ms: u64,
+        }
+        let data: Data = serde_json::from_str(self.data()?.get()).ok()?;
+        Some(data.retry_after_ms)
+    }
+
     /// The code; the constants of this type name those of the protocol.
     pub fn code(&self) -> i32 {
         self.code
@@ -132,15 +167,11 @@ impl Error {
     }
 
     fn plain(code: i32, message: impl Into<Cow<'static, str>>) -> Error {
-        Error { code, message: message.into(), data: None, cause: None }
+        Error { code, message: message.into(), data: None, cause: None, status: None }
     }
 }
 
 /// What the server itself answers.
-#[allow(
-    dead_code,
-    reason = "`crashed` and `drained` are for whoever adopts connections, which nobody does yet"
-)]
 impl Error {
     /// Not JSON, from byte `at` (counted from 0) on.
     pub(crate) fn parse(at: usize, what: &impl fmt::Display) -> Error {

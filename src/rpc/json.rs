@@ -116,6 +116,15 @@ impl Span {
         }
     }
 
+    /// The value's bytes, white space around it not among them.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for the members of batches, which the worker does not run yet")
+    )]
+    pub(crate) fn bytes_in(self, message: &[u8]) -> &[u8] {
+        message.get(self.start..self.end).unwrap_or_default()
+    }
+
     /// The value in the text it was found in.
     pub(super) fn json(self, text: &str) -> RawJson<'_> {
         RawJson(self.of(text))

@@ -9,18 +9,25 @@
 
 mod builtin;
 mod context;
+mod discover;
 pub(crate) mod envelope;
 mod error;
 mod json;
-#[expect(dead_code, reason = "batches and notifications are wired into the worker later")]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "batches and notifications are wired into the worker later")
+)]
 mod message;
 mod params;
 mod registry;
 mod reply;
 mod scan;
 mod service;
+#[cfg_attr(not(test), expect(dead_code, reason = "the worker does not listen to HTTP yet"))]
+pub(crate) mod web;
 
 pub use context::{Call, Peer, WorkerInfo};
+pub use discover::Description;
 pub use error::Error;
 pub use json::RawJson;
 pub use reply::Reply;

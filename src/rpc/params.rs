@@ -3,11 +3,12 @@
 use serde::de::DeserializeOwned;
 
 use super::error::Error;
-use super::json::RawJson;
+use super::json::{RawJson, Span};
+use super::scan::Scanner;
 
-/// Decodes params that were given.
+/// Decodes a value as it is.
 pub(super) fn decode<P: DeserializeOwned>(params: RawJson<'_>) -> Result<P, Error> {
-    serde_json::from_str(params.get()).or_else(|_| decode_tracking(params.get()))
+    serde_json::from_str(params.get()).or_else(|_| decode_tracking(params.get(), ""))
 }
 
 /// Decodes the params of a call, which may have none.
@@ -15,9 +16,86 @@ pub(super) fn decode<P: DeserializeOwned>(params: RawJson<'_>) -> Result<P, Erro
 /// Without params `P` is made from `null`, so that `()` and `Option` work; if that is no `P`, from an object without
 /// members, so that a struct whose members all have defaults works too.
 pub(super) fn decode_optional<P: DeserializeOwned>(params: Option<RawJson<'_>>) -> Result<P, Error> {
-    if let Some(params) = params {
-        return decode(params);
+    let Some(params) = params else {
+        return decode_nothing();
+    };
+    serde_json::from_str(params.get()).or_else(|as_it_is| decode_otherwise(params, &as_it_is))
+}
+
+/// Params that are no `P` as they are: clients that only know arrays send one for what a handler takes as a whole, and an
+/// empty one, or an empty object, for nothing.
+///
+/// Which of the two errors the caller reads: the one of the value inside, unless the handler takes no such value at
+/// all and the array was nearer.
+#[cold]
+fn decode_otherwise<P: DeserializeOwned>(
+    params: RawJson<'_>,
+    as_it_is: &serde_json::Error,
+) -> Result<P, Error> {
+    let mut scan = Scanner::new(params.get());
+    match only_element(&mut scan) {
+        Elements::None => decode_nothing().or_else(|_: Error| decode_tracking(params.get(), "")),
+        Elements::One(span) => {
+            let element = span.of(params.get());
+            serde_json::from_str(element).or_else(|inside: serde_json::Error| {
+                if let Some(nothing) = decode_no_members(element, &inside) {
+                    return Ok(nothing);
+                }
+                let takes_no_array = reason(as_it_is).starts_with("invalid type: sequence");
+                if takes_no_array || !reason(&inside).starts_with("invalid type: ") || is_deep::<P>(element) {
+                    decode_tracking(element, "[0]")
+                } else {
+                    decode_tracking(params.get(), "")
+                }
+            })
+        }
+        Elements::Others => match decode_no_members(params.get(), as_it_is) {
+            Some(nothing) => Ok(nothing),
+            None => decode_tracking(params.get(), ""),
+        },
     }
+}
+
+/// What takes nothing, from an object with nothing in it.
+fn decode_no_members<P: DeserializeOwned>(value: &str, as_it_is: &serde_json::Error) -> Option<P> {
+    // A type that takes objects has found something missing, and that is what its caller should read.
+    let takes_no_object = reason(as_it_is).starts_with("invalid type: map");
+    let is_empty = || matches!(Scanner::new(value).first_member(), Ok(None));
+    if takes_no_object && is_empty() { serde_json::from_str("null").ok() } else { None }
+}
+
+/// What params hold.
+enum Elements {
+    /// An empty array.
+    None,
+    /// An array of one.
+    One(Span),
+    Others,
+}
+
+fn only_element(scan: &mut Scanner<'_>) -> Elements {
+    // The text has been walked before: a fault is as good as anything else that is not looked for.
+    match scan.next_byte() {
+        Some(b'[') => match scan.first_element() {
+            Ok(false) => Elements::None,
+            Ok(true) => match (scan.value(), scan.next_element()) {
+                (Ok(element), Ok(false)) => Elements::One(element),
+                _ => Elements::Others,
+            },
+            Err(_) => Elements::Others,
+        },
+        _ => Elements::Others,
+    }
+}
+
+/// Whether what is wrong with the value lies inside it, so that the value itself is of the right kind.
+fn is_deep<P: DeserializeOwned>(value: &str) -> bool {
+    let mut deserializer = serde_json::Deserializer::from_str(value);
+    serde_path_to_error::deserialize::<_, P>(&mut deserializer)
+        .is_err_and(|error| error.path().iter().next().is_some())
+}
+
+fn decode_nothing<P: DeserializeOwned>() -> Result<P, Error> {
     serde_json::from_str("null").or_else(|from_null: serde_json::Error| {
         serde_json::from_str("{}").map_err(|from_object: serde_json::Error| {
             let from_object = reason(&from_object);
@@ -30,16 +108,22 @@ pub(super) fn decode_optional<P: DeserializeOwned>(params: Option<RawJson<'_>>) 
     })
 }
 
-/// Decodes again, slower, to know the way to the fault.
+/// Decodes again, slower, to know the way to the fault. `place` is where the text stands in the params.
 #[cold]
-fn decode_tracking<P: DeserializeOwned>(params: &str) -> Result<P, Error> {
+fn decode_tracking<P: DeserializeOwned>(params: &str, place: &str) -> Result<P, Error> {
     let mut deserializer = serde_json::Deserializer::from_str(params);
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let reason = reason(error.inner());
         // The path of the value itself, rather than one inside it, is `.`.
-        match error.path().to_string().as_str() {
-            "." => Error::invalid_params(format!("invalid params: {reason}")),
-            path => Error::invalid_params(format!("invalid params: `{path}`: {reason}")),
+        let path = match error.path().to_string() {
+            path if path == "." => place.to_owned(),
+            path if place.is_empty() || path.starts_with('[') => format!("{place}{path}"),
+            path => format!("{place}.{path}"),
+        };
+        if path.is_empty() {
+            Error::invalid_params(format!("invalid params: {reason}"))
+        } else {
+            Error::invalid_params(format!("invalid params: `{path}`: {reason}"))
         }
     })
 }
@@ -118,6 +202,69 @@ mod tests {
         assert_eq!(decode_optional::<Option<u8>>(None), Ok(None));
         assert_eq!(decode_optional::<AllOptional>(None), Ok(AllOptional { limit: 0 }));
         assert_eq!(decode_optional::<HashMap<String, u8>>(None), Ok(HashMap::new()));
+    }
+
+    fn taken<P: DeserializeOwned>(params: &str) -> P {
+        decode_optional(Some(RawJson::parse(params).unwrap()))
+            .unwrap_or_else(|error| panic!("{params}: {error}"))
+    }
+
+    #[test]
+    fn one_value_may_come_in_an_array() {
+        assert_eq!((taken::<u64>("7"), taken::<u64>("[7]"), taken::<u64>(" [ 7 ] ")), (7, 7, 7));
+        assert_eq!(taken::<String>(r#"["a"]"#), "a");
+        assert_eq!(taken::<Option<u64>>("[null]"), None);
+        assert_eq!(taken::<HashMap<String, u8>>(r#"[{"a":1}]"#), HashMap::from([("a".to_owned(), 1)]));
+        // What is an array itself is taken as it is.
+        assert_eq!(taken::<Vec<u64>>("[7]"), [7]);
+        assert_eq!(taken::<Vec<u64>>("[[7, 8]]"), [7, 8]);
+        assert_eq!(taken::<(u8, u8)>("[1, 2]"), (1, 2));
+        assert_eq!(taken::<(u8, u8)>("[[1, 2]]"), (1, 2));
+        assert_eq!(taken::<serde_json::Value>("[7]"), serde_json::json!([7]));
+    }
+
+    #[test]
+    fn a_struct_is_taken_by_name_by_position_and_in_an_array() {
+        let nap = || Nap { ms: 5, tags: Vec::new() };
+        for params in [r#"{"ms":5}"#, r#"[{"ms":5}]"#, "[5]", "[5, []]"] {
+            assert_eq!(taken::<Nap>(params), nap(), "{params}");
+        }
+    }
+
+    #[test]
+    fn nothing_may_be_written_in_any_way() {
+        for params in ["null", "[]", "{}", "[ ]", "{ }", "[null]", "[{}]", " [ { } ] "] {
+            taken::<()>(params);
+        }
+        assert_eq!(taken::<Option<u64>>("[]"), None);
+        assert_eq!(taken::<AllOptional>("[]"), AllOptional { limit: 0 });
+        assert_eq!(taken::<HashMap<String, u8>>("[]"), HashMap::new());
+        assert_eq!(fails::<()>("[1]"), "invalid params: `[0]`: invalid type: integer `1`, expected unit");
+        assert_eq!(fails::<()>(r#"{"a":1}"#), "invalid params: invalid type: map, expected unit");
+        assert_eq!(fails::<Option<Nap>>("{}"), "invalid params: missing field `ms`");
+    }
+
+    #[test]
+    fn of_two_ways_to_read_an_array_the_nearer_one_is_told() {
+        for (message, found) in [
+            ("invalid params: `[0]`: invalid type: string \"x\", expected u64", fails::<u64>(r#"["x"]"#)),
+            (
+                "invalid params: `[0].ms`: invalid type: string \"x\", expected u64",
+                fails::<Nap>(r#"[{"ms":"x"}]"#),
+            ),
+            ("invalid params: `[0]`: missing field `ms`", fails::<Nap>("[{}]")),
+            (
+                "invalid params: `[0]`: invalid type: string \"x\", expected u64",
+                fails::<Vec<u64>>(r#"["x"]"#),
+            ),
+            (
+                "invalid params: `[0].name`: invalid type: integer `5`, expected a string",
+                fails::<Vec<Tag>>(r#"[{"name":5}]"#),
+            ),
+            ("invalid params: invalid type: sequence, expected u64", fails::<u64>("[1, 2]")),
+        ] {
+            assert_eq!(found, message);
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::builtin;
 use super::context::Call;
+use super::discover::{self, About, Description};
 use super::error::{Error, shortened};
 use super::json::RawJson;
 use super::reply::{Reply, write_value};
@@ -126,6 +127,8 @@ impl Registry {
 #[derive(Default)]
 pub(crate) struct RegistryBuilder {
     methods: HashMap<String, (String, Handler)>,
+    descriptions: HashMap<String, Description>,
+    about: About,
     mistakes: Vec<String>,
 }
 
@@ -149,6 +152,23 @@ impl RegistryBuilder {
         self.insert(name, reply, handler);
     }
 
+    /// Has `rpc.discover` say this of a method.
+    pub(crate) fn describe(&mut self, name: String, description: Description) {
+        match self.descriptions.entry(name) {
+            Entry::Occupied(taken) => {
+                self.mistakes.push(format!("method `{}` is described twice", shortened(taken.key())));
+            }
+            Entry::Vacant(room) => {
+                room.insert(description);
+            }
+        }
+    }
+
+    /// Has `rpc.discover` say this of the service.
+    pub(crate) fn about(&mut self, title: String, version: String) {
+        self.about = About { title, version };
+    }
+
     /// Notes a mistake made elsewhere in the server.
     pub(crate) fn mistake(&mut self, mistake: String) {
         self.mistakes.push(mistake);
@@ -159,9 +179,10 @@ impl RegistryBuilder {
         for (name, reply, handler) in builtin::handlers() {
             self.insert(name.to_owned(), reply.to_owned(), handler);
         }
-        let names = self.methods.keys().map(String::as_str).chain([builtin::METHODS]);
+        let names = self.methods.keys().map(String::as_str).chain([builtin::METHODS, builtin::DISCOVER]);
         let list = builtin::list_of(names);
         self.insert(builtin::METHODS.to_owned(), builtin::METHODS.to_owned(), list);
+        self.add_discover();
         if !self.mistakes.is_empty() {
             return Err(Mistakes(self.mistakes));
         }
@@ -180,6 +201,32 @@ impl RegistryBuilder {
             .map(|(index, method)| (method.name.clone(), MethodIndex(index)))
             .collect();
         Ok(Registry { methods, by_name })
+    }
+
+    /// Behind all others, which it describes.
+    fn add_discover(&mut self) {
+        for name in self.descriptions.keys() {
+            if builtin::is_builtin(name) || !self.methods.contains_key(name) {
+                self.mistakes.push(format!(
+                    "method `{}` is described, and is none of the program's methods",
+                    shortened(name)
+                ));
+            }
+        }
+        self.descriptions.extend(builtin::descriptions().map(|(name, text)| (name.to_owned(), text)));
+        let mut names: Vec<&str> =
+            self.methods.keys().map(String::as_str).chain([builtin::DISCOVER]).collect();
+        names.sort_unstable();
+        let methods = names.into_iter().map(|name| (name, self.descriptions.get(name)));
+        let document = discover::document(&self.about, methods);
+        match serde_json::value::to_raw_value(&document) {
+            Ok(document) => {
+                let discover = builtin::discover(document);
+                self.insert(builtin::DISCOVER.to_owned(), builtin::DISCOVER.to_owned(), discover);
+            }
+            // A value is JSON already.
+            Err(error) => self.mistakes.push(format!("the methods can't be described: {error}")),
+        }
     }
 
     fn insert(&mut self, name: String, reply: String, handler: Handler) {
@@ -274,12 +321,12 @@ mod tests {
     fn methods_are_numbered_by_name_and_found_by_name() {
         let registry = build(&[("zip", "zip"), ("add", "sum")]).unwrap();
         let names: Vec<&str> = registry.names().collect();
-        assert_eq!(names, ["add", "echo", "ping", "tine.methods", "tine.worker", "zip"]);
+        assert_eq!(names, ["add", "echo", "ping", "rpc.discover", "tine.methods", "tine.worker", "zip"]);
         for (index, name) in names.iter().enumerate() {
             assert_eq!(registry.find(name), Some(MethodIndex(index)));
             assert_eq!(registry.get(MethodIndex(index)).map(Method::name), Some(*name));
         }
-        assert_eq!(registry.get(MethodIndex(6)).map(Method::name), None);
+        assert_eq!(registry.get(MethodIndex(7)).map(Method::name), None);
     }
 
     #[test]
@@ -322,6 +369,44 @@ mod tests {
         }
         assert_eq!(mistakes.0.len(), 9);
         assert!(build(&[(&"x".repeat(128), "a"), ("tiny", "a"), ("error", "trouble")]).is_ok());
+    }
+
+    #[test]
+    fn descriptions_are_of_methods_there_are_and_one_for_each() {
+        let mut builder = RegistryBuilder::default();
+        builder.add("frob".to_owned(), "frob".to_owned(), nothing());
+        for name in ["frob", "frob", "frobnicate", "ping"] {
+            builder.describe(name.to_owned(), Description::new("does"));
+        }
+        let mut mistakes = builder.build().unwrap_err().0;
+        mistakes.sort();
+        assert_eq!(
+            mistakes,
+            [
+                "method `frob` is described twice",
+                "method `frobnicate` is described, and is none of the program's methods",
+                "method `ping` is described, and is none of the program's methods",
+            ]
+        );
+    }
+
+    #[test]
+    fn all_methods_are_in_the_document_in_order_the_built_in_ones_described() {
+        let registry = build(&[("zip", "zip"), ("add", "sum")]).unwrap();
+        let (_, discover) = registry.resolve("rpc.discover").unwrap();
+        let mut out = Vec::new();
+        with_call("rpc.discover", None, &States::default(), |call| discover.invoke(call, None, &mut out))
+            .unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let methods = document["methods"].as_array().unwrap();
+        let names: Vec<&str> = methods.iter().map(|method| method["name"].as_str().unwrap()).collect();
+        assert_eq!(names, registry.names().collect::<Vec<_>>());
+        for method in methods {
+            let name = method["name"].as_str().unwrap();
+            assert_eq!(method["summary"].is_string(), builtin::is_builtin(name), "{name}");
+        }
+        let worker = methods.iter().find(|method| method["name"] == "tine.worker").unwrap();
+        assert_eq!(worker["result"]["schema"]["properties"]["pid"]["type"], "integer");
     }
 
     #[test]

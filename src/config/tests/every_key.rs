@@ -41,6 +41,7 @@ pub(super) const KEYS: [(&str, &str); 42] = [
     ("quarantine.cool_down", "'1s'"),
     ("methods.NAME.timeout", "'1s'"),
     ("methods.NAME.concurrency", "1"),
+    ("http.allow_origins", "['*']"),
     ("log.level", "'warn'"),
     ("log.format", "'json'"),
     ("log.slow", "'1s'"),

@@ -128,7 +128,7 @@ fn an_unknown_method_is_named() {
 fn the_built_in_lists_are_there() {
     assert_eq!(
         served(br#"{"in":"tine.methods"}"#),
-        r#"{"out":"tine.methods","result":["\"odd\"","add","echo","fail","half","ping","tine.methods","tine.worker"]}"#
+        r#"{"out":"tine.methods","result":["\"odd\"","add","echo","fail","half","ping","rpc.discover","tine.methods","tine.worker"]}"#
     );
     let worker = served(br#"{"in":"tine.worker","params":{}}"#);
     assert!(
