@@ -14,7 +14,7 @@ use crate::rpc::{
 };
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
-use crate::wire::{ByteOrder, Decode, Framing, Kind, Kinds, Progress, Step, pieces};
+use crate::wire::{Accepts, ByteOrder, Decode, Framing, Kind, Kinds, Progress, Step, pieces};
 
 pub use crate::fail_points::Kind as FailPoint;
 

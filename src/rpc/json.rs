@@ -98,6 +98,10 @@ impl Span {
         Span { start, end }
     }
 
+    pub(super) fn range(self) -> std::ops::Range<usize> {
+        self.start..self.end
+    }
+
     /// The piece of `text`, which must be the one that was scanned.
     pub(super) fn of(self, text: &str) -> &str {
         text.get(self.start..self.end).unwrap_or_default()

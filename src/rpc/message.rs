@@ -119,6 +119,18 @@ impl<'a> Batch<'a> {
         self.len
     }
 
+    /// Where its members are in its text, in their order.
+    pub(crate) fn places(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<'a> {
+        let mut scan = Scanner::new(self.text);
+        let mut more = scan.first_element().unwrap_or(false);
+        // The whole array has been walked before, so no fault is found here.
+        std::iter::from_fn(move || {
+            let place = if more { scan.value().ok()? } else { return None };
+            more = scan.next_element().unwrap_or(false);
+            Some(place.range())
+        })
+    }
+
     /// The members in their order, each parsed when it is asked for. Nothing is allocated for them.
     pub(crate) fn members(&self) -> impl Iterator<Item = Member<'a>> + use<'a> {
         let text = self.text;

@@ -23,7 +23,6 @@ mod registry;
 mod reply;
 mod scan;
 mod service;
-#[cfg_attr(not(test), expect(dead_code, reason = "the worker does not listen to HTTP yet"))]
 pub(crate) mod web;
 
 pub use context::{Call, Peer, WorkerInfo};

@@ -45,7 +45,6 @@ impl WireError {
     }
 
     /// The status of the answer, where it is an HTTP answer.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no HTTP answers are written yet"))]
     pub(crate) fn http_status(self) -> u16 {
         match self {
             WireError::TooLarge { .. } | WireError::Endless { .. } => 413,

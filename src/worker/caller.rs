@@ -1,17 +1,28 @@
 //! Who is to be answered, and how: the framing and the form of the answer, the id that it carries, and what becomes of the
 //! connection then.
 //!
-//! [`read`] says of a message what it asks for and who asks. Whoever answers, with a result or an error, now or after
+//! [`Tongue::read`] says of a message what it asks for and who asks. Whoever answers, with a result or an error, now or after
 //! another worker's death, goes by the [`Route`] that came of it.
 
+use super::site::{self, Site};
+use crate::rpc::web::answer::Answering;
+use crate::rpc::web::{self, Wanted};
 use crate::rpc::{self, Batch, Error, Form, Message, RawJson, Rejected, Request, Span, envelope};
+use crate::wire::http::{self, Head, Version};
 use crate::wire::length::{AnswerTooLong, Mark};
-use crate::wire::{Framing, Kind};
+use crate::wire::{Framing, Kind, WireError};
+
+/// What a connection speaks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tongue {
+    pub(super) framing: Framing,
+    pub(super) site: &'static Site,
+}
 
 /// How an answer goes back.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Route {
-    framing: Framing,
+    tongue: Tongue,
     form: Form,
     /// Nobody waits for it, so none is written.
     is_silent: bool,
@@ -19,13 +30,25 @@ pub(super) struct Route {
     is_member: bool,
     /// The connection ends with it.
     ends: bool,
+    http: Http,
+}
+
+/// What an answer's head depends on, with HTTP.
+#[derive(Debug, Clone, Copy, Default)]
+struct Http {
+    is_old: bool,
+    head_only: bool,
+    /// Which of the origins that may call it comes from.
+    origin: Option<u16>,
+    /// In place of the one that goes with the answer.
+    status: Option<u16>,
 }
 
 /// Who made a call that is known: the message may be looked at again for the id.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Known {
     pub(super) route: Route,
-    /// Where in the message the text begins in which the id has its place.
+    /// Where in the message the text begins in which params and id have their places.
     pub(super) text_at: usize,
     pub(super) id: Option<Span>,
 }
@@ -34,8 +57,8 @@ pub(super) struct Known {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Whom {
     Known(Known),
-    /// Its message, on a connection of this framing, has not been parsed.
-    NotParsed(Framing),
+    /// Its message has not been parsed.
+    NotParsed(Tongue),
 }
 
 /// Whom to answer.
@@ -49,9 +72,12 @@ pub(super) struct Caller<'a> {
 #[derive(Debug)]
 pub(super) enum Asked<'a> {
     Call { request: Request<'a>, route: Route, text_at: usize },
-    Batch { batch: Batch<'a>, route: Route, text_at: usize },
+    /// Of calls that may take so long at most.
+    Batch { batch: Batch<'a>, route: Route, text_at: usize, timeout_ms: Option<u64> },
     /// Nothing that can be done.
     Nothing { caller: Caller<'a>, error: Error },
+    /// An answer that needs no method, with HTTP.
+    Page { page: Wanted<'a>, route: Route },
 }
 
 /// Where in the output an answer begins.
@@ -62,88 +88,147 @@ pub(super) struct Begun {
     mark: Option<Mark>,
 }
 
-/// Reads a message of a connection that speaks this framing.
-#[inline]
-pub(super) fn read(framing: Framing, message: &[u8]) -> Asked<'_> {
-    match rpc::parse(message, fallback(framing)) {
-        Ok(Message::Single(request)) => {
-            let route = Route::of(framing, &request);
-            Asked::Call { request, route, text_at: 0 }
+impl Tongue {
+    /// Reads a message.
+    #[inline]
+    pub(super) fn read(self, message: &[u8]) -> Asked<'_> {
+        if self.framing.kind() == Kind::Http {
+            return self.read_http(message);
         }
-        Ok(Message::Batch(batch)) => Asked::Batch { batch, route: Route::new(framing, Form::V2), text_at: 0 },
-        Err(rejected) => Asked::nothing(Route::new(framing, rejected.form), rejected),
-    }
-}
-
-/// Reads a member of a batch, which was made on this route.
-pub(super) fn read_member(route: Route, member: &[u8]) -> Asked<'_> {
-    let route = Route { is_member: true, ends: false, form: Form::V2, ..route };
-    match rpc::parse_member(member) {
-        Ok(request) => {
-            let is_silent = request.is_notification();
-            Asked::Call { request, route: Route { is_silent, ..route }, text_at: 0 }
+        let route = Route::new(self, self.fallback());
+        match rpc::parse(message, self.fallback()) {
+            Ok(Message::Single(request)) => Asked::call(request, route, 0),
+            Ok(Message::Batch(batch)) => {
+                Asked::Batch { batch, route: Route { form: Form::V2, ..route }, text_at: 0, timeout_ms: None }
+            }
+            Err(rejected) => {
+                // Where a bad value of a stream ends nobody knows.
+                let ends = self.framing.kind() == Kind::Stream && rejected.error.code() == Error::PARSE;
+                Asked::nothing(Route { ends, ..route }, rejected)
+            }
         }
-        Err(rejected) => Asked::nothing(route, rejected),
     }
-}
 
-/// The form of an error for a message that shows none of its own.
-fn fallback(framing: Framing) -> Form {
-    match framing.kind() {
-        Kind::Length => Form::Native,
-        Kind::Stream | Kind::Header | Kind::Http => Form::V2,
+    fn read_http(self, message: &[u8]) -> Asked<'_> {
+        let (head, body) = match http::open(message) {
+            Ok(opened) => opened,
+            // It was whole when it arrived; what the arena of a dead worker says may be anything.
+            Err(error) => {
+                let caller = Caller { route: Route::of_error(self, error), id: None };
+                return Asked::Nothing { caller, error: error.into() };
+            }
+        };
+        let text_at = body.start;
+        let body = message.get(body).unwrap_or_default();
+        let asked = web::Asked {
+            method: head.method,
+            target: head.target,
+            content_type: head.content_type,
+            origin: head.origin,
+            timeout_ms: head.timeout_ms,
+        };
+        let route = Route::of_head(self, &head);
+        match web::read(&asked, body, &self.site.allow_origins, self.site.service.registry()) {
+            Wanted::Call(request) => Asked::call(request, route, text_at),
+            Wanted::Batch { batch, timeout_ms } => {
+                Asked::Batch { batch, route: Route { form: Form::V2, ..route }, text_at, timeout_ms }
+            }
+            Wanted::Rejected(rejected) => Asked::nothing(route, rejected),
+            page => Asked::Page { page, route },
+        }
+    }
+
+    /// The form of an error for a message that shows none of its own.
+    fn fallback(self) -> Form {
+        match self.framing.kind() {
+            Kind::Length => Form::Native,
+            Kind::Stream | Kind::Header => Form::V2,
+            Kind::Http => Form::Bare,
+        }
     }
 }
 
 impl<'a> Asked<'a> {
-    fn nothing(route: Route, Rejected { error, id, .. }: Rejected<'a>) -> Self {
-        // Where a bad value of a stream ends nobody knows.
-        let ends = route.framing.kind() == Kind::Stream && !route.is_member && error.code() == Error::PARSE;
-        Self::Nothing { caller: Caller { route: Route { ends: route.ends || ends, ..route }, id }, error }
+    fn call(request: Request<'a>, route: Route, text_at: usize) -> Self {
+        let route = Route { form: request.form, is_silent: request.is_notification(), ..route };
+        Self::Call { request, route, text_at }
+    }
+
+    fn nothing(route: Route, Rejected { form, error, id }: Rejected<'a>) -> Self {
+        Self::Nothing { caller: Caller { route: Route { form, ..route }, id }, error }
     }
 
     /// Who asks.
     fn caller(&self) -> Caller<'a> {
         match self {
             Self::Call { request, route, .. } => Caller { route: *route, id: request.id() },
-            Self::Batch { route, .. } => Caller { route: *route, id: None },
+            Self::Batch { route, .. } | Self::Page { route, .. } => Caller { route: *route, id: None },
             Self::Nothing { caller, .. } => *caller,
         }
     }
 }
 
 impl Route {
-    fn new(framing: Framing, form: Form) -> Self {
-        Self { framing, form, is_silent: false, is_member: false, ends: false }
+    fn new(tongue: Tongue, form: Form) -> Self {
+        let http = Http::default();
+        Self { tongue, form, is_silent: false, is_member: false, ends: false, http }
     }
 
-    fn of(framing: Framing, request: &Request<'_>) -> Self {
-        Self { is_silent: request.is_notification(), ..Self::new(framing, request.form) }
+    fn of_head(tongue: Tongue, head: &Head<'_>) -> Self {
+        let origins = &tongue.site.allow_origins;
+        let origin = web::allowed_origin(head.origin, origins)
+            .and_then(|allowed| origins.iter().position(|origin| origin == allowed))
+            .and_then(|index| u16::try_from(index).ok());
+        let http = Http {
+            is_old: head.version == Version::Http10,
+            head_only: head.method == "HEAD",
+            origin,
+            status: None,
+        };
+        Self { ends: !head.keeps_open, http, ..Self::new(tongue, Form::Bare) }
     }
 
-    /// For a message of which only this is known.
-    pub(super) fn unread(framing: Framing, ends: bool) -> Self {
-        Self { ends, ..Self::new(framing, fallback(framing)) }
+    /// For what is no message.
+    pub(super) fn of_error(tongue: Tongue, error: WireError) -> Self {
+        let http = Http { status: Some(error.http_status()), ..Http::default() };
+        Self { ends: error.consumed().is_none(), http, ..Self::new(tongue, tongue.fallback()) }
+    }
+
+    /// For a message that has not arrived in time, which ends the connection.
+    pub(super) fn of_late(tongue: Tongue) -> Self {
+        let http = Http { status: Some(408), ..Http::default() };
+        Self { ends: true, http, ..Self::new(tongue, tongue.fallback()) }
+    }
+
+    /// For a member of a batch that came by this route.
+    pub(super) fn of_member(self) -> Self {
+        Self { is_member: true, ends: false, form: Form::V2, ..self }
+    }
+
+    /// Reads a member of a batch that came by this route.
+    pub(super) fn read_member(self, member: &[u8]) -> Asked<'_> {
+        match rpc::parse_member(member) {
+            Ok(request) => Asked::call(request, self.of_member(), 0),
+            Err(rejected) => Asked::nothing(self.of_member(), rejected),
+        }
     }
 
     pub(super) fn form(self) -> Form {
         self.form
     }
 
-    pub(super) fn is_silent(self) -> bool {
-        self.is_silent
-    }
-
+    /// True where nothing comes behind the answer. What it says of that itself was decided no later.
     pub(super) fn ends_connection(self) -> bool {
-        self.ends
+        self.ends || (self.is_http() && self.tongue.site.is_closing())
     }
 
     /// True where answers have to come in the order of their requests, of which this is one that has or has not an id.
     pub(super) fn is_ordered(self, has_id: bool) -> bool {
-        match self.framing.kind() {
-            Kind::Http => true,
-            Kind::Length | Kind::Stream | Kind::Header => !has_id && !self.is_silent && self.form == Form::Native,
-        }
+        self.is_http() || (!has_id && self.form == Form::Native)
+    }
+
+    fn is_http(self) -> bool {
+        self.tongue.framing.kind() == Kind::Http && !self.is_member
     }
 
     /// Begins an answer: its text is what is appended to `out` from here on.
@@ -151,38 +236,74 @@ impl Route {
     pub(super) fn begin(self, out: &mut Vec<u8>) -> Begun {
         let start = out.len();
         let is_framed = !self.is_member && !self.is_silent;
-        Begun { start, mark: is_framed.then(|| self.framing.begin_message(out)) }
+        Begun { start, mark: is_framed.then(|| self.tongue.framing.begin_message(out)) }
     }
 
-    /// Ends an answer that was begun. Nobody's is taken back.
+    /// Ends an answer that was begun, to what came of it. Nobody's is taken back.
     ///
     /// # Errors
     ///
     /// It is longer than its framing carries, and was taken back.
     #[inline]
-    pub(super) fn end(self, out: &mut Vec<u8>, begun: Begun) -> Result<(), AnswerTooLong> {
+    pub(super) fn end(
+        self,
+        out: &mut Vec<u8>,
+        begun: Begun,
+        error: Option<&Error>,
+    ) -> Result<(), AnswerTooLong> {
         if self.is_silent {
             out.truncate(begun.start);
         }
-        begun.mark.map_or(Ok(()), |mark| self.framing.end_message(out, mark))
+        if self.is_http() {
+            self.end_http(out, begun.start, error);
+            return Ok(());
+        }
+        begun.mark.map_or(Ok(()), |mark| self.tongue.framing.end_message(out, mark))
+    }
+
+    fn end_http(self, out: &mut Vec<u8>, start: usize, error: Option<&Error>) {
+        self.with_answering(|answering| {
+            if self.is_silent {
+                answering.nothing(out);
+            } else {
+                answering.end(out, start, self.form, error, self.http.status);
+            }
+        });
+    }
+
+    /// Ends a batch that has no answers.
+    pub(super) fn write_nothing(self, out: &mut Vec<u8>) {
+        if self.is_http() {
+            self.with_answering(|answering| answering.nothing(out));
+        }
+    }
+
+    /// Appends the answer to what needs no method. `is_ready`: this worker takes calls.
+    pub(super) fn write_page(self, out: &mut Vec<u8>, page: &Wanted<'_>, is_ready: bool) {
+        self.with_answering(|answering| answering.page(out, page, is_ready));
+    }
+
+    fn with_answering<T>(self, write: impl FnOnce(&Answering<'_>) -> T) -> T {
+        let Http { is_old, head_only, origin, .. } = self.http;
+        let origins = &self.tongue.site.allow_origins;
+        let allowed_origin = origin.and_then(|index| origins.get(usize::from(index))).map(String::as_str);
+        let keeps_open = !self.ends_connection();
+        site::with_date(|date| write(&Answering { date, is_old, keeps_open, head_only, allowed_origin }))
     }
 }
 
 impl Caller<'_> {
     /// Appends an error answer.
     pub(super) fn write_error(self, out: &mut Vec<u8>, error: &Error) {
-        if self.route.is_silent {
-            return;
-        }
         let Self { route, id } = self;
         let begun = route.begin(out);
         envelope::answer_error(out, route.form, error, id);
-        if route.end(out, begun).is_err() {
+        if route.end(out, begun, Some(error)).is_err() {
             // Only an id of nearly 16 MiB, or data of that size, makes an error too long to send.
             let begun = route.begin(out);
             let too_long = Error::answer_too_long(&"an error with its id and data");
             envelope::answer_error(out, route.form, &too_long, None);
-            let _ = route.end(out, begun);
+            let _ = route.end(out, begun, Some(&too_long));
         }
     }
 }
@@ -207,7 +328,7 @@ impl Whom {
     pub(super) fn caller(self, message: &[u8]) -> Caller<'_> {
         match self {
             Self::Known(known) => known.caller(message),
-            Self::NotParsed(framing) => read(framing, message).caller(),
+            Self::NotParsed(tongue) => tongue.read(message).caller(),
         }
     }
 
@@ -219,4 +340,3 @@ impl Whom {
         }
     }
 }
-

@@ -3,6 +3,7 @@
 //! Whichever thread holds the connection's lock moves it on; `flow` decides where to. Nothing here knows of the
 //! poller, the pool or other connections. `recorded` has what the arena is told, so that another worker could go on.
 
+mod batch;
 mod calls;
 mod input;
 mod output;
@@ -17,15 +18,17 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::EpollFlags;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::caller::{Caller, Route};
+use super::caller::{Caller, Route, Tongue};
 use super::chunk::Chunk;
 use super::leave::Going;
+use super::site::Site;
 use crate::arena::{Core, Flags, Key, Place, Record};
 use crate::rpc::Peer;
 use crate::sys::blocks::Pool;
 use crate::sys::socket::Socket;
 use crate::wire::{Accepts, ByteOrder, Framing, Kind, Kinds, Progress};
 
+pub(super) use batch::{Batch, BegunMember, Member};
 pub(super) use calls::{InFlight, InHand, InlineCall};
 pub(super) use input::Input;
 pub(super) use output::{Output, SPARE};
@@ -196,11 +199,11 @@ impl Locked<'_> {
         self.state.recognised(kind, accepts);
     }
 
-    /// Who is answered about a message that nobody has read, after which the connection may end.
-    pub(super) fn unread(&self, ends: bool) -> Caller<'static> {
-        // What has shown no framing is answered in the one that most would understand.
+    /// Who is told that the message did not arrive in time.
+    pub(super) fn late(&self, site: &'static Site) -> Caller<'static> {
+        // What has shown no framing is answered in the one that has no other sign of life.
         let framing = self.framing.unwrap_or_else(|| Framing::new(Kind::Length, self.connection.accepts));
-        Caller { route: Route::unread(framing, ends), id: None }
+        Caller { route: Route::of_late(Tongue { framing, site }), id: None }
     }
 
     /// Lets others have the connection while `work` is done.
@@ -377,7 +380,8 @@ impl State {
     /// Bytes that its calls hold.
     pub(super) fn held_by_calls(&self) -> usize {
         let inline = self.inline_call().map_or(0, |call| call.message.len());
-        inline + self.calls.iter().map(|call| call.message.len()).sum::<usize>()
+        let answers = self.calls.iter().filter_map(|call| call.batch.as_ref()).map(|batch| batch.held());
+        inline + self.calls.iter().map(|call| call.message.len()).sum::<usize>() + answers.sum::<usize>()
     }
 }
 

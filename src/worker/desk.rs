@@ -139,7 +139,7 @@ impl Desk {
     fn end_without_connections(&mut self, shared: &Shared, now: Instant) {
         let is_leaving = shared.leaving.load(Ordering::SeqCst);
         let nothing_runs = shared.gate.is_idle();
-        if shared.draining.load(Ordering::SeqCst) || (is_leaving && (nothing_runs || self.has_left)) {
+        if shared.site.is_closing() || (is_leaving && (nothing_runs || self.has_left)) {
             self.tell_notes(shared, now);
             // What still runs after the time to drain may never end, and hold the very lock that a stop hook waits for.
             self.end(shared, nothing_runs || !self.has_left);
@@ -166,7 +166,7 @@ impl Desk {
         self.arena.set_state(State::Ended);
         if with_hooks {
             self.bound_by_the_kernel(shared);
-            shared.service.worker_stop(&shared.info);
+            shared.site.service.worker_stop(&shared.info);
         }
         process::exit_now(0)
     }
@@ -267,7 +267,7 @@ impl Desk {
     }
 
     fn begin_draining(&mut self, hand: &mut Hand) {
-        if hand.shared.draining.swap(true, Ordering::SeqCst) {
+        if hand.shared.site.close() {
             return;
         }
         self.arena.set_state(State::Draining);

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::EpollEvent;
 
-use super::connection::{Answered, Connection, Locked, Phase};
+use super::connection::{Connection, Locked, Phase};
 use super::desk::{Desk, Todo};
 use super::flow::Hand;
 use super::{Due, Shared, token_of};
 use crate::arena::{Key, State};
-use crate::rpc::{self, Error, Form, Message};
+use crate::rpc::Error;
 
 /// How long a connection waits for its last call before it is served on here, where it was only to go for balance.
 const GIVE_UP_LETTING_GO: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ impl Desk {
     /// The service goes on without this worker.
     pub(super) fn begin_leaving(&mut self, hand: &mut Hand) {
         let shared = Arc::clone(&hand.shared);
-        if shared.draining.load(Ordering::SeqCst) || shared.leaving.swap(true, Ordering::SeqCst) {
+        if shared.site.is_closing() || shared.leaving.swap(true, Ordering::SeqCst) {
             return;
         }
         self.arena.set_state(State::Draining);
@@ -209,11 +209,8 @@ impl Hand {
                 connection.caller_is_gone();
             }
             while let Some(call) = state.calls.pop() {
-                let request = rpc::parse(&call.message, Form::Native).and_then(Message::single);
-                let method = request.as_ref().map_or("?", |request| &*request.method);
-                let error = Error::drained(method);
                 self.shared.buffers.hold_on(call.message.len());
-                self.answer_error(&mut state, &error, call.id(), Answered::Call(&call));
+                self.answer_unfinished(&mut state, &call, Error::drained);
                 self.shared.gave_up(connection.key, &call);
             }
             self.go_on(&mut state);

@@ -34,6 +34,7 @@ mod quarantine;
 mod queue;
 mod recycle;
 mod role;
+mod site;
 mod start;
 mod table;
 mod ticket;
@@ -49,7 +50,8 @@ use parking_lot::Mutex;
 use crate::arena::{Key, Most, Records, Room};
 use crate::config::Config;
 use crate::line::FromWorker;
-use crate::rpc::{MethodIndex, Service, States, WorkerInfo};
+use crate::rpc::{MethodIndex, States, WorkerInfo};
+use site::Site;
 use crate::sys::blocks::Pool;
 use crate::sys::clock;
 
@@ -98,7 +100,7 @@ fn rows(threads: usize) -> usize {
 /// What every thread of the worker uses.
 pub(crate) struct Shared {
     info: WorkerInfo,
-    service: Service,
+    site: &'static Site,
     states: States,
     bounds: Bounds,
     /// Each method's own time limit, by its number.
@@ -130,8 +132,6 @@ pub(crate) struct Shared {
     stuck: Duration,
     overdue: Mutex<Overdue>,
     buffers: Buffers,
-    /// The service ends: what has begun is finished, and then all is closed.
-    draining: AtomicBool,
     /// This worker ends and the service goes on: connections go to others.
     leaving: AtomicBool,
     notes: Mutex<Notes>,
@@ -166,7 +166,7 @@ enum Due {
 
 impl Shared {
     fn new(
-        service: Service,
+        site: &'static Site,
         states: States,
         config: &Config,
         info: WorkerInfo,
@@ -174,14 +174,15 @@ impl Shared {
         queue: Queue<Task>,
     ) -> std::io::Result<Self> {
         let limits = &config.limits;
-        let names = service.registry().names();
+        let registry = site.service.registry();
+        let names = registry.names();
         let concurrency_of = |name| config.methods.get(name).and_then(|method| method.concurrency);
         let concurrency =
             Concurrency::new(names.map(concurrency_of).collect(), limits.queue, limits.queue_wait);
         let timeout_of = |name: &str| config.methods.get(name).and_then(|method| method.timeout);
         let request_timeout = config.timeouts.request;
         let timeouts =
-            service.registry().names().map(|name| timeout_of(name).unwrap_or(request_timeout)).collect();
+            registry.names().map(|name| timeout_of(name).unwrap_or(request_timeout)).collect();
         Ok(Self {
             info,
             states,
@@ -206,8 +207,8 @@ impl Shared {
             role: Role::new(),
             inline_at: AtomicU64::new(0),
             turns: Mutex::default(),
-            paces: Paces::new(service.registry()),
-            quarantine: Quarantine::new(service.registry()),
+            paces: Paces::new(registry),
+            quarantine: Quarantine::new(registry),
             outbox: Mutex::default(),
             gate: Gate::new(config.threads, limits.queue, limits.queue_wait),
             concurrency,
@@ -215,13 +216,12 @@ impl Shared {
             stuck: config.timeouts.stuck,
             overdue: Mutex::default(),
             buffers: Buffers::new(limits.buffers),
-            draining: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             notes: Mutex::new(Notes::new(config.timeouts.keep_after)),
             wants_watch: AtomicBool::new(false),
             wants_room: AtomicBool::new(false),
             wants_thread: AtomicBool::new(false),
-            service,
+            site,
         })
     }
 
@@ -231,12 +231,12 @@ impl Shared {
 
     /// Accepts nothing any more, and ends when its connections have gone, wherever to.
     fn is_ending(&self) -> bool {
-        self.draining.load(Ordering::SeqCst) || self.leaving.load(Ordering::SeqCst)
+        self.site.is_closing() || self.leaving.load(Ordering::SeqCst)
     }
 
     /// Connections are to go to other workers.
     fn lets_go(&self) -> bool {
-        self.leaving.load(Ordering::SeqCst) && !self.draining.load(Ordering::SeqCst)
+        self.leaving.load(Ordering::SeqCst) && !self.site.is_closing()
     }
 
     fn find(&self, key: Key) -> Option<Arc<Connection>> {
@@ -298,7 +298,7 @@ impl Shared {
     }
 
     fn method_name(&self, method: MethodIndex) -> &str {
-        self.service.registry().get(method).map_or("?", crate::rpc::Method::name)
+        self.site.service.registry().get(method).map_or("?", crate::rpc::Method::name)
     }
 }
 

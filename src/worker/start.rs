@@ -8,6 +8,7 @@ use crossbeam_channel::Receiver;
 use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 
+use super::site::Site;
 use super::desk::Desk;
 use super::duty::{Duty, Task};
 use super::flow::Hand;
@@ -133,7 +134,8 @@ impl Gathered {
         let queue = Queue::new(config.limits.queue + rows(config.threads));
         let tasks = queue.receiver();
         let memory = (arena.records(), arena.blocks().map_err(|error| format!("arena: {error}"))?);
-        let shared = Shared::new(service, states, config, info, memory, queue).map_err(failed("epoll"))?;
+        let site = Site::open(service, config.http.allow_origins.clone());
+        let shared = Shared::new(site, states, config, info, memory, queue).map_err(failed("epoll"))?;
         let shared = Arc::new(shared);
         let rows = (0..rows(config.threads)).map(|row| arena.row(row)).collect::<Result<_, _>>();
         let rows = rows.map_err(|error| format!("arena: {error}"))?;
@@ -155,14 +157,14 @@ fn open(
     let mut rows = rows.into_iter();
     let mut row = move || rows.next().ok_or("the arena has too few rows");
     is_to_blame_as(0)?;
-    shared.service.thread_start(&shared.info, 0)?;
+    shared.site.service.thread_start(&shared.info, 0)?;
     let hand = Hand::new(Arc::clone(shared), row()?, 0);
     // All but the main thread; one of them becomes the watch.
     pool::start(super::rows(config.threads) - 1, tasks, |thread| {
         let (row, shared, desk) = (row()?, Arc::clone(shared), Arc::clone(desk));
         Ok(move || {
             is_to_blame_as(thread)?;
-            shared.service.thread_start(&shared.info, thread)?;
+            shared.site.service.thread_start(&shared.info, thread)?;
             let mut hand = Hand::new(shared, row, thread);
             Ok(Box::new(move |task: Task| hand.work(&desk, &task)) as Box<dyn FnMut(Task)>)
         })

@@ -5,7 +5,7 @@
 
 use std::io::Write as _;
 
-use super::{Error, Form, Refusal};
+use super::{Error, Form, Refusal, Wanted};
 use crate::rpc::reply::write_value;
 
 /// How an answer is written, apart from what it says: fixed by the request, and known before the call is run.
@@ -22,11 +22,6 @@ pub(crate) struct Answering<'a> {
     /// What [`allowed_origin`](super::allowed_origin) says.
     pub(crate) allowed_origin: Option<&'a str>,
 }
-
-/// Where in the output an answer begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
-pub(crate) struct Mark(usize);
 
 /// What only some answers have in their head.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,64 +49,74 @@ pub(crate) fn status_of(form: Form, error: Option<&Error>) -> u16 {
 }
 
 impl Answering<'_> {
-    /// Begins an answer: the body is appended to `out` next, by whoever has it.
-    pub(crate) fn begin(out: &[u8]) -> Mark {
-        Mark(out.len())
+    /// Ends an answer whose body begins at `start`, and puts its head before it. `error` is what became of the call, and
+    /// `form` how the body says so; `status` is for who knows better, of a request that is none, say.
+    pub(crate) fn end(
+        &self,
+        out: &mut Vec<u8>,
+        start: usize,
+        form: Form,
+        error: Option<&Error>,
+        status: Option<u16>,
+    ) {
+        let status = status.unwrap_or_else(|| status_of(form, error));
+        let retry_after_ms = if status == 503 { error.and_then(Error::retry_after_ms) } else { None };
+        self.put_head(out, start, status, Extra { retry_after_ms, ..Extra::default() });
     }
 
-    /// Ends an answer whose body was appended since `mark`, and puts its head before it. `error` is what became of the call, and
-    /// `form` how the body says so.
-    pub(crate) fn end(&self, out: &mut Vec<u8>, mark: Mark, form: Form, error: Option<&Error>) {
-        let status = status_of(form, error);
-        let retry_after_ms = if status == 503 { error.and_then(Error::retry_after_ms) } else { None };
-        self.put_head(out, mark, status, Extra { retry_after_ms, ..Extra::default() });
+    /// Answers what needs no method. `is_ready`: calls are taken.
+    pub(crate) fn page(&self, out: &mut Vec<u8>, page: &Wanted<'_>, is_ready: bool) {
+        match page {
+            Wanted::Healthz => self.health(out, true),
+            Wanted::Readyz => self.health(out, is_ready),
+            Wanted::Preflight => self.preflight(out),
+            Wanted::Options { allow } => self.options(out, allow),
+            Wanted::Refused(refusal) => self.refuse(out, refusal),
+            // They are run, and answered by what comes of it.
+            Wanted::Call(_) | Wanted::Batch { .. } | Wanted::Rejected(_) => self.nothing(out),
+        }
     }
 
     /// Answers that there is nothing to answer: 204.
     pub(crate) fn nothing(&self, out: &mut Vec<u8>) {
-        let mark = Self::begin(out);
-        self.put_head(out, mark, 204, Extra::default());
+        let start = out.len();
+        self.put_head(out, start, 204, Extra::default());
     }
 
     /// Tells what may be done with a path: 204.
-    pub(crate) fn options(&self, out: &mut Vec<u8>, allow: &'static str) {
-        let mark = Self::begin(out);
-        self.put_head(out, mark, 204, Extra { allow: Some(allow), ..Extra::default() });
+    fn options(&self, out: &mut Vec<u8>, allow: &'static str) {
+        let start = out.len();
+        self.put_head(out, start, 204, Extra { allow: Some(allow), ..Extra::default() });
     }
 
     /// Tells a browser that a page may call: 204.
-    pub(crate) fn preflight(&self, out: &mut Vec<u8>) {
-        let mark = Self::begin(out);
-        self.put_head(out, mark, 204, Extra { preflight: true, ..Extra::default() });
+    fn preflight(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        self.put_head(out, start, 204, Extra { preflight: true, ..Extra::default() });
     }
 
     /// Refuses a request.
-    pub(crate) fn refuse(&self, out: &mut Vec<u8>, refusal: &Refusal) {
+    fn refuse(&self, out: &mut Vec<u8>, refusal: &Refusal) {
         self.error(out, refusal.status, &refusal.error, refusal.allow);
     }
 
-    /// Answers an error with a status that somebody else knows better: a request that is none, say.
-    pub(crate) fn error_with_status(&self, out: &mut Vec<u8>, status: u16, error: &Error) {
-        self.error(out, status, error, None);
-    }
-
     fn error(&self, out: &mut Vec<u8>, status: u16, error: &Error, allow: Option<&'static str>) {
-        let mark = Self::begin(out);
+        let start = out.len();
         if write_value(error, out).is_err() {
             out.extend_from_slice(br#"{"code":-32603,"message":"internal error"}"#);
         }
         let retry_after_ms = if status == 503 { error.retry_after_ms() } else { None };
-        self.put_head(out, mark, status, Extra { allow, retry_after_ms, preflight: false });
+        self.put_head(out, start, status, Extra { allow, retry_after_ms, preflight: false });
     }
 
     /// Answers `/healthz` or `/readyz`.
-    pub(crate) fn health(&self, out: &mut Vec<u8>, is_well: bool) {
-        let mark = Self::begin(out);
+    fn health(&self, out: &mut Vec<u8>, is_well: bool) {
+        let start = out.len();
         out.extend_from_slice(health(is_well));
-        self.put_head(out, mark, if is_well { 200 } else { 503 }, Extra::default());
+        self.put_head(out, start, if is_well { 200 } else { 503 }, Extra::default());
     }
 
-    fn put_head(&self, out: &mut Vec<u8>, Mark(start): Mark, status: u16, extra: Extra) {
+    fn put_head(&self, out: &mut Vec<u8>, start: usize, status: u16, extra: Extra) {
         let body_end = out.len();
         self.write_head(out, status, body_end.saturating_sub(start), extra);
         let head = out.len() - body_end;

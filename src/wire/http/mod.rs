@@ -15,12 +15,7 @@ use super::{Decode, HttpError, Known, Progress, Step, WireError};
 use chunked::Chunks;
 use head::Search;
 
-#[cfg_attr(
-    not(test),
-    expect(unused_imports, reason = "answers are not written in the caller's version yet")
-)]
-pub(crate) use head::Version;
-pub(crate) use head::{Body, Head};
+pub(crate) use head::{Body, Head, Version};
 
 /// Empty lines before a request that are borne: some clients send one behind a body.
 const MAX_EMPTY_LINES: u8 = 4;

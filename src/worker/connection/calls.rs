@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Bounds;
+use super::{Batch, Bounds};
 use crate::rpc::MethodIndex;
 use crate::worker::caller::{Caller, Known, Whom};
 use crate::worker::chunk::Chunk;
@@ -23,6 +23,8 @@ pub(in crate::worker) struct InFlight {
     /// It stands at the start of its block, whose head links it to the others in the arena.
     pub(in crate::worker) message: Chunk,
     pub(in crate::worker) caller: Whom,
+    /// Once it was taken apart, if it is one.
+    pub(in crate::worker) batch: Option<Box<Batch>>,
     /// Where it is on its way to a thread.
     pub(in crate::worker) ticket: Arc<Ticket>,
     /// Where the head of the next one in that list is. Kept here and not read back.
@@ -69,6 +71,7 @@ impl InFlight {
             ordered: caller.is_ordered(),
             message,
             caller,
+            batch: None,
             ticket: Arc::default(),
             next: 0,
         }
@@ -91,6 +94,9 @@ impl InFlight {
     }
 
     pub(super) fn due(&self, bounds: &Bounds) -> Instant {
+        if let Some(batch) = &self.batch {
+            return batch.due(bounds).unwrap_or(self.deadline);
+        }
         self.queued_since.map_or(self.deadline, |since| self.deadline.min(since + bounds.queue_wait))
     }
 }

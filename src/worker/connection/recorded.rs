@@ -189,6 +189,7 @@ impl State {
             ordered: call.caller.is_ordered(),
             message,
             caller: Whom::Known(call.caller),
+            batch: None,
             ticket: Arc::new(Ticket::running(call.method)),
             next: 0,
         };

@@ -10,13 +10,13 @@ use std::time::Duration;
 use nix::sys::epoll::EpollEvent;
 
 use super::Hand;
-use super::batch::write_batch;
+use super::batch::write_unfinished;
 use super::begin::Job;
 use crate::arena::{Core, Flags, KeptConnection, Key, Ran, Waited};
 use crate::fail_points::{self, Kind};
 use crate::rpc::{Error, Peer};
 use crate::sys::socket::{PeerAddress, Socket};
-use crate::worker::caller::{self, Asked, Caller, Whom};
+use crate::worker::caller::{Asked, Caller, Tongue, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{self, Answered, Connection, InFlight, Locked, Parts, Phase};
 use crate::worker::leave::Going;
@@ -112,22 +112,10 @@ impl Hand {
     /// Adds to `self.answer` what the caller of a call is told that began and can't be answered by who ran it.
     fn answer_for_the_dead(&mut self, state: &mut Locked<'_>, ran: &Ran, cause: &str) {
         let Some(framing) = state.framing else { return };
-        let route = match caller::read(framing, &ran.message) {
-            Asked::Call { request, route, .. } => {
-                let caller = Caller { route, id: request.id() };
-                caller.write_error(&mut self.answer, &Error::crashed(&request.method, cause));
-                route
-            }
-            Asked::Batch { batch, route, .. } => {
-                let gathered = ran.gathered.iter().map(|(member, answer)| (*member, answer.as_slice()));
-                write_batch(&mut self.answer, route, &batch, gathered, |method| Error::crashed(method, cause));
-                route
-            }
-            Asked::Nothing { caller, error } => {
-                caller.write_error(&mut self.answer, &error);
-                caller.route
-            }
-        };
+        let tongue = Tongue { framing, site: self.shared.site };
+        let gathered = ran.gathered.iter().map(|(index, answer)| (*index, answer.as_slice()));
+        let crashed = |method: &str| Error::crashed(method, cause);
+        let route = write_unfinished(&mut self.answer, tongue, &ran.message, gathered, crashed);
         if route.ends_connection() {
             state.phase = Phase::Finishing;
         }
@@ -136,7 +124,8 @@ impl Hand {
     /// Links a call that waited, or answers it where it can't be run. False where there is no memory for it.
     fn wait_again(&mut self, state: &mut Locked<'_>, waited: &Waited, jobs: &mut Vec<Job>) -> bool {
         let Some(framing) = state.framing else { return true };
-        let (whom, allowed) = match caller::read(framing, &waited.message) {
+        let tongue = Tongue { framing, site: self.shared.site };
+        let (whom, allowed) = match tongue.read(&waited.message) {
             Asked::Call { request, route, text_at } => {
                 match self.shared.understand(&request, route, text_at, self.now) {
                     Ok(call) => (Whom::Known(call.caller), call.allowed),
@@ -146,7 +135,7 @@ impl Hand {
                     }
                 }
             }
-            Asked::Batch { .. } => (Whom::NotParsed(framing), self.shared.request_timeout),
+            Asked::Batch { .. } | Asked::Page { .. } => (Whom::NotParsed(tongue), self.shared.request_timeout),
             Asked::Nothing { caller, error } => return self.answer_instead(state, &error, caller),
         };
         let left = Duration::from_nanos(waited.deadline_ns.saturating_sub(self.now_ns));
@@ -235,7 +224,7 @@ impl Hand {
         let mut state = connection.lock();
         self.go_on(&mut state);
         drop(state);
-        if self.term.is_some() && self.shared.draining.load(Ordering::SeqCst) {
+        if self.term.is_some() && self.shared.site.is_closing() {
             self.drain(&connection);
         }
     }

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Hand;
-use super::batch::Member;
 use crate::rpc::{Error, MethodIndex, Request, Span};
 use crate::sys::clock;
 use crate::wire::detect::{self, Recognised};
-use crate::wire::{Decode, Framing, Step};
+use crate::wire::{Decode, Step};
 use crate::worker::Shared;
 use crate::worker::buffers::LITTLE;
-use crate::worker::caller::{self, Asked, Caller, Known, Route, Whom};
+use crate::rpc::web::Wanted;
+use crate::worker::caller::{Asked, Caller, Known, Route, Tongue, Whom};
 use crate::worker::chunk::Chunk;
-use crate::worker::connection::{Answered, Connection, InFlight, Locked, Pause, Phase, SPARE};
+use crate::worker::connection::{Answered, Connection, InFlight, Locked, Member, Pause, Phase, SPARE};
 use crate::worker::dispatch::Refused;
 use crate::worker::pace::Speed;
 use crate::worker::quarantine::Pass;
@@ -142,6 +142,7 @@ impl Hand {
                     ControlFlow::Break(needs) => return Begun::Incomplete { consumed, needs },
                 }
             };
+            let tongue = Tongue { framing, site: self.shared.site };
             let mut progress = std::mem::take(&mut state.progress);
             match framing.decode(rest, &mut progress) {
                 Step::NeedMore { at_least } => {
@@ -156,12 +157,13 @@ impl Hand {
                 Step::Skip { consumed: length } => {
                     state.begun_to(chunk, consumed, consumed + length);
                     consumed += length;
+                    state.progress = progress;
                     state.commit();
                 }
                 Step::Message { body, consumed: length } => {
                     let message = consumed + body.start..consumed + body.end;
                     let mark = state.begun_to(chunk, consumed, consumed + length);
-                    match self.begin_message(state, framing, chunk, message) {
+                    match self.begin_message(state, tongue, chunk, message) {
                         Next::Message => consumed += length,
                         Next::LeaveToPoller => {
                             state.back_to(mark);
@@ -173,7 +175,7 @@ impl Hand {
                 Step::Assembled { message, consumed: length } => {
                     state.begun_to(chunk, consumed, consumed + length);
                     consumed += length;
-                    self.enqueue(state, &message, Whom::NotParsed(framing), None);
+                    self.enqueue(state, &message, Whom::NotParsed(tongue), None);
                 }
                 Step::Wrong(error) => {
                     // Before the answer is published: who goes on with the connection must not answer it again.
@@ -181,7 +183,7 @@ impl Hand {
                         state.begun_to(chunk, consumed, consumed + length);
                         consumed += length;
                     }
-                    let route = Route::unread(framing, error.consumed().is_none());
+                    let route = Route::of_error(tongue, error);
                     self.answer_error(state, &error.into(), Caller { route, id: None }, Answered::Message);
                 }
             }
@@ -220,17 +222,17 @@ impl Hand {
     fn begin_message(
         &mut self,
         state: &mut Locked<'_>,
-        framing: Framing,
+        tongue: Tongue,
         chunk: &Chunk,
         place: Range<usize>,
     ) -> Next {
         let message = chunk.get(place.clone()).unwrap_or_default();
-        let not_parsed = Whom::NotParsed(framing);
+        let not_parsed = Whom::NotParsed(tongue);
         if message.len() > LARGE {
             self.enqueue(state, message, not_parsed, None);
             return Next::Message;
         }
-        let (request, route, text_at) = match caller::read(framing, message) {
+        let (request, route, text_at) = match tongue.read(message) {
             Asked::Call { request, route, text_at } => (request, route, text_at),
             // A thread of the pool takes it apart.
             Asked::Batch { .. } => {
@@ -239,6 +241,10 @@ impl Hand {
             }
             Asked::Nothing { caller, error } => {
                 self.answer_error(state, &error, caller, Answered::Message);
+                return Next::Message;
+            }
+            Asked::Page { page, route } => {
+                self.answer_page(state, &page, route, Answered::Message);
                 return Next::Message;
             }
         };
@@ -341,6 +347,28 @@ impl Hand {
         self.put_out(state, caller.route, answered);
     }
 
+    /// Answers what needs no method.
+    pub(super) fn answer_page(
+        &mut self,
+        state: &mut Locked<'_>,
+        page: &Wanted<'_>,
+        route: Route,
+        answered: Answered<'_>,
+    ) {
+        self.answer.clear();
+        route.write_page(&mut self.answer, page, !self.shared.is_ending());
+        self.put_out(state, route, answered);
+    }
+
+    /// Tells a client to send the rest of its request. Who goes on with the connection may tell it again, which is allowed.
+    fn invite(&mut self, state: &mut Locked<'_>) {
+        self.answer.clear();
+        self.answer.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        if !state.publish(&self.answer, Answered::Message, &mut self.spare) {
+            self.fail(state, &io::ErrorKind::OutOfMemory.into());
+        }
+    }
+
     /// Adds `self.answer` to what is to be sent.
     pub(super) fn put_out(&mut self, state: &mut Locked<'_>, route: Route, answered: Answered<'_>) {
         // With the answer, or a worker that goes on with the connection would begin what is behind it.
@@ -385,6 +413,17 @@ impl Begun {
 }
 
 impl Shared {
+    /// Whether a batch of so many requests is taken apart.
+    pub(super) fn takes_batch(&self, len: usize) -> Result<(), Error> {
+        let most = self.gate.capacity();
+        if len <= most {
+            return Ok(());
+        }
+        Err(Error::invalid_request(&format_args!(
+            "the batch has {len} requests; this server takes at most {most} at once (`limits.queue`)"
+        )))
+    }
+
     /// What a request asks for that arrived at `since`, or the answer that there is no such method.
     pub(super) fn understand(
         &self,
@@ -393,7 +432,7 @@ impl Shared {
         text_at: usize,
         since: Instant,
     ) -> Result<Parsed, Error> {
-        let (method, _) = self.service.registry().resolve(&request.method)?;
+        let (method, _) = self.site.service.registry().resolve(&request.method)?;
         let configured = self.timeouts.get(method.0).copied().unwrap_or(self.request_timeout);
         let allowed = request.timeout_ms.map_or(configured, |ms| configured.min(Duration::from_millis(ms)));
         let caller = Known { route, text_at, id: request.id };

@@ -5,6 +5,7 @@
 //! `begin` makes calls of bytes, `run` runs them, and `settle` draws the consequences of every change.
 
 mod adopt;
+mod batch;
 mod begin;
 mod places;
 mod run;
@@ -229,7 +230,7 @@ impl Hand {
         if state.message_due(&bounds).is_some_and(|due| due <= now) {
             let why =
                 format!("the message did not arrive whole within timeouts.message ({:?})", bounds.message);
-            let caller = state.unread(true);
+            let caller = state.late(self.shared.site);
             self.answer_error(&mut state, &Error::invalid_request(&why), caller, Answered::Message);
         } else if state.rest_due().is_some_and(|due| due <= now) {
             // Nothing came behind it, so it is looked at as all that will.
@@ -246,6 +247,10 @@ impl Hand {
         let queue_wait = self.shared.bounds.queue_wait;
         let mut index = 0;
         while let Some(call) = state.calls.get(index) {
+            if call.batch.is_some() {
+                index += 1;
+                continue;
+            }
             let error = if call.deadline <= now {
                 self.row.deadline_exceeded();
                 Error::deadline(call.allowed)
@@ -260,6 +265,10 @@ impl Hand {
             self.shared.buffers.hold_on(call.message.len());
             self.shared.gave_up(state.connection.key, &call);
             self.answer_error(state, &error, call.caller(), Answered::Call(&call));
+        }
+        let bounds = self.shared.bounds;
+        while let Some(number) = state.due_batch(&bounds, now) {
+            self.end_due_members(state, number);
         }
     }
 

@@ -15,7 +15,7 @@ use crate::worker::connection::InFlight;
 use crate::worker::dispatch::Refused;
 use crate::worker::duty::Task;
 use crate::worker::overdue::Run;
-use crate::worker::ticket::Place;
+use crate::worker::ticket::{Place, Ticket};
 use crate::worker::{Due, Shared};
 
 impl Shared {
@@ -99,11 +99,25 @@ impl Shared {
 
     /// A call has left its connection without the answer of a thread; what it had is given back.
     pub(in crate::worker) fn gave_up(&self, key: Key, call: &InFlight) {
-        let method = call.ticket.method();
-        match (call.ticket.give_up(), method) {
+        let Some(batch) = &call.batch else {
+            return self.gave_up_ticket((key, call.number), &call.ticket, call.deadline);
+        };
+        for member in &batch.begun {
+            self.gave_up_ticket((key, member.number), &member.ticket, member.deadline);
+        }
+        // No thread accounts for its message, which all of them share.
+        if self.buffers.let_go(call.message.len()) {
+            self.wake_poller();
+        }
+    }
+
+    /// The same of whatever has this ticket, number and deadline.
+    pub(super) fn gave_up_ticket(&self, run: Run, ticket: &Ticket, deadline: Instant) {
+        let method = ticket.method();
+        match (ticket.give_up(), method) {
             (Place::Listed, Some(method)) => self.concurrency.gave_up(method),
             (Place::Queued, method) => self.leave_queue(method),
-            (Place::Taken, method) => self.is_overdue((key, call.number), method, call.deadline),
+            (Place::Taken, method) => self.is_overdue(run, method, deadline),
             (Place::GivenUp | Place::Listed, _) => {}
         }
     }

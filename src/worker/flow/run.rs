@@ -14,7 +14,7 @@ use crate::arena::Outcome;
 use crate::fail_points;
 use crate::rpc::{Call, CallParts, Error, envelope};
 use crate::sys::clock;
-use crate::worker::caller::{self, Asked, Caller, Known, Whom};
+use crate::worker::caller::{Asked, Caller, Tongue, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::concurrency::Entry;
 use crate::worker::connection::{Answered, Connection, InlineCall, Locked, Phase};
@@ -22,9 +22,15 @@ use crate::worker::role::Term;
 use crate::worker::token_of;
 
 /// A handler's run, when it is over.
-struct Ran {
+pub(super) struct Ran {
     outcome: Outcome,
     took: Duration,
+}
+
+impl Ran {
+    pub(super) fn took(&self) -> Duration {
+        self.took
+    }
 }
 
 impl Hand {
@@ -34,6 +40,9 @@ impl Hand {
         if !job.ticket.take() {
             // Its places were given back when it was given up.
             return self.let_go(&job.message);
+        }
+        if let (Some(member), Some(call)) = (job.member, &job.call) {
+            return self.run_member(job, member, call);
         }
         let Some(call) = self.start(job) else {
             self.shared.call_ended();
@@ -135,20 +144,26 @@ impl Hand {
         ran: &Ran,
         wanted: Option<Answered<'_>>,
     ) {
-        // A handler that sees its deadline pass may return at once, before the poller has told its caller; and what it
-        // returns then is whatever it likes.
-        let in_time = self.now < call.deadline;
-        let outcome = if wanted.is_some() && in_time { ran.outcome } else { Outcome::Late };
-        self.row.finish(call.method.0, outcome, clock::whole_ns(ran.took));
-        if let Some(method) = self.trial.take() {
-            self.shared.trial_survived(method);
-        }
+        let in_time = self.count(call, ran, wanted.is_some());
         match wanted {
             Some(answered) if in_time => self.put_out(state, call.caller.route, answered),
             Some(answered) => self.give_up(state, message, call, answered),
             None => {}
         }
         self.shared.paces.ran(call.method, ran.took);
+    }
+
+    /// Counts a run. False where its deadline has passed.
+    pub(super) fn count(&mut self, call: &Parsed, ran: &Ran, is_wanted: bool) -> bool {
+        // A handler that sees its deadline pass may return at once, before the poller has told its caller; and what it
+        // returns then is whatever it likes.
+        let in_time = self.now < call.deadline;
+        let outcome = if is_wanted && in_time { ran.outcome } else { Outcome::Late };
+        self.row.finish(call.method.0, outcome, clock::whole_ns(ran.took));
+        if let Some(method) = self.trial.take() {
+            self.shared.trial_survived(method);
+        }
+        in_time
     }
 
     /// Answers a call whose time is up.
@@ -166,52 +181,101 @@ impl Hand {
 
     /// The call, if it is still wanted; it belongs to this thread then.
     fn start(&mut self, job: &Job) -> Option<Parsed> {
-        let call = match job.call {
-            Some(call) => Ok(call),
-            None => self.parse(job),
+        let Some(call) = job.call else {
+            return self.start_unread(job);
         };
-        let was_known = job.call.is_some();
-        let mut state = job.connection.lock();
-        if !state.calls.iter().any(|call| call.number == job.number) {
-            drop(state);
-            self.shared.came_back((job.connection.key, job.number));
-            self.leave_unrun(job);
-            self.let_go(&job.message);
-            return None;
-        }
-        match call {
-            Ok(call) if self.now < call.deadline => {
-                if !was_known {
-                    self.is_known(&mut state, job, &call)?;
-                }
-                // Here and not when it was begun alone: it may have waited since before the quarantine.
-                let Err(error) = self.enter(call.method) else {
-                    state.runs(job.number)?;
-                    if !was_known {
-                        self.go_on(&mut state);
-                    }
-                    return Some(call);
-                };
-                if let Some(in_flight) = state.take_call(job.number) {
-                    self.answer_error(&mut state, &error, in_flight.caller(), Answered::Call(&in_flight));
-                }
-                if !was_known {
-                    self.shared.release(call.method, self.now_ns);
-                }
+        let mut state = self.still_wanted(job)?;
+        if self.now >= call.deadline {
+            if let Some(in_flight) = state.take_call(job.number) {
+                self.give_up(&mut state, &job.message, &call, Answered::Call(&in_flight));
             }
-            Ok(call) => {
-                if let Some(in_flight) = state.take_call(job.number) {
-                    self.give_up(&mut state, &job.message, &call, Answered::Call(&in_flight));
-                }
-            }
-            Err(Rejected { error, id, .. }) => {
-                if let Some(in_flight) = state.take_call(job.number) {
-                    self.answer_error(&mut state, &error, id, Answered::Call(&in_flight));
-                }
+        } else {
+            // Here and not when it was begun alone: it may have waited since before the quarantine.
+            let Err(error) = self.enter(call.method) else {
+                state.runs(job.number)?;
+                return Some(call);
+            };
+            if let Some(in_flight) = state.take_call(job.number) {
+                self.answer_error(&mut state, &error, in_flight.caller(), Answered::Call(&in_flight));
             }
         }
         self.leave_unrun(job);
         self.go_on(&mut state);
+        None
+    }
+
+    /// The same of a call whose message the poller has left to this thread. A batch is taken apart, which ends this
+    /// thread's part in it.
+    fn start_unread(&mut self, job: &Job) -> Option<Parsed> {
+        let framing = job.connection.lock().framing?;
+        let asked = Tongue { framing, site: self.shared.site }.read(&job.message);
+        self.look_at_the_clock();
+        let mut state = self.still_wanted(job)?;
+        let (caller, error) = match asked {
+            Asked::Call { request, route, text_at } => {
+                match self.shared.understand(&request, route, text_at, job.arrived) {
+                    Ok(call) => return self.start_read(&mut state, job, call),
+                    Err(error) => (Caller { route, id: request.id() }, error),
+                }
+            }
+            Asked::Batch { batch, route, text_at, timeout_ms } => {
+                match self.shared.takes_batch(batch.len()) {
+                    Ok(()) => {
+                        self.begin_batch(&mut state, job, &batch, (route, text_at, timeout_ms));
+                        return None;
+                    }
+                    Err(error) => (Caller { route, id: None }, error),
+                }
+            }
+            Asked::Nothing { caller, error } => (caller, error),
+            Asked::Page { page, route } => {
+                if let Some(in_flight) = state.take_call(job.number) {
+                    self.answer_page(&mut state, &page, route, Answered::Call(&in_flight));
+                }
+                self.go_on(&mut state);
+                return None;
+            }
+        };
+        if let Some(in_flight) = state.take_call(job.number) {
+            self.answer_error(&mut state, &error, caller, Answered::Call(&in_flight));
+        }
+        self.go_on(&mut state);
+        None
+    }
+
+    /// A call that this thread has read, which may go now or not.
+    fn start_read(&mut self, state: &mut Locked<'_>, job: &Job, call: Parsed) -> Option<Parsed> {
+        if self.now >= call.deadline {
+            if let Some(in_flight) = state.take_call(job.number) {
+                self.give_up(state, &job.message, &call, Answered::Call(&in_flight));
+            }
+            self.go_on(state);
+            return None;
+        }
+        self.is_known(state, job, &call)?;
+        let Err(error) = self.enter(call.method) else {
+            state.runs(job.number)?;
+            self.go_on(state);
+            return Some(call);
+        };
+        if let Some(in_flight) = state.take_call(job.number) {
+            self.answer_error(state, &error, in_flight.caller(), Answered::Call(&in_flight));
+        }
+        self.shared.release(call.method, self.now_ns);
+        self.go_on(state);
+        None
+    }
+
+    /// The connection of a job whose call somebody still waits for.
+    fn still_wanted<'a>(&mut self, job: &'a Job) -> Option<Locked<'a>> {
+        let state = job.connection.lock();
+        if state.calls.iter().any(|call| call.number == job.number) {
+            return Some(state);
+        }
+        drop(state);
+        self.shared.came_back((job.connection.key, job.number));
+        self.leave_unrun(job);
+        self.let_go(&job.message);
         None
     }
 
@@ -243,16 +307,8 @@ impl Hand {
         }
     }
 
-    /// Parses a message that the poller has left to this thread.
-    fn parse<'a>(&mut self, job: &'a Job) -> Result<Parsed, Rejected<'a>> {
-        let request = rpc::parse(&job.message, Form::Native).and_then(Message::single)?;
-        let parsed = self.shared.understand(&request, job.arrived);
-        self.look_at_the_clock();
-        parsed.map_err(|error| Rejected { form: request.form, error, id: request.id() })
-    }
-
     /// Runs the handler and leaves its framed answer in `self.answer`.
-    fn invoke(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
+    pub(super) fn invoke(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
         let begun_ns = self.now_ns;
         self.row.begin(call.method.0, begun_ns);
         let outcome = self.answer(connection, message, call);
@@ -269,20 +325,18 @@ impl Hand {
 
     fn answer(&mut self, connection: &Connection, message: &[u8], parsed: &Parsed) -> Outcome {
         let shared = &self.shared;
-        let framing = connection.framing;
-        let (id, params) = (
-            parsed.id.map(|span| span.in_message(message)),
-            parsed.params.map(|span| span.in_message(message)),
-        );
+        let route = parsed.caller.route;
+        let caller = parsed.caller.caller(message);
+        let params = parsed.params.map(|span| span.in_message(parsed.caller.text(message)));
         self.answer.clear();
-        let Some(method) = shared.service.registry().get(parsed.method) else {
+        let Some(method) = shared.site.service.registry().get(parsed.method) else {
             // The number came from this very registry.
-            write_error(&mut self.answer, framing, &Error::method_not_found("?"), id);
+            caller.write_error(&mut self.answer, &Error::method_not_found("?"));
             return Outcome::Error;
         };
         let call = Call::new(CallParts {
             method: method.name(),
-            id,
+            id: caller.id,
             peer: &connection.peer,
             worker: &shared.info,
             states: &shared.states,
@@ -290,24 +344,22 @@ impl Hand {
             deadline: parsed.deadline,
             thread: self.thread,
         });
-        let mark = LengthFraming::begin_message(&mut self.answer);
+        let begun = route.begin(&mut self.answer);
         let answer = &mut self.answer;
         // A handler that panics may leave its own state half-changed; that is its state's to survive, as with any
         // lock that std poisons. What it was writing is thrown away here.
         let run =
-            catch_unwind(AssertUnwindSafe(|| envelope::answer(answer, parsed.form, method, &call, params)));
+            catch_unwind(AssertUnwindSafe(|| envelope::answer(answer, route.form(), method, &call, params)));
         let (outcome, instead) = match run {
-            Ok(Ok(())) => match framing.end_message(&mut self.answer, mark) {
-                Ok(()) => return Outcome::Ok,
-                Err(too_long) => (Outcome::Error, Error::answer_too_long(&too_long)),
-            },
-            Ok(Err(error)) => {
-                if let Some(cause) = error.source() {
+            Ok(answered) => {
+                let error = answered.err();
+                if let Some(cause) = error.as_ref().and_then(|error| error.source()) {
                     // The caller is only told that there was one.
                     tracing::error!(slot = shared.info.slot(), method = method.name(), %cause, "internal error");
                 }
-                // The answer is written already.
-                match framing.end_message(&mut self.answer, mark) {
+                // An error's answer is written already.
+                match route.end(&mut self.answer, begun, error.as_ref()) {
+                    Ok(()) if error.is_none() => return Outcome::Ok,
                     Ok(()) => return Outcome::Error,
                     Err(too_long) => (Outcome::Error, Error::answer_too_long(&too_long)),
                 }
@@ -315,7 +367,7 @@ impl Hand {
             Err(_) => (Outcome::Panicked, Error::panicked(method.name())),
         };
         self.answer.clear();
-        write_error(&mut self.answer, framing, &instead, id);
+        caller.write_error(&mut self.answer, &instead);
         outcome
     }
 }

@@ -55,7 +55,7 @@ impl Hand {
     /// waits for each answer has nothing there yet and is ended.
     fn take_last_input(&mut self, state: &mut Locked<'_>) {
         for _ in 0..LAST_LOOKS {
-            if !self.shared.draining.load(Ordering::SeqCst) || !is_over(state) {
+            if !self.shared.site.is_closing() || !is_over(state) {
                 return;
             }
             match state.receive(&mut self.scratch, usize::MAX) {

@@ -18,9 +18,9 @@ fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
 
 fn with_body(answering: &Answering<'_>, body: &str, form: Form, error: Option<&Error>) -> String {
     written(|out| {
-        let mark = Answering::begin(out);
+        let start = out.len();
         out.extend_from_slice(body.as_bytes());
-        answering.end(out, mark, form, error);
+        answering.end(out, start, form, error, None);
     })
 }
 

@@ -1,0 +1,161 @@
+//! A batch among a connection's calls: which of its own calls have begun, and the answers that are there.
+//!
+//! Its message is one call of the connection, in the arena too; `flow` takes it apart and runs what is in it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Bounds, InFlight, Locked};
+use crate::arena::{Gathered, NotGathered};
+use crate::sys::blocks::{HEAD_WORDS, Pool};
+use crate::sys::sync::AtomicU64;
+use crate::worker::caller::{Known, Route};
+use crate::worker::chunk::Chunk;
+use crate::worker::ticket::Ticket;
+
+/// Which call of which batch.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::worker) struct Member {
+    /// The batch's number on its connection.
+    pub(in crate::worker) batch: u64,
+    /// Counted from 0 in the batch.
+    pub(in crate::worker) index: u32,
+}
+
+/// A batch that was taken apart.
+#[derive(Debug)]
+pub(in crate::worker) struct Batch {
+    pub(in crate::worker) route: Route,
+    /// Where in the message its text begins.
+    pub(in crate::worker) text_at: usize,
+    /// What each of its calls may take at most, where the caller said so for all.
+    pub(in crate::worker) timeout: Option<Duration>,
+    pub(in crate::worker) arrived: Instant,
+    /// Where in the text those of its calls are that have not begun, the last of them first.
+    pub(in crate::worker) ahead: Vec<(u32, std::ops::Range<usize>)>,
+    /// Those that have begun and are not answered.
+    pub(in crate::worker) begun: Vec<BegunMember>,
+    gathered: Gathered,
+}
+
+/// A call of a batch that waits or runs.
+#[derive(Debug)]
+pub(in crate::worker) struct BegunMember {
+    pub(in crate::worker) index: u32,
+    /// Its number on the connection.
+    pub(in crate::worker) number: u64,
+    pub(in crate::worker) allowed: Duration,
+    pub(in crate::worker) deadline: Instant,
+    /// None once a thread runs it.
+    pub(in crate::worker) queued_since: Option<Instant>,
+    pub(in crate::worker) caller: Known,
+    pub(in crate::worker) ticket: Arc<Ticket>,
+}
+
+impl Batch {
+    pub(in crate::worker) fn new(
+        route: Route,
+        text_at: usize,
+        timeout: Option<Duration>,
+        arrived: Instant,
+        mut ahead: Vec<(u32, std::ops::Range<usize>)>,
+    ) -> Self {
+        ahead.reverse();
+        Self { route, text_at, timeout, arrived, ahead, begun: Vec::new(), gathered: Gathered::default() }
+    }
+
+    /// True when there is an answer for each of its calls that wants one.
+    pub(in crate::worker) fn is_complete(&self) -> bool {
+        self.ahead.is_empty() && self.begun.is_empty()
+    }
+
+    /// Keeps an answer. `head` is that of the block with the batch's message.
+    pub(in crate::worker) fn gather(
+        &mut self,
+        head: &[AtomicU64; HEAD_WORDS],
+        index: u32,
+        answer: &[u8],
+        pool: &'static Pool,
+    ) -> Result<(), NotGathered> {
+        if answer.is_empty() { Ok(()) } else { self.gathered.add(head, index, answer, pool) }
+    }
+
+    pub(in crate::worker) fn answers(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        self.gathered.answers()
+    }
+
+    /// Bytes that its answers take up.
+    pub(in crate::worker) fn held(&self) -> usize {
+        self.gathered.held()
+    }
+
+    /// A call that has begun and is not answered, to be answered now. None when it was given up.
+    pub(in crate::worker) fn take(&mut self, index: u32) -> Option<BegunMember> {
+        let at = self.begun.iter().position(|member| member.index == index)?;
+        Some(self.begun.swap_remove(at))
+    }
+
+    /// A thread is about to run this call. False when it was given up.
+    pub(in crate::worker) fn runs(&mut self, index: u32) -> bool {
+        let member = self.begun.iter_mut().find(|member| member.index == index);
+        member.map(|member| member.queued_since = None).is_some()
+    }
+
+    /// The call whose time is up first, and when.
+    pub(in crate::worker) fn due(&self, bounds: &Bounds) -> Option<Instant> {
+        self.begun.iter().map(|member| member.due(bounds)).min()
+    }
+}
+
+impl BegunMember {
+    pub(in crate::worker) fn due(&self, bounds: &Bounds) -> Instant {
+        self.queued_since.map_or(self.deadline, |since| self.deadline.min(since + bounds.queue_wait))
+    }
+}
+
+impl Locked<'_> {
+    /// The batch of this number, as it is among the calls.
+    pub(in crate::worker) fn batch_at(&mut self, number: u64) -> Option<&mut Batch> {
+        let call = self.calls.iter_mut().find(|call| call.number == number)?;
+        call.batch.as_deref_mut()
+    }
+
+    pub(in crate::worker) fn batch_of(&mut self, member: Member) -> Option<&mut Batch> {
+        self.batch_at(member.batch)
+    }
+
+    /// A batch of which a call's time is up.
+    pub(in crate::worker) fn due_batch(&self, bounds: &Bounds, now: Instant) -> Option<u64> {
+        let is_due = |call: &&InFlight| {
+            call.batch.as_ref().and_then(|batch| batch.due(bounds)).is_some_and(|due| due <= now)
+        };
+        self.calls.iter().find(is_due).map(|call| call.number)
+    }
+
+    /// The message of a call.
+    pub(in crate::worker) fn message_of(&self, number: u64) -> Option<Chunk> {
+        let call = self.calls.iter().find(|call| call.number == number)?;
+        Some(call.message.clone())
+    }
+
+    /// Takes a batch in hand with its message, to be put back.
+    pub(in crate::worker) fn take_batch(&mut self, number: u64) -> Option<(Box<Batch>, Chunk)> {
+        let call = self.calls.iter_mut().find(|call| call.number == number)?;
+        Some((call.batch.take()?, call.message.clone()))
+    }
+
+    pub(in crate::worker) fn put_batch(&mut self, number: u64, batch: Box<Batch>) {
+        if let Some(call) = self.calls.iter_mut().find(|call| call.number == number) {
+            call.batch = Some(batch);
+        }
+    }
+
+    /// Keeps the answer of a call of a batch. False where there is no memory for it.
+    #[must_use]
+    pub(in crate::worker) fn gather(&mut self, member: Member, answer: &[u8]) -> bool {
+        let pool = self.pool;
+        let call = self.calls.iter_mut().find(|call| call.number == member.batch);
+        let Some(InFlight { batch: Some(batch), message, .. }) = call else { return true };
+        batch.gather(message.block().words(), member.index, answer, pool).is_ok()
+    }
+}

@@ -1,0 +1,49 @@
+//! What everything that reads requests or writes answers needs to know of this worker, for as long as it lives.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::rpc::{Service, web};
+
+/// One for the worker.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) service: Service,
+    /// Whose pages may call from a browser.
+    pub(super) allow_origins: Vec<String>,
+    /// The service ends: what has begun is finished, and then all is closed. Set once.
+    is_closing: AtomicBool,
+}
+
+impl Site {
+    /// It stays for the life of the process, as threads that never come back may hold it.
+    pub(super) fn open(service: Service, allow_origins: Vec<String>) -> &'static Self {
+        Box::leak(Box::new(Self { service, allow_origins, is_closing: AtomicBool::new(false) }))
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::SeqCst)
+    }
+
+    /// True where it was said before.
+    pub(super) fn close(&self) -> bool {
+        self.is_closing.swap(true, Ordering::SeqCst)
+    }
+}
+
+thread_local! {
+    /// The second that it is of, and the text.
+    static DATE: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
+}
+
+/// Has `write` use the date as HTTP has it, which each thread makes once a second.
+pub(super) fn with_date<T>(write: impl FnOnce(&str) -> T) -> T {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    DATE.with_borrow_mut(|(of, date)| {
+        if *of != now {
+            (*of, *date) = (now, web::date::imf_fixdate(now));
+        }
+        write(date)
+    })
+}
