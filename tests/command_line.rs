@@ -90,7 +90,9 @@ fn check_prints_what_would_run_and_exits_0() {
     let folder = Folder::new();
     let ran = in_folder(&folder, &["check"]);
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
-    for words in ["defaults: good", "127.0.0.1:8080", "8 threads", "methods: echo, ping, tine.methods"] {
+    for words in
+        ["defaults: good", "127.0.0.1:8080", "8 threads", "methods: echo, ping, rpc.discover, tine.methods"]
+    {
         assert!(ran.stdout.contains(words), "expected {words:?} in:\n{}", ran.stdout);
     }
 
@@ -137,7 +139,7 @@ fn a_broken_config_exits_2_and_names_file_line_and_key() {
         ("threads = 1\nthreads = 2", "config.toml:2:"),
         ("threads = ", "config.toml:1:"),
         ("[log]\nlevel = \"loud\"", "config.toml:2: log.level:"),
-        ("[http]\nallow_origins = []", "config.toml:1: http: unknown key"),
+        ("[http]\nallow_origins = [\"a.example\"]", "config.toml:2: http.allow_origins: expected an origin"),
     ] {
         for command in ["check", "serve"] {
             let ran = with_config(config, &[command]);

@@ -13,7 +13,7 @@ type Shape = fn(&mut SchemaGenerator) -> Schema;
 
 /// What a method is for and what it takes and gives, for [`Server::describe`](crate::Server::describe).
 ///
-/// Schemas come from types, so they stay true when those change: derive [`JsonSchema`](schemars::JsonSchema) for
+/// Schemas come from types, so they stay true when those change: derive [`JsonSchema`] for
 /// the types of params and result.
 ///
 /// ```
