@@ -94,11 +94,9 @@ impl<'a> Batch<'a> {
             Some(Asked { method: &member.method, params })
         });
         let asked: Vec<Asked<'_>> = writable.collect();
-        let mut outcomes = match asked.is_empty() {
-            true => Vec::new(),
-            false => self.client.shared.run(self.client.manner, &asked),
-        }
-        .into_iter();
+        let shared = &self.client.shared;
+        let outcomes = if asked.is_empty() { Vec::new() } else { shared.run(self.client.manner, &asked) };
+        let mut outcomes = outcomes.into_iter();
         let members = self.members.into_iter();
         // `run` has an outcome for each call that it is given.
         members.filter_map(|member| member.params.err().map(Err).or_else(|| outcomes.next())).collect()

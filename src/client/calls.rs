@@ -24,7 +24,7 @@ pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// What an answer may come late. The server answers a call whose time is up at that moment; a client that gave up
 /// in the same moment would sometimes see that answer and sometimes not.
-const GRACE: Duration = Duration::from_millis(500);
+pub(super) const GRACE: Duration = Duration::from_millis(500);
 
 /// Connections that a call is written to before it is said that the server takes none: those of other callers may break too.
 const CONNECTIONS: usize = 3;

@@ -79,6 +79,12 @@ impl Times {
 #[derive(Debug)]
 pub(super) struct NotSent;
 
+/// The messages that came, and why none can follow them.
+struct Read {
+    arrived: Vec<Arrived>,
+    end: Option<End>,
+}
+
 /// How far writing got.
 struct Written {
     bytes: usize,
@@ -101,7 +107,7 @@ impl Connection {
     pub(super) fn is_open(&self) -> bool {
         let mut state = self.state.lock();
         while state.takes_calls() && self.look(&mut state, None) {}
-        self.hand_on(&state);
+        state.hand_on();
         state.takes_calls()
     }
 
@@ -210,7 +216,7 @@ impl Connection {
         self.stream.wait(PollFlags::POLLOUT | PollFlags::POLLIN, deadline)?;
         let mut state = self.state.lock();
         self.look(&mut state, None);
-        self.hand_on(&state);
+        state.hand_on();
         if state.ended.is_some() { Err(Broken::Closed) } else { Ok(()) }
     }
 
@@ -236,7 +242,7 @@ impl Connection {
             }
             state.waiting.sleeps(first, false);
         }
-        self.hand_on(state);
+        state.hand_on();
     }
 
     /// Takes the role if it is free, reads once and deals out what came. Waits for that until the deadline, or without one
@@ -245,14 +251,13 @@ impl Connection {
         let Some(mut input) = state.input.take() else { return false };
         let read = MutexGuard::unlocked(state, || self.read(&mut input, until));
         state.input = Some(input);
-        let (arrived, end) = match read {
+        let (arrived, mut end) = match read {
             Ok(None) | Err(Broken::TimedOut) => return false,
-            Ok(Some((arrived, end))) => (arrived, end),
+            Ok(Some(Read { arrived, end })) => (arrived, end),
             Err(Broken::Closed) => (Vec::new(), Some(End::Closed)),
             Err(Broken::Io(error)) => (Vec::new(), Some(End::Io(error))),
         };
         state.last_arrival = Instant::now();
-        let mut end = end;
         for message in arrived {
             match state.waiting.settle(message) {
                 Ok(settled) => {
@@ -273,12 +278,8 @@ impl Connection {
         true
     }
 
-    /// The messages that came, and why none can follow them. `None` when nothing has arrived.
-    fn read(
-        &self,
-        input: &mut Input,
-        until: Option<Deadline>,
-    ) -> Result<Option<(Vec<Arrived>, Option<End>)>, Broken> {
+    /// `None` when nothing has arrived.
+    fn read(&self, input: &mut Input, until: Option<Deadline>) -> Result<Option<Read>, Broken> {
         if let Some(deadline) = until {
             self.stream.wait(PollFlags::POLLIN, deadline)?;
         }
@@ -297,17 +298,7 @@ impl Connection {
                 }
             }
         };
-        Ok(Some((arrived, end)))
-    }
-
-    /// Wakes one that sleeps, if nobody reads.
-    fn hand_on(&self, state: &State) {
-        if state.input.is_some()
-            && state.ended.is_none()
-            && let Some(sleeper) = state.waiting.a_sleeper()
-        {
-            sleeper.notify_one();
-        }
+        Ok(Some(Read { arrived, end }))
     }
 
     fn end(&self, state: &mut State, end: End) {
@@ -357,6 +348,16 @@ impl Connection {
 }
 
 impl State {
+    /// Wakes one that sleeps, if nobody reads.
+    fn hand_on(&self) {
+        if self.input.is_some()
+            && self.ended.is_none()
+            && let Some(sleeper) = self.waiting.a_sleeper()
+        {
+            sleeper.notify_one();
+        }
+    }
+
     fn takes_calls(&self) -> bool {
         self.ended.is_none() && !self.is_leaving
     }

@@ -11,6 +11,10 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod json_rpc;
+mod many_calls;
+mod trying_again;
+
 /// A server that does what its script says and then ends. `finish` shows a script that did not come to its end.
 struct Script {
     addr: String,
@@ -106,7 +110,7 @@ fn calls_share_one_connection_and_each_has_its_own_id() {
 }
 
 #[test]
-fn callers_in_several_threads_wait_for_each_other() {
+fn callers_in_several_threads_have_each_their_own_answer() {
     let server = Script::start(|listener| {
         let mut caller = accept(listener);
         for _ in 0..8 {
