@@ -58,7 +58,7 @@ fn a_large_batch_with_large_answers_does_not_stand_still() {
     let service = Service::start("processes = 1\nthreads = 2\n[limits]\noutput = \"256KiB\"");
     let client = client(&service);
     let params = "x".repeat(500_000);
-    let batch = (0..40).fold(client.batch(), |batch, _| batch.call("echo", &params));
+    let batch = (0..24).fold(client.batch(), |batch, _| batch.call("echo", &params));
     for result in batch.send::<String>() {
         assert_eq!(result.expect("an echo").len(), params.len());
     }

@@ -1,11 +1,19 @@
 //! Many calls in flight over one connection: answers in any order, late, to nobody, or none at all.
 
 use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::channel;
 
 use super::*;
 
 const SOON: Duration = Duration::from_millis(10);
+
+/// More than a Unix socket holds.
+const LARGE: usize = 1 << 20;
+
+fn accept_unix(listener: &UnixListener) -> UnixStream {
+    listener.accept().expect("a caller").0
+}
 
 fn answer(call: &Value) -> Vec<u8> {
     framed(&json!({"out": "echo", "result": call["params"], "id": call["id"]}))
@@ -196,25 +204,25 @@ fn garbage_ends_the_connection_for_all_after_what_was_right_before_it() {
 fn a_peer_that_does_not_read_holds_up_each_caller_no_longer_than_its_own_deadline() {
     let (begun, is_begun) = channel();
     let (given_up, are_given_up) = channel();
-    let server = Script::start(move |listener| {
-        let mut stuck = accept(listener);
+    let server = Script::start_unix(move |listener| {
+        let mut stuck = accept_unix(listener);
         stuck.read_exact(&mut [0; 4]).expect("a length");
         begun.send(()).expect("a running test");
         are_given_up.recv().expect("the hasty callers");
         drop(stuck);
         // The patient call was never here whole, so it comes again.
-        echo(&mut accept(listener));
+        echo(&mut accept_unix(listener));
     });
     let client = server.client();
     thread::scope(|scope| {
-        let patient = scope.spawn(|| echoed(&client, &"x".repeat(16 << 20)));
+        let patient = scope.spawn(|| echoed(&client, &"x".repeat(LARGE)));
         is_begun.recv().expect("a running script");
         for _ in 0..3 {
             let hasty = client.clone().timeout(SOON);
             assert!(matches!(echoed(&hasty, "x"), Err(ClientError::Timeout { after: SOON })));
         }
         given_up.send(()).expect("a running script");
-        assert_eq!(patient.join().expect("no panic").expect("an echo").len(), 16 << 20);
+        assert_eq!(patient.join().expect("no panic").expect("an echo").len(), LARGE);
     });
     server.finish();
 }
@@ -222,16 +230,16 @@ fn a_peer_that_does_not_read_holds_up_each_caller_no_longer_than_its_own_deadlin
 #[test]
 fn a_half_written_call_ends_the_connection_for_those_that_wait_on_it() {
     let (read, is_read) = channel();
-    let server = Script::start(move |listener| {
-        let mut stuck = accept(listener);
+    let server = Script::start_unix(move |listener| {
+        let mut stuck = accept_unix(listener);
         let patient = read_call(&mut stuck);
         read.send(()).expect("a running test");
         // No further byte is read until the client has given the connection up.
-        echo(&mut accept(listener));
+        echo(&mut accept_unix(listener));
         let _ = stuck.write_all(&answer(&patient));
     });
     let client = server.client();
-    let large = "x".repeat(16 << 20);
+    let large = "x".repeat(LARGE);
     thread::scope(|scope| {
         let patient = scope.spawn(|| client.call::<u32>("echo", &7));
         is_read.recv().expect("a running script");
@@ -245,15 +253,15 @@ fn a_half_written_call_ends_the_connection_for_those_that_wait_on_it() {
 
 #[test]
 fn a_writer_reads_meanwhile_so_that_a_server_held_up_by_its_answers_goes_on() {
-    let server = Script::start(|listener| {
-        let mut caller = accept(listener);
+    let server = Script::start_unix(|listener| {
+        let mut caller = accept_unix(listener);
         // One at a time: unless answers are read, writing them stops this server from reading.
         for _ in 0..64 {
             echo(&mut caller);
         }
     });
     let client = server.client();
-    let large = "x".repeat(256 << 10);
+    let large = "x".repeat(LARGE / 16);
     let batch = (0..64).fold(client.batch(), |batch, _| batch.call("echo", &large));
     for result in batch.send::<String>() {
         assert_eq!(result.expect("an echo").len(), large.len());
@@ -294,14 +302,14 @@ fn a_native_batch_is_gathered_in_the_order_asked() {
 
 #[test]
 fn of_a_batch_that_is_cut_off_each_call_learns_whether_it_may_have_run() {
-    let server = Script::start(|listener| {
-        let mut caller = accept(listener);
+    let server = Script::start_unix(|listener| {
+        let mut caller = accept_unix(listener);
         let call = read_call(&mut caller);
         write(&mut caller, &answer(&call));
         // Closed with much unread.
     });
     let client = server.client();
-    let large = "x".repeat(16 << 20);
+    let large = "x".repeat(LARGE);
     let results = client.batch().call("echo", "a").call("echo", &large).call("echo", "c").send_raw();
     let [first, second, third] = results.try_into().expect("three results");
     // The reset may outrun the answer.
