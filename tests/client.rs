@@ -143,3 +143,48 @@ fn a_reload_is_not_noticed_by_callers() {
     assert!(calls.into_inner() > 4);
     assert_eq!(generation(&client), Some(2));
 }
+
+#[test]
+fn calls_that_are_given_up_on_all_sides_disturb_no_other() {
+    let service = Service::start("processes = 2\nthreads = 4");
+    let client = client(&service);
+    thread::scope(|scope| {
+        for thread in 0..24_u32 {
+            let client = &client;
+            scope.spawn(move || {
+                let hasty = client.clone().timeout(Duration::from_millis(2));
+                for n in 0..60_u32 {
+                    match (thread + n) % 4 {
+                        // The server's word, the client's own, or an answer just in time.
+                        0 => drop(hasty.call::<Value>("sleep", &json!({ "ms": 2 }))),
+                        1 => {
+                            let batch = client.batch().call("echo", &n).call("echo", &thread);
+                            let both: Vec<u32> =
+                                batch.send().into_iter().collect::<Result<_, _>>().expect("two echoes");
+                            assert_eq!(both, [n, thread]);
+                        }
+                        _ => assert_eq!(client.call::<u32>("echo", &n).expect("an echo"), n),
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_call_that_is_too_large_is_told_so_among_others() {
+    let service = Service::start("processes = 1\nthreads = 4\n[limits]\nmax_message = \"64KiB\"");
+    let client = client(&service);
+    thread::scope(|scope| {
+        let beside: Vec<_> =
+            (0..3).map(|_| scope.spawn(|| client.call::<Value>("sleep", &json!({ "ms": 100 })))).collect();
+        let large = client.call::<String>("echo", &"x".repeat(100_000));
+        assert!(matches!(&large, Err(ClientError::Remote(error)) if error.code == -32003), "{large:?}");
+        for call in beside {
+            let result = call.join().expect("no panic");
+            // What came before it is answered, what came after it was never read.
+            assert!(matches!(result, Ok(_) | Err(ClientError::Closed)), "{result:?}");
+        }
+    });
+    assert_eq!(client.call::<u32>("echo", &7).expect("an echo"), 7);
+}
