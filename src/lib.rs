@@ -56,7 +56,7 @@ mod template;
 mod wire;
 mod worker;
 
-pub use client::{Client, ClientError, RemoteError, load};
+pub use client::{Batch, Client, ClientError, RemoteError, load};
 pub use fork_processes::{
     DEFAULT_GRACE, DEFAULT_MAX_RESTARTS, ForkError, ForkProcesses, fork_processes, task_id,
 };

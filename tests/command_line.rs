@@ -200,6 +200,7 @@ fn a_bad_command_line_exits_2_and_starts_nothing() {
         &["call", "ping", "--timeout", "30"],
         &["call", "ping", "{ms: 5}"],
         &["call", "ping", "--to", "nowhere"],
+        &["call", "ping", "--http", "--jsonrpc"],
     ] {
         let ran = in_folder(&folder, arguments);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{arguments:?}: {ran:?}");

@@ -33,7 +33,8 @@ Exit codes:
 Examples:
   call ping '\"ireader 0\"'
   call echo - < params.json
-  call tine.worker --to unix:/run/tine.sock --timeout 500ms";
+  call tine.worker --to unix:/run/tine.sock --timeout 500ms
+  call echo '[1, 2]' --jsonrpc";
 
 const BENCH_HELP: &str = "\
 A closed loop sends the next call of a connection when one is answered. With --rate calls are due at even distances, and
@@ -154,6 +155,12 @@ pub(crate) struct CallArgs {
     /// How long the call may take, such as 500ms or 1m 30s
     #[arg(long, value_name = "D", default_value = "30s", value_parser = timeout)]
     pub(crate) timeout: Duration,
+    /// Call in JSON-RPC 2.0 instead of the native envelope; params that are neither array nor object are sent as an array of one
+    #[arg(long = "jsonrpc")]
+    pub(crate) json_rpc: bool,
+    /// Call by HTTP: POST /METHOD with the params as body
+    #[arg(long, conflicts_with = "json_rpc")]
+    pub(crate) http: bool,
 }
 
 #[derive(Debug, Args)]
@@ -320,6 +327,8 @@ mod tests {
         let args = call(&["ping"]);
         assert_eq!((args.method.as_str(), args.params.as_deref()), ("ping", None));
         assert_eq!((args.to.as_str(), args.timeout), ("127.0.0.1:8080", Duration::from_secs(30)));
+        assert!(!args.json_rpc && !args.http);
+        assert!(call(&["ping", "--jsonrpc"]).json_rpc && call(&["ping", "--http"]).http);
     }
 
     #[test]
@@ -340,6 +349,7 @@ mod tests {
             &["tine", "call", "ping", "--timeout", "0s"],
             &["tine", "call", "ping", "--timeout", "30"],
             &["tine", "call", "ping", "1", "2"],
+            &["tine", "call", "ping", "--http", "--jsonrpc"],
             &["tine", "bench", "--duration", "0s"],
             &["tine", "bench", "--warm-up", "soon"],
             &["tine", "bench", "--connections", "-1"],

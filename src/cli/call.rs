@@ -6,9 +6,11 @@
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
 
+use serde_json::value::RawValue;
+
 use super::args::CallArgs;
 use super::params;
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, http};
 
 const OK: u8 = 0;
 const ERROR_ANSWER: u8 = 1;
@@ -50,9 +52,7 @@ fn call(args: &CallArgs, stdin: impl Read) -> End {
         Ok(params) => params,
         Err(words) => return End::without_json(BAD_COMMAND_LINE, words),
     };
-    let answer = Client::connect_timeout(&args.to, args.timeout)
-        .and_then(|client| client.call_raw(&args.method, params.as_deref()));
-    match answer {
+    match answer(args, params.as_deref()) {
         Ok(result) => End { json: Some(result.get().to_owned()), words: None, code: OK },
         Err(ClientError::Remote(error)) => match serde_json::to_string(&error) {
             Ok(json) => End { json: Some(json), words: None, code: ERROR_ANSWER },
@@ -61,6 +61,15 @@ fn call(args: &CallArgs, stdin: impl Read) -> End {
         Err(ClientError::Address(why)) => End::without_json(BAD_COMMAND_LINE, format!("--to: {why}")),
         Err(error) => End::without_json(NO_ANSWER, error.to_string()),
     }
+}
+
+fn answer(args: &CallArgs, params: Option<&RawValue>) -> Result<Box<RawValue>, ClientError> {
+    if args.http {
+        return http::call(&args.to, &args.method, params, args.timeout);
+    }
+    let client = Client::connect_timeout(&args.to, args.timeout)?;
+    let client = if args.json_rpc { client.json_rpc() } else { client };
+    client.call_raw(&args.method, params)
 }
 
 #[cfg(test)]
@@ -77,14 +86,20 @@ mod tests {
             params: params.map(str::to_owned),
             to: to.to_owned(),
             timeout: Duration::from_secs(60),
+            json_rpc: false,
+            http: false,
         }
     }
 
     /// Calls a server that answers one call with `out` and `result`, and returns that call too.
     fn call_answered_with(out: &str, result: &str, params: Option<&str>, stdin: &str) -> (End, String) {
+        let answer = format!(r#"{{"out":"{out}","result":{result},"id":1}}"#);
+        call_answered(answer, |to| call(&args(to, params), stdin.as_bytes()))
+    }
+
+    fn call_answered(answer: String, made: impl FnOnce(&str) -> End) -> (End, String) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let to = listener.local_addr().expect("a bound socket").to_string();
-        let answer = format!(r#"{{"out":"{out}","result":{result},"id":1}}"#);
         let server = thread::spawn(move || {
             let (mut caller, _) = listener.accept().expect("a caller");
             let mut head = [0; 4];
@@ -96,8 +111,41 @@ mod tests {
             caller.write_all(answer.as_bytes()).expect("a caller that reads");
             String::from_utf8(call).expect("JSON")
         });
-        let end = call(&args(&to, params), stdin.as_bytes());
+        let end = made(&to);
         (end, server.join().expect("no panic"))
+    }
+
+    #[test]
+    fn json_rpc_is_spoken_when_asked_for() {
+        for (answer, json, code) in [
+            (r#""result":[1.50]"#, "[1.50]", 0),
+            (r#""error":{"code":-32601,"message":"none"}"#, r#"{"code":-32601,"message":"none"}"#, 1),
+        ] {
+            let answer = format!(r#"{{"jsonrpc":"2.0",{answer},"id":1}}"#);
+            let (end, sent) = call_answered(answer, |to| {
+                call(&CallArgs { json_rpc: true, ..args(to, Some("1.50")) }, io::empty())
+            });
+            assert_eq!((end.json.as_deref(), end.words, end.code), (Some(json), None, code));
+            assert!(sent.contains(r#""jsonrpc":"2.0","method":"ping","params":[1.50],"id":1"#), "{sent}");
+            assert!(sent.contains("timeout_ms"), "{sent}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_no_http_exits_3() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let to = listener.local_addr().expect("a bound socket").to_string();
+        let server = thread::spawn(move || {
+            let (mut caller, _) = listener.accept().expect("a caller");
+            let mut start = [0; 16];
+            caller.read_exact(&mut start).expect("a request");
+            caller.write_all(b"\x04\0\0\0null").expect("a caller that reads");
+            String::from_utf8(start.to_vec()).expect("text")
+        });
+        let end = call(&CallArgs { http: true, ..args(&to, None) }, io::empty());
+        assert_eq!((end.json, end.code), (None, 3));
+        assert!(end.words.expect("a reason").contains("HTTP"));
+        assert_eq!(server.join().expect("no panic"), "POST /ping HTTP/");
     }
 
     #[test]
@@ -149,16 +197,21 @@ mod tests {
 
     #[test]
     fn an_address_that_is_none_exits_2() {
-        let end = call(&args("8080", None), io::empty());
-        assert_eq!((end.json, end.code), (None, 2));
-        assert!(end.words.expect("a reason").contains("--to: expected HOST:PORT"));
+        for http in [false, true] {
+            let end = call(&CallArgs { http, ..args("8080", None) }, io::empty());
+            assert_eq!((end.json, end.code), (None, 2));
+            assert!(end.words.expect("a reason").contains("--to: expected HOST:PORT"));
+        }
     }
 
     #[test]
     fn no_server_exits_3_and_prints_no_json() {
         let nobody = std::env::temp_dir().join(format!("tine-call-{}", std::process::id()));
-        let end = call(&args(&format!("unix:{}", nobody.display()), None), io::empty());
-        assert_eq!((end.json, end.code), (None, 3));
-        assert!(end.words.expect("a reason").contains("no server"));
+        let to = format!("unix:{}", nobody.display());
+        for http in [false, true] {
+            let end = call(&CallArgs { http, ..args(&to, None) }, io::empty());
+            assert_eq!((end.json, end.code), (None, 3));
+            assert!(end.words.expect("a reason").contains("no server"));
+        }
     }
 }

@@ -70,9 +70,9 @@ fn open(target: &Address, left: Duration) -> io::Result<Stream> {
         Address::Tcp(address) => {
             let socket = TcpStream::connect_timeout(address, left)?;
             socket.set_nodelay(true)?;
-            Ok(Stream::Tcp(socket))
+            Ok(socket.into())
         }
-        Address::Unix(path) => open_unix(path, left).map(Stream::Unix),
+        Address::Unix(path) => open_unix(path, left).map(Stream::from),
     }
 }
 

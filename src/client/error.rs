@@ -11,8 +11,9 @@ use serde_json::value::RawValue;
 /// Why a call has no result.
 ///
 /// [`NoServer`](Self::NoServer), [`Address`](Self::Address) and [`Params`](Self::Params) mean that the call was
-/// not run. After any other error but [`Remote`](Self::Remote) it may have been: the client never sends a call
-/// twice on its own, and the caller knows whether that would do harm.
+/// not run, and so do some of the codes of [`Remote`](Self::Remote), such as -32000. After any other error it isn't known
+/// whether it ran: all calls that were on their way get one when their connection breaks. The client never sends
+/// such a call again; the caller knows whether that would do harm.
 ///
 /// ```
 /// use tine::{Client, ClientError};
@@ -68,6 +69,34 @@ pub struct RemoteError {
     /// Details as JSON, for the codes that have some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Box<RawValue>>,
+}
+
+impl ClientError {
+    /// The same for another call that shares this one's fate.
+    pub(super) fn again(&self) -> Self {
+        let json = |error: &serde_json::Error| serde::ser::Error::custom(error);
+        match self {
+            ClientError::Address(why) => ClientError::Address(why.clone()),
+            ClientError::NoServer { addr, source } => {
+                ClientError::NoServer { addr: addr.clone(), source: Self::like(source) }
+            }
+            ClientError::Timeout { after } => ClientError::Timeout { after: *after },
+            ClientError::Remote(error) => ClientError::Remote(error.clone()),
+            ClientError::Closed => ClientError::Closed,
+            ClientError::Protocol(what) => ClientError::Protocol(what.clone()),
+            ClientError::Params(error) => ClientError::Params(json(error)),
+            ClientError::Result(error) => ClientError::Result(json(error)),
+            ClientError::Io(error) => ClientError::Io(Self::like(error)),
+        }
+    }
+
+    /// The system's error once more, which can't be cloned.
+    pub(super) fn like(error: &io::Error) -> io::Error {
+        match error.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(error.kind(), error.to_string()),
+        }
+    }
 }
 
 impl fmt::Display for RemoteError {

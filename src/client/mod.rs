@@ -1,44 +1,51 @@
-//! The client: one blocking connection to a tine server, for programs and for `tine call`.
+//! The client: calls to a tine server from many threads over one connection, for programs and for `tine call`.
 //!
-//! It knows the native envelope in length-prefix framing and nothing of how a server is built. `connect` makes the
-//! connection, `stream` moves bytes until a deadline, `envelope` turns calls into bytes and bytes into outcomes;
-//! this file decides when to connect again and what may be sent once more.
+//! It knows the native envelope and JSON-RPC 2.0 in length-prefix framing, and nothing of how a server is built. This file is
+//! what programs see. `calls` finds or makes the connection and sends again what `retry` allows; `connection` moves
+//! bytes for many threads at once, by the book of `waiting`; `input` cuts bytes into messages, `request` and `answer`
+//! know what they say; `connect` opens sockets, `stream` waits on them. `http` is for `tine call --http` alone.
 
+mod answer;
+mod batch;
+mod calls;
 mod connect;
-mod envelope;
+mod connection;
 mod error;
+pub(crate) mod http;
+mod input;
 pub mod load;
+mod request;
+mod retry;
 mod stream;
+mod waiting;
 
-use std::io;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::config::{Address, AddressError};
+pub use batch::Batch;
+use calls::{Manner, Shared};
 pub use error::{ClientError, RemoteError};
-use stream::{Broken, Deadline, Stream};
-
-/// How long connecting may take where no timeout is set.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-
-/// What an answer may come late. The server answers a call whose time is up at that moment; a client that gave up
-/// in the same moment would sometimes see that answer and sometimes not, and lose its connection for nothing.
-const GRACE: Duration = Duration::from_millis(500);
+use request::{Asked, Envelope};
 
 /// What an answer may hold unless [`Client::max_answer`] says otherwise.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// A blocking connection to a tine server.
+/// A connection to a tine server, for any number of threads.
 ///
-/// It makes one call at a time; calls from several threads wait for each other. Lost connections are made anew:
-/// a connection that turns out to be closed before a call is sent, as after a restart of the server, costs that
-/// call nothing, and while nobody listens the client tries to connect a few times, for a third of a second in all.
-/// What may have been run is never sent again.
+/// Calls block their thread until the answer comes; calls of other threads go over the same connection meanwhile, and are
+/// answered as they finish. Share a client by reference, or clone it: clones have the same connection, and
+/// settings of their own. It starts no thread.
+///
+/// A connection that breaks is made anew by the next call. Calls that were on their way end in
+/// [`ClientError::Closed`], or another error that says that they may have been run; they are never sent again. A connection
+/// that turns out to be closed before a call is sent, as after a restart of the server, costs that call nothing, and while
+/// nobody listens the client tries to connect a few times, for a third of a second in all.
 ///
 /// A process that forks must make its clients after the fork: two processes on one connection read each other's
 /// answers.
@@ -80,21 +87,19 @@ const MAX_ANSWER: usize = 64 << 20;
 ///     Err(ClientError::Remote(error)) => assert_eq!(error.code, -32601),
 ///     other => panic!("expected an error answer, found {other:?}"),
 /// }
+///
+/// std::thread::scope(|scope| {
+///     for n in 0..4 {
+///         let client = &client;
+///         scope.spawn(move || assert_eq!(client.call::<u32>("ping", &n).unwrap(), n));
+///     }
+/// });
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Client {
-    target: Address,
-    timeout: Option<Duration>,
-    max_answer: usize,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    /// Only ever a connection on which every call has had its whole answer.
-    stream: Option<Stream>,
-    last_id: u64,
+    shared: Arc<Shared>,
+    manner: Manner,
 }
 
 impl Client {
@@ -112,7 +117,9 @@ impl Client {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn connect(addr: &str) -> Result<Self, ClientError> {
-        Self::new(addr, None)
+        let client = Self::lazy(addr)?;
+        client.shared.connect(client.manner)?;
+        Ok(client)
     }
 
     /// As [`connect`](Self::connect) and [`timeout`](Self::timeout), with the time limit on connecting too.
@@ -129,14 +136,33 @@ impl Client {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn connect_timeout(addr: &str, timeout: Duration) -> Result<Self, ClientError> {
-        Self::new(addr, Some(timeout))
+        let client = Self::lazy(addr)?.timeout(timeout);
+        client.shared.connect(client.manner)?;
+        Ok(client)
     }
 
-    /// Limits each call, from [`call`](Self::call) to the server's answer, connecting anew included.
+    /// A client that connects at its first call.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Address`] if `addr` is no address or its host has none.
+    ///
+    /// ```
+    /// // Nobody needs to listen there yet.
+    /// let client = tine::Client::lazy("127.0.0.1:8080")?.retries(5);
+    /// # Ok::<(), tine::ClientError>(())
+    /// ```
+    pub fn lazy(addr: &str) -> Result<Self, ClientError> {
+        let target: Address =
+            addr.parse().map_err(|error: AddressError| ClientError::Address(error.to_string()))?;
+        Ok(Self { shared: Arc::new(Shared::new(target, MAX_ANSWER)), manner: Manner::default() })
+    }
+
+    /// Limits each call, from [`call`](Self::call) to the server's answer, connecting anew and trying again included.
     ///
     /// The server is told what is left of it and answers -32001 when it is over. Only if not even that answer
-    /// comes, half a second later, does the call end in [`ClientError::Timeout`]; the connection is then dropped and the
-    /// next call makes a new one, for a late answer must not be taken for another call's.
+    /// comes, half a second later, does the call end in [`ClientError::Timeout`]. An answer that comes still later reaches
+    /// nobody; if nothing else came over the connection either, the next call makes a new one.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -148,12 +174,12 @@ impl Client {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.manner.timeout = Some(timeout);
         self
     }
 
-    /// Limits the bytes that one answer may have; 64 MiB if this is never called. A larger one ends its call in
-    /// [`ClientError::Protocol`] and the connection with it.
+    /// Limits the bytes that one answer may have; 64 MiB if this is never called. A larger one ends the connection, and the
+    /// calls on their way in [`ClientError::Protocol`]. It holds for all clones of a client.
     ///
     /// ```
     /// # let server = std::net::TcpListener::bind("127.0.0.1:0")?;
@@ -161,8 +187,39 @@ impl Client {
     /// let client = tine::Client::connect(&addr)?.max_answer(1 << 20);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn max_answer(mut self, bytes: usize) -> Self {
-        self.max_answer = bytes;
+    pub fn max_answer(self, bytes: usize) -> Self {
+        self.shared.max_answer.store(bytes, Ordering::Relaxed);
+        self
+    }
+
+    /// Makes calls in JSON-RPC 2.0 instead of the native envelope.
+    ///
+    /// JSON-RPC has params in arrays and objects alone: any other value is sent as an array of one, by position, and `null`
+    /// as no params at all.
+    ///
+    /// ```no_run
+    /// let client = tine::Client::connect("127.0.0.1:8080")?.json_rpc();
+    /// let pong: Vec<u32> = client.call("ping", &[1, 2])?;
+    /// # Ok::<(), tine::ClientError>(())
+    /// ```
+    pub fn json_rpc(mut self) -> Self {
+        self.manner.envelope = Envelope::JsonRpc;
+        self
+    }
+
+    /// Tries a call again, so many times at most, if it was certainly not run: the server refused it as overloaded
+    /// (-32000) or because its method is in quarantine (-32004), or nobody listens. Waits in between, as long as the server
+    /// says, if that is within the call's [`timeout`](Self::timeout); otherwise the error is returned at once. What was
+    /// sent and not answered is never sent again.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// let client = tine::Client::connect("127.0.0.1:8080")?.timeout(Duration::from_secs(5)).retries(3);
+    /// let pong: String = client.call("ping", "ireader 0")?;
+    /// # Ok::<(), tine::ClientError>(())
+    /// ```
+    pub fn retries(mut self, most: u32) -> Self {
+        self.manner.retries = most;
         self
     }
 
@@ -183,8 +240,7 @@ impl Client {
         params: &(impl Serialize + ?Sized),
     ) -> Result<R, ClientError> {
         let params = to_raw_value(params).map_err(ClientError::Params)?;
-        let result = self.call_raw(method, Some(&params))?;
-        serde_json::from_str(result.get()).map_err(ClientError::Result)
+        typed(&self.call_raw(method, Some(&params))?)
     }
 
     /// As [`call`](Self::call), with JSON that passes through as it is written: digits, escapes and all. Without
@@ -200,110 +256,42 @@ impl Client {
     /// # Ok::<(), tine::ClientError>(())
     /// ```
     pub fn call_raw(&self, method: &str, params: Option<&RawValue>) -> Result<Box<RawValue>, ClientError> {
-        let sending = Deadline::after(self.timeout);
-        let waiting = Deadline::after(self.timeout.map(|timeout| timeout.saturating_add(GRACE)));
-        let mut state = self.turn(sending)?;
-        state.last_id += 1;
-        let id = state.last_id;
-
-        // Out of the state until the answer has been read whole: every early return drops the connection.
-        let kept = state.stream.take().filter(Stream::is_at_rest);
-        let mut may_be_stale = kept.is_some();
-        let mut stream = match kept {
-            Some(stream) => stream,
-            None => self.reach(sending)?,
-        };
-        while let Sent::InPart = self.send(&mut stream, id, method, params, sending)? {
-            // The server had not all of the call, so it can't have run it; but it may have refused it, as it does
-            // with a message that is too large while that is still arriving.
-            if let Ok(answer) = self.receive(&mut stream, waiting) {
-                return envelope::reply(&answer, id)?.outcome.map_err(ClientError::Remote);
-            }
-            if !may_be_stale {
-                return Err(self.no_server(io::ErrorKind::ConnectionReset.into()));
-            }
-            may_be_stale = false;
-            stream = self.reach(sending)?;
-        }
-        let answer = self.receive(&mut stream, waiting)?;
-        let reply = envelope::reply(&answer, id)?;
-        state.stream = Some(stream).filter(|_| reply.goes_on);
-        reply.outcome.map_err(ClientError::Remote)
+        let outcome = self.shared.run(self.manner, &[Asked { method, params }]).pop();
+        // There is one for each call.
+        outcome.unwrap_or(Err(ClientError::Closed))
     }
 
-    fn new(addr: &str, timeout: Option<Duration>) -> Result<Self, ClientError> {
-        let target = addr.parse().map_err(|error: AddressError| ClientError::Address(error.to_string()))?;
-        let state = Mutex::new(State { stream: None, last_id: 0 });
-        let client = Self { target, timeout, max_answer: MAX_ANSWER, state };
-        let stream = client.reach(Deadline::after(timeout))?;
-        client.state.lock().stream = Some(stream);
-        Ok(client)
+    /// Has `method` run with `params` and waits for nothing but the system to take the bytes: there is no answer, not even for
+    /// a method that does not exist. It is always sent in JSON-RPC 2.0, as the native envelope has no such calls.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Params`], [`ClientError::NoServer`], [`ClientError::Timeout`] or [`ClientError::Io`].
+    ///
+    /// ```no_run
+    /// let client = tine::Client::connect("127.0.0.1:8080")?;
+    /// client.notify("log", &["started"])?;
+    /// # Ok::<(), tine::ClientError>(())
+    /// ```
+    pub fn notify(&self, method: &str, params: &(impl Serialize + ?Sized)) -> Result<(), ClientError> {
+        let params = to_raw_value(params).map_err(ClientError::Params)?;
+        self.shared.notify(self.manner, &Asked { method, params: Some(&params) })
     }
 
-    /// Waits for the calls of other threads.
-    fn turn(&self, deadline: Deadline) -> Result<MutexGuard<'_, State>, ClientError> {
-        match deadline.left().map_err(|broken| self.failure(broken))? {
-            None => Ok(self.state.lock()),
-            Some(left) => self.state.try_lock_for(left).ok_or_else(|| self.failure(Broken::TimedOut)),
-        }
-    }
-
-    fn reach(&self, deadline: Deadline) -> Result<Stream, ClientError> {
-        let limit = match deadline.left().map_err(|broken| self.failure(broken))? {
-            None => Deadline::after(Some(CONNECT_LIMIT)),
-            Some(_) => deadline,
-        };
-        connect::connect(&self.target, limit, thread::sleep).map_err(|source| self.no_server(source))
-    }
-
-    fn send(
-        &self,
-        stream: &mut Stream,
-        id: u64,
-        method: &str,
-        params: Option<&RawValue>,
-        deadline: Deadline,
-    ) -> Result<Sent, ClientError> {
-        let left = deadline.left().map_err(|broken| self.failure(broken))?;
-        let frame = envelope::request(id, method, params, left)?;
-        match stream.write_all(&frame, deadline) {
-            Ok(()) => Ok(Sent::Whole),
-            Err(Broken::Closed) => Ok(Sent::InPart),
-            Err(broken) => Err(self.failure(broken)),
-        }
-    }
-
-    /// The next message, without its length.
-    fn receive(&self, stream: &mut Stream, deadline: Deadline) -> Result<Vec<u8>, ClientError> {
-        let mut read = |count| stream.read_exactly(count, deadline).map_err(|broken| self.failure(broken));
-        let length = read(envelope::HEAD)?.try_into().map_or(u32::MAX, u32::from_le_bytes);
-        match usize::try_from(length) {
-            Ok(length) if length <= self.max_answer => read(length),
-            _ => Err(ClientError::Protocol(format!(
-                "expected an answer of at most {} bytes, found one of {length}",
-                self.max_answer
-            ))),
-        }
-    }
-
-    fn failure(&self, broken: Broken) -> ClientError {
-        match broken {
-            Broken::TimedOut => ClientError::Timeout { after: self.timeout.unwrap_or(CONNECT_LIMIT) },
-            Broken::Closed => ClientError::Closed,
-            Broken::Io(error) => ClientError::Io(error),
-        }
-    }
-
-    fn no_server(&self, source: io::Error) -> ClientError {
-        ClientError::NoServer { addr: self.target.to_string(), source }
+    /// Starts a batch: calls that are sent together.
+    ///
+    /// ```no_run
+    /// let client = tine::Client::connect("127.0.0.1:8080")?;
+    /// let pongs = client.batch().call("ping", "first").call("ping", "second").send::<String>();
+    /// # Ok::<(), tine::ClientError>(())
+    /// ```
+    pub fn batch(&self) -> Batch<'_> {
+        Batch::new(self)
     }
 }
 
-/// How far a call got.
-enum Sent {
-    Whole,
-    /// The server hung up before it had the last byte.
-    InPart,
+fn typed<R: DeserializeOwned>(result: &RawValue) -> Result<R, ClientError> {
+    serde_json::from_str(result.get()).map_err(ClientError::Result)
 }
 
 #[cfg(test)]

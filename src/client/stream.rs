@@ -1,18 +1,21 @@
-//! One connection to a server, TCP or Unix, whose reads and writes end at a deadline.
+//! One socket to a server, TCP or Unix, on which every wait ends at a deadline.
 //!
-//! `connect` makes streams, the client in `mod.rs` uses them. Bytes only: nothing here knows what a call is.
+//! `connect` makes streams; `connection` shares one among threads, `http` has one for itself. Bytes only: nothing here
+//! knows what a call is. Sending and receiving never block, only `wait` does, so that a thread can wait for both at once.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::TcpStream;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use nix::sys::time::TimeSpec;
 
-/// The least that a buffer grows by. It at most doubles, so an announced length alone takes no memory.
-const STEP: usize = 64 * 1024;
+/// Longer than anybody waits at a time, and within what the kernel takes; who wants more looks again.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// The moment when waiting ends; without one it never does.
 #[derive(Debug, Clone, Copy)]
@@ -30,9 +33,20 @@ impl Deadline {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(Broken::TimedOut) } else { Ok(Some(left)) }
     }
+
+    pub(super) fn moment(self) -> Option<Instant> {
+        self.0
+    }
+
+    pub(super) fn or_sooner(self, other: Self) -> Self {
+        Self(match (self.0, other.0) {
+            (Some(one), Some(two)) => Some(one.min(two)),
+            (one, two) => one.or(two),
+        })
+    }
 }
 
-/// How a read or write ended that did not do all it should, sorted by what follows from it.
+/// How an attempt ended that did not do all it should, sorted by what follows from it.
 #[derive(Debug)]
 pub(super) enum Broken {
     TimedOut,
@@ -41,127 +55,155 @@ pub(super) enum Broken {
     Io(io::Error),
 }
 
-impl From<io::Error> for Broken {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            // A socket's own time limit shows as EAGAIN.
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Broken::TimedOut,
-            io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::NotConnected
-            | io::ErrorKind::UnexpectedEof => Broken::Closed,
-            _ => Broken::Io(error),
+impl From<Errno> for Broken {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::ETIMEDOUT | Errno::ECONNRESET | Errno::ECONNABORTED | Errno::EPIPE | Errno::ENOTCONN => {
+                Broken::Closed
+            }
+            errno => Broken::Io(errno.into()),
         }
     }
 }
 
 #[derive(Debug)]
-pub(super) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+pub(super) struct Stream(OwnedFd);
+
+impl From<TcpStream> for Stream {
+    fn from(socket: TcpStream) -> Self {
+        Self(socket.into())
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(socket: UnixStream) -> Self {
+        Self(socket.into())
+    }
 }
 
 impl Stream {
-    /// True while nothing has arrived, neither bytes nor the end: the state that a connection rests in between
-    /// calls. Asks the socket without waiting or taking anything.
-    pub(super) fn is_at_rest(&self) -> bool {
-        let mut byte = [0];
-        recv(self.descriptor(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) == Err(Errno::EAGAIN)
+    /// Hands bytes to the system, as many as it takes now; 0 when it takes none.
+    pub(super) fn send(&self, bytes: &[u8]) -> Result<usize, Broken> {
+        loop {
+            match send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(0),
+                sent => return Ok(sent?),
+            }
+        }
     }
 
-    /// After an error the last byte was not handed over: whoever reads the other end has not got all of `bytes`.
-    pub(super) fn write_all(&mut self, mut bytes: &[u8], deadline: Deadline) -> Result<(), Broken> {
-        while !bytes.is_empty() {
+    /// Takes what has arrived, as much as there is room for; `None` when that is nothing. `Closed` is the end.
+    pub(super) fn receive(&self, room: &mut [u8]) -> Result<Option<usize>, Broken> {
+        loop {
+            match recv(self.0.as_raw_fd(), room, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => return Err(Broken::Closed),
+                Ok(count) => return Ok(Some(count)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Waits until there may be something to receive (`POLLIN`) or room to send (`POLLOUT`).
+    pub(super) fn wait(&self, wanted: PollFlags, deadline: Deadline) -> Result<(), Broken> {
+        loop {
             let left = deadline.left()?;
-            let wrote = match self {
-                Stream::Tcp(socket) => socket.set_write_timeout(left).and_then(|()| socket.write(bytes)),
-                Stream::Unix(socket) => socket.set_write_timeout(left).and_then(|()| socket.write(bytes)),
-            };
-            match wrote {
-                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+            let mut sockets = [PollFd::new(self.0.as_fd(), wanted)];
+            match ppoll(&mut sockets, Some(TimeSpec::from(left.unwrap_or(LONGEST).min(LONGEST))), None) {
+                // The loop's next turn says whether this was the deadline.
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(Broken::Io(errno.into())),
+            }
+        }
+    }
+
+    /// Sends all of it. After an error the last byte was not handed over: whoever reads the other end lacks some.
+    pub(super) fn send_all(&self, mut bytes: &[u8], deadline: Deadline) -> Result<(), Broken> {
+        while !bytes.is_empty() {
+            deadline.left()?;
+            match self.send(bytes)? {
+                0 => self.wait(PollFlags::POLLOUT, deadline)?,
+                count => bytes = bytes.get(count..).unwrap_or_default(),
             }
         }
         Ok(())
     }
 
-    /// The next `count` bytes.
-    pub(super) fn read_exactly(&mut self, count: usize, deadline: Deadline) -> Result<Vec<u8>, Broken> {
-        let mut bytes = Vec::new();
-        while bytes.len() < count {
-            let had = bytes.len();
-            bytes.resize(count.min(had + STEP.max(had)), 0);
-            let room = bytes.get_mut(had..).unwrap_or_default();
-            let left = deadline.left()?;
-            let read = match self {
-                Stream::Tcp(socket) => socket.set_read_timeout(left).and_then(|()| socket.read(room)),
-                Stream::Unix(socket) => socket.set_read_timeout(left).and_then(|()| socket.read(room)),
-            };
-            let arrived = match read {
-                Ok(0) => return Err(Broken::Closed),
-                Ok(arrived) => arrived,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => return Err(error.into()),
-            };
-            bytes.truncate(had + arrived);
+    /// Waits for bytes and takes them.
+    pub(super) fn receive_some(&self, room: &mut [u8], deadline: Deadline) -> Result<usize, Broken> {
+        loop {
+            self.wait(PollFlags::POLLIN, deadline)?;
+            if let Some(count) = self.receive(room)? {
+                return Ok(count);
+            }
         }
-        Ok(bytes)
     }
 
-    fn descriptor(&self) -> RawFd {
-        match self {
-            Stream::Tcp(socket) => socket.as_raw_fd(),
-            Stream::Unix(socket) => socket.as_raw_fd(),
-        }
+    /// Ends both directions, which wakes whoever waits. The descriptor stays until the last user is gone.
+    pub(super) fn hang_up(&self) {
+        // An error says that the other side has done so already.
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
 
     fn pair() -> (Stream, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
-        (Stream::Unix(ours), theirs)
+        (ours.into(), theirs)
     }
 
     fn soon() -> Deadline {
         Deadline::after(Some(Duration::from_millis(1)))
     }
 
+    fn never() -> Deadline {
+        Deadline::after(None)
+    }
+
     #[test]
-    fn a_stream_is_at_rest_until_bytes_or_the_end_arrive() {
+    fn nothing_arrived_bytes_and_the_end_are_told_apart() {
         let (stream, mut peer) = pair();
-        assert!(stream.is_at_rest());
-        peer.write_all(b"x").expect("room for a byte");
-        assert!(!stream.is_at_rest());
-
-        let (stream, peer) = pair();
-        drop(peer);
-        assert!(!stream.is_at_rest());
-    }
-
-    #[test]
-    fn a_read_that_gets_too_little_ends_at_its_deadline() {
-        let (mut stream, mut peer) = pair();
+        let mut room = [0; 8];
+        assert!(matches!(stream.receive(&mut room), Ok(None)));
+        assert!(matches!(stream.receive_some(&mut room, soon()), Err(Broken::TimedOut)));
         peer.write_all(b"abc").expect("room for three bytes");
-        assert!(matches!(stream.read_exactly(4, soon()), Err(Broken::TimedOut)));
+        assert!(matches!(stream.receive_some(&mut room, never()), Ok(3)));
+        drop(peer);
+        assert!(matches!(stream.receive(&mut room), Err(Broken::Closed)));
+        assert!(matches!(stream.receive_some(&mut room, never()), Err(Broken::Closed)));
     }
 
     #[test]
-    fn a_write_that_nobody_reads_ends_at_its_deadline() {
-        let (mut stream, _peer) = pair();
-        assert!(matches!(stream.write_all(&vec![0; 16 << 20], soon()), Err(Broken::TimedOut)));
+    fn what_nobody_reads_ends_at_its_deadline() {
+        let (stream, _peer) = pair();
+        assert!(matches!(stream.send_all(&vec![0; 16 << 20], soon()), Err(Broken::TimedOut)));
+        assert!(matches!(stream.send(b"x"), Ok(0)));
     }
 
     #[test]
     fn a_peer_that_is_gone_is_closed_and_no_error_of_the_system() {
-        let (mut stream, peer) = pair();
+        let (stream, peer) = pair();
         drop(peer);
-        assert!(matches!(stream.write_all(b"x", Deadline::after(None)), Err(Broken::Closed)));
-        assert!(matches!(stream.read_exactly(1, Deadline::after(None)), Err(Broken::Closed)));
+        assert!(matches!(stream.send_all(b"x", never()), Err(Broken::Closed)));
+    }
+
+    #[test]
+    fn hanging_up_wakes_who_waits() {
+        let (stream, mut peer) = pair();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| stream.receive_some(&mut [0; 8], never()));
+            stream.hang_up();
+            assert!(matches!(waiting.join().expect("no panic"), Err(Broken::Closed)));
+        });
+        assert!(matches!(peer.read(&mut [0; 1]), Ok(0)));
     }
 
     #[test]
@@ -171,14 +213,14 @@ mod tests {
     }
 
     #[test]
-    fn a_long_read_comes_back_whole() {
-        let (mut stream, mut peer) = pair();
-        let sent: Vec<u8> = (0..1_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
-        let writer = std::thread::spawn({
-            let sent = sent.clone();
-            move || peer.write_all(&sent)
-        });
-        assert_eq!(stream.read_exactly(sent.len(), Deadline::after(None)).expect("all of it"), sent);
-        writer.join().expect("no panic").expect("all written");
+    fn the_sooner_of_two_deadlines_holds_and_none_is_the_latest() {
+        let (early, late) =
+            (Deadline::after(Some(Duration::from_secs(1))), Deadline::after(Some(Duration::from_secs(9))));
+        for (one, two, sooner) in
+            [(early, late, early), (late, early, early), (early, never(), early), (never(), late, late)]
+        {
+            assert_eq!(one.or_sooner(two).moment(), sooner.moment());
+        }
+        assert_eq!(never().or_sooner(never()).moment(), None);
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::AtomicU32;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -10,6 +11,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
+
+mod json_rpc;
+mod many_calls;
+mod trying_again;
 
 /// A server that does what its script says and then ends. `finish` shows a script that did not come to its end.
 struct Script {
@@ -22,6 +27,20 @@ impl Script {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let addr = listener.local_addr().expect("a bound socket").to_string();
         Self { addr, thread: thread::spawn(move || script(&listener)) }
+    }
+
+    /// On a Unix socket, whose buffers a quarter of a mebibyte fills.
+    fn start_unix(script: impl FnOnce(&UnixListener) + Send + 'static) -> Self {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tine-script-{}-{}", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        let listener = UnixListener::bind(&path).expect("a free path");
+        let addr = format!("unix:{}", path.display());
+        let script = move || {
+            script(&listener);
+            std::fs::remove_file(path).expect("the socket's file");
+        };
+        Self { addr, thread: thread::spawn(script) }
     }
 
     fn client(&self) -> Client {
@@ -75,6 +94,12 @@ fn raw(json: &str) -> Box<RawValue> {
 }
 
 #[test]
+fn a_client_may_be_shared_and_sent() {
+    fn is_shareable<T: Clone + Send + Sync>(_: &T) {}
+    is_shareable(&Client::lazy("127.0.0.1:1").expect("an address"));
+}
+
+#[test]
 fn a_call_brings_back_the_result_as_it_was_written() {
     let server = Script::start(|listener| {
         let mut caller = accept(listener);
@@ -106,7 +131,7 @@ fn calls_share_one_connection_and_each_has_its_own_id() {
 }
 
 #[test]
-fn callers_in_several_threads_wait_for_each_other() {
+fn callers_in_several_threads_have_each_their_own_answer() {
     let server = Script::start(|listener| {
         let mut caller = accept(listener);
         for _ in 0..8 {
