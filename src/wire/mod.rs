@@ -162,7 +162,7 @@ mod tests {
         const LONG: usize = 300_000;
         let text = format!("[\"{}\"]", "x".repeat(LONG - 4));
         let post = "POST / HTTP/1.1\r\nHost: a\r\n";
-        let framing_of = |kind| Framing::new(kind, ByteOrder::Big, LONG);
+        let framing_of = |kind| Framing::new(kind, Accepts { kinds: Kinds::default(), order: ByteOrder::Big, max_message: LONG });
         for (kind, bytes) in [
             (Kind::Length, [&u32::try_from(LONG).unwrap().to_be_bytes()[..], text.as_bytes()].concat()),
             (Kind::Stream, text.clone().into_bytes()),

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Every key, and a value of its right type.
-pub(super) const KEYS: [(&str, &str); 42] = [
+pub(super) const KEYS: [(&str, &str); 43] = [
     ("listen", "['[::1]:80']"),
     ("processes", "1"),
     ("threads", "1"),

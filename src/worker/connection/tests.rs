@@ -4,7 +4,8 @@ use std::io::Read;
 
 use super::stream::LINGER;
 use super::*;
-use crate::rpc::{self, Form, Message, MethodIndex, Span};
+use crate::rpc::{Hooks, MethodIndex, RegistryBuilder, Service};
+use crate::worker::caller::{Asked, Known, Tongue, Whom};
 use crate::worker::chunk::Scratch;
 
 const IDLE: Duration = Duration::from_secs(600);
@@ -25,7 +26,7 @@ fn fresh() -> (State, Instant) {
     let (_, records, pool) = crate::arena::of_connections(1);
     let core = Core::default();
     let record = records.open(Key { index: 0, generation: 0 }, &core).unwrap();
-    (State::new(pool, record, core, now), now)
+    (State::new(pool, record, core, None, now), now)
 }
 
 fn chunk(bytes: &[u8], state: &State) -> Chunk {
@@ -43,16 +44,28 @@ fn put_in(state: &mut State, bytes: &[u8]) {
     assert!(state.keep(chunk, 0, &Scratch::new(state.pool)));
 }
 
-fn id_of_seven() -> Option<Span> {
-    rpc::parse(b"{\"id\":7,\"in\":\"x\"}", Form::Native).and_then(Message::single).unwrap().id
+fn accepts() -> Accepts {
+    Accepts { kinds: Kinds::default(), order: ByteOrder::Little, max_message: 64 }
+}
+
+/// Whoever made a native call, with an id or without.
+fn caller(has_id: bool) -> Known {
+    let message: &[u8] = if has_id { br#"{"id":7,"in":"x"}"# } else { br#"{"in":"x"}"# };
+    let Asked::Call { request, route, text_at } = tongue().read(message) else { panic!("a call") };
+    Known { route, text_at, id: request.id }
+}
+
+fn tongue() -> Tongue {
+    let service = Service::new(RegistryBuilder::default().build().unwrap(), Hooks::default());
+    let framing = Framing::new(Kind::Length, accepts());
+    Tongue { framing, site: Site::open(service, Vec::new()) }
 }
 
 /// A call that has just been queued.
 fn call(state: &mut State, now: Instant, ordered: bool) -> u64 {
     let number = state.next_call_number();
-    let id = if ordered { None } else { id_of_seven() };
     let message = chunk(&[0; 10], state);
-    state.enqueue(InFlight::queued(number, message, CallId::Known(id), REQUEST, now), 0);
+    state.enqueue(InFlight::queued(number, message, Whom::Known(caller(!ordered)), REQUEST, now), 0);
     number
 }
 
@@ -266,7 +279,7 @@ fn inline(state: &mut State, now: Instant) -> u64 {
         allowed: REQUEST,
         deadline: now + REQUEST,
         message: 0..8,
-        id: id_of_seven(),
+        caller: caller(true),
     };
     let chunk = chunk(b"{\"id\":7} {}", state);
     state.take_in_hand(&chunk, call);
@@ -297,7 +310,7 @@ fn what_a_blocked_poller_had_in_hand_is_taken_over_once() {
     assert!(state.may_begin(&BOUNDS), "it has an id, so others may run beside it");
     assert_eq!(state.due(&BOUNDS), Some(now + REQUEST), "its deadline holds");
     let call = state.take_call(number).unwrap();
-    assert_eq!(call.id().unwrap().get(), "7");
+    assert_eq!(call.caller().id.unwrap().get(), "7");
     assert_eq!(&*call.message, b"{\"id\":7}");
 }
 
@@ -318,8 +331,8 @@ fn a_call_that_nobody_has_parsed_has_the_id_that_stands_in_it() {
     let message = chunk(br#"{"in": "x", "params": [1, 2], "id": "a"}"#, &state);
     call(&mut state, now, true);
     let mut call = state.take_call(1).unwrap();
-    (call.message, call.id) = (message, CallId::NotParsed);
-    assert_eq!(call.id().unwrap().get(), "\"a\"");
+    (call.message, call.caller) = (message, Whom::NotParsed(tongue()));
+    assert_eq!(call.caller().id.unwrap().get(), "\"a\"");
 }
 
 fn connection(socket: Socket) -> Arc<Connection> {

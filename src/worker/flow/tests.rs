@@ -18,8 +18,8 @@ use crate::fail_points::looking;
 use crate::rpc::{Handler, Hooks, RegistryBuilder, Service, WorkerInfo};
 use crate::sys::socket::Listener;
 use crate::sys::tcp;
-use crate::wire::ByteOrder;
-use crate::wire::length::LengthFraming;
+use crate::wire::{Accepts, ByteOrder, Kinds};
+use crate::worker::site::Site;
 use crate::worker::duty::Task;
 use crate::worker::queue::Queue;
 
@@ -89,7 +89,7 @@ impl Scene {
             rest = next;
         }
         assert!(rest.is_empty(), "answers are published whole");
-        kept.ran.iter().for_each(|message| note(id_of(message)));
+        kept.ran.iter().for_each(|ran| note(id_of(&ran.message)));
         kept.waited.iter().for_each(|call| note(id_of(&call.message)));
 
         let mut expected: BTreeMap<Option<u64>, usize> = BTreeMap::new();
@@ -131,7 +131,7 @@ fn worker() -> (Hand, Hand, Receiver<Task>, OwnedFd) {
     let queue = Queue::new(64);
     let tasks = queue.receiver();
     let memory = (arena.records(), arena.blocks().unwrap());
-    let shared = Arc::new(Shared::new(service, states, &config, info, memory, queue).unwrap());
+    let shared = Arc::new(Shared::new(Site::open(service, Vec::new()), states, &config, info, memory, queue).unwrap());
     let mut poller = Hand::new(Arc::clone(&shared), arena.row(0).unwrap(), 0);
     poller.term = Some(shared.role.first_term());
     let pool = Hand::new(shared, arena.row(1).unwrap(), 1);
@@ -146,8 +146,8 @@ fn begin() -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
     client.set_nodelay(true).unwrap();
     let (socket, peer) = listener.accept().unwrap();
     let duplicate = socket.as_fd().try_clone_to_owned().unwrap();
-    let framing = LengthFraming { order: ByteOrder::Little, max_message: 1 << 20 };
-    poller.accepted(socket, peer, framing);
+    let accepts = Accepts { kinds: Kinds::default(), order: ByteOrder::Little, max_message: 1 << 20 };
+    poller.accepted(socket, peer, accepts);
     let connection = poller.shared.all_connections().remove(0);
     let scene = Rc::new(Scene {
         arena: KeptArena::open(&fd).unwrap(),

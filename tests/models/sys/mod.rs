@@ -37,5 +37,38 @@ pub(crate) mod blocks {
         pub(crate) fn open(_: BorrowedFd<'_>, _base: usize, _: &Spans) -> io::Result<&'static Self> {
             Err(io::ErrorKind::Unsupported.into())
         }
+
+        pub(crate) fn take(&'static self, _at_least: usize) -> Option<Block> {
+            None
+        }
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct Block {
+        words: [super::sync::AtomicU64; HEAD_WORDS],
+        bytes: Vec<u8>,
+    }
+
+    impl Block {
+        pub(crate) fn words(&self) -> &[super::sync::AtomicU64; HEAD_WORDS] {
+            &self.words
+        }
+
+        pub(crate) fn place(&self) -> u64 {
+            0
+        }
+    }
+
+    impl std::ops::Deref for Block {
+        type Target = [u8];
+        fn deref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+
+    impl std::ops::DerefMut for Block {
+        fn deref_mut(&mut self) -> &mut [u8] {
+            &mut self.bytes
+        }
     }
 }

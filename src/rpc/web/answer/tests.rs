@@ -142,7 +142,10 @@ fn what_is_refused_says_what_is_allowed() {
         answer.starts_with("HTTP/1.1 405 Method Not Allowed\r\n") && answer.contains("\r\nAllow: POST\r\n")
     );
     assert!(answer.ends_with(r#"{"code":-32600,"message":"invalid request: no"}"#), "{answer}");
-    let answer = written(|out| PLAIN.error_with_status(out, 431, &refusal.error));
+    let answer = written(|out| {
+        let start = out.len();
+        PLAIN.end(out, start, Form::Bare, Some(&refusal.error), Some(431));
+    });
     assert!(answer.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"));
     assert!(written(|out| PLAIN.options(out, "POST")).contains("\r\nAllow: POST\r\n"));
 }
