@@ -71,7 +71,7 @@ fn overload(extent: Extent) -> Result<Judge, BoxError> {
     judge.tell(format!("memory {} MiB, then {} MiB", early >> 20, late >> 20));
     judge.holds("it ends with 0", service.stop() == Some(0));
     // A call that was run though its caller had been told otherwise would be one more than the answers.
-    let served = service.await_log(0, "served").and_then(|_| service.served("sleep"));
+    let served = service.await_served("sleep");
     let right = at_capacity.right + calls.right;
     judge.tell(format!("{} run, {right} answered", served.unwrap_or(0)));
     judge.holds("no call that was refused is run", served == Some(right));
