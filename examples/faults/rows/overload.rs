@@ -103,6 +103,8 @@ fn floods(extent: Extent) -> Result<Judge, BoxError> {
     std::thread::sleep(extent.seconds(15, 3));
     let quiet = (from, load.elapsed());
     let (memory_before, descriptors_before) = (memory(), descriptors());
+    let open = || service.processes().into_iter().map(proc::what_is_open).collect::<Vec<_>>().join("; ");
+    let open_before = open();
     let scale = |count: usize| extent.count(count, count / 10);
     let flood = Load::start(
         service.address(),
@@ -143,6 +145,9 @@ fn floods(extent: Extent) -> Result<Judge, BoxError> {
         descriptors() <= descriptors_before && memory() <= memory_before + (16 << 20)
     });
     let (memory_after, descriptors_after) = (memory(), descriptors());
+    if descriptors_after > descriptors_before {
+        judge.tell(format!("open before: {open_before}; after: {}", open()));
+    }
     let tallies = load.finish(PATIENCE)?;
     judge.unharmed(&tallies);
     judge.without_errors(&tallies);
