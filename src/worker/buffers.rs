@@ -49,6 +49,11 @@ impl Buffers {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::SeqCst)
+    }
+
     pub(super) fn are_full(&self) -> bool {
         self.held.load(Ordering::SeqCst) >= self.limit
     }

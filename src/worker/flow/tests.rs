@@ -23,6 +23,8 @@ use crate::worker::duty::Task;
 use crate::worker::queue::Queue;
 use crate::worker::site::Site;
 
+mod hostile;
+
 const MOST: Most =
     Most { input: 1 << 20, output: 16 << 20, message: 1 << 20, calls: 64, all_messages: 16 << 20 };
 
