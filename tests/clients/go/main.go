@@ -28,17 +28,17 @@ func main() {
 	defer client.Close()
 
 	done := make(chan *rpc.Call, calls)
-	for n := range calls {
+	for n := 0; n < calls; n++ {
 		client.Go("ping", n, new([]int), done)
 	}
-	for range calls {
+	for n := 0; n < calls; n++ {
 		call := <-done
 		if call.Error != nil || !reflect.DeepEqual(*call.Reply.(*[]int), []int{call.Args.(int)}) {
 			log.Fatalf("a call: expected [%v], found %v, %v", call.Args, call.Reply, call.Error)
 		}
 	}
 
-	expectError(client, "fail", paper{7, X
+	expectError(client, "fail", paper{7, "out of paper"}, "out of paper (code 7)")
 	expectError(client, "nothing", nil, "")
 	fmt.Printf("Go's net/rpc/jsonrpc %s, TCP: %d calls, all at once, errors\n", runtime.Version(), calls)
 }
