@@ -1,4 +1,5 @@
-// vscode-jsonrpc, which language servers are called with: Content-Length headers over one TCP connection. It has no batches.
+// vscode-jsonrpc, which editors call language servers with: Content-Length headers over one TCP connection. It has no
+// batches.
 'use strict';
 
 const net = require('node:net');
@@ -15,4 +16,4 @@ tryOut('vscode-jsonrpc', 'TCP', {
   call: (method, params) => connection.sendRequest(method, ...spread(params)),
   error: (error) => error instanceof rpc.ResponseError,
   notify: (method, params) => connection.sendNotification(method, ...spread(params)),
-}).then(() => connection.end() );
+}).finally(() => connection.end());

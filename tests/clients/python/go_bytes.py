@@ -7,7 +7,6 @@ import socket
 
 from check import CALLS, expect, host, port
 
-# What Go's decoder keeps of an answer, and how it judges it.
 connection = socket.create_connection((host, port))
 answers = connection.makefile("r", encoding="utf-8")
 
@@ -18,8 +17,9 @@ def send(number, method, param):
 
 
 def receive():
+    """What Go keeps of an answer, if it takes it."""
     answer = json.loads(answers.readline())
-    # Go takes an answer for an error if `error` is there or `result` is null; then `error` must be a text.
+    # It is an error if `error` is there or `result` is null, and then `error` must be a text.
     if answer["error"] is not None or answer["result"] is None:
         expect("an error's type", type(answer["error"]), str)
     return answer["id"], answer["result"], answer["error"]

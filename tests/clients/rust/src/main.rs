@@ -36,8 +36,13 @@ fn main() -> Outcome {
     println!("{JSONRPC}, HTTP: {CALLS} calls, {BATCHES} batches of 10, errors");
 
     let client = HttpClientBuilder::default().build(&url)?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(through_jsonrpsee(&client))?;
-    println!("{JSONRPSEE}, HTTP: {CALLS} calls, {BATCHES} batches of 10, {NOTIFICATIONS} notifications, errors");
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(through_jsonrpsee(&client))?;
+    println!(
+        "{JSONRPSEE}, HTTP: {CALLS} calls, {BATCHES} batches of 10, {NOTIFICATIONS} notifications, errors"
+    );
     Ok(())
 }
 
