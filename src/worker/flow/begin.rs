@@ -356,7 +356,8 @@ impl Hand {
         answered: Answered<'_>,
     ) {
         self.answer.clear();
-        route.write_page(&mut self.answer, page, !self.shared.is_ending());
+        let is_ready = !self.shared.site.is_red() && !self.shared.is_ending();
+        route.write_page(&mut self.answer, page, is_ready);
         self.put_out(state, route, answered);
     }
 
