@@ -9,6 +9,7 @@
 
 #![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
 
+use std::collections::HashMap;
 use std::hint::black_box;
 use std::io::Write;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -40,6 +41,7 @@ fn rig() -> Server {
             let _ = misbehave("RIG_WORKER_STOP");
         })
         .state(|_worker| Ok(FlakyCalls::default()))
+        .state(|_worker| Ok(Counts::default()))
         // Seeded after the fork, or all workers would draw the same numbers.
         .state(|_worker| Ok(Mutex::new(StdRng::try_from_rng(&mut SysRng)?)))
         .method("sleep", sleep)
@@ -51,6 +53,7 @@ fn rig() -> Server {
         .method("deafen", deafen)
         .method("panic", panic)
         .method("fail", fail)
+        .method("count", count)
         .method("hang", hang)
         .method("leak", leak)
         .method("blob", blob)
@@ -286,6 +289,24 @@ fn fail(_call: &Call<'_>, Fail { code, message, data }: Fail) -> Result<(), Erro
         Some(data) => error.with_data(data),
         None => error,
     })
+}
+
+#[derive(Deserialize)]
+struct Count {
+    of: String,
+    add: u64,
+}
+
+#[derive(Default)]
+struct Counts(Mutex<HashMap<String, u64>>);
+
+/// Adds to this worker's count of that name and answers what it is then: shows that calls ran which nobody answers.
+fn count(call: &Call<'_>, Count { of, add }: Count) -> Result<u64, Error> {
+    let counts = &call.state::<Counts>().0;
+    let mut counts = counts.lock().map_err(|_| Error::internal("the counts' lock is poisoned"))?;
+    let count = counts.entry(of).or_default();
+    *count = count.saturating_add(add);
+    Ok(*count)
 }
 
 /// Never returns, and doesn't look whether it should.
