@@ -344,3 +344,49 @@ fn what_a_clients_kernel_held_back_until_the_answer_is_answered_too() {
     assert!(wire.is_closed());
     assert_eq!(service.await_end().code(), Some(0));
 }
+
+/// A load balancer that asks `/readyz` is to stop sending before connections are refused.
+#[test]
+fn with_pre_stop_readiness_is_red_while_calls_are_still_taken() {
+    let mut service =
+        Service::start("processes = 2\nthreads = 1\n[timeouts]\npre_stop = \"1h\"\nkeep_after = \"1h\"");
+    let ready = |service: &Service| {
+        let mut wire = service.connect();
+        wire.send_bytes(b"GET /readyz HTTP/1.0\r\n\r\n");
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut wire.stream, &mut answer).expect("an answer and a close");
+        answer.starts_with("HTTP/1.1 200 ")
+    };
+    assert!(ready(&service));
+    let mut old = service.connect();
+    let mark = service.mark();
+    service.signal(Signal::SIGTERM);
+    service.await_text(mark, "accepting goes on for timeouts.pre_stop");
+    // Each worker is told by a message of its own.
+    while ready(&service) {}
+    assert_eq!(old.call("ping", json!(1))["result"], 1);
+    assert_eq!(service.connect().call("ping", json!(2))["result"], 2);
+    service.signal(Signal::SIGQUIT);
+    assert_eq!(service.await_end().code(), Some(0));
+}
+
+/// A goodbye before the last answer would have the client throw away those that follow.
+#[test]
+fn at_drain_pipelined_http_requests_are_all_answered_and_the_last_answer_says_goodbye() {
+    let mut service = Service::start("processes = 1\nthreads = 1");
+    let mut wire = service.connect();
+    let request = |path: &str, body: &str| {
+        format!("POST /{path} HTTP/1.1\r\nHost: tine\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let (slow, quick) = (request("sleep", r#"{"ms":300}"#), request("ping", "7"));
+    wire.send_bytes(format!("{quick}{slow}{slow}{quick}").as_bytes());
+    let mut answers = vec![0; 1];
+    std::io::Read::read_exact(&mut wire.stream, &mut answers).expect("the first one begins");
+    service.signal(Signal::SIGTERM);
+    std::io::Read::read_to_end(&mut wire.stream, &mut answers).expect("answers and a close");
+    let answers = String::from_utf8(answers).expect("text");
+    assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), 4, "{answers}");
+    let goodbye = answers.find("Connection: close").expect("a goodbye");
+    assert!(answers[goodbye..].find("HTTP/1.1").is_none(), "{answers}");
+    assert_eq!(service.await_end().code(), Some(0));
+}

@@ -52,6 +52,8 @@ pub(crate) enum FromTemplate {
 pub(crate) enum ToWorker {
     /// The service ends: stop accepting, finish what has begun, end.
     Drain,
+    /// The service is to end soon: say so to those who ask whether it is ready, and go on.
+    TurnRed,
     /// The service goes on without this worker: let every connection go, finish the calls that run, end.
     Leave,
     /// Let so many connections go, so that others serve them: `busy` ones, or those on which nothing happens.

@@ -280,6 +280,7 @@ impl Supervisor {
                     self.request_fork(generation, worker, slot, doors_shut);
                 }
                 Action::Open(worker) => self.tell(worker, &ToWorker::Open),
+                Action::TurnRed(worker) => self.tell(worker, &ToWorker::TurnRed),
                 Action::Leave(worker) => self.tell_to_end(worker, &ToWorker::Leave),
                 Action::Drain(worker) => self.tell_to_end(worker, &ToWorker::Drain),
                 Action::Kill(worker) => {

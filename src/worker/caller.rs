@@ -236,9 +236,18 @@ impl Route {
         self.form
     }
 
-    /// True where nothing comes behind the answer. What it says of that itself was decided no later.
+    /// True where nothing comes behind the answer.
     pub(super) fn ends_connection(self) -> bool {
-        self.ends || (self.is_http() && self.tongue.site.is_closing())
+        self.ends
+    }
+
+    /// Has an answer say that nothing comes behind it, which it was not known to be the last of when it was written. False
+    /// where there is no way to say that.
+    pub(super) fn say_goodbye(self, answer: &mut Vec<u8>) -> bool {
+        let line_end = answer.windows(2).position(|pair| pair == b"\r\n");
+        let Some(line_end) = line_end.filter(|_| self.is_http() && !self.ends) else { return false };
+        answer.splice(line_end..line_end, *b"\r\nConnection: close");
+        true
     }
 
     /// True where answers have to come in the order of their requests, of which this is one that has or has not an id.
@@ -306,7 +315,7 @@ impl Route {
         let Http { is_old, head_only, origin, .. } = self.http;
         let origins = &self.tongue.site.allow_origins;
         let allowed_origin = origin.and_then(|index| origins.get(usize::from(index))).map(String::as_str);
-        let keeps_open = !self.ends_connection();
+        let keeps_open = !self.ends;
         site::with_date(|date| write(&Answering { date, is_old, keeps_open, head_only, allowed_origin }))
     }
 }

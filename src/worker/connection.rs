@@ -285,6 +285,12 @@ impl State {
         self.end_inline();
     }
 
+    /// True where something has arrived behind the calls that have begun.
+    pub(super) fn has_more_input(&self) -> bool {
+        let in_hand = self.in_hand.as_ref().is_some_and(|in_hand| in_hand.rest < in_hand.chunk.len());
+        in_hand || !self.input.is_empty()
+    }
+
     pub(super) fn next_call_number(&mut self) -> u64 {
         self.next_number += 1;
         self.next_number

@@ -223,6 +223,7 @@ impl Desk {
             ToWorker::Drain => self.begin_draining(hand),
             ToWorker::Leave => self.begin_leaving(hand),
             ToWorker::Open => self.open_late(&hand.shared),
+            ToWorker::TurnRed => hand.shared.site.turn_red(),
             ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
             ToWorker::LetGo { count, busy } => self.let_some_go(&hand.shared, count, busy),
             ToWorker::Released { connections } => {

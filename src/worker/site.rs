@@ -14,12 +14,28 @@ pub(super) struct Site {
     pub(super) allow_origins: Vec<String>,
     /// The service ends: what has begun is finished, and then all is closed. Set once.
     is_closing: AtomicBool,
+    /// It will soon. Set once.
+    is_red: AtomicBool,
 }
 
 impl Site {
     /// It stays for the life of the process, as threads that never come back may hold it.
     pub(super) fn open(service: Service, allow_origins: Vec<String>) -> &'static Self {
-        Box::leak(Box::new(Self { service, allow_origins, is_closing: AtomicBool::new(false) }))
+        Box::leak(Box::new(Self {
+            service,
+            allow_origins,
+            is_closing: AtomicBool::new(false),
+            is_red: AtomicBool::new(false),
+        }))
+    }
+
+    /// Who asks is told that no further calls should come, which is no reason to refuse any.
+    pub(super) fn turn_red(&self) {
+        self.is_red.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_red(&self) -> bool {
+        self.is_red.load(Ordering::SeqCst)
     }
 
     pub(super) fn is_closing(&self) -> bool {

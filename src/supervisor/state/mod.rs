@@ -137,6 +137,8 @@ pub(crate) enum Action {
     },
     /// Tell a worker that was forked with its doors shut to open them.
     Open(WorkerId),
+    /// Tell a worker to say that it is not ready, and go on: the service is to stop soon.
+    TurnRed(WorkerId),
     /// Tell a worker to end while the service goes on: it lets its connections go to others.
     Leave(WorkerId),
     /// Tell a worker to end because the service does: it answers what has begun and closes.

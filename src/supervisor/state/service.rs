@@ -36,6 +36,11 @@ impl State {
                         "stopping; accepting goes on for timeouts.pre_stop ({pre_stop:?})"
                     )));
                     actions.push(Action::Arm(Timer::PreStop, pre_stop));
+                    for slot in &self.serving.slots {
+                        let before = slot.predecessor.as_ref().map(|before| before.worker);
+                        let ready = if let Phase::Ready(worker) = slot.phase { Some(worker) } else { None };
+                        actions.extend(before.into_iter().chain(ready).map(Action::TurnRed));
+                    }
                 }
             }
             (Service::Running | Service::PreStop, Request::End) => self.end(0, actions),

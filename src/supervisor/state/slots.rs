@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::generation::Phase;
+use super::service::Service;
 use super::template::Template;
 use super::{Action, State, Timer, WorkerEvent, WorkerId};
 use crate::supervisor::restart::{Streak, Verdict};
@@ -29,6 +30,9 @@ impl State {
             }
             (Phase::Booting(_), WorkerEvent::Ready) => {
                 self.serving.enter(index, Phase::Ready(worker), actions);
+                if self.service == Service::PreStop {
+                    actions.push(Action::TurnRed(worker));
+                }
                 self.predecessor_may_leave(index, actions);
             }
             (Phase::Ready(_), WorkerEvent::Leaving) => self.mark(index, |marks, _| marks.signalled = true),

@@ -356,7 +356,8 @@ impl Hand {
         answered: Answered<'_>,
     ) {
         self.answer.clear();
-        route.write_page(&mut self.answer, page, !self.shared.is_ending());
+        let is_ready = !self.shared.site.is_red() && !self.shared.is_ending();
+        route.write_page(&mut self.answer, page, is_ready);
         self.put_out(state, route, answered);
     }
 
@@ -372,7 +373,12 @@ impl Hand {
     /// Adds `self.answer` to what is to be sent.
     pub(super) fn put_out(&mut self, state: &mut Locked<'_>, route: Route, answered: Answered<'_>) {
         // With the answer, or a worker that goes on with the connection would begin what is behind it.
-        if route.ends_connection() && state.phase == Phase::Open {
+        let is_last = self.shared.site.is_closing()
+            && state.input_ended
+            && !matches!(answered, Answered::Message)
+            && !state.has_more_input();
+        let ends = route.ends_connection() || (is_last && route.say_goodbye(&mut self.answer));
+        if ends && state.phase == Phase::Open {
             state.phase = Phase::Finishing;
         }
         if !state.publish(&self.answer, answered, &mut self.spare) {

@@ -2,7 +2,7 @@
 //! read it, and every message must be input still, or a call, or answered; one of these, and once.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,7 +37,12 @@ enum Kind {
     Unknown,
     /// A length of zero; answered at once, without an id.
     Empty,
+    /// A batch of a slow call, an unknown one and a quick one, all with the same id.
+    Batch(usize),
 }
+
+/// Calls in a batch.
+const MEMBERS: usize = 3;
 
 /// What happens next.
 #[derive(Debug, Clone)]
@@ -89,7 +94,13 @@ impl Scene {
             rest = next;
         }
         assert!(rest.is_empty(), "answers are published whole");
-        kept.ran.iter().for_each(|ran| note(id_of(&ran.message)));
+        for ran in &kept.ran {
+            let id = id_of(&ran.message);
+            note(id);
+            let members: BTreeSet<u32> = ran.gathered.iter().map(|(member, _)| *member).collect();
+            assert_eq!(members.len(), ran.gathered.len(), "no call of a batch is answered twice");
+            assert!(ran.gathered.iter().all(|(_, answer)| id_of(answer) == id), "answers are whole");
+        }
         kept.waited.iter().for_each(|call| note(id_of(&call.message)));
 
         let mut expected: BTreeMap<Option<u64>, usize> = BTreeMap::new();
@@ -102,7 +113,10 @@ impl Scene {
 
 fn id_of(message: &[u8]) -> Option<u64> {
     let value: serde_json::Value = serde_json::from_slice(message).unwrap();
-    value.get("id").and_then(serde_json::Value::as_u64)
+    let Some(batch) = value.as_array() else { return value.get("id").and_then(serde_json::Value::as_u64) };
+    let ids: BTreeSet<u64> = batch.iter().map(|member| member["id"].as_u64().unwrap()).collect();
+    assert_eq!((batch.len(), ids.len()), (MEMBERS, 1), "a batch is answered whole");
+    ids.first().copied()
 }
 
 fn message(kind: Kind, id: u64) -> (Vec<u8>, Option<u64>) {
@@ -111,10 +125,21 @@ fn message(kind: Kind, id: u64) -> (Vec<u8>, Option<u64>) {
         Kind::Slow(length) => ("slow", length),
         Kind::Unknown => ("nobody", 0),
         Kind::Empty => return (vec![0; 4], None),
+        Kind::Batch(length) => {
+            let text = "x".repeat(length);
+            let member =
+                |method| format!(r#"{{"jsonrpc":"2.0","method":"{method}","params":["{text}"],"id":{id}}}"#);
+            let members = ["slow", "nobody", "echo"].map(member);
+            return (framed(&format!("[{}]", members.join(","))), Some(id));
+        }
     };
     let body = format!(r#"{{"in":"{method}","params":"{}","id":{id}}}"#, "x".repeat(params));
+    (framed(&body), Some(id))
+}
+
+fn framed(body: &str) -> Vec<u8> {
     let length = u32::try_from(body.len()).unwrap().to_le_bytes();
-    ([&length, body.as_bytes()].concat(), Some(id))
+    [&length, body.as_bytes()].concat()
 }
 
 /// A worker without threads: the test is its poller and its pool.
@@ -238,7 +263,8 @@ fn act() -> impl Strategy<Value = Act> {
     let length = prop_oneof![16 => 0_usize..300, 1 => 15_000..20_000_usize, 1 => 60_000..100_000_usize];
     prop_oneof![
         2 => length.clone().prop_map(|length| Act::Send(Kind::Quick(length))),
-        2 => length.prop_map(|length| Act::Send(Kind::Slow(length))),
+        2 => length.clone().prop_map(|length| Act::Send(Kind::Slow(length))),
+        1 => length.prop_map(|length| Act::Send(Kind::Batch(length))),
         1 => Just(Act::Send(Kind::Unknown)),
         1 => Just(Act::Send(Kind::Empty)),
         4 => any::<u8>().prop_map(Act::Read),
@@ -256,6 +282,12 @@ fn a_worker_may_die_at_every_step_of_a_call_that_the_poller_runs() {
 fn a_worker_may_die_at_every_step_of_calls_that_the_pool_runs_in_any_order() {
     let slow: Vec<Act> = (0..10).map(|_| Act::Send(Kind::Slow(10))).collect();
     assert!(play(&slow) > 100, "steps are looked at");
+}
+
+#[test]
+fn a_worker_may_die_at_every_step_of_a_batch() {
+    let batches: Vec<Act> = (0..4).map(|index| Act::Send(Kind::Batch(index * 200))).collect();
+    assert!(play(&batches) > 100, "steps are looked at");
 }
 
 proptest! {

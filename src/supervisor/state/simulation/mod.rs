@@ -205,6 +205,8 @@ impl World {
                     let process = Process { generation, slot, stage, doors_shut, wedged: false };
                     assert!(self.processes.insert(worker, process).is_none(), "number reused");
                 }
+                // Whether they are asked is nobody's business here.
+                Action::TurnRed(_) => {}
                 Action::Open(worker) => {
                     let serving = self.serving;
                     let process = self.process(worker);

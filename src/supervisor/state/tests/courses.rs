@@ -139,9 +139,14 @@ fn pre_stop_keeps_serving_until_its_time_is_over() {
     let mut brain = Brain::new(Settings { pre_stop: PRE_STOP, ..settings(1) });
     brain.template_ready(1);
     brain.boots(0);
-    assert_eq!(brain.asked(Request::Stop), [Action::Arm(Timer::PreStop, PRE_STOP)]);
+    assert_eq!(brain.asked(Request::Stop), [Action::Arm(Timer::PreStop, PRE_STOP), Action::TurnRed(0)]);
     assert_eq!(brain.asked(Request::Stop), []);
     assert_eq!(brain.worker(0, ANSWERED), fork(1, 0), "it still serves");
+    brain.worker(1, WorkerEvent::Born);
+    assert!(
+        brain.worker(1, WorkerEvent::Ready).contains(&Action::TurnRed(1)),
+        "and who comes later knows too"
+    );
     let actions = brain.due(Timer::PreStop);
     assert_eq!(actions[..2], [Action::CloseListeners, Action::Arm(Timer::DrainAll, DRAIN)]);
 }
