@@ -251,6 +251,82 @@ fn long_answers_of_a_batch_outlive_its_worker() {
     }
 }
 
+/// Split anywhere, by the ends of two workers: also where it isn't known yet what the connection speaks.
+#[test]
+fn a_half_sent_message_outlives_the_workers_that_read_it() {
+    let kept = Kept::start(TWO);
+    let chunked = "POST /echo HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\n[\"abc\r\n2\r\n\"]\r\n0\r\nX: y\r\n\r\n";
+    let echo = r#"{"in":"echo","params":["abc"]}"#;
+    let head = chunked.find("\r\n\r\n").expect("it has one") + 4;
+    for (way, bytes, pieces) in [
+        (Way::Length, Way::Length.framed(echo), [2, 10]),
+        (Way::Stream, Way::Stream.framed("{}"), [1, 1]),
+        (Way::Stream, Way::Stream.framed(&echo.replace('a', "\\\"")), [3, 26]),
+        (Way::Header, Way::Header.framed(echo), [4, 19]),
+        (Way::Http, Way::Http.framed(echo), [3, 70]),
+        (Way::Http, chunked.as_bytes().to_vec(), [head + 6, head + 17]),
+        (Way::Http, chunked.as_bytes().to_vec(), [head - 2, chunked.len() - 3]),
+    ] {
+        let mut peer = Peer::of(&kept.service, way);
+        let mut from = 0;
+        for to in pieces {
+            peer.send_bytes(&bytes[from..to]);
+            from = to;
+            // Whoever serves it: both, one after the other.
+            for pid in kept.service.worker_pids() {
+                let mark = kept.service.mark();
+                kill(pid);
+                kept.service.await_text(mark, "worker ready");
+            }
+        }
+        peer.send_bytes(&bytes[from..]);
+        let mut reply = peer.reply();
+        while reply.status == 100 {
+            reply = peer.reply();
+        }
+        let expected = if bytes == b"{}" { "-32600" } else { "bc\"]" };
+        assert!(reply.body.contains(expected), "{way:?}: {reply:?}");
+        peer.half_close();
+        assert!(peer.is_closed(), "{way:?}");
+    }
+}
+
+#[test]
+fn a_half_read_answer_goes_on_where_the_dead_worker_stopped() {
+    let kept = Kept::start(TWO);
+    for way in ALL {
+        let mut peer = kept.connect(way);
+        let pid = peer.worker();
+        let blob = |id| request("blob", &json!({ "bytes": 1_000_000 }), id);
+        let batch = format!("[{},{}]", blob(8), request("echo", &json!([9]), 9));
+        let calls: Vec<String> = (0..8).map(blob).chain([batch]).collect();
+        peer.send_bytes(way.all_framed(calls.iter().map(String::as_str)));
+        peer.half_close();
+        // A first part of it is read, and then everything waits for the reader.
+        peer.read_ahead(100_000);
+        let mark = kept.service.mark();
+        kill(pid);
+        let mut ids = Vec::new();
+        for reply in peer.replies_to_the_end() {
+            let answer = reply.json();
+            let answers = answer.as_array().map_or(std::slice::from_ref(&answer), Vec::as_slice);
+            for answer in answers {
+                let id = answer["id"].as_u64().expect("an id");
+                if answer.get("error").is_some() {
+                    is_lost(answer, if id == 9 { "echo" } else { "blob" }, "SIGKILL", id);
+                } else if id < 9 {
+                    assert_eq!(answer["result"].as_str().map(str::len), Some(1_000_000), "{way:?}");
+                }
+                ids.push(id);
+            }
+        }
+        ids.sort_unstable();
+        assert_eq!(ids, Vec::from_iter(0..10), "{way:?}");
+        kept.service.await_text(mark, "worker ready");
+        kept.disconnect(peer);
+    }
+}
+
 #[test]
 fn connections_of_each_framing_move_when_their_worker_leaves() {
     let kept = Kept::start(TWO);

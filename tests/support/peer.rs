@@ -158,6 +158,13 @@ impl Peer {
         std::iter::from_fn(|| self.next_reply()).collect()
     }
 
+    /// Takes at least so many bytes off the wire, for the answers to come.
+    pub fn read_ahead(&mut self, count: usize) {
+        while self.arrived.len() < count {
+            assert!(self.fill(), "closed after {} bytes", self.arrived.len());
+        }
+    }
+
     /// True when the service has closed the connection with nothing left to read.
     pub fn is_closed(&mut self) -> bool {
         self.arrived.is_empty() && matches!(self.stream.read(&mut [0; 1]), Ok(0))
