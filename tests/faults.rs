@@ -18,7 +18,7 @@ use serde_json::json;
 use support::{PATIENCE, Service, send_signal};
 
 /// Every kind of client, a few of each: what one of them meets in an hour of load, all meet in seconds.
-const CLIENTS: [Group; 8] = [
+const CLIENTS: [Group; 11] = [
     Group::new("single", 3),
     Group::new("pipelined", 3).pipelined(16),
     Group::new("out of order", 3).out_of_order(16),
@@ -32,6 +32,13 @@ const CLIENTS: [Group; 8] = [
         .life(Life::HalfClosing { calls: 64 }),
     Group::new("urgent", 2).pipelined(4).sending(Sending::Urgent),
     Group::new("odd pieces", 2).pipelined(4).sending(Sending::Odd).work(Work::Echo { bytes: 900 }),
+    Group::new("any framing", 7).in_any_framing(),
+    Group::new("any framing, out of order", 7).out_of_order(8).in_any_framing(),
+    Group::new("any framing, in odd pieces", 7)
+        .pipelined(4)
+        .sending(Sending::Odd)
+        .work(Work::Echo { bytes: 900 })
+        .in_any_framing(),
 ];
 
 /// Deaths of workers that have answered nothing yet are no sign here that they can't boot, nor is a method to blame.

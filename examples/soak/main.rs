@@ -62,31 +62,44 @@ timeout = "200ms"
 
 /// What each kind of client may be told: everything else is harm. -32002 is for all whose calls may run in a worker that dies.
 const GROUPS: &[(Group, &[i64])] = &[
-    (Group::new("single", 8), &[-32002]),
-    (Group::new("pipelined", 6).pipelined(16), &[-32002]),
+    (Group::new("single", 14).in_any_framing(), &[-32002]),
+    (Group::new("pipelined", 7).pipelined(16).in_any_framing(), &[-32002]),
     (Group::new("out of order", 6).out_of_order(16), &[-32002]),
-    (Group::new("large", 4).work(Work::Echo { bytes: 256 << 10 }).pace(PACE), &[-32002]),
+    (Group::new("any framing, out of order", 7).out_of_order(8).in_any_framing(), &[-32002]),
+    (Group::new("large", 7).work(Work::Echo { bytes: 200_000 }).pace(PACE).in_any_framing(), &[-32002]),
     (
-        Group::new("slow readers", 4)
+        Group::new("slow readers", 7)
+            .in_any_framing()
             .work(Work::Blob { bytes: 1 << 20 })
             .reading(Reading::Paced { bytes: 64 << 10, every: Duration::from_millis(10) }),
         &[-32002],
     ),
     (
-        Group::new("half-closed", 4)
+        Group::new("half-closed", 7)
+            .in_any_framing()
             .work(Work::Mixed { bytes: 40, every: 2, ms: 10 })
             .pipelined(64)
             .life(Life::HalfClosing { calls: 64 }),
         &[-32002],
     ),
-    (Group::new("urgent", 4).pipelined(4).sending(Sending::Urgent).pace(PACE), &[-32002]),
+    (Group::new("urgent", 7).in_any_framing().pipelined(4).sending(Sending::Urgent).pace(PACE), &[-32002]),
     (
-        Group::new("odd pieces", 4).pipelined(4).sending(Sending::Odd).work(Work::Echo { bytes: 900 }),
+        Group::new("odd pieces", 7)
+            .in_any_framing()
+            .pipelined(4)
+            .sending(Sending::Odd)
+            .work(Work::Echo { bytes: 900 }),
         &[-32002],
     ),
-    (Group::new("sleepers", 6).work(Work::Mixed { bytes: 40, every: 1, ms: 15 }), &[-32002]),
-    (Group::new("rare", 8).pace(Duration::from_millis(700)), &[-32002]),
-    (Group::new("visitors", 2).pace(Duration::from_millis(20)).life(Life::Visit { calls: 1 }), &[-32002]),
+    (Group::new("sleepers", 7).in_any_framing().work(Work::Mixed { bytes: 40, every: 1, ms: 15 }), &[-32002]),
+    (Group::new("rare", 14).in_any_framing().pace(Duration::from_millis(700)), &[-32002]),
+    (
+        Group::new("visitors", 7)
+            .in_any_framing()
+            .pace(Duration::from_millis(20))
+            .life(Life::Visit { calls: 1 }),
+        &[-32002],
+    ),
     (deadly("segv", r#"{"how":"segv"}"#), &[-32002]),
     (deadly("abort", r#"{"how":"abort"}"#), &[-32002]),
     (deadly("exit", r#"{"how":"exit","code":3}"#), &[-32002]),
@@ -196,7 +209,7 @@ const MADE_AT_NEED: usize = 2;
 const WORD_EVERY: Duration = Duration::from_secs(10);
 
 fn warm_up(service: &Service) -> Result<(), BoxError> {
-    let groups: Vec<Group> = GROUPS[..10].iter().map(|(group, _)| *group).collect();
+    let groups: Vec<Group> = GROUPS[..11].iter().map(|(group, _)| *group).collect();
     let load = Load::start(service.address(), &groups)?;
     std::thread::sleep(Duration::from_secs(2));
     load.finish(PATIENCE)?;

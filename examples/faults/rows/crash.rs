@@ -49,7 +49,7 @@ const SLEEPERS: Group = Group::new("sleepers", 8)
 fn crash(extent: Extent, how: &str, cause: &str) -> Result<Judge, BoxError> {
     let service = Service::start(4, "[restart]\nmax_restarts = 0\n[quarantine]\ncrashes = 0")?;
     let mut judge = Judge::default();
-    let load = Load::start(service.address(), &[CLIENTS, SLEEPERS])?;
+    let load = Load::start(service.address(), &[CLIENTS.in_any_framing(), SLEEPERS.in_any_framing()])?;
     judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
     let caller = Client::connect(&service.address().to_string())?;
     // Old enough to be kept.
@@ -170,7 +170,7 @@ fn garbage(extent: Extent) -> Result<Judge, BoxError> {
     let mut harmed = 0;
     for seed in 0..rounds {
         // Those who come after it was over notice nothing; those who were there may be closed or get an error.
-        let load = Load::start(service.address(), &[CLIENTS.pipelined(4)])?;
+        let load = Load::start(service.address(), &[CLIENTS.pipelined(4).in_any_framing()])?;
         judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
         std::thread::sleep(Duration::from_millis(300));
         let (workers, supervisor) = (service.workers().len(), service.pid());

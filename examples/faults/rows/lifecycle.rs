@@ -13,8 +13,9 @@ use super::{Part, Row};
 use crate::Extent;
 use crate::judge::Judge;
 use crate::support::load::Load;
-use crate::support::load::content::{Name, Verdict, Work, judge as judge_answer, write_call};
+use crate::support::load::content::{Verdict, Work};
 use crate::support::load::group::Group;
+use crate::support::load::speech::Speech;
 use crate::support::proc::{self, wait_until};
 use crate::support::service::{PATIENCE, Service};
 
@@ -144,39 +145,72 @@ fn connections(service: &Service) -> Vec<usize> {
 /// A plain connection that has sent calls and will read answers.
 struct Sent {
     stream: TcpStream,
-    calls: u64,
+    speech: Speech,
+    messages: u64,
     client: u64,
+}
+
+/// What came back on a connection up to its end.
+struct Came {
+    right: u64,
+    /// Why it is not all that was asked for.
+    why: String,
 }
 
 const WORK: Work = Work::Mixed { bytes: 40, every: 4, ms: 20 };
 
 impl Sent {
-    fn new(service: &Service, client: u64, calls: u64) -> Result<Self, BoxError> {
+    /// `client` says what it speaks, too.
+    fn new(service: &Service, client: u64, messages: u64) -> Result<Self, BoxError> {
         let mut stream = TcpStream::connect(service.address())?;
         stream.set_read_timeout(Some(PATIENCE))?;
+        let speech = Speech::ALL[usize::try_from(client)? % Speech::ALL.len()];
         let mut bytes = Vec::new();
-        (0..calls).for_each(|call| write_call(&mut bytes, WORK, Name { client, call }, false));
+        (0..messages).for_each(|message| speech.write_message(&mut bytes, WORK, client, message));
         stream.write_all(&bytes)?;
-        Ok(Self { stream, calls, client })
+        Ok(Self { stream, speech, messages, client })
     }
 
-    /// Reads to the end; how many of its calls were answered rightly, and how many bytes were left over.
-    fn right_answers(&mut self) -> (u64, usize, String) {
+    fn calls(&self) -> u64 {
+        self.messages * self.speech.calls()
+    }
+
+    /// Reads to the end; how many of its calls were answered rightly.
+    fn right_answers(&mut self) -> Came {
         let mut bytes = Vec::new();
         let end =
             self.stream.read_to_end(&mut bytes).err().map(|error| error.to_string()).unwrap_or_default();
-        let (mut at, mut call, mut scratch) = (0, 0, Vec::new());
-        while let Some(prefix) = bytes.get(at..at + 4) {
-            let length = prefix.iter().rev().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte));
-            let Some(answer) = bytes.get(at + 4..at + 4 + length) else { break };
-            let name = Name { client: self.client, call };
-            if judge_answer(&mut scratch, answer, WORK, name, false) != Verdict::Right {
+        let (mut at, mut right, mut scratch) = (0, 0, Vec::new());
+        let mut unanswered: Vec<u64> = (0..self.messages).collect();
+        let mut why = String::new();
+        while why.is_empty() {
+            let (answer, after) = match self.speech.find_answer(&bytes[at..], 0) {
+                Ok(Some((answer, length))) => (&bytes[at + answer.start..at + answer.end], at + length),
+                Ok(None) => break,
+                Err(strange) => {
+                    why = strange;
+                    break;
+                }
+            };
+            let message = match self.speech.is_ordered() {
+                true => unanswered.first().copied(),
+                false => self.speech.message_of(answer),
+            };
+            let Some(place) = unanswered.iter().position(|waiting| Some(*waiting) == message) else {
+                why = format!("an answer to no call: {}", String::from_utf8_lossy(answer));
                 break;
+            };
+            let message = unanswered.remove(place);
+            for verdict in self.speech.judge(&mut scratch, answer, WORK, (self.client, message)) {
+                match verdict {
+                    Verdict::Right => right += 1,
+                    other => why = format!("message {message}: {other:?}"),
+                }
             }
-            call += 1;
-            at += 4 + length;
+            at = after;
         }
-        (call, bytes.len() - at, end)
+        let (speech, left_over) = (self.speech.name(), bytes.len() - at);
+        Came { right, why: format!("{speech}, {left_over} bytes left over, {} {why}", end.trim()) }
     }
 }
 
@@ -186,13 +220,15 @@ fn stop(extent: Extent, pre_stop: &str) -> Result<Judge, BoxError> {
     let rounds = extent.count(20, 3);
     for _ in 0..rounds {
         let mut service = Service::start(2, &format!("[timeouts]\n{pre_stop}"))?;
-        let load = Load::start(service.address(), &[Group::new("others", 32)])?;
+        let load = Load::start(service.address(), &[Group::new("others", 32).in_any_framing()])?;
         judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
         let mut sent: Vec<Sent> =
-            (0..16).map(|client| Sent::new(&service, 1_000_000 + client, 40)).collect::<Result<_, _>>()?;
+            (0..21).map(|client| Sent::new(&service, 1_000_000 + client, 40)).collect::<Result<_, _>>()?;
         // One that has sent its call and was perhaps not even accepted yet.
         sent.extend(
-            (0..8).map(|client| Sent::new(&service, 2_000_000 + client, 1)).collect::<Result<Vec<_>, _>>()?,
+            (0..14)
+                .map(|client| Sent::new(&service, 2_000_000 + client, 1))
+                .collect::<Result<Vec<_>, _>>()?,
         );
         service.signal(Signal::SIGTERM);
         if !pre_stop.is_empty() {
@@ -200,14 +236,11 @@ fn stop(extent: Extent, pre_stop: &str) -> Result<Judge, BoxError> {
             judge.holds("connects are taken during pre_stop", TcpStream::connect(service.address()).is_ok());
         }
         for wire in &mut sent {
-            let (right, left_over, end) = wire.right_answers();
-            expected += wire.calls;
+            let Came { right, why } = wire.right_answers();
+            expected += wire.calls();
             answered += right;
-            if right != wire.calls {
-                judge.failures.push(format!(
-                    "expected {} answers, found {right}, {left_over} bytes left over {end}",
-                    wire.calls
-                ));
+            if right != wire.calls() {
+                judge.failures.push(format!("expected {} answers, found {right}: {why}", wire.calls()));
             }
         }
         let last = Instant::now();
@@ -232,11 +265,11 @@ fn supervisor(extent: Extent) -> Result<Judge, BoxError> {
     let (mut answered, mut expected, mut slowest) = (0, 0, Duration::ZERO);
     for _ in 0..rounds {
         let mut service = Service::start(2, "")?;
-        let load = Load::start(service.address(), &[Group::new("others", 32)])?;
+        let load = Load::start(service.address(), &[Group::new("others", 32).in_any_framing()])?;
         judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
         let family = service.processes();
         let mut sent: Vec<Sent> =
-            (0..8).map(|client| Sent::new(&service, 1_000_000 + client, 4)).collect::<Result<_, _>>()?;
+            (0..14).map(|client| Sent::new(&service, 1_000_000 + client, 4)).collect::<Result<_, _>>()?;
         // Until the calls run: what has begun is finished, whatever happens to the supervisor.
         std::thread::sleep(Duration::from_millis(200));
         let late = Sent::new(&service, 3_000_000, 4)?;
@@ -246,8 +279,8 @@ fn supervisor(extent: Extent) -> Result<Judge, BoxError> {
         let at = Instant::now();
         let _ = service.await_end(PATIENCE);
         for wire in &mut sent {
-            expected += wire.calls;
-            answered += wire.right_answers().0;
+            expected += wire.calls();
+            answered += wire.right_answers().right;
         }
         let gone = wait_until(Duration::from_secs(10), || !family.iter().any(|pid| proc::is_alive(*pid)));
         slowest = slowest.max(at.elapsed());

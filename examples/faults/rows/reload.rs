@@ -25,6 +25,7 @@ pub const RELOAD: Row = Row {
         Part { name: "single", run: |extent| in_a_row(extent, CLIENTS) },
         Part { name: "pipelined", run: |extent| in_a_row(extent, CLIENTS.pipelined(16)) },
         Part { name: "out-of-order", run: |extent| in_a_row(extent, CLIENTS.out_of_order(16)) },
+        Part { name: "any-framing", run: |extent| in_a_row(extent, CLIENTS.pipelined(4).in_any_framing()) },
         Part { name: "every-25ms", run: without_pause },
     ],
 };
@@ -94,7 +95,7 @@ fn start() -> Result<Service, BoxError> {
 fn in_a_row(extent: Extent, group: Group) -> Result<Judge, BoxError> {
     let service = start()?;
     let mut judge = Judge::default();
-    let load = Load::start(service.address(), &[group, VISITORS])?;
+    let load = Load::start(service.address(), &[group, VISITORS.in_any_framing()])?;
     judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
     std::thread::sleep(Duration::from_millis(500));
     let from = load.elapsed();
@@ -148,7 +149,7 @@ fn await_one_generation(service: &Service) -> bool {
 fn without_pause(extent: Extent) -> Result<Judge, BoxError> {
     let service = start()?;
     let mut judge = Judge::default();
-    let load = Load::start(service.address(), &[CLIENTS, VISITORS])?;
+    let load = Load::start(service.address(), &[CLIENTS.in_any_framing(), VISITORS.in_any_framing()])?;
     judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
     let until = Instant::now() + extent.seconds(30, 3);
     let mark = service.mark();
@@ -202,7 +203,7 @@ fn bad(extent: Extent, spoil: fn(&Service) -> Result<(), BoxError>) -> Result<Ju
     let (service, _program) = start_changeable(&format!("[timeouts]\nboot = \"{boot}\""))?;
     let mut judge = Judge::default();
     let before = service.workers();
-    let load = Load::start(service.address(), &[CLIENTS, VISITORS])?;
+    let load = Load::start(service.address(), &[CLIENTS.in_any_framing(), VISITORS.in_any_framing()])?;
     judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
     spoil(&service)?;
     let mark = service.mark();
@@ -234,7 +235,7 @@ fn new_binary(extent: Extent, with_a_crash: bool) -> Result<Judge, BoxError> {
     let (service, folder) = start_changeable("")?;
     let place = folder.path().join("rig");
     let mut judge = Judge::default();
-    let load = Load::start(service.address(), &[CLIENTS, VISITORS])?;
+    let load = Load::start(service.address(), &[CLIENTS.in_any_framing(), VISITORS.in_any_framing()])?;
     judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
     std::thread::sleep(extent.seconds(2, 1));
     // What stands behind an executable's last section doesn't matter to anyone, but for its length.

@@ -14,8 +14,9 @@ use nix::sys::socket::{
     recv, send, setsockopt, shutdown, socket, sockopt,
 };
 
-use super::content::{Name, Verdict, id_of, judge, write_call};
+use super::content::Verdict;
 use super::group::{Group, Life, Reading, Sending};
+use super::speech::Speech;
 use super::tally::Tally;
 
 /// A connection that has lived this long is in the keeping: `keep_after` is 100 ms, and some for the way there.
@@ -40,6 +41,7 @@ pub(super) enum State {
     Gone,
 }
 
+/// A message that is on its way, as one call or a few.
 #[derive(Debug)]
 struct Waiting {
     call: u64,
@@ -56,6 +58,7 @@ pub(super) struct Scratch {
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) group: Group,
+    speech: Speech,
     pub(super) state: State,
     pub(super) socket: Option<OwnedFd>,
     /// What epoll was last told to look for: input, output.
@@ -73,15 +76,18 @@ pub(super) struct Client {
     pieces: u64,
     next_piece: Instant,
     input: Vec<u8>,
+    /// Bytes of the input in which the end of an answer was looked for.
+    looked: usize,
     next_look: Instant,
     last_heard: Instant,
     has_finished_sending: bool,
 }
 
 impl Client {
-    pub(super) fn new(group: Group, now: Instant) -> Self {
+    pub(super) fn new(group: Group, speech: Speech, now: Instant) -> Self {
         Self {
             group,
+            speech,
             state: State::Away,
             socket: None,
             watched: None,
@@ -97,6 +103,7 @@ impl Client {
             pieces: 0,
             next_piece: now,
             input: Vec::new(),
+            looked: 0,
             next_look: now,
             last_heard: now,
             has_finished_sending: false,
@@ -139,7 +146,7 @@ impl Client {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
             Err(error) => return Err(error),
         }
-        let fresh = Self::new(self.group, now);
+        let fresh = Self::new(self.group, self.speech, now);
         *self = Self { socket: Some(socket), number, state: State::Connecting, armed: self.armed, ..fresh };
         self.due = None;
         Ok(())
@@ -186,8 +193,7 @@ impl Client {
             && self.output.len() - self.sent < ENOUGH_OUTPUT
         {
             self.reclaim();
-            let name = Name { client: self.number, call: self.calls };
-            write_call(&mut self.output, self.group.work, name, self.group.ids);
+            self.speech.write_message(&mut self.output, self.group.work, self.number, self.calls);
             self.waiting.push_back(Waiting { call: self.calls, sent: now });
             self.calls += 1;
             // Late calls are not made up for: they would come all at once.
@@ -320,15 +326,22 @@ impl Client {
         let mut input = std::mem::take(&mut self.input);
         input.extend_from_slice(&scratch.bytes[..count]);
         let mut at = 0;
-        while let Some(prefix) = input.get(at..at + 4) {
-            let length = prefix.iter().rev().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte));
-            let Some(answer) = input.get(at + 4..at + 4 + length) else { break };
-            if !self.answered(answer, now, begun, scratch, tally) {
-                return;
+        loop {
+            match self.speech.find_answer(&input[at..], self.looked) {
+                Ok(Some((answer, end))) => {
+                    self.looked = 0;
+                    let answer = &input[at + answer.start..at + answer.end];
+                    if !self.answered(answer, now, begun, scratch, tally) {
+                        return;
+                    }
+                    at += end;
+                }
+                Ok(None) => break,
+                Err(why) => return self.wrong(tally, &why),
             }
-            at += 4 + length;
         }
         input.drain(..at);
+        self.looked = input.len();
         if input.is_empty() {
             input.shrink_to(64 << 10);
         }
@@ -344,43 +357,47 @@ impl Client {
         scratch: &mut Scratch,
         tally: &mut Tally,
     ) -> bool {
-        let place = if self.group.ids {
-            id_of(answer).and_then(|id| self.waiting.iter().position(|waiting| waiting.call == id))
-        } else {
+        let place = if self.speech.is_ordered() {
             (!self.waiting.is_empty()).then_some(0)
+        } else {
+            let message = self.speech.message_of(answer);
+            message.and_then(|message| self.waiting.iter().position(|waiting| waiting.call == message))
         };
         let Some(waiting) = place.and_then(|place| self.waiting.remove(place)) else {
             let head = String::from_utf8_lossy(&answer[..answer.len().min(120)]).into_owned();
-            self.wrong(tally, format!("an answer to no call of client {}: {head}", self.number));
+            self.wrong(tally, &format!("an answer to no call of its own: {head}"));
             return false;
         };
-        let name = Name { client: self.number, call: waiting.call };
         let took = now.saturating_duration_since(waiting.sent);
         let silent = now.saturating_duration_since(self.last_heard.max(waiting.sent));
         let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let at = now.saturating_duration_since(begun);
         tally.silences.add(at, ns(silent));
-        match judge(&mut scratch.expected, answer, self.group.work, name, self.group.ids) {
-            Verdict::Right => {
-                tally.right += 1;
-                tally.latencies.add(at, ns(took));
-            }
-            Verdict::Error(failure) => {
-                *tally.errors.entry(failure).or_default() += 1;
-                tally.error_latencies.add(at, ns(took));
-            }
-            Verdict::Wrong(why) => {
-                self.wrong(tally, format!("client {}, call {}: {why}", name.client, name.call));
-                return false;
+        let whose = (self.number, waiting.call);
+        for verdict in self.speech.judge(&mut scratch.expected, answer, self.group.work, whose) {
+            match verdict {
+                Verdict::Right => {
+                    tally.right += 1;
+                    tally.latencies.add(at, ns(took));
+                }
+                Verdict::Error(failure) => {
+                    *tally.errors.entry(failure).or_default() += 1;
+                    tally.error_latencies.add(at, ns(took));
+                }
+                Verdict::Wrong(why) => {
+                    self.wrong(tally, &format!("message {}: {why}", waiting.call));
+                    return false;
+                }
             }
         }
         true
     }
 
-    fn wrong(&mut self, tally: &mut Tally, why: String) {
+    fn wrong(&mut self, tally: &mut Tally, why: &str) {
         tally.wrong += 1;
         tally.lost += self.waiting.len() as u64;
-        tally.first_wrong.get_or_insert(why);
+        let (number, speech) = (self.number, self.speech.name());
+        tally.first_wrong.get_or_insert_with(|| format!("client {number}, {speech}, {why}"));
         self.leave(None);
     }
 
@@ -408,8 +425,9 @@ impl Client {
                     .map(|since| since.as_millis())
                     .unwrap_or_default();
                 format!(
-                    "{how}, port {}, {age:.1?} old, {} calls begun, {waiting} on their way, {half} bytes of an answer here, \
+                    "{how}, {}, port {}, {age:.1?} old, {} calls begun, {waiting} on their way, {half} bytes of an answer here, \
                      at {at} ms",
+                    self.speech.name(),
                     self.port(),
                     self.calls
                 )
@@ -435,6 +453,7 @@ impl Client {
         self.waiting.clear();
         self.output = Vec::new();
         self.input = Vec::new();
+        self.looked = 0;
         self.sent = 0;
         self.state = if next.is_some() { State::Away } else { State::Gone };
         self.due = next;
@@ -447,10 +466,10 @@ impl Client {
             tally.missing += self.waiting.len() as u64;
             let first = self.waiting.front().map_or(0, |waiting| waiting.call);
             let (unsent, half) = (self.output.len() - self.sent, self.input.len());
-            let (client, port) = (self.number, self.port());
+            let (client, port, speech) = (self.number, self.port(), self.speech.name());
             tally.first_missing.get_or_insert_with(|| {
                 format!(
-                    "client {client}, port {port}, from call {first} on; {unsent} bytes not sent, {half} of an answer here"
+                    "client {client}, {speech}, port {port}, from call {first} on; {unsent} bytes not sent, {half} of an answer here"
                 )
             });
         }

@@ -1,7 +1,7 @@
 //! What a call carries and what its answer must be: bytes made from the client's number and the call's, so that an
 //! answer that belongs to another call is never taken for the right one.
 //!
-//! Pure: no sockets, no clock. `client` sends what this writes and asks it to judge what came.
+//! Pure: no sockets, no clock. `speech` frames what this writes and has it judge what came.
 
 use std::io::Write;
 
@@ -45,32 +45,77 @@ pub enum Verdict {
     Wrong(String),
 }
 
-/// Writes the call behind its length. With `id` the call's number is its id.
-pub fn write_call(out: &mut Vec<u8>, work: Work, name: Name, id: bool) {
-    let start = out.len();
-    out.extend_from_slice(&[0; 4]);
+/// How a call and its answer are written, apart from their framing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Envelope {
+    /// With ids or without, in which case answers come in order.
+    Native { ids: bool },
+    /// JSON-RPC 2.0, always with ids: a call without one is never answered.
+    JsonRpc,
+}
+
+impl Envelope {
+    /// The call's number is its id.
+    fn has_ids(self) -> bool {
+        self != Self::Native { ids: false }
+    }
+
+    fn begin_call(self, out: &mut Vec<u8>, method: &str) {
+        let _ = match self {
+            Self::Native { .. } => write!(out, r#"{{"in":"{method}","params":"#),
+            Self::JsonRpc => write!(out, r#"{{"jsonrpc":"2.0","method":"{method}","params":"#),
+        };
+    }
+
+    /// `method` replies with its own name.
+    fn begin_result(self, out: &mut Vec<u8>, method: &str) {
+        let _ = match self {
+            Self::Native { .. } => write!(out, r#"{{"out":"{method}","result":"#),
+            Self::JsonRpc => write!(out, r#"{{"jsonrpc":"2.0","result":"#),
+        };
+    }
+
+    /// Ends a call or an answer.
+    fn end(self, out: &mut Vec<u8>, name: Name) {
+        if self.has_ids() {
+            let _ = write!(out, r#","id":{}"#, name.call);
+        }
+        out.push(b'}');
+    }
+
+    /// A text that is sent and comes back; the params of JSON-RPC have to be an array or an object.
+    fn write_text(self, out: &mut Vec<u8>, name: Name, bytes: usize) {
+        let (before, after): (&[u8], &[u8]) = match self {
+            Self::Native { .. } => (b"\"", b"\""),
+            Self::JsonRpc => (b"[\"", b"\"]"),
+        };
+        out.extend_from_slice(before);
+        write_text(out, name, bytes);
+        out.extend_from_slice(after);
+    }
+}
+
+/// Writes a call.
+pub fn write_call(out: &mut Vec<u8>, envelope: Envelope, work: Work, name: Name) {
     match sort(work, name) {
         Sort::Text { bytes } => {
-            out.extend_from_slice(br#"{"in":"echo","params":""#);
-            write_text(out, name, bytes);
-            out.push(b'"');
+            envelope.begin_call(out, "echo");
+            envelope.write_text(out, name, bytes);
         }
         Sort::Blob { bytes } => {
-            let _ = write!(out, r#"{{"in":"blob","params":{{"bytes":{bytes},"of":"{}"}}"#, token(name));
+            envelope.begin_call(out, "blob");
+            let _ = write!(out, r#"{{"bytes":{bytes},"of":"{}"}}"#, token(name));
         }
         Sort::Sleep { ms } => {
-            let _ = write!(out, r#"{{"in":"sleep","params":{{"ms":{ms}}}"#);
+            envelope.begin_call(out, "sleep");
+            let _ = write!(out, r#"{{"ms":{ms}}}"#);
         }
         Sort::Fixed { method, params, .. } => {
-            let _ = write!(out, r#"{{"in":"{method}","params":{params}"#);
+            envelope.begin_call(out, method);
+            out.extend_from_slice(params.as_bytes());
         }
     }
-    if id {
-        let _ = write!(out, r#","id":{}"#, name.call);
-    }
-    out.push(b'}');
-    let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
-    out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+    envelope.end(out, name);
 }
 
 /// The id of an answer, which stands at its end.
@@ -82,36 +127,39 @@ pub fn id_of(answer: &[u8]) -> Option<u64> {
     std::str::from_utf8(id).ok()?.parse().ok()
 }
 
-/// Judges an answer without its length. `scratch` is memory for what is expected.
-pub fn judge(scratch: &mut Vec<u8>, answer: &[u8], work: Work, name: Name, id: bool) -> Verdict {
+/// Judges an answer. `scratch` is memory for what is expected.
+pub fn judge(scratch: &mut Vec<u8>, answer: &[u8], envelope: Envelope, work: Work, name: Name) -> Verdict {
     scratch.clear();
     match sort(work, name) {
         Sort::Text { bytes } => {
-            scratch.extend_from_slice(br#"{"out":"echo","result":""#);
-            write_text(scratch, name, bytes);
-            scratch.push(b'"');
+            envelope.begin_result(scratch, "echo");
+            envelope.write_text(scratch, name, bytes);
         }
         Sort::Blob { bytes } => {
-            scratch.extend_from_slice(br#"{"out":"blob","result":""#);
+            envelope.begin_result(scratch, "blob");
+            scratch.push(b'"');
             write_repeated(scratch, token(name).as_bytes(), bytes);
             scratch.push(b'"');
         }
-        Sort::Sleep { .. } => scratch.extend_from_slice(br#"{"out":"sleep","result":null"#),
+        Sort::Sleep { .. } => {
+            envelope.begin_result(scratch, "sleep");
+            scratch.extend_from_slice(b"null");
+        }
         Sort::Fixed { method, result: Some(result), .. } => {
-            let _ = write!(scratch, r#"{{"out":"{method}","result":{result}"#);
+            envelope.begin_result(scratch, method);
+            scratch.extend_from_slice(result.as_bytes());
         }
         Sort::Fixed { result: None, .. } => {}
     }
     if !scratch.is_empty() {
-        if id {
-            let _ = write!(scratch, r#","id":{}"#, name.call);
-        }
-        scratch.push(b'}');
+        envelope.end(scratch, name);
         if scratch == answer {
             return Verdict::Right;
         }
     }
-    error_in(answer).map_or_else(|| Verdict::Wrong(difference(scratch, answer)), Verdict::Error)
+    let is_its_own = !envelope.has_ids() || id_of(answer) == Some(name.call);
+    let failure = error_in(answer, envelope).filter(|_| is_its_own);
+    failure.map_or_else(|| Verdict::Wrong(difference(scratch, answer)), Verdict::Error)
 }
 
 enum Sort {
@@ -154,12 +202,16 @@ fn write_repeated(out: &mut Vec<u8>, token: &[u8], bytes: usize) {
     }
 }
 
-fn error_in(answer: &[u8]) -> Option<Failure> {
-    if !answer.starts_with(br#"{"out":"error""#) {
+fn error_in(answer: &[u8], envelope: Envelope) -> Option<Failure> {
+    let (beginning, member): (&[u8], _) = match envelope {
+        Envelope::Native { .. } => (br#"{"out":"error","result":"#, "result"),
+        Envelope::JsonRpc => (br#"{"jsonrpc":"2.0","error":"#, "error"),
+    };
+    if !answer.starts_with(beginning) {
         return None;
     }
     let value: Value = serde_json::from_slice(answer).ok()?;
-    let error = &value["result"];
+    let error = &value[member];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     Some(Failure {
         code: error["code"].as_i64()?,

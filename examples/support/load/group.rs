@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::content::Work;
+use super::speech::Speech;
 
 /// Clients that behave alike. They never connect again: a connection that the service ends is counted, and stays gone.
 #[derive(Debug, Clone, Copy)]
@@ -10,10 +11,10 @@ pub struct Group {
     pub name: &'static str,
     pub clients: usize,
     pub work: Work,
-    /// Calls on their way at once on one connection.
+    /// What they speak, each one of these, in turn.
+    pub speeches: &'static [Speech],
+    /// Messages on their way at once on one connection.
     pub depth: usize,
-    /// True when calls carry ids, and may be answered out of order.
-    pub ids: bool,
     /// A call is due this long after the one before it was; zero: as soon as there is room.
     pub pace: Duration,
     /// How old a connection is at its first call.
@@ -69,8 +70,8 @@ impl Group {
             name,
             clients,
             work: Work::Echo { bytes: 40 },
+            speeches: Speech::PLAIN,
             depth: 1,
-            ids: false,
             pace: Duration::ZERO,
             after: Duration::ZERO,
             over: Duration::ZERO,
@@ -80,7 +81,13 @@ impl Group {
         }
     }
 
-    /// So many calls on their way at once, answered in order.
+    /// They speak everything that the service understands: each one thing, in turn.
+    pub const fn in_any_framing(mut self) -> Self {
+        self.speeches = Speech::ALL;
+        self
+    }
+
+    /// So many messages on their way at once.
     pub const fn pipelined(mut self, depth: usize) -> Self {
         self.depth = depth;
         self
@@ -90,7 +97,7 @@ impl Group {
     /// the threads can bear: where all sleep, what a fault adds to a call's time can't be told from the wait for a thread.
     pub const fn out_of_order(mut self, depth: usize) -> Self {
         self.depth = depth;
-        self.ids = true;
+        self.speeches = Speech::PLAIN_WITH_IDS;
         self.work = Work::Mixed { bytes: 40, every: 64, ms: 2 };
         self
     }

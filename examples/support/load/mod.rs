@@ -1,5 +1,5 @@
-//! A load that checks everything: plain TCP clients of the native protocol that never connect again, each of whose calls
-//! must get exactly one answer, its own.
+//! A load that checks everything: plain TCP clients of any framing that never connect again, each of whose calls must
+//! get exactly one answer, its own.
 //!
 //! For the fault command, the soak and the fault tests. `tine::load` measures speed and reconnects; this one is for what
 //! must hold while things break, so it knows nothing of how the service works, not even that it has workers.
@@ -8,6 +8,7 @@
 pub mod client;
 pub mod content;
 pub mod group;
+pub mod speech;
 pub mod tally;
 pub mod times;
 
@@ -137,7 +138,13 @@ impl Engine {
         let mut of = Vec::new();
         for (index, group) in groups.iter().enumerate() {
             let apart = group.over / u32::try_from(group.clients).unwrap_or(u32::MAX).max(1);
-            clients.extend((0_u32..).take(group.clients).map(|nth| Client::new(*group, begun + apart * nth)));
+            let speeches = group.speeches.iter().cycle();
+            clients.extend(
+                (0_u32..)
+                    .zip(speeches)
+                    .take(group.clients)
+                    .map(|(nth, speech)| Client::new(*group, *speech, begun + apart * nth)),
+            );
             of.resize(clients.len(), index);
         }
         let mut timers = BinaryHeap::new();
