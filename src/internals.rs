@@ -104,7 +104,7 @@ impl Dispatcher {
     pub fn answer(&self, call: &DecodedCall<'_>, out: &mut Vec<u8>) -> Result<(), Error> {
         let request = &call.request;
         let (_, method) = self.service.registry().resolve(&request.method)?;
-        let mark = FRAMING.begin_message(out);
+        let mark = FRAMING.dialect().begin_message(out);
         let parts = CallParts {
             method: method.name(),
             id: request.id(),
@@ -117,17 +117,17 @@ impl Dispatcher {
         };
         let params = request.params.map(|span| span.in_message(call.body));
         let answered = envelope::answer(out, request.form, method, &Call::new(parts), params);
-        FRAMING.end_message(out, mark).map_err(|too_long| Error::answer_too_long(&too_long))?;
+        FRAMING.dialect().end_message(out, mark).map_err(|too_long| Error::answer_too_long(&too_long))?;
         answered
     }
 }
 
 /// Appends an answer without a handler: frame, envelope and error.
 pub fn encode_error(error: &Error, out: &mut Vec<u8>) {
-    let mark = FRAMING.begin_message(out);
+    let mark = FRAMING.dialect().begin_message(out);
     envelope::answer_error(out, Form::Native, error, None);
     // The error is the caller's; if it is too long nothing is appended.
-    let _ = FRAMING.end_message(out, mark);
+    let _ = FRAMING.dialect().end_message(out, mark);
 }
 
 /// One worker's arena, with a row for each of its threads, and who reads it.
@@ -197,7 +197,13 @@ pub fn hold_to_contract(target: &str, bytes: &[u8]) -> Result<usize, String> {
     let kind = kind.ok_or_else(|| format!("expected one of {FUZZ_TARGETS:?}, found {target:?}"))?;
     let mut messages = 0;
     for order in orders {
-        messages += pieces::check(Framing::new(kind, Accepts { kinds: Kinds::default(), order, max_message: MAX_MESSAGE }), bytes, piece)?.messages.len();
+        messages += pieces::check(
+            Framing::new(kind, Accepts { kinds: Kinds::default(), order, max_message: MAX_MESSAGE }),
+            bytes,
+            piece,
+        )?
+        .messages
+        .len();
         if kind != Kind::Length {
             break;
         }

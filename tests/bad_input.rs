@@ -13,7 +13,7 @@ use support::{Service, Wire, code, framed};
 const ONE_WORKER: &str = "processes = 1\nthreads = 2";
 
 fn text_of(answer: &Value) -> &str {
-    answer["result"]["message"].as_str().expect("an error has a message")
+    support::error_of(answer)["message"].as_str().expect("an error has a message")
 }
 
 /// Sends `body` and expects this error, words in its message, and a connection that goes on.
@@ -82,7 +82,6 @@ fn json_that_is_no_request_is_an_invalid_request() {
         ("null", "an object"),
         ("17", "an object"),
         (r#""ping""#, "an object"),
-        (r#"[{"in":"ping"}]"#, "a batch"),
         ("{}", "`in`"),
         (r#"{"params":1}"#, "`in`"),
         (r#"{"in":null}"#, "`null`"),
@@ -232,8 +231,7 @@ fn a_stranger_is_closed_unanswered_and_costs_one_line_that_names_it() {
     let mut bystander = Bystander::of(&service);
     let hello = [&[0x16, 0x03, 0x01, 0x00, 0xf0, 0x01, 0, 0, 0xec, 3, 3][..], &[7; 229]].concat();
     let noise = vec![0xa5; 300_000];
-    let strangers: [(&str, &[u8]); 5] = [
-        ("HTTP", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    let strangers: [(&str, &[u8]); 4] = [
         ("a TLS hello", &hello),
         ("noise", &noise),
         ("text", b"hello?\n"),

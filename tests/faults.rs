@@ -83,6 +83,8 @@ fn workers_killed_again_and_again_close_no_connection() {
         let pids = service.worker_pids();
         send_signal(pids[round % pids.len()], Signal::SIGKILL);
         service.await_text(mark, "worker died");
+        // Or the next one to be killed may not have said its first word yet, and nobody would call it a worker.
+        service.await_text(mark, "worker ready");
         await_progress(&load, 300);
     }
     assert_unharmed(&service, load, was_killed);

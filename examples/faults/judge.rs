@@ -29,6 +29,9 @@ impl Display for Outcome {
 pub struct Judge {
     pub figures: Vec<String>,
     pub failures: Vec<String>,
+    /// What took longer than it may. The full run fails with it; in a short one, where a busy machine has no time to make up
+    /// for a bad moment, it is only told.
+    pub late: Vec<String>,
     pub impossible: Option<String>,
     /// For a person who looks for the cause; only shown with a failure.
     pub evidence: String,
@@ -75,9 +78,22 @@ impl Judge {
     /// A duration, compared in milliseconds.
     pub fn within(&mut self, what: &str, found: Duration, most: Duration) {
         if found > most {
-            self.failures.push(format!("{what}: expected at most {most:.1?}, found {found:.1?}"));
+            self.late.push(format!("{what}: expected at most {most:.1?}, found {found:.1?}"));
         }
         self.tell(format!("{what} {found:.1?}"));
+    }
+
+    /// Calls a second.
+    pub fn rate_at_least(&mut self, what: &str, found: f64, least: f64) {
+        if found < least {
+            self.late.push(format!("{what}: expected at least {least:.0}, found {found:.0}"));
+        }
+        self.tell(format!("{what} {found:.0}"));
+    }
+
+    /// Time was measured for long enough to judge by it.
+    pub fn judge_times(&mut self) {
+        self.failures.append(&mut self.late);
     }
 
     /// No harm was done to these clients: nothing refused, wrong, missing or closed.

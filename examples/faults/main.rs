@@ -28,7 +28,8 @@ use rows::{Part, Row};
 struct Arguments {
     /// Rows (`kill`) or parts of them (`kill/pipelined`); all without.
     rows: Vec<String>,
-    /// Some seconds for each part, which shows that it works; the figures are rough.
+    /// Some seconds for each part, which shows that it works; the figures are rough, and times and rates are told and
+    /// not judged.
     #[arg(long)]
     short: bool,
     /// Print a table for README.md at the end.
@@ -115,15 +116,21 @@ fn is_wanted(row: &Row, part: &Part, wanted: &[String]) -> bool {
 
 fn run(row: &Row, part: &Part, extent: Extent) -> Judge {
     let begun = Instant::now();
-    let judge = (part.run)(extent).unwrap_or_else(|error| {
+    let mut judge = (part.run)(extent).unwrap_or_else(|error| {
         let mut judge = Judge::default();
         judge.failures.push(error.to_string());
         judge
     });
+    if !extent.is_short() {
+        judge.judge_times();
+    }
     let (outcome, took) = (judge.outcome(), begun.elapsed());
     println!("{outcome:4} {}/{}: {} ({took:.1?})", row.name, part.name, summary(&judge));
     for failure in &judge.failures {
         println!("       {failure}");
+    }
+    for late in &judge.late {
+        println!("       slow, which a short run only tells: {late}");
     }
     if outcome == Outcome::Fail && !judge.evidence.is_empty() {
         println!("     what the service said:\n{}", judge.evidence.trim_end());

@@ -184,10 +184,14 @@ impl Service {
 
     /// The first line from `mark` on whose message contains `text`, when it comes in time.
     pub fn await_log(&self, mark: usize, text: &str) -> Option<Value> {
+        self.await_line(mark, |line| said(line).contains(text))
+    }
+
+    fn await_line(&self, mark: usize, is_it: impl Fn(&Value) -> bool) -> Option<Value> {
         let until = Instant::now() + PATIENCE;
         let mut lines = self.lines();
         loop {
-            if let Some(found) = lines.iter().skip(mark).find(|line| said(line).contains(text)) {
+            if let Some(found) = lines.iter().skip(mark).find(|line| is_it(line)) {
                 return Some(found.clone());
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -204,9 +208,8 @@ impl Service {
     }
 
     /// How many calls of a method were run to a result, as the service says at its end.
-    pub fn served(&self, method: &str) -> Option<u64> {
-        let lines = self.lines();
-        lines.iter().find(|line| said(line) == "served" && line["method"] == method)?["ok"].as_u64()
+    pub fn await_served(&self, method: &str) -> Option<u64> {
+        self.await_line(0, |line| said(line) == "served" && line["method"] == method)?["ok"].as_u64()
     }
 
     /// The last lines that contain one of these, for a person.

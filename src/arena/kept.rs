@@ -249,7 +249,9 @@ impl KeptArena {
         let head = self.within_blocks(head).filter(|head| head.start.is_multiple_of(WORD))?;
         let filled = self.bytes(Place { at, length: self.load(head.start + FILLED * WORD) }, most)?;
         let answer = |range: Range<usize>| filled.get(range).map(<[u8]>::to_vec);
-        entries(&filled).map(|entry| entry.and_then(|(member, range)| Some((member, answer(range)?)))).collect()
+        entries(&filled)
+            .map(|entry| entry.and_then(|(member, range)| Some((member, answer(range)?))))
+            .collect()
     }
 
     /// A copy of these bytes, if they lie within the blocks and are no more than `most`.

@@ -4,6 +4,7 @@
 //! straight into its own type, and what is only passed through comes back byte for byte.
 
 use std::fmt;
+use std::ops::Range;
 
 use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
@@ -89,31 +90,33 @@ impl Serialize for RawJson<'_> {
 /// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
 }
 
 impl Span {
+    /// No message is as long as 4 GiB.
     pub(super) fn new(start: usize, end: usize) -> Span {
-        Span { start, end }
+        let whole = |at| u32::try_from(at).unwrap_or(u32::MAX);
+        Span { start: whole(start), end: whole(end) }
     }
 
-    pub(super) fn range(self) -> std::ops::Range<usize> {
-        self.start..self.end
+    pub(super) fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
     }
 
     /// The piece of `text`, which must be the one that was scanned.
     pub(super) fn of(self, text: &str) -> &str {
-        text.get(self.start..self.end).unwrap_or_default()
+        text.get(self.range()).unwrap_or_default()
     }
 
     pub(super) fn bytes_of(self, text: &str) -> &[u8] {
-        text.as_bytes().get(self.start..self.end).unwrap_or_default()
+        text.as_bytes().get(self.range()).unwrap_or_default()
     }
 
     /// The value in the message it was found in, `null` if `message` isn't that one.
     pub(crate) fn in_message(self, message: &[u8]) -> RawJson<'_> {
-        let bytes = message.get(self.start..self.end).unwrap_or_default();
+        let bytes = message.get(self.range()).unwrap_or_default();
         match sys::text::text(bytes) {
             Ok(text) if !text.is_empty() => RawJson(text),
             _ => RawJson::NULL,
@@ -121,12 +124,9 @@ impl Span {
     }
 
     /// The value's bytes, white space around it not among them.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for the members of batches, which the worker does not run yet")
-    )]
+    #[cfg(test)]
     pub(crate) fn bytes_in(self, message: &[u8]) -> &[u8] {
-        message.get(self.start..self.end).unwrap_or_default()
+        message.get(self.range()).unwrap_or_default()
     }
 
     /// The value in the text it was found in.

@@ -6,6 +6,7 @@
 mod members;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use self::members::Members;
 use super::error::{Error, shortened};
@@ -120,7 +121,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Where its members are in its text, in their order.
-    pub(crate) fn places(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<'a> {
+    pub(crate) fn places(&self) -> impl Iterator<Item = Range<usize>> + use<'a> {
         let mut scan = Scanner::new(self.text);
         let mut more = scan.first_element().unwrap_or(false);
         // The whole array has been walked before, so no fault is found here.
@@ -177,15 +178,6 @@ pub(crate) fn parse(message: &[u8], fallback: Form) -> Result<Message<'_>, Rejec
             };
             Err(Rejected::without_id(fallback, error))
         }
-    }
-}
-
-/// The form and the id of the answer to a message that is no batch, whatever that answer is.
-pub(crate) fn address_of(message: &[u8], fallback: Form) -> (Form, Option<RawJson<'_>>) {
-    match parse(message, fallback) {
-        Ok(Message::Single(request)) => (request.form, request.id()),
-        Ok(Message::Batch(_)) => (Form::V2, None),
-        Err(rejected) => (rejected.form, rejected.id),
     }
 }
 

@@ -13,10 +13,6 @@ mod discover;
 pub(crate) mod envelope;
 mod error;
 mod json;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "batches and notifications are wired into the worker later")
-)]
 mod message;
 mod params;
 mod registry;

@@ -15,7 +15,7 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -37,9 +37,10 @@ const PLENTY: usize = 64 << 20;
 const FEW: usize = 4;
 /// Of the sizes up to this one there are some for every connection, however little the worker may hold in all.
 const FOR_EVERYONE: usize = 16 << 10;
-/// Of each size so many freed bytes stay as they are, for the next who takes one: to have the kernel find and clear pages
-/// anew takes longer than a call with them. What was freed longest ago goes back to the system.
-const STAYS: usize = 4 << 20;
+/// So many freed bytes stay as they are, for the next who takes a block of their size: to have the kernel find and clear
+/// pages anew takes longer than a call with them. Of the size that is given back what was freed longest ago goes back to the
+/// system. All sizes together have no more, since nobody accounts for what rests.
+const STAYS: usize = 8 << 20;
 /// Blocks of one size that [`Pool::tidy`] gives back in one go: others may wait for its lock.
 const TIDIED_AT_ONCE: usize = 64;
 
@@ -86,6 +87,8 @@ pub(crate) struct Pool {
     classes: [Class; SIZES],
     /// Freed blocks have memory that `tidy` could give back.
     rests: AtomicBool,
+    /// Bytes of freed blocks that have memory.
+    resting: AtomicUsize,
 }
 
 /// The blocks of one size.
@@ -124,7 +127,8 @@ impl Pool {
             next += span(class, count).unwrap_or_default();
             Class { at, count, free: Mutex::default() }
         });
-        Ok(Box::leak(Box::new(Self { mapping, base, classes, rests: AtomicBool::new(false) })))
+        let (rests, resting) = (AtomicBool::new(false), AtomicUsize::new(0));
+        Ok(Box::leak(Box::new(Self { mapping, base, classes, rests, resting })))
     }
 
     /// A block with room for `at_least` bytes. Its bytes are whatever was there before. None when there is none left of
@@ -132,7 +136,10 @@ impl Pool {
     pub(crate) fn take(&'static self, at_least: usize) -> Option<Block> {
         let size = at_least.checked_add(HEAD)?.max(SMALLEST).checked_next_power_of_two()?;
         let class = (size.ilog2() - SMALLEST.ilog2()) as usize;
-        let number = self.classes.get(class)?.take()?;
+        let (number, rested) = self.classes.get(class)?.take()?;
+        if rested && size >= PAGE {
+            self.resting.fetch_sub(size, Ordering::Relaxed);
+        }
         let offset = self.classes.get(class)?.at + number as usize * size;
         let start = self.mapping.bytes_at(offset, size)?;
         Some(Block { pool: self, start, offset, class, number })
@@ -150,7 +157,7 @@ impl Pool {
         if size < PAGE {
             return;
         }
-        if free.stay() > STAYS / size {
+        if self.resting.fetch_add(size, Ordering::Relaxed) + size > STAYS {
             self.give_back_oldest(class, size, &mut free);
         }
         // Looked at first, so that threads don't take its cache line from each other.
@@ -164,6 +171,7 @@ impl Pool {
         if let Some(oldest) = free.back.get(free.punched) {
             let start = class.at + *oldest as usize * size;
             self.mapping.punch(start..start + size);
+            self.resting.fetch_sub(size, Ordering::Relaxed);
             free.punched += 1;
         }
     }
@@ -199,17 +207,19 @@ impl Free {
 }
 
 impl Class {
-    fn take(&self) -> Option<u32> {
+    /// One that is free, and whether it is one of those that have memory.
+    fn take(&self) -> Option<(u32, bool)> {
         let mut free = self.free.lock();
         // The one that was freed last is the likeliest to be in the caches.
         if let Some(number) = free.back.pop() {
+            let rested = free.punched <= free.back.len();
             free.punched = free.punched.min(free.back.len());
             free.unwanted = free.unwanted.min(free.stay());
-            return Some(number);
+            return Some((number, rested));
         }
         let number = (free.fresh < self.count).then_some(free.fresh)?;
         free.fresh += 1;
-        Some(number)
+        Some((number, false))
     }
 }
 
@@ -384,7 +394,7 @@ mod tests {
     #[test]
     fn of_many_smaller_ones_that_are_freed_few_keep_their_memory() {
         let (pool, reader) = pool(8 << 20, 1);
-        let mut blocks: Vec<Block> = std::iter::from_fn(|| pool.take(8_000)).take(1_000).collect();
+        let mut blocks: Vec<Block> = std::iter::from_fn(|| pool.take(8_000)).take(2_000).collect();
         for block in &mut blocks {
             block.fill(0xff);
         }

@@ -198,9 +198,9 @@ mod tests {
     #[test]
     fn an_answer_has_its_length_before_it() {
         let mut out = b"earlier".to_vec();
-        let mark = FRAMING.begin_message(&mut out);
+        let mark = FRAMING.dialect().begin_message(&mut out);
         out.extend_from_slice(br#"{"result":1}"#);
-        FRAMING.end_message(&mut out, mark).unwrap();
+        FRAMING.dialect().end_message(&mut out, mark).unwrap();
         assert_eq!(out, b"earlierContent-Length: 12\r\n\r\n{\"result\":1}");
     }
 
@@ -209,9 +209,9 @@ mod tests {
         fn what_is_encoded_is_decoded(bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..90), 0..5)) {
             let mut bytes = Vec::new();
             for body in &bodies {
-                let mark = FRAMING.begin_message(&mut bytes);
+                let mark = FRAMING.dialect().begin_message(&mut bytes);
                 bytes.extend_from_slice(body);
-                FRAMING.end_message(&mut bytes, mark).unwrap();
+                FRAMING.dialect().end_message(&mut bytes, mark).unwrap();
             }
             prop_assert_eq!(decoded(&bytes).messages, bodies);
         }

@@ -78,10 +78,14 @@ impl LengthFraming {
     /// Writes the prefix of the message begun at the mark.
     ///
     /// A message that is too long is taken back, so that the caller can answer with an error in its place.
-    pub(crate) fn end_message(&self, out: &mut Vec<u8>, Mark(start): Mark) -> Result<(), AnswerTooLong> {
+    pub(crate) fn end_message(
+        order: ByteOrder,
+        out: &mut Vec<u8>,
+        Mark(start): Mark,
+    ) -> Result<(), AnswerTooLong> {
         let length = out.len().saturating_sub(start + PREFIX);
         let prefix = match u32::try_from(length) {
-            Ok(length) if length as usize <= MAX_ANSWER => match self.order {
+            Ok(length) if length as usize <= MAX_ANSWER => match order {
                 ByteOrder::Little => length.to_le_bytes(),
                 ByteOrder::Big => length.to_be_bytes(),
             },
@@ -126,7 +130,7 @@ mod tests {
         let mut out = Vec::new();
         let mark = LengthFraming::begin_message(&mut out);
         out.extend_from_slice(body);
-        framing.end_message(&mut out, mark).unwrap();
+        LengthFraming::end_message(framing.order, &mut out, mark).unwrap();
         out
     }
 
@@ -179,11 +183,14 @@ mod tests {
         let mut out = b"an earlier answer".to_vec();
         let mark = LengthFraming::begin_message(&mut out);
         out.resize(out.len() + MAX_ANSWER + 1, b' ');
-        assert_eq!(LITTLE.end_message(&mut out, mark), Err(AnswerTooLong { length: MAX_ANSWER + 1 }));
+        assert_eq!(
+            LengthFraming::end_message(ByteOrder::Little, &mut out, mark),
+            Err(AnswerTooLong { length: MAX_ANSWER + 1 })
+        );
         assert_eq!(out, b"an earlier answer");
         let mark = LengthFraming::begin_message(&mut out);
         out.resize(out.len() + MAX_ANSWER, b' ');
-        assert_eq!(LITTLE.end_message(&mut out, mark), Ok(()));
+        assert_eq!(LengthFraming::end_message(ByteOrder::Little, &mut out, mark), Ok(()));
     }
 
     proptest! {

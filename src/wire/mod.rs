@@ -27,6 +27,9 @@ use http::HttpFraming;
 use length::{AnswerTooLong, LengthFraming, Mark};
 use stream::StreamFraming;
 
+/// What a message may have around its text at most: the head of an HTTP request, which is handed on with the body.
+pub(crate) const MOST_AROUND: usize = http::MAX_HEAD;
+
 /// How a length prefix is written; a listener is told by `prefix` in its config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -52,6 +55,13 @@ pub(crate) enum Framing {
     Stream(StreamFraming),
     Header(HeaderFraming),
     Http(HttpFraming),
+}
+
+/// A framing without its limits, which is all that answers depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Dialect {
+    pub(crate) kind: Kind,
+    order: ByteOrder,
 }
 
 /// Bytes to messages.
@@ -115,29 +125,32 @@ impl Framing {
         }
     }
 
+    /// How answers are put into it.
+    pub(crate) fn dialect(&self) -> Dialect {
+        let order = if let Self::Length(framing) = self { framing.order } else { ByteOrder::default() };
+        Dialect { kind: self.kind(), order }
+    }
+}
+
+impl Dialect {
     /// Begins an answer: what is appended to `out` from here on is its text. An HTTP answer has a head, which is not
     /// written here, and nothing around its body.
-    pub(crate) fn begin_message(&self, out: &mut Vec<u8>) -> Mark {
-        match self {
-            Self::Length(_) => LengthFraming::begin_message(out),
-            Self::Stream(_) | Self::Header(_) | Self::Http(_) => Mark::at_end_of(out),
+    pub(crate) fn begin_message(self, out: &mut Vec<u8>) -> Mark {
+        match self.kind {
+            Kind::Length => LengthFraming::begin_message(out),
+            Kind::Stream | Kind::Header | Kind::Http => Mark::at_end_of(out),
         }
     }
 
     /// Ends the answer begun at the mark, or takes it back if it is longer than the framing carries.
-    pub(crate) fn end_message(&self, out: &mut Vec<u8>, mark: Mark) -> Result<(), AnswerTooLong> {
-        match self {
-            Self::Length(framing) => framing.end_message(out, mark),
-            Self::Stream(_) => {
-                stream::end_message(out);
-                Ok(())
-            }
-            Self::Header(_) => {
-                HeaderFraming::end_message(out, mark);
-                Ok(())
-            }
-            Self::Http(_) => Ok(()),
+    pub(crate) fn end_message(self, out: &mut Vec<u8>, mark: Mark) -> Result<(), AnswerTooLong> {
+        match self.kind {
+            Kind::Length => return LengthFraming::end_message(self.order, out, mark),
+            Kind::Stream => stream::end_message(out),
+            Kind::Header => HeaderFraming::end_message(out, mark),
+            Kind::Http => {}
         }
+        Ok(())
     }
 }
 
@@ -162,7 +175,9 @@ mod tests {
         const LONG: usize = 300_000;
         let text = format!("[\"{}\"]", "x".repeat(LONG - 4));
         let post = "POST / HTTP/1.1\r\nHost: a\r\n";
-        let framing_of = |kind| Framing::new(kind, Accepts { kinds: Kinds::default(), order: ByteOrder::Big, max_message: LONG });
+        let framing_of = |kind| {
+            Framing::new(kind, Accepts { kinds: Kinds::default(), order: ByteOrder::Big, max_message: LONG })
+        };
         for (kind, bytes) in [
             (Kind::Length, [&u32::try_from(LONG).unwrap().to_be_bytes()[..], text.as_bytes()].concat()),
             (Kind::Stream, text.clone().into_bytes()),

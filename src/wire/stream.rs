@@ -203,9 +203,9 @@ mod tests {
     fn answers_end_with_a_line_break() {
         let framing = Framing::Stream(SMALL);
         let mut out = b"{}\n".to_vec();
-        let mark = framing.begin_message(&mut out);
+        let mark = framing.dialect().begin_message(&mut out);
         out.extend_from_slice(b"[]");
-        framing.end_message(&mut out, mark).unwrap();
+        framing.dialect().end_message(&mut out, mark).unwrap();
         assert_eq!(out, b"{}\n[]\n");
     }
 

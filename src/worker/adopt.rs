@@ -15,6 +15,7 @@ use crate::fail_points::{self, Kind};
 use crate::line::{FromWorker, Taken};
 use crate::sys::socket::{PeerAddress, Socket};
 use crate::sys::tcp;
+use crate::wire;
 
 /// When it is tried again to tell a supervisor whose line is full.
 const TELL_AGAIN: Duration = Duration::from_millis(2);
@@ -164,15 +165,16 @@ impl Shared {
     /// What is believed of another worker's records at most.
     pub(super) fn most_kept(config: &crate::config::Config) -> Most {
         let limits = &config.limits;
+        let message = limits.max_message.saturating_add(wire::MOST_AROUND);
         Most {
             // A worker that drains takes all that is there.
-            input: limits.max_message + super::flow::MOST_AT_DRAIN + super::chunk::SCRATCH,
+            input: message.saturating_add(super::flow::MOST_AT_DRAIN + super::chunk::SCRATCH),
             // A single answer may be longer than what stops further calls.
             output: limits.buffers.max(limits.output),
-            message: limits.max_message,
+            message,
             calls: limits.in_flight_per_connection,
             // One message more than fits is taken, so that some message always becomes whole.
-            all_messages: limits.buffers.saturating_add(limits.max_message),
+            all_messages: limits.buffers.saturating_add(message),
         }
     }
 }

@@ -10,13 +10,13 @@ use crate::rpc::web::{self, Wanted};
 use crate::rpc::{self, Batch, Error, Form, Message, RawJson, Rejected, Request, Span, envelope};
 use crate::wire::http::{self, Head, Version};
 use crate::wire::length::{AnswerTooLong, Mark};
-use crate::wire::{Framing, Kind, WireError};
+use crate::wire::{Dialect, Framing, Kind, WireError};
 
 /// What a connection speaks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tongue {
-    pub(super) framing: Framing,
-    pub(super) site: &'static Site,
+    dialect: Dialect,
+    site: &'static Site,
 }
 
 /// How an answer goes back.
@@ -71,13 +71,28 @@ pub(super) struct Caller<'a> {
 /// What a message asks for.
 #[derive(Debug)]
 pub(super) enum Asked<'a> {
-    Call { request: Request<'a>, route: Route, text_at: usize },
+    Call {
+        request: Request<'a>,
+        route: Route,
+        text_at: usize,
+    },
     /// Of calls that may take so long at most.
-    Batch { batch: Batch<'a>, route: Route, text_at: usize, timeout_ms: Option<u64> },
+    Batch {
+        batch: Batch<'a>,
+        route: Route,
+        text_at: usize,
+        timeout_ms: Option<u64>,
+    },
     /// Nothing that can be done.
-    Nothing { caller: Caller<'a>, error: Error },
+    Nothing {
+        caller: Caller<'a>,
+        error: Error,
+    },
     /// An answer that needs no method, with HTTP.
-    Page { page: Wanted<'a>, route: Route },
+    Page {
+        page: Wanted<'a>,
+        route: Route,
+    },
 }
 
 /// Where in the output an answer begins.
@@ -89,10 +104,14 @@ pub(super) struct Begun {
 }
 
 impl Tongue {
+    pub(super) fn new(framing: Framing, site: &'static Site) -> Self {
+        Self { dialect: framing.dialect(), site }
+    }
+
     /// Reads a message.
     #[inline]
     pub(super) fn read(self, message: &[u8]) -> Asked<'_> {
-        if self.framing.kind() == Kind::Http {
+        if self.dialect.kind == Kind::Http {
             return self.read_http(message);
         }
         let route = Route::new(self, self.fallback());
@@ -103,7 +122,7 @@ impl Tongue {
             }
             Err(rejected) => {
                 // Where a bad value of a stream ends nobody knows.
-                let ends = self.framing.kind() == Kind::Stream && rejected.error.code() == Error::PARSE;
+                let ends = self.dialect.kind == Kind::Stream && rejected.error.code() == Error::PARSE;
                 Asked::nothing(Route { ends, ..route }, rejected)
             }
         }
@@ -140,7 +159,7 @@ impl Tongue {
 
     /// The form of an error for a message that shows none of its own.
     fn fallback(self) -> Form {
-        match self.framing.kind() {
+        match self.dialect.kind {
             Kind::Length => Form::Native,
             Kind::Stream | Kind::Header => Form::V2,
             Kind::Http => Form::Bare,
@@ -228,7 +247,7 @@ impl Route {
     }
 
     fn is_http(self) -> bool {
-        self.tongue.framing.kind() == Kind::Http && !self.is_member
+        self.tongue.dialect.kind == Kind::Http && !self.is_member
     }
 
     /// Begins an answer: its text is what is appended to `out` from here on.
@@ -236,7 +255,7 @@ impl Route {
     pub(super) fn begin(self, out: &mut Vec<u8>) -> Begun {
         let start = out.len();
         let is_framed = !self.is_member && !self.is_silent;
-        Begun { start, mark: is_framed.then(|| self.tongue.framing.begin_message(out)) }
+        Begun { start, mark: is_framed.then(|| self.tongue.dialect.begin_message(out)) }
     }
 
     /// Ends an answer that was begun, to what came of it. Nobody's is taken back.
@@ -258,7 +277,7 @@ impl Route {
             self.end_http(out, begun.start, error);
             return Ok(());
         }
-        begun.mark.map_or(Ok(()), |mark| self.tongue.framing.end_message(out, mark))
+        begun.mark.map_or(Ok(()), |mark| self.tongue.dialect.end_message(out, mark))
     }
 
     fn end_http(self, out: &mut Vec<u8>, start: usize, error: Option<&Error>) {

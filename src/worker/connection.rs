@@ -203,7 +203,7 @@ impl Locked<'_> {
     pub(super) fn late(&self, site: &'static Site) -> Caller<'static> {
         // What has shown no framing is answered in the one that has no other sign of life.
         let framing = self.framing.unwrap_or_else(|| Framing::new(Kind::Length, self.connection.accepts));
-        Caller { route: Route::of_late(Tongue { framing, site }), id: None }
+        Caller { route: Route::of_late(Tongue::new(framing, site)), id: None }
     }
 
     /// Lets others have the connection while `work` is done.
@@ -214,13 +214,7 @@ impl Locked<'_> {
 }
 
 impl State {
-    fn new(
-        pool: &'static Pool,
-        record: Record,
-        core: Core,
-        framing: Option<Framing>,
-        now: Instant,
-    ) -> Self {
+    fn new(pool: &'static Pool, record: Record, core: Core, framing: Option<Framing>, now: Instant) -> Self {
         Self {
             phase: Phase::Open,
             going: Going::Not,

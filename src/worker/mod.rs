@@ -51,9 +51,9 @@ use crate::arena::{Key, Most, Records, Room};
 use crate::config::Config;
 use crate::line::FromWorker;
 use crate::rpc::{MethodIndex, States, WorkerInfo};
-use site::Site;
 use crate::sys::blocks::Pool;
 use crate::sys::clock;
+use site::Site;
 
 use buffers::Buffers;
 pub(crate) use capacity::connections;
@@ -181,8 +181,7 @@ impl Shared {
             Concurrency::new(names.map(concurrency_of).collect(), limits.queue, limits.queue_wait);
         let timeout_of = |name: &str| config.methods.get(name).and_then(|method| method.timeout);
         let request_timeout = config.timeouts.request;
-        let timeouts =
-            registry.names().map(|name| timeout_of(name).unwrap_or(request_timeout)).collect();
+        let timeouts = registry.names().map(|name| timeout_of(name).unwrap_or(request_timeout)).collect();
         Ok(Self {
             info,
             states,

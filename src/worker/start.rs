@@ -8,13 +8,13 @@ use crossbeam_channel::Receiver;
 use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 
-use super::site::Site;
 use super::desk::Desk;
 use super::duty::{Duty, Task};
 use super::flow::Hand;
 use super::life::Life;
 use super::queue::Queue;
 use super::recycle::Limits;
+use super::site::Site;
 use super::{LINE, Shared, TERM, WAKE, capacity, doors, pool, rows};
 use crate::arena::{ArenaWriter, Row, State};
 use crate::config::Config;

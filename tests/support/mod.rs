@@ -416,8 +416,14 @@ pub fn framed(body: &str) -> Vec<u8> {
     bytes
 }
 
+/// The error of an answer, native or JSON-RPC 2.0.
+pub fn error_of(answer: &Value) -> &Value {
+    let error = if answer["out"] == "error" { &answer["result"] } else { &answer["error"] };
+    assert!(error.is_object(), "expected an error, found {answer}");
+    error
+}
+
 /// The code of an error answer.
 pub fn code(answer: &Value) -> i64 {
-    assert_eq!(answer["out"], "error", "expected an error, found {answer}");
-    answer["result"]["code"].as_i64().expect("an error has a code")
+    error_of(answer)["code"].as_i64().expect("an error has a code")
 }

@@ -87,7 +87,7 @@ fn killed(extent: Extent, group: Group) -> Result<Judge, BoxError> {
         errors <= kills * (THREADS as u64 + 1),
     );
     judge.tell(format!("{before} calls/s before"));
-    judge.at_least("calls/s meanwhile", meanwhile, before / 2.0);
+    judge.rate_at_least("calls/s meanwhile", meanwhile, before / 2.0);
     let silences = &tallies[0].silences;
     let (usual, longest) =
         (silences.longest(quiet.0, faulted.0), silences.longest(faulted.0, ended.0 + Duration::from_secs(5)));

@@ -71,7 +71,7 @@ fn overload(extent: Extent) -> Result<Judge, BoxError> {
     judge.tell(format!("memory {} MiB, then {} MiB", early >> 20, late >> 20));
     judge.holds("it ends with 0", service.stop() == Some(0));
     // A call that was run though its caller had been told otherwise would be one more than the answers.
-    let served = service.await_log(0, "served").and_then(|_| service.served("sleep"));
+    let served = service.await_served("sleep");
     let right = at_capacity.right + calls.right;
     judge.tell(format!("{} run, {right} answered", served.unwrap_or(0)));
     judge.holds("no call that was refused is run", served == Some(right));
@@ -103,6 +103,8 @@ fn floods(extent: Extent) -> Result<Judge, BoxError> {
     std::thread::sleep(extent.seconds(15, 3));
     let quiet = (from, load.elapsed());
     let (memory_before, descriptors_before) = (memory(), descriptors());
+    let open = || service.processes().into_iter().map(proc::what_is_open).collect::<Vec<_>>().join("; ");
+    let open_before = open();
     let scale = |count: usize| extent.count(count, count / 10);
     let flood = Load::start(
         service.address(),
@@ -143,6 +145,9 @@ fn floods(extent: Extent) -> Result<Judge, BoxError> {
         descriptors() <= descriptors_before && memory() <= memory_before + (16 << 20)
     });
     let (memory_after, descriptors_after) = (memory(), descriptors());
+    if descriptors_after > descriptors_before {
+        judge.tell(format!("open before: {open_before}; after: {}", open()));
+    }
     let tallies = load.finish(PATIENCE)?;
     judge.unharmed(&tallies);
     judge.without_errors(&tallies);

@@ -14,6 +14,7 @@ use crate::support::load::content::Work;
 use crate::support::load::group::Group;
 use crate::support::proc::{self, wait_until};
 use crate::support::service::{PATIENCE, Service};
+use crate::support::stalls::Stalls;
 
 pub const HANG: Row = Row {
     name: "hang",
@@ -76,6 +77,7 @@ fn one_hangs(extent: Extent) -> Result<Judge, BoxError> {
     let stuck = Group::new("stuck", 1).work(HANGING).pace(extent.seconds(5, 3));
     let mark = service.mark();
     let load = Load::start(service.address(), &[CLIENTS, SLEEPERS, stuck])?;
+    let stalls = Stalls::watch();
     let (least, most) = watch(&service, extent.seconds(30, 8));
     let end = load.elapsed();
     let tallies = load.finish(PATIENCE)?;
@@ -84,7 +86,10 @@ fn one_hangs(extent: Extent) -> Result<Judge, BoxError> {
     judge.only_errors(&tallies[2..], |failure| failure.code == -32001);
     let late = tallies[2].error_latencies.longest(Duration::ZERO, end + Duration::from_secs(5));
     judge.holds("the caller is told", tallies[2].errors_of(-32001) > 0);
-    judge.within("told after", late, DEADLINE + Duration::from_millis(10));
+    // What the machine did not let anybody do is nobody's fault.
+    let stalled = stalls.longest();
+    judge.tell(format!("longest stall of the machine {stalled:.1?}"));
+    judge.within("told after", late, DEADLINE + stalled + Duration::from_millis(10));
     judge.at_least("ready workers at any time", least, PROCESSES);
     judge.at_most("workers at any time", most, 2 * PROCESSES);
     judge.at_least("workers replaced", service.count_log(mark, "worker ready"), 1);

@@ -58,7 +58,7 @@ fn caller(has_id: bool) -> Known {
 fn tongue() -> Tongue {
     let service = Service::new(RegistryBuilder::default().build().unwrap(), Hooks::default());
     let framing = Framing::new(Kind::Length, accepts());
-    Tongue { framing, site: Site::open(service, Vec::new()) }
+    Tongue::new(framing, Site::open(service, Vec::new()))
 }
 
 /// A call that has just been queued.

@@ -112,7 +112,7 @@ impl Hand {
     /// Adds to `self.answer` what the caller of a call is told that began and can't be answered by who ran it.
     fn answer_for_the_dead(&mut self, state: &mut Locked<'_>, ran: &Ran, cause: &str) {
         let Some(framing) = state.framing else { return };
-        let tongue = Tongue { framing, site: self.shared.site };
+        let tongue = Tongue::new(framing, self.shared.site);
         let gathered = ran.gathered.iter().map(|(index, answer)| (*index, answer.as_slice()));
         let crashed = |method: &str| Error::crashed(method, cause);
         let route = write_unfinished(&mut self.answer, tongue, &ran.message, gathered, crashed);
@@ -124,7 +124,7 @@ impl Hand {
     /// Links a call that waited, or answers it where it can't be run. False where there is no memory for it.
     fn wait_again(&mut self, state: &mut Locked<'_>, waited: &Waited, jobs: &mut Vec<Job>) -> bool {
         let Some(framing) = state.framing else { return true };
-        let tongue = Tongue { framing, site: self.shared.site };
+        let tongue = Tongue::new(framing, self.shared.site);
         let (whom, allowed) = match tongue.read(&waited.message) {
             Asked::Call { request, route, text_at } => {
                 match self.shared.understand(&request, route, text_at, self.now) {
@@ -135,7 +135,9 @@ impl Hand {
                     }
                 }
             }
-            Asked::Batch { .. } | Asked::Page { .. } => (Whom::NotParsed(tongue), self.shared.request_timeout),
+            Asked::Batch { .. } | Asked::Page { .. } => {
+                (Whom::NotParsed(tongue), self.shared.request_timeout)
+            }
             Asked::Nothing { caller, error } => return self.answer_instead(state, &error, caller),
         };
         let left = Duration::from_nanos(waited.deadline_ns.saturating_sub(self.now_ns));
@@ -145,8 +147,7 @@ impl Hand {
         };
         let number = state.next_call_number();
         let ticket = Arc::new(Ticket::default());
-        let mut in_flight =
-            InFlight::queued(number, message.clone(), whom, allowed, self.now).with(&ticket);
+        let mut in_flight = InFlight::queued(number, message.clone(), whom, allowed, self.now).with(&ticket);
         in_flight.deadline = deadline;
         state.enqueue(in_flight, waited.deadline_ns);
         let connection = Arc::clone(state.connection);

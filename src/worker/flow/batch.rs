@@ -57,7 +57,8 @@ impl Hand {
                 }
                 return;
             };
-            let begun = self.begin_member(state, &mut batch, &message, Member { batch: number, index }, place);
+            let begun =
+                self.begin_member(state, &mut batch, &message, Member { batch: number, index }, place);
             state.put_batch(number, batch);
             if let Err(answer) = begun {
                 self.answer = answer;
@@ -80,7 +81,9 @@ impl Hand {
         let (caller, begun) = match batch.route.read_member(text) {
             Asked::Call { mut request, route, .. } => {
                 request.timeout_ms = match (request.timeout_ms, batch.timeout) {
-                    (Some(ms), Some(timeout)) => Some(ms.min(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))),
+                    (Some(ms), Some(timeout)) => {
+                        Some(ms.min(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)))
+                    }
                     (None, Some(timeout)) => u64::try_from(timeout.as_millis()).ok(),
                     (own, None) => own,
                 };
@@ -151,7 +154,8 @@ impl Hand {
         });
         let connection = Arc::clone(state.connection);
         let (message, arrived) = (message.clone(), batch.arrived);
-        let job = Job { connection, number, message, arrived, call: Some(call), member: Some(member), ticket };
+        let job =
+            Job { connection, number, message, arrived, call: Some(call), member: Some(member), ticket };
         self.shared.dispatch(place, job) || batch.take(member.index).is_none()
     }
 
@@ -182,7 +186,9 @@ impl Hand {
         self.shared.call_ended();
         let mut state = job.connection.lock();
         let is_wanted = state.phase != Phase::Closed
-            && state.batch_of(member).is_some_and(|batch| batch.begun.iter().any(|begun| begun.index == member.index));
+            && state
+                .batch_of(member)
+                .is_some_and(|batch| batch.begun.iter().any(|begun| begun.index == member.index));
         if !self.count(call, &ran, is_wanted) && is_wanted {
             self.row.deadline_exceeded();
             self.answer.clear();
@@ -248,7 +254,7 @@ impl Hand {
     fn end_batch(&mut self, state: &mut Locked<'_>, number: u64) {
         if let Some(call) = state.take_call(number) {
             // Whatever has no answer wants none.
-            self.answer_unfinished(state, &call, |method| Error::panicked(method));
+            self.answer_unfinished(state, &call, Error::panicked);
         }
     }
 
@@ -261,7 +267,7 @@ impl Hand {
         error_of: impl Fn(&str) -> Error,
     ) {
         let Some(framing) = state.framing else { return };
-        let tongue = Tongue { framing, site: self.shared.site };
+        let tongue = Tongue::new(framing, self.shared.site);
         self.answer.clear();
         let gathered = call.batch.iter().flat_map(|batch| batch.answers());
         let route = write_unfinished(&mut self.answer, tongue, &call.message, gathered, error_of);

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Hand;
+use crate::rpc::web::Wanted;
 use crate::rpc::{Error, MethodIndex, Request, Span};
 use crate::sys::clock;
 use crate::wire::detect::{self, Recognised};
 use crate::wire::{Decode, Step};
 use crate::worker::Shared;
 use crate::worker::buffers::LITTLE;
-use crate::rpc::web::Wanted;
 use crate::worker::caller::{Asked, Caller, Known, Route, Tongue, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{Answered, Connection, InFlight, Locked, Member, Pause, Phase, SPARE};
@@ -142,7 +142,7 @@ impl Hand {
                     ControlFlow::Break(needs) => return Begun::Incomplete { consumed, needs },
                 }
             };
-            let tongue = Tongue { framing, site: self.shared.site };
+            let tongue = Tongue::new(framing, self.shared.site);
             let mut progress = std::mem::take(&mut state.progress);
             match framing.decode(rest, &mut progress) {
                 Step::NeedMore { at_least } => {

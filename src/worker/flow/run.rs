@@ -208,7 +208,7 @@ impl Hand {
     /// thread's part in it.
     fn start_unread(&mut self, job: &Job) -> Option<Parsed> {
         let framing = job.connection.lock().framing?;
-        let asked = Tongue { framing, site: self.shared.site }.read(&job.message);
+        let asked = Tongue::new(framing, self.shared.site).read(&job.message);
         self.look_at_the_clock();
         let mut state = self.still_wanted(job)?;
         let (caller, error) = match asked {

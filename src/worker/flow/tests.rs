@@ -19,9 +19,9 @@ use crate::rpc::{Handler, Hooks, RegistryBuilder, Service, WorkerInfo};
 use crate::sys::socket::Listener;
 use crate::sys::tcp;
 use crate::wire::{Accepts, ByteOrder, Kinds};
-use crate::worker::site::Site;
 use crate::worker::duty::Task;
 use crate::worker::queue::Queue;
+use crate::worker::site::Site;
 
 const MOST: Most =
     Most { input: 1 << 20, output: 16 << 20, message: 1 << 20, calls: 64, all_messages: 16 << 20 };
@@ -131,7 +131,8 @@ fn worker() -> (Hand, Hand, Receiver<Task>, OwnedFd) {
     let queue = Queue::new(64);
     let tasks = queue.receiver();
     let memory = (arena.records(), arena.blocks().unwrap());
-    let shared = Arc::new(Shared::new(Site::open(service, Vec::new()), states, &config, info, memory, queue).unwrap());
+    let shared =
+        Arc::new(Shared::new(Site::open(service, Vec::new()), states, &config, info, memory, queue).unwrap());
     let mut poller = Hand::new(Arc::clone(&shared), arena.row(0).unwrap(), 0);
     poller.term = Some(shared.role.first_term());
     let pool = Hand::new(shared, arena.row(1).unwrap(), 1);
