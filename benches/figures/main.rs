@@ -17,6 +17,7 @@ mod idle;
 mod keeping;
 mod ping;
 mod report;
+mod web;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,7 +44,7 @@ struct Row {
     measure: fn(&Bench) -> Result<Vec<Figure>, BoxError>,
 }
 
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 19] = [
     Row {
         name: "ping-64",
         what: "ping, 64 connections, one call at a time, against the echo loop",
@@ -78,6 +79,21 @@ const ROWS: [Row; 16] = [
         name: "pipelined-echo",
         what: "ping, 64 connections, 16 calls deep, against the echo loop 16 deep",
         measure: ping::pipelined_against_echo,
+    },
+    Row {
+        name: "http-nginx",
+        what: "JSON-RPC ping by POST from wrk, 64 connections, against nginx with an answer that never changes",
+        measure: web::against_nginx,
+    },
+    Row {
+        name: "http-actix",
+        what: "JSON-RPC ping by POST from wrk, 64 connections, against actix-web doing the same work",
+        measure: web::against_actix,
+    },
+    Row {
+        name: "json-rpc",
+        what: "JSON-RPC ping behind a length, 64 connections, against the native envelope",
+        measure: web::against_native,
     },
     Row {
         name: "sleepers",

@@ -49,7 +49,7 @@ fn compare_with_echo(bench: &Bench, shape: Shape, wanted: Wanted) -> Result<Vec<
         || drive::run(service.address(), service.workers(), shape, bench.lengths, &ping),
         || drive::run(&peer.address, &[peer.process.pid()], shape, bench.lengths, &echo),
     )?;
-    Ok(vec![compared(&pairs, wanted, "echo loop")?])
+    Ok(vec![compared(&pairs, wanted, ["tine", "echo loop"])?])
 }
 
 pub(crate) fn against_redis(bench: &Bench, pipeline: usize, least: f64) -> Result<Vec<Figure>, BoxError> {
@@ -62,18 +62,23 @@ pub(crate) fn against_redis(bench: &Bench, pipeline: usize, least: f64) -> Resul
         || drive::run(service.address(), service.workers(), shape, bench.lengths, &ping),
         || drive::run(&peer.address, &[peer.process.pid()], shape, bench.lengths, &redis_ping),
     )?;
-    Ok(vec![compared(&pairs, Wanted::AtLeast(least), "Redis")?])
+    Ok(vec![compared(&pairs, Wanted::AtLeast(least), ["tine", "Redis"])?])
 }
 
-fn compared(pairs: &[(Run, Run)], wanted: Wanted, peer: &str) -> Result<Figure, BoxError> {
-    let (tine, other): (Vec<Run>, Vec<Run>) = pairs.iter().copied().unzip();
+/// The rate of one side by that of the other.
+pub(crate) fn compared(
+    pairs: &[(Run, Run)],
+    wanted: Wanted,
+    [this, that]: [&str; 2],
+) -> Result<Figure, BoxError> {
+    let (these, those): (Vec<Run>, Vec<Run>) = pairs.iter().copied().unzip();
     let both = |figure: fn(&Run) -> f64, show: fn(f64) -> String| -> Result<String, BoxError> {
-        Ok(format!("{} and {}", show(spread(&tine, figure)?.median), show(spread(&other, figure)?.median)))
+        Ok(format!("{} and {}", show(spread(&these, figure)?.median), show(spread(&those, figure)?.median)))
     };
     Ok(Figure {
-        what: format!("rate, tine ÷ {peer}"),
+        what: format!("rate, {this} ÷ {that}"),
         wanted,
-        spread: spread(pairs, |(tine, other)| tine.rate / other.rate)?,
+        spread: spread(pairs, |(this, that)| this.rate / that.rate)?,
         unit: Unit::Ratio,
         others: others(pairs)?,
         behind: format!(

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use tine::BoxError;
 use tine::load::{Fixed, Native};
 
-use super::exchanges::{Http, Tarpc};
+use super::exchanges::Tarpc;
 use super::support::children::Own;
 use super::support::cores::{Cores, Place};
 use super::support::drive::{self, Lengths, Run, Shape};
+use super::support::http::Http;
 use super::support::peers::{self, Peer};
 use super::support::service::{self, Service};
 use super::support::{PING_PARAMS, ping_frame, process};
@@ -98,7 +99,7 @@ pub(crate) fn contenders(rust_peers: Option<PathBuf>) -> Vec<Contender> {
             Ok(peers::redis(cores, Place::Server)?.map(|peer| Running::new(peer, Speaks::Redis)))
         }),
         contender("nginx", "HTTP GET, the same 200 always; no JSON is read", |cores| {
-            Ok(peers::nginx(cores, Place::Server)?.map(|(peer, folder)| {
+            Ok(peers::nginx(peers::NGINX_BODY, cores, Place::Server)?.map(|(peer, folder)| {
                 let (address, pids) = (peer.address.clone(), vec![peer.process.pid()]);
                 Running { address, pids, speaks: Speaks::Http, _owner: Box::new((peer, folder)) }
             }))

@@ -1,67 +1,14 @@
-//! What servers of others speak: enough of it to send one kind of call and to check its answers.
+//! What servers of others speak, beside HTTP: enough of it to send one kind of call and to check its answers.
 
 use std::io::Write;
 use std::sync::Arc;
 
 use tine::load::{Answer, Exchange};
 
-/// Longer heads than any server here sends.
-const LONGEST_HEAD: usize = 16 * 1024;
+use super::support::http::wrong;
 
-/// HTTP/1.1 requests that are all alike, on connections that stay open. Of an answer the status, the length and the
-/// body are checked; other headers may say what they like (nginx puts the time in).
-#[derive(Debug, Clone)]
-pub(crate) struct Http {
-    request: Arc<[u8]>,
-    body: Arc<[u8]>,
-}
-
-impl Http {
-    /// `GET /`, answered with this body.
-    pub(crate) fn get(body: &str) -> Self {
-        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
-        Self { request: Arc::from(&request[..]), body: Arc::from(body.as_bytes()) }
-    }
-}
-
-impl Exchange for Http {
-    fn request(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.request);
-    }
-
-    fn answer(&mut self, bytes: &[u8]) -> Answer {
-        let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
-            return if bytes.len() > LONGEST_HEAD {
-                wrong("the end of a head", bytes)
-            } else {
-                Answer::NeedMore
-            };
-        };
-        let head = &bytes[..end];
-        if !head.starts_with(b"HTTP/1.1 200 ") {
-            return wrong("the status 200", bytes);
-        }
-        if content_length(head) != Some(self.body.len()) {
-            return wrong("a Content-Length that is the body's", bytes);
-        }
-        let consumed = end + 4 + self.body.len();
-        match bytes.get(end + 4..consumed) {
-            None => Answer::NeedMore,
-            Some(body) if body == &*self.body => Answer::Right { consumed },
-            Some(_) => wrong("the body", bytes),
-        }
-    }
-}
-
-fn content_length(head: &[u8]) -> Option<usize> {
-    const NAME: &[u8] = b"content-length:";
-    let mut lines = head.split(|byte| *byte == b'\n');
-    let value = lines.find_map(|line| {
-        let (name, value) = line.split_at_checked(NAME.len())?;
-        name.eq_ignore_ascii_case(NAME).then_some(value)
-    })?;
-    std::str::from_utf8(value).ok()?.trim().parse().ok()
-}
+/// Longer answers than any server here sends.
+const LONGEST_ANSWER: usize = 16 * 1024;
 
 /// Calls of `ping(params: String)` in the JSON transport of tarpc 0.38: a big-endian length, then a message with an id
 /// that is this connection's own. Answers may come in any order.
@@ -122,7 +69,7 @@ impl Exchange for Tarpc {
     fn answer(&mut self, bytes: &[u8]) -> Answer {
         let Some(prefix) = bytes.first_chunk::<4>() else { return Answer::NeedMore };
         let consumed = 4 + u32::from_be_bytes(*prefix) as usize;
-        if consumed > LONGEST_HEAD {
+        if consumed > LONGEST_ANSWER {
             return wrong("a short answer", bytes);
         }
         let Some(body) = bytes.get(4..consumed) else { return Answer::NeedMore };
@@ -135,9 +82,4 @@ impl Exchange for Tarpc {
             None => wrong("the params back, for a call that is under way", bytes),
         }
     }
-}
-
-fn wrong(expected: &str, found: &[u8]) -> Answer {
-    let found = String::from_utf8_lossy(&found[..found.len().min(300)]);
-    Answer::Wrong { why: format!("expected {expected}, found {found}") }
 }

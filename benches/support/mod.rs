@@ -8,11 +8,13 @@
 pub mod children;
 pub mod cores;
 pub mod drive;
+pub mod http;
 pub mod machine;
 pub mod numbers;
 pub mod peers;
 pub mod process;
 pub mod service;
+pub mod wrk;
 
 use std::path::{Path, PathBuf};
 
@@ -23,9 +25,13 @@ pub const PING_PARAMS: &str = r#""ireader 0""#;
 
 /// That `ping` as it is sent: a length prefix and a native request.
 pub fn ping_frame() -> Vec<u8> {
-    let body = format!(r#"{{"in":"ping","params":{PING_PARAMS}}}"#);
-    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
-    [&length.to_le_bytes(), body.as_bytes()].concat()
+    framed(&format!(r#"{{"in":"ping","params":{PING_PARAMS}}}"#))
+}
+
+/// A message behind its length.
+pub fn framed(message: &str) -> Vec<u8> {
+    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+    [&length.to_le_bytes(), message.as_bytes()].concat()
 }
 
 /// Where cargo builds, whatever it was told about that.

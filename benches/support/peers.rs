@@ -15,7 +15,7 @@ use super::cores::{Cores, Place};
 use super::process::{Owned, await_line};
 use super::service::Folder;
 
-/// What nginx answers.
+/// What nginx answers to a `GET` in the place of a native `ping`.
 pub const NGINX_BODY: &str = r#"{"out":"pong","result":"ireader 0"}"#;
 
 /// A server that listens. Its process is the one that serves.
@@ -67,8 +67,8 @@ pub fn redis(cores: &Cores, place: Place) -> Result<Option<Peer>, BoxError> {
     Ok(Some(Peer { process, address: format!("127.0.0.1:{port}") }))
 }
 
-/// nginx with one process that answers every request with the same JSON.
-pub fn nginx(cores: &Cores, place: Place) -> Result<Option<(Peer, Folder)>, BoxError> {
+/// nginx with one process that answers every request with this JSON.
+pub fn nginx(body: &str, cores: &Cores, place: Place) -> Result<Option<(Peer, Folder)>, BoxError> {
     let (folder, port) = (Folder::new()?, free_port()?);
     let at = folder.path().display();
     let config = format!(
@@ -78,7 +78,7 @@ pub fn nginx(cores: &Cores, place: Place) -> Result<Option<(Peer, Folder)>, BoxE
            access_log off;\n  keepalive_requests 1000000000;\n  default_type application/json;\n\
            client_body_temp_path {at}/body;\n  proxy_temp_path {at}/proxy;\n  fastcgi_temp_path {at}/fastcgi;\n\
            uwsgi_temp_path {at}/uwsgi;\n  scgi_temp_path {at}/scgi;\n\
-           server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{NGINX_BODY}'; }} }}\n\
+           server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{body}'; }} }}\n\
          }}\n"
     );
     let path = folder.path().join("nginx.conf");

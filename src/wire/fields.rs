@@ -47,8 +47,13 @@ pub(super) fn is_text(bytes: &[u8]) -> bool {
 
 /// A length: digits alone. None for a sign, a blank, another base, a list, and for more digits than any length has.
 pub(super) fn decimal(value: &[u8]) -> Option<usize> {
-    let is_number = (1..=MOST_DIGITS).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(value).ok().filter(|_| is_number)?.parse().ok()
+    if !(1..=MOST_DIGITS).contains(&value.len()) {
+        return None;
+    }
+    value.iter().try_fold(0usize, |number, byte| {
+        let digit = char::from(*byte).to_digit(10)?;
+        number.checked_mul(10)?.checked_add(usize::try_from(digit).ok()?)
+    })
 }
 
 /// The bytes of a `token`, which HTTP's methods and names of fields are made of.

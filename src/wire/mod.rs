@@ -23,7 +23,7 @@ pub(crate) use error::{HttpError, WireError};
 pub(crate) use kinds::{Kind, Kinds};
 
 use header::HeaderFraming;
-use http::HttpFraming;
+use http::{HttpFraming, Opened};
 use length::{AnswerTooLong, LengthFraming, Mark};
 use stream::StreamFraming;
 
@@ -122,6 +122,21 @@ impl Framing {
             Self::Stream(_) => Kind::Stream,
             Self::Header(_) => Kind::Header,
             Self::Http(_) => Kind::Http,
+        }
+    }
+
+    /// As [`decode`](Decode::decode). What that has read of a message's head on the way is left in `opened`, for whoever opens
+    /// the message next; it need not be there.
+    #[inline]
+    pub(crate) fn decode_and_open<'a>(
+        &self,
+        arrived: &'a [u8],
+        progress: &mut Progress,
+        opened: &mut Option<Opened<'a>>,
+    ) -> Step {
+        match self {
+            Self::Http(framing) => framing.decode_and_open(arrived, progress, opened),
+            framing => framing.decode(arrived, progress),
         }
     }
 

@@ -40,7 +40,8 @@ pub(crate) fn decode(framing: Framing, bytes: &[u8], piece: usize) -> Result<Out
     let mut arrived = piece.min(bytes.len());
     loop {
         let input = bytes.get(outcome.consumed..arrived).unwrap_or_default();
-        let step = framing.decode(input, &mut progress);
+        let mut opened = None;
+        let step = framing.decode_and_open(input, &mut progress, &mut opened);
         keeps_contract(&step, input.len()).map_err(|breach| format!("{breach}: {step:?}"))?;
         match step {
             Step::NeedMore { .. } if arrived == bytes.len() => return Ok(outcome),
@@ -50,6 +51,9 @@ pub(crate) fn decode(framing: Framing, bytes: &[u8], piece: usize) -> Result<Out
             Step::Skip { consumed } => outcome.consumed += consumed,
             Step::Message { body, consumed } => {
                 let message = input.get(body).unwrap_or_default().to_vec();
+                if opened.is_some() && http::open(&message).ok() != opened {
+                    return Err(format!("opened as {opened:?} when it was found"));
+                }
                 outcome.take(framing, message, consumed)?;
                 is_invited = false;
             }
@@ -98,14 +102,15 @@ pub(crate) fn check_detection(bytes: &[u8], order: ByteOrder, kinds: Kinds) -> R
 impl Outcome {
     fn take(&mut self, framing: Framing, message: Vec<u8>, consumed: usize) -> Result<(), String> {
         if framing.kind() == Kind::Http {
-            let (head, body) = http::open(&message).map_err(|error| format!("not opened again: {error}"))?;
-            let fits = match head.body {
-                Body::None => body.is_empty(),
-                Body::Length(length) => body.len() == length,
-                Body::Chunked => true,
+            let again = http::open(&message).map_err(|error| format!("not opened again: {error}"))?;
+            let length = message.len().checked_sub(again.body_at);
+            let fits = match again.head.body {
+                Body::None => length == Some(0),
+                Body::Length(announced) => length == Some(announced),
+                Body::Chunked => length.is_some(),
             };
-            if !fits || body.end != message.len() {
-                return Err(format!("opened as {head:?} with a body at {body:?} of {}", message.len()));
+            if !fits {
+                return Err(format!("of {} bytes, opened as {again:?}", message.len()));
             }
         }
         self.messages.push(message);

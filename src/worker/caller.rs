@@ -8,7 +8,7 @@ use super::site::{self, Site};
 use crate::rpc::web::answer::Answering;
 use crate::rpc::web::{self, Wanted};
 use crate::rpc::{self, Batch, Error, Form, Message, RawJson, Rejected, Request, Span, envelope};
-use crate::wire::http::{self, Head, Version};
+use crate::wire::http::{self, Head, Opened, Version};
 use crate::wire::length::{AnswerTooLong, Mark};
 use crate::wire::{Dialect, Framing, Kind, WireError};
 
@@ -109,10 +109,15 @@ impl Tongue {
     }
 
     /// Reads a message.
-    #[inline]
     pub(super) fn read(self, message: &[u8]) -> Asked<'_> {
+        self.read_opened(message, None)
+    }
+
+    /// Reads a message whose head may have been read before.
+    #[inline]
+    pub(super) fn read_opened<'a>(self, message: &'a [u8], opened: Option<&Opened<'a>>) -> Asked<'a> {
         if self.dialect.kind == Kind::Http {
-            return self.read_http(message);
+            return self.read_http(message, opened);
         }
         let route = Route::new(self, self.fallback());
         match rpc::parse(message, self.fallback()) {
@@ -128,17 +133,24 @@ impl Tongue {
         }
     }
 
-    fn read_http(self, message: &[u8]) -> Asked<'_> {
-        let (head, body) = match http::open(message) {
-            Ok(opened) => opened,
-            // It was whole when it arrived; what the arena of a dead worker says may be anything.
-            Err(error) => {
-                let caller = Caller { route: Route::of_error(self, error), id: None };
-                return Asked::Nothing { caller, error: error.into() };
-            }
+    fn read_http<'a>(self, message: &'a [u8], opened: Option<&Opened<'a>>) -> Asked<'a> {
+        let opened_here;
+        let Opened { head, body_at } = match opened {
+            Some(opened) => opened,
+            None => match http::open(message) {
+                Ok(opened) => {
+                    opened_here = opened;
+                    &opened_here
+                }
+                // It was whole when it arrived; what the arena of a dead worker says may be anything.
+                Err(error) => {
+                    let caller = Caller { route: Route::of_error(self, error), id: None };
+                    return Asked::Nothing { caller, error: error.into() };
+                }
+            },
         };
-        let text_at = body.start;
-        let body = message.get(body).unwrap_or_default();
+        let text_at = *body_at;
+        let body = message.get(text_at..).unwrap_or_default();
         let asked = web::Asked {
             method: head.method,
             target: head.target,
@@ -146,7 +158,7 @@ impl Tongue {
             origin: head.origin,
             timeout_ms: head.timeout_ms,
         };
-        let route = Route::of_head(self, &head);
+        let route = Route::of_head(self, head);
         match web::read(&asked, body, &self.site.allow_origins, self.site.service.registry()) {
             Wanted::Call(request) => Asked::call(request, route, text_at),
             Wanted::Batch { batch, timeout_ms } => {

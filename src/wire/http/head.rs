@@ -4,6 +4,7 @@
 
 use std::mem::MaybeUninit;
 
+use crate::sys;
 use crate::wire::fields::{self, Line};
 use crate::wire::{HttpError, WireError};
 
@@ -112,9 +113,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Head<'_>, usize)>, HttpError
 
 /// The parser takes a line feed alone for the end of a line.
 fn has_bare_line_feed(head: &[u8]) -> bool {
-    // Counted and not looked for, so that many bytes are compared at once.
+    // All are looked at, whatever is found, so that many are compared at once.
     let pairs = head.iter().zip(head.iter().skip(1));
-    pairs.filter(|&(&before, &byte)| byte == b'\n' && before != b'\r').count() != 0
+    pairs.fold(0, |found, (&before, &byte)| found | u8::from((byte == b'\n') & (before != b'\r'))) != 0
 }
 
 fn understand<'a>(request: &httparse::Request<'_, 'a>) -> Result<Head<'a>, HttpError> {
@@ -135,59 +136,58 @@ fn understand<'a>(request: &httparse::Request<'_, 'a>) -> Result<Head<'a>, HttpE
         body: found.body(version)?,
         // An older client knows no interim answers.
         expects_continue: found.expects(version)?,
-        content_type: found.content_type,
-        origin: found.origin,
-        timeout_ms: found.timeout_ms,
-        asks_for_method: found.asks_for_method,
-        asks_for_headers: found.asks_for_headers,
+        content_type: found.content_type.map(text),
+        origin: found.origin.map(text),
+        timeout_ms: found.timeout_ms.map(text),
+        asks_for_method: found.asks_for_method.map(text),
+        asks_for_headers: found.asks_for_headers.map(text),
     })
 }
 
 /// The fields that mean something to us, as they are come upon.
 #[derive(Default)]
 struct Found<'a> {
-    host: Option<&'a str>,
-    length: Option<&'a str>,
-    encoding: Option<&'a str>,
-    expect: Option<&'a str>,
+    host: Option<&'a [u8]>,
+    length: Option<&'a [u8]>,
+    encoding: Option<&'a [u8]>,
+    expect: Option<&'a [u8]>,
     says_close: bool,
     says_keep: bool,
-    content_type: Option<&'a str>,
-    origin: Option<&'a str>,
-    timeout_ms: Option<&'a str>,
-    asks_for_method: Option<&'a str>,
-    asks_for_headers: Option<&'a str>,
+    content_type: Option<&'a [u8]>,
+    origin: Option<&'a [u8]>,
+    timeout_ms: Option<&'a [u8]>,
+    asks_for_method: Option<&'a [u8]>,
+    asks_for_headers: Option<&'a [u8]>,
 }
 
 impl<'a> Found<'a> {
     fn read(&mut self, field: &httparse::Header<'a>) -> Result<(), HttpError> {
-        let is = |name: &str| field.name.eq_ignore_ascii_case(name);
-        let (place, once) = if is("Host") {
+        let name = field.name;
+        let (place, once) = if is(name, b"host") {
             (&mut self.host, "one Host")
-        } else if is("Content-Length") {
+        } else if is(name, b"content-length") {
             (&mut self.length, "one Content-Length")
-        } else if is("Content-Type") {
+        } else if is(name, b"content-type") {
             (&mut self.content_type, "one Content-Type")
-        } else if is("Connection") {
+        } else if is(name, b"connection") {
             self.read_connection(field.value);
             return Ok(());
-        } else if is("Transfer-Encoding") {
+        } else if is(name, b"transfer-encoding") {
             (&mut self.encoding, "one Transfer-Encoding")
-        } else if is("Expect") {
+        } else if is(name, b"expect") {
             (&mut self.expect, "one Expect")
-        } else if is("Origin") {
+        } else if is(name, b"origin") {
             (&mut self.origin, "one Origin")
-        } else if is("Request-Timeout-Ms") {
+        } else if is(name, b"request-timeout-ms") {
             (&mut self.timeout_ms, "one Request-Timeout-Ms")
-        } else if is("Access-Control-Request-Method") {
+        } else if is(name, b"access-control-request-method") {
             (&mut self.asks_for_method, "one Access-Control-Request-Method")
-        } else if is("Access-Control-Request-Headers") {
+        } else if is(name, b"access-control-request-headers") {
             (&mut self.asks_for_headers, "one Access-Control-Request-Headers")
         } else {
             return Ok(());
         };
-        let value = std::str::from_utf8(field.value).unwrap_or(UNREADABLE);
-        match place.replace(value) {
+        match place.replace(field.value) {
             None => Ok(()),
             Some(_) => Err(bad(once, "several")),
         }
@@ -204,7 +204,7 @@ impl<'a> Found<'a> {
     fn check_host(&self, version: Version) -> Result<(), HttpError> {
         match self.host {
             None if version == Version::Http11 => Err(bad("a Host", "none")),
-            Some(host) if !host.bytes().all(is_host_byte) => {
+            Some(host) if !host.iter().copied().all(is_host_byte) => {
                 Err(bad("a host, and perhaps a port, in Host", "another value"))
             }
             None | Some(_) => Ok(()),
@@ -215,14 +215,14 @@ impl<'a> Found<'a> {
         match (self.length, self.encoding) {
             (Some(_), Some(_)) => Err(bad("either Content-Length or Transfer-Encoding", "both")),
             (None, None) => Ok(Body::None),
-            (Some(length), None) => match fields::decimal(length.as_bytes()) {
+            (Some(length), None) => match fields::decimal(length) {
                 Some(length) => Ok(Body::Length(length)),
                 None => Err(bad("a Content-Length of at most 15 decimal digits", "another value")),
             },
             (None, Some(_)) if version == Version::Http10 => {
                 Err(bad("a Content-Length in HTTP/1.0", "a Transfer-Encoding"))
             }
-            (None, Some(encoding)) if encoding.eq_ignore_ascii_case("chunked") => Ok(Body::Chunked),
+            (None, Some(encoding)) if encoding.eq_ignore_ascii_case(b"chunked") => Ok(Body::Chunked),
             (None, Some(_)) => {
                 Err(HttpError { status: 501, expected: "the Transfer-Encoding `chunked`", found: "another" })
             }
@@ -233,7 +233,7 @@ impl<'a> Found<'a> {
         match self.expect {
             None => Ok(false),
             Some(_) if version == Version::Http10 => Ok(false),
-            Some(expect) if expect.eq_ignore_ascii_case("100-continue") => Ok(true),
+            Some(expect) if expect.eq_ignore_ascii_case(b"100-continue") => Ok(true),
             Some(_) => {
                 Err(HttpError { status: 417, expected: "`100-continue` in Expect", found: "another value" })
             }
@@ -241,9 +241,22 @@ impl<'a> Found<'a> {
     }
 }
 
+fn text(value: &[u8]) -> &str {
+    sys::text::text(value).unwrap_or(UNREADABLE)
+}
+
+/// True for this name, given in small letters, however it is written. Names that fields may have: in them nothing but a
+/// letter differs from another byte by that one bit. The length is fixed, so that many bytes are compared at once.
+#[inline]
+fn is<const N: usize>(name: &str, small: &[u8; N]) -> bool {
+    let Ok(name) = <&[u8; N]>::try_from(name.as_bytes()) else { return false };
+    name.iter().zip(small).fold(0, |differ, (&byte, &small)| differ | ((byte | 0x20) ^ small)) == 0
+}
+
 /// What a host or an address with a port is made of; two hosts with a comma between them are none.
 fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(&byte)
+    matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')'
+        | b'*' | b'+' | b';' | b'=' | b':' | b'[' | b']')
 }
 
 fn malformed(error: httparse::Error) -> HttpError {

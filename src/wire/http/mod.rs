@@ -9,8 +9,6 @@
 mod chunked;
 mod head;
 
-use std::ops::Range;
-
 use super::{Decode, HttpError, Known, Progress, Step, WireError};
 use chunked::Chunks;
 use head::Search;
@@ -54,12 +52,19 @@ impl Default for Stage {
     }
 }
 
-/// The head of a request, and where its body is in a message that this framing has handed on.
+/// What the head of a message says, and where behind it the body begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Opened<'a> {
+    pub(crate) head: Head<'a>,
+    pub(crate) body_at: usize,
+}
+
+/// Opens a message that this framing has handed on.
 ///
 /// An error where the message is none; one from a decoder is always one.
-pub(crate) fn open(message: &[u8]) -> Result<(Head<'_>, Range<usize>), WireError> {
+pub(crate) fn open(message: &[u8]) -> Result<Opened<'_>, WireError> {
     match head::parse(message) {
-        Ok(Some((head, end))) => Ok((head, end..message.len())),
+        Ok(Some((head, body_at))) => Ok(Opened { head, body_at }),
         Ok(None) => Err(WireError::Http(head::bad("a request with its whole head", "a part of it"))),
         Err(error) => Err(WireError::Http(error)),
     }
@@ -67,9 +72,22 @@ pub(crate) fn open(message: &[u8]) -> Result<(Head<'_>, Range<usize>), WireError
 
 impl Decode for HttpFraming {
     fn decode(&self, arrived: &[u8], progress: &mut Progress) -> Step {
+        self.decode_and_open(arrived, progress, &mut None)
+    }
+}
+
+impl HttpFraming {
+    /// As [`decode`](Decode::decode), and leaves in `opened` what was read of the message's head, where that was read just now: most
+    /// requests arrive whole, and are parsed once.
+    pub(super) fn decode_and_open<'a>(
+        self,
+        arrived: &'a [u8],
+        progress: &mut Progress,
+        opened: &mut Option<Opened<'a>>,
+    ) -> Step {
         let mut request = if let Known::Http(request) = progress.0 { request } else { Request::default() };
         *progress = Progress::default();
-        match self.read(&mut request, arrived) {
+        match self.read(&mut request, arrived, opened) {
             Ok(step) => {
                 if let Step::NeedMore { .. } | Step::Invite { .. } | Step::Skip { .. } = step {
                     *progress = Progress(Known::Http(request));
@@ -79,10 +97,13 @@ impl Decode for HttpFraming {
             Err(error) => Step::Wrong(error),
         }
     }
-}
 
-impl HttpFraming {
-    fn read(self, request: &mut Request, arrived: &[u8]) -> Result<Step, WireError> {
+    fn read<'a>(
+        self,
+        request: &mut Request,
+        arrived: &'a [u8],
+        opened: &mut Option<Opened<'a>>,
+    ) -> Result<Step, WireError> {
         let mut waits_for_us = false;
         if let Stage::Head(search) = &mut request.stage {
             if let Some(step) = before_the_head(arrived, &mut request.empty_lines)? {
@@ -93,6 +114,7 @@ impl HttpFraming {
             };
             waits_for_us = head.expects_continue && arrived.len() == end;
             request.stage = self.body_of(&head, end)?;
+            *opened = Some(Opened { head, body_at: end });
         }
         let step = match &mut request.stage {
             Stage::Length { end } if arrived.len() >= *end => Step::Message { body: 0..*end, consumed: *end },

@@ -18,8 +18,7 @@ fn body(bytes: &[u8]) -> Vec<u8> {
     let outcome = decoded(bytes);
     let [message] = &outcome.messages[..] else { panic!("{}\n{outcome:?}", bytes.escape_ascii()) };
     assert_eq!(outcome.consumed, bytes.len());
-    let (_, body) = open(message).unwrap();
-    message[body].to_vec()
+    message[open(message).unwrap().body_at..].to_vec()
 }
 
 /// The status that ends the connection; no message comes before it, and none behind it is seen.
@@ -43,16 +42,16 @@ fn a_head_tells_what_the_layers_above_ask_for() {
     let message =
         b"POST /frob?x=1 HTTP/1.1\r\nhost: a:8080\r\nCONTENT-LENGTH: 2\r\ncontent-type: application/json\r\n\
         Origin: http://a.example.com\r\nRequest-Timeout-Ms: 50\r\nAccept: */*\r\n\r\n{}";
-    let (head, body) = open(message).unwrap();
+    let Opened { head, body_at } = open(message).unwrap();
     assert_eq!((head.method, head.target, head.version), ("POST", "/frob?x=1", Version::Http11));
     assert_eq!((head.content_type, head.origin), (Some("application/json"), Some("http://a.example.com")));
     assert_eq!((head.timeout_ms, head.body), (Some("50"), Body::Length(2)));
     assert_eq!((head.keeps_open, head.expects_continue), (true, false));
-    assert_eq!(&message[body], b"{}");
+    assert_eq!(&message[body_at..], b"{}");
 
     let preflight = b"OPTIONS * HTTP/1.1\r\nHost:\r\nOrigin: \xff\r\nAccess-Control-Request-Method: POST\r\n\
         Access-Control-Request-Headers: content-type, x\r\n\r\n";
-    let (head, _) = open(preflight).unwrap();
+    let head = open(preflight).unwrap().head;
     assert_eq!((head.asks_for_method, head.asks_for_headers), (Some("POST"), Some("content-type, x")));
     assert_eq!(head.origin, Some("\u{fffd}"), "an origin that can't be read is not none");
     assert_eq!(head.timeout_ms, None);
@@ -72,7 +71,7 @@ fn a_connection_goes_on_as_its_version_and_fields_say() {
         ("1.1", "Connection: disclose\r\n", true),
     ] {
         let message = format!("GET / HTTP/{version}\r\nHost: a\r\n{connection}\r\n");
-        let (head, _) = open(message.as_bytes()).unwrap();
+        let head = open(message.as_bytes()).unwrap().head;
         assert_eq!(head.keeps_open, keeps_open, "{version} {connection}");
     }
     assert!(open(b"GET / HTTP/1.0\r\n\r\n").is_ok(), "HTTP/1.0 has no Host");

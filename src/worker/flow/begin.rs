@@ -11,7 +11,8 @@ use crate::rpc::web::Wanted;
 use crate::rpc::{Error, MethodIndex, Request, Span};
 use crate::sys::clock;
 use crate::wire::detect::{self, Recognised};
-use crate::wire::{Decode, Step};
+use crate::wire::Step;
+use crate::wire::http::Opened;
 use crate::worker::Shared;
 use crate::worker::buffers::LITTLE;
 use crate::worker::caller::{Asked, Caller, Known, Route, Tongue, Whom};
@@ -144,7 +145,8 @@ impl Hand {
             };
             let tongue = Tongue::new(framing, self.shared.site);
             let mut progress = std::mem::take(&mut state.progress);
-            match framing.decode(rest, &mut progress) {
+            let mut opened = None;
+            match framing.decode_and_open(rest, &mut progress, &mut opened) {
                 Step::NeedMore { at_least } => {
                     state.progress = progress;
                     return Begun::Incomplete { consumed, needs: at_least };
@@ -163,7 +165,7 @@ impl Hand {
                 Step::Message { body, consumed: length } => {
                     let message = consumed + body.start..consumed + body.end;
                     let mark = state.begun_to(chunk, consumed, consumed + length);
-                    match self.begin_message(state, tongue, chunk, message) {
+                    match self.begin_message(state, tongue, chunk, message, opened.as_ref()) {
                         Next::Message => consumed += length,
                         Next::LeaveToPoller => {
                             state.back_to(mark);
@@ -219,12 +221,14 @@ impl Hand {
         }
     }
 
-    fn begin_message(
+    /// `opened` is what was read of it when it was found.
+    fn begin_message<'a>(
         &mut self,
         state: &mut Locked<'_>,
         tongue: Tongue,
-        chunk: &Chunk,
+        chunk: &'a Chunk,
         place: Range<usize>,
+        opened: Option<&Opened<'a>>,
     ) -> Next {
         let message = chunk.get(place.clone()).unwrap_or_default();
         let not_parsed = Whom::NotParsed(tongue);
@@ -232,7 +236,7 @@ impl Hand {
             self.enqueue(state, message, not_parsed, None);
             return Next::Message;
         }
-        let (request, route, text_at) = match tongue.read(message) {
+        let (request, route, text_at) = match tongue.read_opened(message, opened) {
             Asked::Call { request, route, text_at } => (request, route, text_at),
             // A thread of the pool takes it apart.
             Asked::Batch { .. } => {
