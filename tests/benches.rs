@@ -3,11 +3,15 @@
 #[path = "../benches/side_by_side/exchanges.rs"]
 mod exchanges;
 #[allow(dead_code, unreachable_pub)] // the benches use the rest
-#[path = "../benches/support/numbers.rs"]
-mod numbers;
+#[path = "../benches/support"]
+mod support {
+    pub mod http;
+    pub mod numbers;
+}
 
-use exchanges::{Http, Tarpc};
-use numbers::{Spread, grouped, time};
+use exchanges::Tarpc;
+use support::http::Http;
+use support::numbers::{Spread, grouped, time};
 use tine::load::{Answer, Exchange};
 
 #[test]
