@@ -4,7 +4,7 @@
 
 use super::detect::{Recognised, recognise};
 use super::http::{self, Body};
-use super::{ByteOrder, Decode, Framing, Kind, Kinds, Progress, Step, WireError};
+use super::{ByteOrder, Framing, Kind, Kinds, Progress, Step, WireError};
 
 /// The most first bytes that a decision takes.
 const MOST_TO_DECIDE: usize = 21;
