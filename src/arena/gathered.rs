@@ -68,6 +68,11 @@ impl Gathered {
         entries(filled).flatten().map(|(member, answer)| (member, filled.get(answer).unwrap_or_default()))
     }
 
+    /// Bytes of them.
+    pub(crate) fn filled(&self) -> usize {
+        self.filled
+    }
+
     /// Bytes that they take up.
     pub(crate) fn held(&self) -> usize {
         self.block.as_ref().map_or(0, |block| block.len())

@@ -30,6 +30,8 @@ pub(crate) struct Most {
     pub(crate) calls: usize,
     /// Bytes of the messages of all calls of a connection.
     pub(crate) all_messages: usize,
+    /// Bytes of the answers that wait for the rest of their batches.
+    pub(crate) gathered: usize,
 }
 
 /// How far a connection's streams had gone when its worker let go of it.
@@ -207,7 +209,7 @@ impl KeptArena {
         calls.retain(|call| call.number != core.answered);
         calls.sort_unstable_by_key(|call| call.number);
         let (mut ran, mut waited) = (Vec::new(), Vec::new());
-        let mut left = most.output;
+        let mut left = most.gathered;
         for call in calls {
             if call.runs {
                 let gathered = self.gathered(call.gathered, left).ok_or(Refusal::Senseless("batch"))?;

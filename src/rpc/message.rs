@@ -85,7 +85,7 @@ impl<'a> Request<'a> {
         match self.form {
             Form::Native | Form::Bare => false,
             Form::V2 => self.id.is_none(),
-            Form::V1 => self.id.is_none_or(|id| id.of(self.text) == "null"),
+            Form::V1 => self.id.is_some_and(|id| id.of(self.text) == "null"),
         }
     }
 }
@@ -118,6 +118,11 @@ impl<'a> Batch<'a> {
     /// The number of members, of which there is at least one.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Bytes of its text.
+    pub(crate) fn text_len(&self) -> usize {
+        self.text.len()
     }
 
     /// Where its members are in its text, in their order.

@@ -44,13 +44,18 @@ pub(crate) fn recognise(first: &[u8], order: ByteOrder, allowed: Kinds) -> Recog
 /// The framing of a connection on which `first` is all, because its caller waits for an answer or has ended its side:
 /// a JSON value that is too short for a length prefix to be ruled out. None if it is not whole.
 pub(crate) fn recognise_at_rest(first: &[u8], allowed: Kinds) -> Option<Kind> {
-    let begins = first.iter().position(|byte| !byte.is_ascii_whitespace())?;
+    let begins = first.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))?;
     let value = first.get(begins..).filter(|value| matches!(value, [b'{' | b'[', ..]))?;
     let is_whole = matches!(
         StreamFraming { max_message: value.len() }.decode(value, &mut Progress::default()),
         Step::Message { consumed, .. } if consumed == value.len()
     );
     (is_whole && allowed.contains(Kind::Stream)).then_some(Kind::Stream)
+}
+
+/// Whether a length prefix may begin like that.
+pub(crate) fn may_be_length(first: &[u8], order: ByteOrder) -> bool {
+    !matches!(by_length(first, order), ByLength::No)
 }
 
 enum ByLength {

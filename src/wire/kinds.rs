@@ -51,13 +51,16 @@ impl Kinds {
         Self(kinds.into_iter().fold(0, |set, kind| set | kind.bit()))
     }
 
-    /// Four bits, and back: any bits are a set.
+    /// Four bits, and back: any bits are a set, and none stand for the default.
     pub(crate) fn bits(self) -> u8 {
         self.0
     }
 
     pub(crate) fn from_bits(bits: u8) -> Self {
-        Self(bits & 0b1111)
+        match bits & 0b1111 {
+            0 => Self::default(),
+            bits => Self(bits),
+        }
     }
 
     pub(crate) fn contains(self, kind: Kind) -> bool {

@@ -157,6 +157,14 @@ impl Dialect {
         }
     }
 
+    /// The longest text that an answer may have.
+    pub(crate) fn most_answer(self) -> usize {
+        match self.kind {
+            Kind::Length => length::MAX_ANSWER,
+            Kind::Stream | Kind::Header | Kind::Http => usize::MAX,
+        }
+    }
+
     /// Ends the answer begun at the mark, or takes it back if it is longer than the framing carries.
     pub(crate) fn end_message(self, out: &mut Vec<u8>, mark: Mark) -> Result<(), AnswerTooLong> {
         match self.kind {

@@ -7,6 +7,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use super::connection::{self, MOST_GATHERED};
 use super::desk::{Desk, Todo};
 use super::flow::{Hand, Prepared};
 use super::{Due, Shared};
@@ -139,6 +140,9 @@ fn prepare(
         Refusal::NotThere => Refused::Over(refusal.to_string()),
         Refusal::Senseless(_) | Refusal::InTheMiddle => Refused::Lost(refusal.to_string()),
     })?;
+    if !connection::are_sensible(kept.flags) {
+        return Err(Refused::Lost("its framing makes no sense".into()));
+    }
     hand.prepare(socket, peer, kept, cause).ok_or_else(|| Refused::NotNow("there is no room for it".into()))
 }
 
@@ -167,14 +171,19 @@ impl Shared {
         let limits = &config.limits;
         let message = limits.max_message.saturating_add(wire::MOST_AROUND);
         Most {
-            // A worker that drains takes all that is there.
-            input: message.saturating_add(super::flow::MOST_AT_DRAIN + super::chunk::SCRATCH),
+            // A worker that drains takes all that is there; and what surrounds the pieces of a chunked body may be as long
+            // as the body.
+            input: message
+                .saturating_add(limits.max_message)
+                .saturating_add(super::flow::MOST_AT_DRAIN + super::chunk::SCRATCH),
             // A single answer may be longer than what stops further calls.
             output: limits.buffers.max(limits.output),
             message,
             calls: limits.in_flight_per_connection,
             // One message more than fits is taken, so that some message always becomes whole.
             all_messages: limits.buffers.saturating_add(message),
+            // So many, and those of the calls that ran when it was found that there are enough.
+            gathered: limits.buffers.max(limits.output).saturating_add(MOST_GATHERED),
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::wire::http::{self, Head, Opened, Version};
 use crate::wire::length::{AnswerTooLong, Mark};
 use crate::wire::{Dialect, Framing, Kind, WireError};
 
+/// What an answer's head says of a connection that goes on although its client is of HTTP/1.0.
+const KEEP_ALIVE: &[u8] = b"\r\nConnection: keep-alive";
+
 /// What a connection speaks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tongue {
@@ -122,9 +125,7 @@ impl Tongue {
         let route = Route::new(self, self.fallback());
         match rpc::parse(message, self.fallback()) {
             Ok(Message::Single(request)) => Asked::call(request, route, 0),
-            Ok(Message::Batch(batch)) => {
-                Asked::Batch { batch, route: Route { form: Form::V2, ..route }, text_at: 0, timeout_ms: None }
-            }
+            Ok(Message::Batch(batch)) => self.batch(batch, route, 0, None),
             Err(rejected) => {
                 // Where a bad value of a stream ends nobody knows.
                 let ends = self.dialect.kind == Kind::Stream && rejected.error.code() == Error::PARSE;
@@ -161,12 +162,22 @@ impl Tongue {
         let route = Route::of_head(self, head);
         match web::read(&asked, body, &self.site.allow_origins, self.site.service.registry()) {
             Wanted::Call(request) => Asked::call(request, route, text_at),
-            Wanted::Batch { batch, timeout_ms } => {
-                Asked::Batch { batch, route: Route { form: Form::V2, ..route }, text_at, timeout_ms }
-            }
+            Wanted::Batch { batch, timeout_ms } => self.batch(batch, route, text_at, timeout_ms),
             Wanted::Rejected(rejected) => Asked::nothing(route, rejected),
             page => Asked::Page { page, route },
         }
+    }
+
+    fn batch(self, batch: Batch<'_>, route: Route, text_at: usize, timeout_ms: Option<u64>) -> Asked<'_> {
+        let route = Route { form: Form::V2, ..route };
+        let (len, most) = (batch.len(), self.site.most_in_batch);
+        if len <= most {
+            return Asked::Batch { batch, route, text_at, timeout_ms };
+        }
+        let error = Error::invalid_request(&format_args!(
+            "the batch has {len} requests; this server takes at most {most} at once (`limits.queue`)"
+        ));
+        Asked::Nothing { caller: Caller { route, id: None }, error }
     }
 
     /// The form of an error for a message that shows none of its own.
@@ -187,15 +198,6 @@ impl<'a> Asked<'a> {
 
     fn nothing(route: Route, Rejected { form, error, id }: Rejected<'a>) -> Self {
         Self::Nothing { caller: Caller { route: Route { form, ..route }, id }, error }
-    }
-
-    /// Who asks.
-    fn caller(&self) -> Caller<'a> {
-        match self {
-            Self::Call { request, route, .. } => Caller { route: *route, id: request.id() },
-            Self::Batch { route, .. } | Self::Page { route, .. } => Caller { route: *route, id: None },
-            Self::Nothing { caller, .. } => *caller,
-        }
     }
 }
 
@@ -231,16 +233,25 @@ impl Route {
         Self { ends: true, http, ..Self::new(tongue, tongue.fallback()) }
     }
 
+    /// The most bytes that an answer may have.
+    pub(super) fn most(self) -> usize {
+        self.tongue.dialect.most_answer()
+    }
+
     /// For a member of a batch that came by this route.
     pub(super) fn of_member(self) -> Self {
         Self { is_member: true, ends: false, form: Form::V2, ..self }
     }
 
     /// Reads a member of a batch that came by this route.
-    pub(super) fn read_member(self, member: &[u8]) -> Asked<'_> {
+    pub(super) fn read_member(self, member: &[u8]) -> Result<(Request<'_>, Self), (Caller<'_>, Error)> {
+        let route = self.of_member();
         match rpc::parse_member(member) {
-            Ok(request) => Asked::call(request, self.of_member(), 0),
-            Err(rejected) => Asked::nothing(self.of_member(), rejected),
+            Ok(request) => {
+                let is_silent = request.is_notification();
+                Ok((request, Self { is_silent, ..route }))
+            }
+            Err(Rejected { error, id, .. }) => Err((Caller { route, id }, error)),
         }
     }
 
@@ -256,9 +267,16 @@ impl Route {
     /// Has an answer say that nothing comes behind it, which it was not known to be the last of when it was written. False
     /// where there is no way to say that.
     pub(super) fn say_goodbye(self, answer: &mut Vec<u8>) -> bool {
-        let line_end = answer.windows(2).position(|pair| pair == b"\r\n");
-        let Some(line_end) = line_end.filter(|_| self.is_http() && !self.ends) else { return false };
-        answer.splice(line_end..line_end, *b"\r\nConnection: close");
+        if !self.is_http() || self.ends {
+            return false;
+        }
+        // An older client was told that it may go on.
+        let (before, replaced): (&[u8], usize) =
+            if self.http.is_old { (KEEP_ALIVE, KEEP_ALIVE.len()) } else { (b"\r\n", 0) };
+        let Some(place) = answer.windows(before.len()).position(|there| there == before) else {
+            return false;
+        };
+        answer.splice(place..place + replaced, *b"\r\nConnection: close");
         true
     }
 
@@ -364,14 +382,6 @@ impl Known {
 }
 
 impl Whom {
-    /// To find who it is in a message that nobody has parsed takes as long as to parse that.
-    pub(super) fn caller(self, message: &[u8]) -> Caller<'_> {
-        match self {
-            Self::Known(known) => known.caller(message),
-            Self::NotParsed(tongue) => tongue.read(message).caller(),
-        }
-    }
-
     /// Nothing may begin beside it: answers have to keep their order, or nobody knows yet whether they have.
     pub(super) fn is_ordered(self) -> bool {
         match self {

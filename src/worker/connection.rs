@@ -26,9 +26,10 @@ use crate::arena::{Core, Flags, Key, Place, Record};
 use crate::rpc::Peer;
 use crate::sys::blocks::Pool;
 use crate::sys::socket::Socket;
+use crate::wire::detect;
 use crate::wire::{Accepts, ByteOrder, Framing, Kind, Kinds, Progress};
 
-pub(super) use batch::{Batch, BegunMember, Member};
+pub(super) use batch::{Ahead, Batch, BegunMember, MOST_GATHERED, Member};
 pub(super) use calls::{InFlight, InHand, InlineCall};
 pub(super) use input::Input;
 pub(super) use output::{Output, SPARE};
@@ -42,6 +43,8 @@ const REST: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     pub(super) in_flight: usize,
+    /// Calls of one batch on their way at once: more than there are threads would wait for each other.
+    pub(super) in_batch: usize,
     /// Bytes of answers that may wait to be sent before no further call is begun.
     pub(super) output: usize,
     pub(super) message: Duration,
@@ -199,11 +202,15 @@ impl Locked<'_> {
         self.state.recognised(kind, accepts);
     }
 
-    /// Who is told that the message did not arrive in time.
-    pub(super) fn late(&self, site: &'static Site) -> Caller<'static> {
+    /// Who is told that the message did not arrive in time. None where nothing shows how to tell it.
+    pub(super) fn late(&self, site: &'static Site) -> Option<Caller<'static>> {
         // What has shown no framing is answered in the one that has no other sign of life.
-        let framing = self.framing.unwrap_or_else(|| Framing::new(Kind::Length, self.connection.accepts));
-        Caller { route: Route::of_late(Tongue::new(framing, site)), id: None }
+        let accepts = self.connection.accepts;
+        let may_be_length = accepts.kinds.contains(Kind::Length)
+            && detect::may_be_length(self.input.waiting(), accepts.order);
+        let by_length = may_be_length.then(|| Framing::new(Kind::Length, accepts));
+        let framing = self.framing.or(by_length)?;
+        Some(Caller { route: Route::of_late(Tongue::new(framing, site)), id: None })
     }
 
     /// Lets others have the connection while `work` is done.
@@ -247,9 +254,14 @@ impl State {
         self.phase == Phase::Open
             && self.going == Going::Not
             && !self.runs_inline()
-            && self.calls.len() < bounds.in_flight
+            && self.on_their_way() < bounds.in_flight
             && self.output.len() < bounds.output
             && !self.calls.iter().any(|call| call.ordered)
+    }
+
+    /// Calls that have begun and are not answered; those of batches too.
+    pub(super) fn on_their_way(&self) -> usize {
+        self.calls.iter().map(InFlight::on_their_way).sum()
     }
 
     /// True when all that was asked is answered and sent.
@@ -383,6 +395,11 @@ impl State {
         let answers = self.calls.iter().filter_map(|call| call.batch.as_ref()).map(|batch| batch.held());
         inline + self.calls.iter().map(|call| call.message.len()).sum::<usize>() + answers.sum::<usize>()
     }
+
+    /// Bytes of answers that wait for the rest of their batches.
+    pub(super) fn gathered(&self) -> usize {
+        self.calls.iter().filter_map(|call| call.batch.as_ref()).map(|batch| batch.gathered()).sum()
+    }
 }
 
 /// Flags of a connection from a listener that takes this.
@@ -391,6 +408,11 @@ pub(super) fn flags_of(accepts: Accepts) -> Flags {
     flags.set(Flags::BIG_ENDIAN, accepts.order == ByteOrder::Big);
     flags.set_framing(in_a_byte(None, accepts.kinds));
     flags
+}
+
+/// Whether they say what the connection speaks where that has been recognised.
+pub(super) fn are_sensible(flags: Flags) -> bool {
+    !flags.contains(Flags::RECOGNISED) || Kind::from_number(flags.framing() >> 4).is_some()
 }
 
 /// What the listener took from which a connection with these flags came.

@@ -25,7 +25,10 @@ use crate::log;
 use crate::sys::process;
 
 /// What a worker without a supervisor gets beyond the time to drain, to say that it ends.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How long before that time is up callers that still wait are told, or a tenth of it.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How often the supervisor is told that calls wait, at most.
 const TELL_CROWDING: Duration = Duration::from_millis(250);
@@ -251,7 +254,7 @@ impl Desk {
 
     /// For a stop hook that never returns: its thread can't see that the supervisor is gone, be it already or only then.
     fn bound_by_the_kernel(&self, shared: &Shared) {
-        if let Err(error) = process::kill_this_after(self.drain.saturating_add(LAST_WORDS)) {
+        if let Err(error) = process::kill_this_after(self.drain.saturating_add(GRACE)) {
             tracing::warn!(slot = shared.info.slot(), %error, "there is no timer to end this process");
         }
     }
@@ -274,6 +277,10 @@ impl Desk {
         self.arena.set_state(State::Draining);
         self.close_doors(hand);
         self.todo.extend(hand.shared.all_connections().into_iter().map(Todo::Finish));
+        let words = LAST_WORDS.min(self.drain / 10);
+        if let Some(end) = Instant::now().checked_add(self.drain - words) {
+            hand.shared.remind(end, Due::LastWords);
+        }
     }
 
     /// Accepts who waits, and nobody after.

@@ -57,11 +57,6 @@ impl Gate {
         decision
     }
 
-    /// How many calls may wait.
-    pub(super) fn capacity(&self) -> usize {
-        self.queue
-    }
-
     /// A thread runs a call that nobody has asked about: to be ended like one that was admitted.
     pub(super) fn began_unasked(&self) {
         self.unfinished.fetch_add(1, Ordering::SeqCst);

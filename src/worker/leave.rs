@@ -204,16 +204,7 @@ impl Hand {
         }
         for connection in self.shared.all_connections() {
             let mut state = connection.lock();
-            if !state.calls.is_empty() {
-                // Nobody waits for what they still do.
-                connection.caller_is_gone();
-            }
-            while let Some(call) = state.calls.pop() {
-                self.shared.buffers.hold_on(call.message.len());
-                self.answer_unfinished(&mut state, &call, Error::drained);
-                self.shared.gave_up(connection.key, &call);
-            }
-            self.go_on(&mut state);
+            self.end_calls(&mut state);
             let stays = state.going == Going::Asked;
             drop(state);
             if stays {
@@ -221,5 +212,31 @@ impl Hand {
                 self.finish(&connection);
             }
         }
+    }
+
+    /// The service ends, and the time that its calls had is nearly up: their callers are told before the supervisor kills this
+    /// worker. Nothing more begins.
+    pub(super) fn end_all_calls(&mut self) {
+        for connection in self.shared.all_connections() {
+            let mut state = connection.lock();
+            if state.phase == Phase::Open {
+                state.phase = Phase::Finishing;
+            }
+            self.end_calls(&mut state);
+        }
+    }
+
+    /// Tells the callers of all calls that they will not be answered.
+    fn end_calls(&mut self, state: &mut Locked<'_>) {
+        let connection = state.connection;
+        if !state.calls.is_empty() {
+            // Nobody waits for what they still do.
+            connection.caller_is_gone();
+        }
+        while let Some(call) = state.calls.pop() {
+            self.answer_unfinished(state, &call, Error::drained);
+            self.shared.gave_up(connection.key, &call);
+        }
+        self.go_on(state);
     }
 }

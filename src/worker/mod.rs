@@ -160,6 +160,8 @@ enum Due {
     LeaveEnd,
     /// A thread has been in this call of a connection for too long.
     Stuck(Key, u64),
+    /// The time to drain is nearly up for a worker of a service that ends.
+    LastWords,
     /// The supervisor is gone and the time to drain is up.
     DrainEnd,
 }
@@ -187,6 +189,7 @@ impl Shared {
             states,
             bounds: Bounds {
                 in_flight: limits.in_flight_per_connection,
+                in_batch: config.threads,
                 output: limits.output,
                 message: config.timeouts.message,
                 idle: config.timeouts.idle,

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::config::Config;
 use crate::rpc::{Service, web};
 
 /// One for the worker.
@@ -12,6 +13,8 @@ pub(super) struct Site {
     pub(super) service: Service,
     /// Whose pages may call from a browser.
     pub(super) allow_origins: Vec<String>,
+    /// Calls that a batch may have.
+    pub(super) most_in_batch: usize,
     /// The service ends: what has begun is finished, and then all is closed. Set once.
     is_closing: AtomicBool,
     /// It will soon. Set once.
@@ -20,10 +23,11 @@ pub(super) struct Site {
 
 impl Site {
     /// It stays for the life of the process, as threads that never come back may hold it.
-    pub(super) fn open(service: Service, allow_origins: Vec<String>) -> &'static Self {
+    pub(super) fn open(service: Service, config: &Config) -> &'static Self {
         Box::leak(Box::new(Self {
             service,
-            allow_origins,
+            allow_origins: config.http.allow_origins.clone(),
+            most_in_batch: config.limits.queue,
             is_closing: AtomicBool::new(false),
             is_red: AtomicBool::new(false),
         }))

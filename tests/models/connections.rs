@@ -7,7 +7,7 @@ use crate::arena::{ArenaWriter, Core, KeptArena, Key, Most, Moved, Place, Record
 use crate::{fails, holds_by_order};
 
 const KEY: Key = Key { index: 0, generation: 7 };
-const MOST: Most = Most { input: 64, output: 64, message: 64, calls: 4, all_messages: 256 };
+const MOST: Most = Most { input: 64, output: 64, message: 64, calls: 4, all_messages: 256, gathered: 64 };
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = vec![fails("connections_two_commits_while_one_reads_may_be_mixed", two_commits)];

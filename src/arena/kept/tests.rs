@@ -6,7 +6,8 @@ use crate::arena::{ArenaWriter, Room, create};
 use crate::sys::blocks::{Block, Pool};
 
 const KEY: Key = Key { index: 2, generation: 9 };
-const MOST: Most = Most { input: 10_000, output: 10_000, message: 1_000, calls: 4, all_messages: 2_500 };
+const MOST: Most =
+    Most { input: 10_000, output: 10_000, message: 1_000, calls: 4, all_messages: 2_500, gathered: 10_000 };
 
 /// A worker's arena with one connection, as its worker and as somebody else sees it.
 struct Arena {

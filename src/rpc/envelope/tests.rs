@@ -300,6 +300,23 @@ fn typed_handlers_take_params_by_position_and_by_name() {
     }
 }
 
+/// Taken for notifications they were run, and a native client that had written `method` for `in` waited for ever.
+#[test]
+fn a_method_with_neither_version_nor_id_is_told_so() {
+    for (fallback, answer) in [
+        (
+            Form::Native,
+            r#"{"out":"error","result":{"code":-32600,"message":"invalid request: a `method` needs `jsonrpc` beside it, or `id` in version 1.0; a native call has `in`"}}"#,
+        ),
+        (
+            Form::V2,
+            r#"{"jsonrpc":"2.0","error":{"code":-32600,"message":"invalid request: member `jsonrpc` must be there and the text \"2.0\""},"id":null}"#,
+        ),
+    ] {
+        assert_eq!(served_as(br#"{"method":"negate","params":[5]}"#, fallback), answer);
+    }
+}
+
 #[test]
 fn version_one_is_answered_with_result_and_error_both() {
     for (request, answer) in [
@@ -312,8 +329,6 @@ fn version_one_is_answered_with_result_and_error_both() {
             r#"{"result":null,"error":"invalid request: member `method` must be a text, the method's name; found `1` (code -32600)","id":1}"#,
         ),
         (r#"{"method":"negate","params":[5],"id":null}"#, ""),
-        (r#"{"method":"negate","params":[5]}"#, ""),
-        (r#"{"method":"frob"}"#, ""),
     ] {
         assert_eq!(served(request), answer, "{request}");
         assert_eq!(served_as(request.as_bytes(), Form::V2), answer, "{request}");

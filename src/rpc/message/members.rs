@@ -133,7 +133,7 @@ impl Members {
             Form::V2
         } else if self.seen & bit::IN != 0 {
             Form::Native
-        } else if self.seen & bit::METHOD != 0 {
+        } else if self.seen & bit::METHOD != 0 && self.id.is_some() {
             Form::V1
         } else {
             fallback
@@ -179,6 +179,12 @@ impl Members {
             Some(Name::Text(name)) => name,
             Some(Name::Other(found)) => {
                 return Err(must_be(member, "a text, the method's name", found.of(text)));
+            }
+            None if form == Form::Native && self.method.is_some() => {
+                return Err(
+                    "a `method` needs `jsonrpc` beside it, or `id` in version 1.0; a native call has `in`"
+                        .into(),
+                );
             }
             None => return Err(format!("member `{member}`, the method's name, is missing")),
         };

@@ -32,10 +32,6 @@ pub(crate) struct Head<'a> {
     pub(crate) origin: Option<&'a str>,
     /// `Request-Timeout-Ms`.
     pub(crate) timeout_ms: Option<&'a str>,
-    /// `Access-Control-Request-Method`.
-    pub(crate) asks_for_method: Option<&'a str>,
-    /// `Access-Control-Request-Headers`.
-    pub(crate) asks_for_headers: Option<&'a str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,8 +135,6 @@ fn understand<'a>(request: &httparse::Request<'_, 'a>) -> Result<Head<'a>, HttpE
         content_type: found.content_type.map(text),
         origin: found.origin.map(text),
         timeout_ms: found.timeout_ms.map(text),
-        asks_for_method: found.asks_for_method.map(text),
-        asks_for_headers: found.asks_for_headers.map(text),
     })
 }
 
@@ -156,8 +150,6 @@ struct Found<'a> {
     content_type: Option<&'a [u8]>,
     origin: Option<&'a [u8]>,
     timeout_ms: Option<&'a [u8]>,
-    asks_for_method: Option<&'a [u8]>,
-    asks_for_headers: Option<&'a [u8]>,
 }
 
 impl<'a> Found<'a> {
@@ -180,10 +172,6 @@ impl<'a> Found<'a> {
             (&mut self.origin, "one Origin")
         } else if is(name, b"request-timeout-ms") {
             (&mut self.timeout_ms, "one Request-Timeout-Ms")
-        } else if is(name, b"access-control-request-method") {
-            (&mut self.asks_for_method, "one Access-Control-Request-Method")
-        } else if is(name, b"access-control-request-headers") {
-            (&mut self.asks_for_headers, "one Access-Control-Request-Headers")
         } else {
             return Ok(());
         };

@@ -2,6 +2,7 @@
 //!
 //! Its message is one call of the connection, in the arena too; `flow` takes it apart and runs what is in it.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,13 @@ use crate::sys::sync::AtomicU64;
 use crate::worker::caller::{Known, Route};
 use crate::worker::chunk::Chunk;
 use crate::worker::ticket::Ticket;
+
+/// Bytes of answers that batches of a connection may have gathered before no further call of them is run: as much as one
+/// answer behind a length can have.
+pub(in crate::worker) const MOST_GATHERED: usize = 16 << 20;
+
+/// Where in a batch's text a call is that has not begun, with its number in the batch.
+pub(in crate::worker) type Ahead = (u32, Range<usize>);
 
 /// Which call of which batch.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +40,7 @@ pub(in crate::worker) struct Batch {
     pub(in crate::worker) timeout: Option<Duration>,
     pub(in crate::worker) arrived: Instant,
     /// Where in the text those of its calls are that have not begun, the last of them first.
-    pub(in crate::worker) ahead: Vec<(u32, std::ops::Range<usize>)>,
+    pub(in crate::worker) ahead: Vec<Ahead>,
     /// Those that have begun and are not answered.
     pub(in crate::worker) begun: Vec<BegunMember>,
     gathered: Gathered,
@@ -42,6 +50,8 @@ pub(in crate::worker) struct Batch {
 #[derive(Debug)]
 pub(in crate::worker) struct BegunMember {
     pub(in crate::worker) index: u32,
+    /// Where in the batch's text it is.
+    pub(in crate::worker) place: Range<usize>,
     /// Its number on the connection.
     pub(in crate::worker) number: u64,
     pub(in crate::worker) allowed: Duration,
@@ -58,7 +68,7 @@ impl Batch {
         text_at: usize,
         timeout: Option<Duration>,
         arrived: Instant,
-        mut ahead: Vec<(u32, std::ops::Range<usize>)>,
+        mut ahead: Vec<Ahead>,
     ) -> Self {
         ahead.reverse();
         Self { route, text_at, timeout, arrived, ahead, begun: Vec::new(), gathered: Gathered::default() }
@@ -84,7 +94,12 @@ impl Batch {
         self.gathered.answers()
     }
 
-    /// Bytes that its answers take up.
+    /// Bytes of the answers that are there.
+    pub(in crate::worker) fn gathered(&self) -> usize {
+        self.gathered.filled()
+    }
+
+    /// Bytes that they take up.
     pub(in crate::worker) fn held(&self) -> usize {
         self.gathered.held()
     }
@@ -99,6 +114,15 @@ impl Batch {
     pub(in crate::worker) fn runs(&mut self, index: u32) -> bool {
         let member = self.begun.iter_mut().find(|member| member.index == index);
         member.map(|member| member.queued_since = None).is_some()
+    }
+
+    /// True where a call that was taken from it had waited too long, but for others of the batch: then it is ahead again.
+    pub(in crate::worker) fn waits_for_its_own(&mut self, member: &BegunMember) -> bool {
+        let run = self.begun.iter().any(|other| other.queued_since.is_none());
+        if run {
+            self.ahead.push((member.index, member.place.clone()));
+        }
+        run
     }
 
     /// The call whose time is up first, and when.
@@ -118,10 +142,6 @@ impl Locked<'_> {
     pub(in crate::worker) fn batch_at(&mut self, number: u64) -> Option<&mut Batch> {
         let call = self.calls.iter_mut().find(|call| call.number == number)?;
         call.batch.as_deref_mut()
-    }
-
-    pub(in crate::worker) fn batch_of(&mut self, member: Member) -> Option<&mut Batch> {
-        self.batch_at(member.batch)
     }
 
     /// A batch of which a call's time is up.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Batch, Bounds};
 use crate::rpc::MethodIndex;
-use crate::worker::caller::{Caller, Known, Whom};
+use crate::worker::caller::{Known, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::ticket::Ticket;
 
@@ -88,9 +88,9 @@ impl InFlight {
         self.message.block().head()
     }
 
-    /// Whom to answer.
-    pub(in crate::worker) fn caller(&self) -> Caller<'_> {
-        self.caller.caller(&self.message)
+    /// How many calls it is.
+    pub(super) fn on_their_way(&self) -> usize {
+        self.batch.as_ref().map_or(1, |batch| batch.begun.len().max(1))
     }
 
     pub(super) fn due(&self, bounds: &Bounds) -> Instant {

@@ -1,22 +1,30 @@
 //! Batches: each call of one is admitted and run as any other, several at once; the answers are gathered in the arena, and
 //! sent when the last is there.
 //!
-//! A batch is one call of its connection. No more of its calls are on their way at once than a connection may have in flight, so a
-//! long one takes its turns with others.
+//! A batch is one call of its connection. No more of its calls are on their way at once than there are threads, nor more of
+//! all of a connection's than it may have in flight; the others of a batch wait for these, and none of them is refused for
+//! the wait.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Hand;
 use super::begin::{Job, Parsed};
 use crate::rpc::{self, Error};
+use crate::worker::buffers::LITTLE;
 use crate::worker::caller::{Asked, Caller, Route, Tongue};
 use crate::worker::chunk::Chunk;
-use crate::worker::connection::{Answered, Batch, BegunMember, InFlight, Locked, Member, Phase};
+use crate::worker::connection::{
+    Ahead, Answered, Batch, BegunMember, InFlight, Locked, MOST_GATHERED, Member, Phase,
+};
 use crate::worker::dispatch::Refused;
 use crate::worker::ticket::{Place, Ticket};
+
+/// Bytes that the error may need which takes the place of an answer, beside the call's id.
+const ROOM_FOR_ERROR: usize = 256;
 
 /// Why a call of a batch is answered without being run.
 enum Instead {
@@ -46,10 +54,13 @@ impl Hand {
 
     /// Begins what may begin of a batch, and ends it where nothing is left.
     fn feed_batch(&mut self, state: &mut Locked<'_>, number: u64) {
-        let in_flight = self.shared.bounds.in_flight;
+        let bounds = self.shared.bounds;
         while let Some((mut batch, message)) = state.take_batch(number) {
-            let next = if batch.begun.len() < in_flight { batch.ahead.pop() } else { None };
-            let Some((index, place)) = next else {
+            // It counts as one while it is in hand.
+            let all = state.on_their_way() - 1 + batch.begun.len();
+            let has_room = batch.begun.len() < bounds.in_batch && all < bounds.in_flight;
+            let next = if has_room || batch.begun.is_empty() { batch.ahead.pop() } else { None };
+            let Some(next) = next else {
                 let is_complete = batch.is_complete();
                 state.put_batch(number, batch);
                 if is_complete {
@@ -57,69 +68,73 @@ impl Hand {
                 }
                 return;
             };
-            let begun =
-                self.begin_member(state, &mut batch, &message, Member { batch: number, index }, place);
+            let is_full = self.is_full(state, &batch);
+            let begun = self.begin_member(state, &mut batch, &message, (number, &next), is_full);
+            let (caller, error) = match begun {
+                Ok(()) => {
+                    state.put_batch(number, batch);
+                    continue;
+                }
+                // There will be room when one of those ends that are on their way.
+                Err((_, Instead::Full(_))) if !batch.begun.is_empty() => {
+                    batch.ahead.push(next);
+                    state.put_batch(number, batch);
+                    return;
+                }
+                Err((caller, Instead::Full(refused))) => {
+                    self.row.refused();
+                    (caller, Error::overloaded(refused.retry_after))
+                }
+                Err((caller, Instead::Error(error))) => (caller, error),
+            };
+            self.answer.clear();
+            caller.write_error(&mut self.answer, &error);
             state.put_batch(number, batch);
-            if let Err(answer) = begun {
-                self.answer = answer;
-                self.gather(state, Member { batch: number, index });
-            }
+            self.gather(state, Member { batch: number, index: next.0 });
         }
     }
 
-    /// Puts a call of a batch on its way, or says what it is answered instead.
-    fn begin_member(
+    /// So many answers are there already that no further ones should be made that have to wait with them.
+    fn is_full(&self, state: &Locked<'_>, batch: &Batch) -> bool {
+        let gathered = state.gathered() + batch.gathered();
+        gathered >= MOST_GATHERED || (gathered >= LITTLE && self.shared.buffers.are_full())
+    }
+
+    /// Puts a call of a batch on its way, or says who is answered what instead.
+    fn begin_member<'a>(
         &mut self,
         state: &mut Locked<'_>,
         batch: &mut Batch,
-        message: &Chunk,
-        member: Member,
-        place: std::ops::Range<usize>,
-    ) -> Result<(), Vec<u8>> {
+        message: &'a Chunk,
+        (number, (index, place)): (u64, &Ahead),
+        is_full: bool,
+    ) -> Result<(), (Caller<'a>, Instead)> {
         let text_at = batch.text_at + place.start;
         let text = message.get(text_at..batch.text_at + place.end).unwrap_or_default();
-        let (caller, begun) = match batch.route.read_member(text) {
-            Asked::Call { mut request, route, .. } => {
-                request.timeout_ms = match (request.timeout_ms, batch.timeout) {
-                    (Some(ms), Some(timeout)) => {
-                        Some(ms.min(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)))
-                    }
-                    (None, Some(timeout)) => u64::try_from(timeout.as_millis()).ok(),
-                    (own, None) => own,
-                };
-                let caller = Caller { route, id: request.id() };
-                let understood = self.shared.understand(&request, route, text_at, batch.arrived);
-                let admitted = understood.map_err(Instead::Error).and_then(|call| self.admit_member(call));
-                (caller, admitted)
-            }
-            Asked::Nothing { caller, error } => (caller, Err(Instead::Error(error))),
-            Asked::Batch { route, .. } | Asked::Page { route, .. } => {
-                let error = Error::invalid_request(&"expected a request in the batch");
-                (Caller { route, id: None }, Err(Instead::Error(error)))
-            }
+        let (mut request, route) = match batch.route.read_member(text) {
+            Ok(read) => read,
+            Err((caller, error)) => return Err((caller, Instead::Error(error))),
         };
-        let refused = match begun {
-            Ok((call, place)) => {
-                if self.dispatch_member(state, batch, message, member, call, place) {
-                    return Ok(());
-                }
-                Instead::Full(self.shared.full())
-            }
-            Err(instead) => instead,
-        };
-        let error = match refused {
-            Instead::Error(error) => error,
-            Instead::Full(refused) => {
-                self.row.refused();
-                Error::overloaded(refused.retry_after)
-            }
-        };
-        let mut answer = Vec::new();
-        caller.write_error(&mut answer, &error);
-        Err(answer)
+        if let Some(most) =
+            batch.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))
+        {
+            request.timeout_ms = Some(request.timeout_ms.map_or(most, |own| own.min(most)));
+        }
+        let caller = Caller { route, id: request.id() };
+        let understood = self.shared.understand(&request, route, text_at, batch.arrived);
+        let call = understood.map_err(|error| (caller, Instead::Error(error)))?;
+        let full = Err(Instead::Full(self.shared.full()));
+        let admitted = if is_full { full } else { self.admit_member(call) };
+        let ticket_place = admitted.map_err(|instead| (caller, instead))?;
+        let member = Member { batch: number, index: *index };
+        if self.dispatch_member(state, batch, message, (member, place), call, ticket_place) {
+            Ok(())
+        } else {
+            Err((caller, Instead::Full(self.shared.full())))
+        }
     }
 
-    fn admit_member(&self, call: Parsed) -> Result<(Parsed, Place), Instead> {
+    fn admit_member(&self, call: Parsed) -> Result<Place, Instead> {
         let shared = &self.shared;
         if self.now >= call.deadline {
             return Err(Instead::Error(Error::deadline(call.allowed)));
@@ -127,8 +142,7 @@ impl Hand {
         if let Err(shut) = shared.quarantine.admits(call.method) {
             return Err(Instead::Error(shared.quarantined(call.method, shut)));
         }
-        let place = shared.admit(Some(call.method), call.allowed).map_err(Instead::Full)?;
-        Ok((call, place))
+        shared.admit(Some(call.method), call.allowed).map_err(Instead::Full)
     }
 
     /// False where the queue has no room.
@@ -137,14 +151,15 @@ impl Hand {
         state: &mut Locked<'_>,
         batch: &mut Batch,
         message: &Chunk,
-        member: Member,
+        (member, place): (Member, &Range<usize>),
         call: Parsed,
-        place: Place,
+        queued: Place,
     ) -> bool {
         let number = state.next_call_number();
-        let ticket = Arc::new(Ticket::new(place, Some(call.method)));
+        let ticket = Arc::new(Ticket::new(queued, Some(call.method)));
         batch.begun.push(BegunMember {
             index: member.index,
+            place: place.clone(),
             number,
             allowed: call.allowed,
             deadline: call.deadline,
@@ -156,15 +171,16 @@ impl Hand {
         let (message, arrived) = (message.clone(), batch.arrived);
         let job =
             Job { connection, number, message, arrived, call: Some(call), member: Some(member), ticket };
-        self.shared.dispatch(place, job) || batch.take(member.index).is_none()
+        self.shared.dispatch(queued, job) || batch.take(member.index).is_none()
     }
 
     /// Runs a call of a batch, on a pool thread.
     pub(super) fn run_member(&mut self, job: &Job, member: Member, call: &Parsed) {
         let mut state = job.connection.lock();
-        if !state.batch_of(member).is_some_and(|batch| batch.runs(member.index)) {
+        if !state.batch_at(member.batch).is_some_and(|batch| batch.runs(member.index)) {
             drop(state);
-            self.member_came_back(job, call, None);
+            self.shared.came_back((job.connection.key, job.number));
+            self.shared.release(call.method, self.now_ns);
             return self.shared.call_ended();
         }
         let refused = if self.now < call.deadline {
@@ -187,7 +203,7 @@ impl Hand {
         let mut state = job.connection.lock();
         let is_wanted = state.phase != Phase::Closed
             && state
-                .batch_of(member)
+                .batch_at(member.batch)
                 .is_some_and(|batch| batch.begun.iter().any(|begun| begun.index == member.index));
         if !self.count(call, &ran, is_wanted) && is_wanted {
             self.row.deadline_exceeded();
@@ -206,22 +222,18 @@ impl Hand {
 
     /// `self.answer` is that of a call of a batch which has begun.
     fn member_is_answered(&mut self, state: &mut Locked<'_>, member: Member) {
-        if state.batch_of(member).and_then(|batch| batch.take(member.index)).is_some() {
+        if state.batch_at(member.batch).and_then(|batch| batch.take(member.index)).is_some() {
             self.gather(state, member);
             self.feed_batch(state, member.batch);
         }
         self.go_on(state);
     }
 
-    fn member_came_back(&self, job: &Job, call: &Parsed, _: Option<()>) {
-        self.shared.came_back((job.connection.key, job.number));
-        self.shared.release(call.method, self.now_ns);
-    }
-
-    /// Keeps `self.answer` for a call of a batch.
+    /// Keeps `self.answer` for a call of a batch. One for which there is no memory is missed at the end.
     fn gather(&mut self, state: &mut Locked<'_>, member: Member) {
         if !state.gather(member, &self.answer) {
-            self.fail(state, &io::ErrorKind::OutOfMemory.into());
+            let (peer, bytes) = (&state.connection.peer, self.answer.len());
+            tracing::error!(%peer, bytes, "no block of the arena is left for the answer of a batch's call; is limits.buffers low?");
         }
     }
 
@@ -234,14 +246,16 @@ impl Hand {
                 batch.take(index)
             });
             let Some(member) = due else { break };
+            self.shared.gave_up_ticket((key, member.number), &member.ticket, member.deadline);
             let error = if member.deadline <= now {
                 self.row.deadline_exceeded();
                 Error::deadline(member.allowed)
+            } else if state.batch_at(number).is_some_and(|batch| batch.waits_for_its_own(&member)) {
+                continue;
             } else {
                 self.row.refused();
                 Error::overloaded(self.shared.gate.retry_after())
             };
-            self.shared.gave_up_ticket((key, member.number), &member.ticket, member.deadline);
             self.answer.clear();
             if let Some(message) = state.message_of(number) {
                 member.caller.caller(&message).write_error(&mut self.answer, &error);
@@ -253,8 +267,9 @@ impl Hand {
 
     fn end_batch(&mut self, state: &mut Locked<'_>, number: u64) {
         if let Some(call) = state.take_call(number) {
-            // Whatever has no answer wants none.
-            self.answer_unfinished(state, &call, Error::panicked);
+            // Whatever has none wants none, but for what could not be kept.
+            let lost = |_: &str| Error::answer_too_long(&"there was no room to keep the answer");
+            self.answer_unfinished(state, &call, lost);
         }
     }
 
@@ -276,16 +291,16 @@ impl Hand {
 }
 
 /// Appends the answer to a call or batch of which nothing more will come. Returns how it goes back.
-pub(super) fn write_unfinished<'a>(
+pub(super) fn write_unfinished<'a, E: Borrow<Error>>(
     out: &mut Vec<u8>,
     tongue: Tongue,
     message: &[u8],
     gathered: impl Iterator<Item = (u32, &'a [u8])>,
-    error_of: impl Fn(&str) -> Error,
+    error_of: impl Fn(&str) -> E,
 ) -> Route {
     match tongue.read(message) {
         Asked::Call { request, route, .. } => {
-            Caller { route, id: request.id() }.write_error(out, &error_of(&request.method));
+            Caller { route, id: request.id() }.write_error(out, error_of(&request.method).borrow());
             route
         }
         Asked::Batch { batch, route, .. } => {
@@ -304,31 +319,38 @@ pub(super) fn write_unfinished<'a>(
 }
 
 /// The answers that there are, and an error for each call without one that wants one, in the order of the calls.
-fn write_batch<'a>(
+fn write_batch<'a, E: Borrow<Error>>(
     out: &mut Vec<u8>,
     route: Route,
     batch: &rpc::Batch<'_>,
     gathered: impl Iterator<Item = (u32, &'a [u8])>,
-    error_of: impl Fn(&str) -> Error,
+    error_of: impl Fn(&str) -> E,
 ) {
     let answers: HashMap<u32, &[u8]> = gathered.collect();
     let whole = out.len();
     let begun = route.begin(out);
     let first = out.len();
+    // What doesn't fit is left out, so that the rest can be answered; for errors in its place there must be room.
+    let most = route.most().saturating_sub(batch.text_len() + batch.len() * ROOM_FOR_ERROR);
     for (index, member) in (0..).zip(batch.members()) {
         let before = out.len();
         out.push(if before == first { b'[' } else { b',' });
         let start = out.len();
+        let route = route.of_member();
         match (answers.get(&index), member.request) {
+            (Some(answer), request) if start - first + answer.len() > most => {
+                let length = answer.len();
+                let why = format!("its answer of {length} bytes does not fit into that of the batch");
+                let id = request.ok().and_then(|request| request.id());
+                Caller { route, id }.write_error(out, &Error::answer_too_long(&why));
+            }
             (Some(answer), _) => out.extend_from_slice(answer),
             (None, Ok(request)) if request.is_notification() => {}
             (None, Ok(request)) => {
-                let caller = Caller { route: route.of_member(), id: request.id() };
-                caller.write_error(out, &error_of(&request.method));
+                let caller = Caller { route, id: request.id() };
+                caller.write_error(out, error_of(&request.method).borrow());
             }
-            (None, Err(rejected)) => {
-                Caller { route: route.of_member(), id: rejected.id }.write_error(out, &rejected.error);
-            }
+            (None, Err(rejected)) => Caller { route, id: rejected.id }.write_error(out, &rejected.error),
         }
         if out.len() == start {
             out.truncate(before);

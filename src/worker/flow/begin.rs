@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Hand;
+use super::batch::write_unfinished;
 use crate::rpc::web::Wanted;
 use crate::rpc::{Error, MethodIndex, Request, Span};
 use crate::sys::clock;
@@ -28,6 +29,9 @@ const LARGE: usize = 16 * 1024;
 
 /// How long one connection's calls are run inline before others get their turn.
 pub(super) const TURN: Duration = Duration::from_micros(200);
+
+/// After how many messages the clock is looked at, where none of them is run: it takes time to answer them too.
+const LOOK_EVERY: u32 = 32;
 
 /// A call on its way to a pool thread.
 #[derive(Debug, Clone)]
@@ -123,8 +127,12 @@ impl Hand {
 
     fn begin_messages(&mut self, state: &mut Locked<'_>, chunk: &Chunk) -> Begun {
         let turn_ends_ns = self.now_ns + clock::whole_ns(TURN);
-        let mut consumed = 0;
+        let (mut consumed, mut steps) = (0, 0_u32);
         loop {
+            steps += 1;
+            if steps.is_multiple_of(LOOK_EVERY) {
+                self.look_at_the_clock();
+            }
             let rest = chunk.get(consumed..).unwrap_or_default();
             if rest.is_empty() {
                 return Begun::Incomplete { consumed, needs: 0 };
@@ -210,7 +218,7 @@ impl Hand {
             }
             Recognised::Unknown { looks_like } => {
                 let peer = &state.connection.peer;
-                tracing::warn!(%peer, "expected a framing that this listener takes, found {looks_like}; closed");
+                tracing::error!(%peer, "expected a framing that this listener takes, found {looks_like}; closed");
                 state.linger(self.now);
                 ControlFlow::Break(0)
             }
@@ -291,12 +299,12 @@ impl Hand {
         let method = call.map(|call| call.method);
         let place = match self.shared.admit(method, allowed) {
             Ok(place) => place,
-            Err(refused) => return self.refuse(state, refused, whom.caller(message), Answered::Message),
+            Err(refused) => return self.refuse(state, refused, whom, message, Answered::Message),
         };
         let Some(copy) = Chunk::copy_of(message, 0, self.shared.pool) else {
             self.shared.not_admitted(place, method);
             let refused = self.shared.full();
-            return self.refuse(state, refused, whom.caller(message), Answered::Message);
+            return self.refuse(state, refused, whom, message, Answered::Message);
         };
         let number = state.next_call_number();
         let ticket = Arc::new(Ticket::new(place, method));
@@ -310,7 +318,7 @@ impl Hand {
             && let Some(call) = state.take_call(number)
         {
             let refused = self.shared.full();
-            self.refuse(state, refused, call.caller(), Answered::Call(&call));
+            self.refuse(state, refused, call.caller, &call.message, Answered::Call(&call));
         }
     }
 
@@ -318,11 +326,33 @@ impl Hand {
         &mut self,
         state: &mut Locked<'_>,
         refused: Refused,
-        caller: Caller<'_>,
+        whom: Whom,
+        message: &[u8],
         answered: Answered<'_>,
     ) {
         self.row.refused();
-        self.answer_error(state, &Error::overloaded(refused.retry_after), caller, answered);
+        self.answer_unrun(state, &Error::overloaded(refused.retry_after), whom, message, answered);
+    }
+
+    /// Answers a message of which nothing is run. Each call of a batch is told so.
+    pub(super) fn answer_unrun(
+        &mut self,
+        state: &mut Locked<'_>,
+        error: &Error,
+        whom: Whom,
+        message: &[u8],
+        answered: Answered<'_>,
+    ) {
+        match whom {
+            Whom::Known(known) => self.answer_error(state, error, known.caller(message), answered),
+            // To find who it is takes as long as to parse it.
+            Whom::NotParsed(tongue) => {
+                self.answer.clear();
+                let route =
+                    write_unfinished(&mut self.answer, tongue, message, std::iter::empty(), |_| error);
+                self.put_out(state, route, answered);
+            }
+        }
     }
 
     /// Whether a call of this method may run now, on this thread; to be asked right before it does.
@@ -357,7 +387,8 @@ impl Hand {
         answered: Answered<'_>,
     ) {
         self.answer.clear();
-        let is_ready = !self.shared.site.is_red() && !self.shared.is_ending();
+        // That others take this worker's place is no reason to send no calls.
+        let is_ready = !self.shared.site.is_red() && !self.shared.site.is_closing();
         route.write_page(&mut self.answer, page, is_ready);
         self.put_out(state, route, answered);
     }
@@ -377,7 +408,7 @@ impl Hand {
         let is_last = self.shared.site.is_closing()
             && state.input_ended
             && !matches!(answered, Answered::Message)
-            && !state.has_more_input();
+            && (state.phase == Phase::Finishing || !state.has_more_input());
         let ends = route.ends_connection() || (is_last && route.say_goodbye(&mut self.answer));
         if ends && state.phase == Phase::Open {
             state.phase = Phase::Finishing;
@@ -420,17 +451,6 @@ impl Begun {
 }
 
 impl Shared {
-    /// Whether a batch of so many requests is taken apart.
-    pub(super) fn takes_batch(&self, len: usize) -> Result<(), Error> {
-        let most = self.gate.capacity();
-        if len <= most {
-            return Ok(());
-        }
-        Err(Error::invalid_request(&format_args!(
-            "the batch has {len} requests; this server takes at most {most} at once (`limits.queue`)"
-        )))
-    }
-
     /// What a request asks for that arrived at `since`, or the answer that there is no such method.
     #[inline]
     pub(super) fn understand(

@@ -230,7 +230,10 @@ impl Hand {
         if state.message_due(&bounds).is_some_and(|due| due <= now) {
             let why =
                 format!("the message did not arrive whole within timeouts.message ({:?})", bounds.message);
-            let caller = state.late(self.shared.site);
+            let Some(caller) = state.late(self.shared.site) else {
+                tracing::error!(peer = %connection.peer, "expected a framing that this listener takes, found the beginning of none; {why}");
+                return self.end(&mut state);
+            };
             self.answer_error(&mut state, &Error::invalid_request(&why), caller, Answered::Message);
         } else if state.rest_due().is_some_and(|due| due <= now) {
             // Nothing came behind it, so it is looked at as all that will.
@@ -262,9 +265,8 @@ impl Hand {
                 continue;
             };
             let call = state.calls.remove(index);
-            self.shared.buffers.hold_on(call.message.len());
             self.shared.gave_up(state.connection.key, &call);
-            self.answer_error(state, &error, call.caller(), Answered::Call(&call));
+            self.answer_unrun(state, &error, call.caller, &call.message, Answered::Call(&call));
         }
         let bounds = self.shared.bounds;
         while let Some(number) = state.due_batch(&bounds, now) {

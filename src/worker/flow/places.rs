@@ -100,14 +100,12 @@ impl Shared {
     /// A call has left its connection without the answer of a thread; what it had is given back.
     pub(in crate::worker) fn gave_up(&self, key: Key, call: &InFlight) {
         let Some(batch) = &call.batch else {
+            // The thread that has it, or will take it out of the queue, says when its message is gone.
+            self.buffers.hold_on(call.message.len());
             return self.gave_up_ticket((key, call.number), &call.ticket, call.deadline);
         };
         for member in &batch.begun {
             self.gave_up_ticket((key, member.number), &member.ticket, member.deadline);
-        }
-        // No thread accounts for its message, which all of them share.
-        if self.buffers.let_go(call.message.len()) {
-            self.wake_poller();
         }
     }
 
@@ -178,9 +176,17 @@ impl Shared {
         }
     }
 
-    /// The message of a call that was given up is gone.
-    fn forget(&self, job: &Job) {
-        if self.buffers.let_go(job.message.len()) {
+    /// A call that was given up is over, and its message with it. Those of a batch share one, which nobody accounts for
+    /// once the batch has left its connection.
+    pub(super) fn forget(&self, job: &Job) {
+        if job.member.is_none() {
+            self.let_go(job.message.len());
+        }
+    }
+
+    /// A message of so many bytes is gone that was [held on](crate::worker::buffers::Buffers::hold_on) to.
+    pub(super) fn let_go(&self, bytes: usize) {
+        if self.buffers.let_go(bytes) {
             self.wake_poller();
         }
     }

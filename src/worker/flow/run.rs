@@ -39,7 +39,7 @@ impl Hand {
         self.look_at_the_clock();
         if !job.ticket.take() {
             // Its places were given back when it was given up.
-            return self.let_go(&job.message);
+            return self.shared.forget(job);
         }
         if let (Some(member), Some(call)) = (job.member, &job.call) {
             return self.run_member(job, member, call);
@@ -65,7 +65,7 @@ impl Hand {
         drop(state);
         if wanted.is_none() {
             self.shared.came_back((job.connection.key, job.number));
-            self.let_go(&job.message);
+            self.shared.forget(job);
         }
     }
 
@@ -124,7 +124,7 @@ impl Hand {
         shared.leave(call.method, ran.took, self.now_ns);
         if wanted.is_none() {
             shared.came_back((connection.key, number));
-            self.let_go(message);
+            shared.let_go(message.len());
         }
         if is_poller {
             return Next::Message;
@@ -172,13 +172,6 @@ impl Hand {
         self.answer_error(state, &Error::deadline(call.allowed), call.caller.caller(message), answered);
     }
 
-    /// A call that was given up while it waited or ran is over, and its message with it.
-    fn let_go(&self, message: &[u8]) {
-        if self.shared.buffers.let_go(message.len()) {
-            self.shared.wake_poller();
-        }
-    }
-
     /// The call, if it is still wanted; it belongs to this thread then.
     fn start(&mut self, job: &Job) -> Option<Parsed> {
         let Some(call) = job.call else {
@@ -196,7 +189,8 @@ impl Hand {
                 return Some(call);
             };
             if let Some(in_flight) = state.take_call(job.number) {
-                self.answer_error(&mut state, &error, in_flight.caller(), Answered::Call(&in_flight));
+                let caller = call.caller.caller(&job.message);
+                self.answer_error(&mut state, &error, caller, Answered::Call(&in_flight));
             }
         }
         self.leave_unrun(job);
@@ -219,13 +213,8 @@ impl Hand {
                 }
             }
             Asked::Batch { batch, route, text_at, timeout_ms } => {
-                match self.shared.takes_batch(batch.len()) {
-                    Ok(()) => {
-                        self.begin_batch(&mut state, job, &batch, (route, text_at, timeout_ms));
-                        return None;
-                    }
-                    Err(error) => (Caller { route, id: None }, error),
-                }
+                self.begin_batch(&mut state, job, &batch, (route, text_at, timeout_ms));
+                return None;
             }
             Asked::Nothing { caller, error } => (caller, error),
             Asked::Page { page, route } => {
@@ -259,7 +248,8 @@ impl Hand {
             return Some(call);
         };
         if let Some(in_flight) = state.take_call(job.number) {
-            self.answer_error(state, &error, in_flight.caller(), Answered::Call(&in_flight));
+            let caller = call.caller.caller(&job.message);
+            self.answer_error(state, &error, caller, Answered::Call(&in_flight));
         }
         self.shared.release(call.method, self.now_ns);
         self.go_on(state);
@@ -275,7 +265,7 @@ impl Hand {
         drop(state);
         self.shared.came_back((job.connection.key, job.number));
         self.leave_unrun(job);
-        self.let_go(&job.message);
+        self.shared.forget(job);
         None
     }
 
@@ -292,7 +282,7 @@ impl Hand {
             Ok(Entry::Wait) => {}
             Err(refused) => {
                 if let Some(in_flight) = state.take_call(job.number) {
-                    self.refuse(state, refused, in_flight.caller(), Answered::Call(&in_flight));
+                    self.refuse(state, refused, in_flight.caller, &job.message, Answered::Call(&in_flight));
                 }
             }
         }

@@ -170,11 +170,11 @@ impl Hand {
     pub(in crate::worker) fn forget(&mut self, state: &mut Locked<'_>) {
         let key = state.connection.key;
         state.phase = Phase::Closed;
-        self.shared.buffers.hold_on(state.held_by_calls());
         for call in std::mem::take(&mut state.calls) {
             self.shared.gave_up(key, &call);
         }
         if let Some(call) = state.inline_call() {
+            self.shared.buffers.hold_on(call.message.len());
             self.shared.is_overdue((key, call.number), Some(call.method), call.deadline);
         }
         state.in_hand = None;

@@ -25,8 +25,14 @@ use crate::worker::site::Site;
 
 mod hostile;
 
-const MOST: Most =
-    Most { input: 1 << 20, output: 16 << 20, message: 1 << 20, calls: 64, all_messages: 16 << 20 };
+const MOST: Most = Most {
+    input: 1 << 20,
+    output: 16 << 20,
+    message: 1 << 20,
+    calls: 64,
+    all_messages: 16 << 20,
+    gathered: 16 << 20,
+};
 
 /// A message that the client sends: what becomes of it, and how long its params are.
 #[derive(Debug, Clone, Copy)]
@@ -159,7 +165,7 @@ fn worker() -> (Hand, Hand, Receiver<Task>, OwnedFd) {
     let tasks = queue.receiver();
     let memory = (arena.records(), arena.blocks().unwrap());
     let shared =
-        Arc::new(Shared::new(Site::open(service, Vec::new()), states, &config, info, memory, queue).unwrap());
+        Arc::new(Shared::new(Site::open(service, &config), states, &config, info, memory, queue).unwrap());
     let mut poller = Hand::new(Arc::clone(&shared), arena.row(0).unwrap(), 0);
     poller.term = Some(shared.role.first_term());
     let pool = Hand::new(shared, arena.row(1).unwrap(), 1);
