@@ -165,7 +165,13 @@ impl Hand {
                 Step::Message { body, consumed: length } => {
                     let message = consumed + body.start..consumed + body.end;
                     let mark = state.begun_to(chunk, consumed, consumed + length);
-                    match self.begin_message(state, tongue, chunk, message, opened.as_ref()) {
+                    match self.begin_message(
+                        state,
+                        tongue,
+                        chunk,
+                        (message, consumed + length),
+                        opened.as_ref(),
+                    ) {
                         Next::Message => consumed += length,
                         Next::LeaveToPoller => {
                             state.back_to(mark);
@@ -221,13 +227,14 @@ impl Hand {
         }
     }
 
-    /// `opened` is what was read of it when it was found.
+    /// Begins the message at `place`, behind which the next one may come at `next`. `opened` is what was read of it when it
+    /// was found.
     fn begin_message<'a>(
         &mut self,
         state: &mut Locked<'_>,
         tongue: Tongue,
         chunk: &'a Chunk,
-        place: Range<usize>,
+        (place, next): (Range<usize>, usize),
         opened: Option<&Opened<'a>>,
     ) -> Next {
         let message = chunk.get(place.clone()).unwrap_or_default();
@@ -285,7 +292,7 @@ impl Hand {
             self.answer_error(state, &error, caller, Answered::Message);
             return Next::Message;
         }
-        self.run_inline(state, chunk, place, &call, term)
+        self.run_inline(state, chunk, (place, next), &call, term)
     }
 
     fn enqueue(&mut self, state: &mut Locked<'_>, message: &[u8], whom: Whom, call: Option<Parsed>) {
