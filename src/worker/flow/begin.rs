@@ -301,12 +301,12 @@ impl Hand {
         let method = call.map(|call| call.method);
         let place = match self.shared.admit(method, allowed) {
             Ok(place) => place,
-            Err(refused) => return self.refuse(state, refused, whom.caller(message), Answered::Message),
+            Err(refused) => return self.refuse(state, refused, (whom, message), Answered::Message),
         };
         let Some(copy) = Chunk::copy_of(message, 0, self.shared.pool) else {
             self.shared.not_admitted(place, method);
             let refused = self.shared.full();
-            return self.refuse(state, refused, whom.caller(message), Answered::Message);
+            return self.refuse(state, refused, (whom, message), Answered::Message);
         };
         let number = state.next_call_number();
         let ticket = Arc::new(Ticket::new(place, method));
@@ -320,7 +320,7 @@ impl Hand {
             && let Some(call) = state.take_call(number)
         {
             let refused = self.shared.full();
-            self.refuse(state, refused, call.caller(), Answered::Call(&call));
+            self.refuse(state, refused, (call.caller, &call.message), Answered::Call(&call));
         }
     }
 
@@ -328,11 +328,11 @@ impl Hand {
         &mut self,
         state: &mut Locked<'_>,
         refused: Refused,
-        caller: Caller<'_>,
+        asked: (Whom, &[u8]),
         answered: Answered<'_>,
     ) {
         self.row.refused();
-        self.answer_error(state, &Error::overloaded(refused.retry_after), caller, answered);
+        self.answer_unrun(state, asked, answered, || Error::overloaded(refused.retry_after));
     }
 
     /// Whether a call of this method may run now, on this thread; to be asked right before it does.

@@ -292,7 +292,8 @@ impl Hand {
             Ok(Entry::Wait) => {}
             Err(refused) => {
                 if let Some(in_flight) = state.take_call(job.number) {
-                    self.refuse(state, refused, in_flight.caller(), Answered::Call(&in_flight));
+                    let asked = (in_flight.caller, &*in_flight.message);
+                    self.refuse(state, refused, asked, Answered::Call(&in_flight));
                 }
             }
         }
