@@ -48,7 +48,7 @@ fn overload(extent: Extent, flood: Group) -> Result<Judge, BoxError> {
     let at_capacity = load.finish(PATIENCE)?.remove(0);
     let usual = at_capacity.p99(&[(Duration::from_millis(500), end)]);
 
-    let health = Group::new("health", 10).in_any_framing().pace(Duration::from_millis(50));
+    let health = Group::new("health", 4).pace(Duration::from_millis(50));
     let load = Load::start(service.address(), &[flood, health])?;
     let memory = |service: &Service| service.processes().into_iter().map(proc::memory).sum::<u64>();
     std::thread::sleep(extent.seconds(60, 4) / 4);

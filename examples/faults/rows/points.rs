@@ -121,8 +121,8 @@ fn path(extent: Extent, shape: Shape) -> Result<Judge, BoxError> {
     judge.at_least("steps at which a worker died", deaths, 1);
     judge.tell(format!("{lost} failed calls"));
     if shape.speech.calls() > 1 {
-        // What was finished of a batch is not lost with the rest.
-        judge.at_least("deaths in the middle of a batch", cut, 1);
+        // What was finished of a batch is not lost with the rest. A few of all steps may not be at such a moment.
+        judge.at_least("deaths in the middle of a batch", cut, usize::from(!extent.is_short()));
     }
     judge.heard(&service);
     Ok(judge)

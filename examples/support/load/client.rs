@@ -14,7 +14,7 @@ use nix::sys::socket::{
     recv, send, setsockopt, shutdown, socket, sockopt,
 };
 
-use super::content::Verdict;
+use super::content::{self, Verdict};
 use super::group::{Group, Life, Reading, Sending};
 use super::speech::{Found, Speech};
 use super::tally::Tally;
@@ -375,6 +375,12 @@ impl Client {
             message.and_then(|message| self.waiting.iter().position(|waiting| waiting.call == message))
         };
         let Some(waiting) = place.and_then(|place| self.waiting.remove(place)) else {
+            if content::is_anonymous_error(answer) {
+                tally.anonymous += 1;
+                tally.lost += self.waiting.len() as u64;
+                self.leave(None);
+                return false;
+            }
             let head = String::from_utf8_lossy(&answer[..answer.len().min(120)]).into_owned();
             self.wrong(tally, &format!("an answer to no call of its own: {head}"));
             return false;

@@ -136,6 +136,12 @@ pub fn id_of(answer: &[u8]) -> Option<u64> {
     std::str::from_utf8(id).ok()?.parse().ok()
 }
 
+/// True of an error that doesn't say whose it is.
+pub fn is_anonymous_error(answer: &[u8]) -> bool {
+    let value: Value = serde_json::from_slice(answer).unwrap_or_default();
+    (value["out"] == "error" || value["error"].is_object()) && value["id"].is_null()
+}
+
 /// Judges an answer. `scratch` is memory for what is expected.
 pub fn judge(scratch: &mut Vec<u8>, answer: &[u8], envelope: Envelope, work: Work, name: Name) -> Verdict {
     scratch.clear();

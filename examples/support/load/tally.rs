@@ -26,6 +26,8 @@ pub struct Tally {
     /// Answers that belong to no call, or are not that call's.
     pub wrong: u64,
     pub first_wrong: Option<String>,
+    /// Errors that say of no call that it is theirs, where the order doesn't say so either: such a connection is given up.
+    pub anonymous: u64,
     /// Calls without an answer when time was up, on a connection that is still there.
     pub missing: u64,
     pub first_missing: Option<String>,
@@ -56,7 +58,7 @@ impl Tally {
 
     /// Everything that no fault excuses.
     pub fn harm(&self) -> u64 {
-        self.refused + self.wrong + self.missing + self.closed + self.goodbyes
+        self.refused + self.wrong + self.missing + self.closed + self.goodbyes + self.anonymous
     }
 
     /// What is not right, for a person.
@@ -72,6 +74,7 @@ impl Tally {
         say(self.wrong, "wrong answers", self.first_wrong.as_ref());
         say(self.missing, "answers missing", self.first_missing.as_ref());
         say(self.closed, "connections closed", self.first_closed.as_ref());
+        say(self.anonymous, "errors that name no call", None);
         say(self.goodbyes, "goodbyes of a service that goes on", None);
         all
     }
@@ -114,6 +117,7 @@ impl Tally {
         add(&mut self.failed_messages, &other.failed_messages);
         add(&mut self.spoken, &other.spoken);
         self.goodbyes += other.goodbyes;
+        self.anonymous += other.anonymous;
         self.wrong += other.wrong;
         self.missing += other.missing;
         self.closed += other.closed;
