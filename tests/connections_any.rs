@@ -261,7 +261,7 @@ fn a_half_sent_message_outlives_the_workers_that_read_it() {
     for (way, bytes, pieces) in [
         (Way::Length, Way::Length.framed(echo), [2, 10]),
         (Way::Stream, Way::Stream.framed("{}"), [1, 1]),
-        (Way::Stream, Way::Stream.framed(&echo.replace('a', "\\\"")), [3, 26]),
+        (Way::Stream, Way::Stream.framed(&echo.replace("abc", "\\\"bc")), [3, 25]),
         (Way::Header, Way::Header.framed(echo), [4, 19]),
         (Way::Http, Way::Http.framed(echo), [3, 70]),
         (Way::Http, chunked.as_bytes().to_vec(), [head + 6, head + 17]),

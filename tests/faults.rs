@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use load::Load;
 use load::content::{Failure, Work};
 use load::group::{Group, Life, Reading, Sending};
+use load::speech::Speech;
 use load::tally::Tally;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -32,9 +33,9 @@ const CLIENTS: [Group; 11] = [
         .life(Life::HalfClosing { calls: 64 }),
     Group::new("urgent", 2).pipelined(4).sending(Sending::Urgent),
     Group::new("odd pieces", 2).pipelined(4).sending(Sending::Odd).work(Work::Echo { bytes: 900 }),
-    Group::new("any framing", 7).in_any_framing(),
-    Group::new("any framing, out of order", 7).out_of_order(8).in_any_framing(),
-    Group::new("any framing, in odd pieces", 7)
+    Group::new("any framing", 10).in_any_framing(),
+    Group::new("any framing, out of order", 10).out_of_order(8).in_any_framing(),
+    Group::new("any framing, in odd pieces", 10)
         .pipelined(4)
         .sending(Sending::Odd)
         .work(Work::Echo { bytes: 900 })
@@ -68,6 +69,7 @@ fn complaints(tallies: &[Tally]) -> Vec<String> {
 fn assert_unharmed(service: &Service, load: Load, is_expected: impl Fn(&Failure) -> bool) {
     let tallies = load.finish(PATIENCE).expect("the load ends");
     let mut harm = complaints(&tallies);
+    harm.extend(tallies.iter().flat_map(Tally::silent));
     for tally in &tallies {
         let unexpected = tally.errors.iter().filter(|(failure, _)| !is_expected(failure));
         harm.extend(unexpected.map(|(failure, count)| format!("{}: {failure:?} ×{count}", tally.group)));
@@ -123,6 +125,47 @@ fn a_worker_that_is_told_to_end_under_load_fails_no_call() {
         await_progress(&load, 300);
     }
     assert_unharmed(&service, load, |_| false);
+}
+
+/// Calls that end no other way than by an error, one of each speech after the other.
+fn doomed(name: &'static str, method: &'static str, params: &'static str) -> Group {
+    Group::new(name, Speech::ALL.len())
+        .in_any_framing()
+        .work(Work::Fixed { method, params, result: None })
+        .calling_over(Duration::from_secs(1))
+        .pace(Duration::from_secs(60))
+}
+
+/// The errors of the last group, which must have brought nothing else; none but `is_expected` of the others.
+fn assert_doomed(service: &Service, load: Load, code: i64, is_expected: impl Fn(&Failure) -> bool) {
+    let tallies = load.finish(PATIENCE).expect("the load ends");
+    let mut harm = complaints(&tallies);
+    harm.extend(tallies.iter().flat_map(Tally::silent));
+    let (doomed, others) = tallies.split_last().expect("groups");
+    harm.extend(
+        others.iter().filter(|tally| !tally.errors.keys().all(&is_expected)).map(Tally::errors_as_text),
+    );
+    assert!(harm.is_empty(), "{harm:#?}\n{}", service.log_so_far());
+    let calls: u64 = Speech::ALL.iter().map(|speech| speech.calls()).sum();
+    assert_eq!(doomed.errors_of(code), calls, "{}", doomed.errors_as_text());
+    assert_eq!((doomed.all_errors(), doomed.right), (calls, 0));
+}
+
+#[test]
+fn who_takes_a_worker_down_is_told_so_in_each_framing() {
+    let service = Service::start(&format!("processes = 3\nthreads = 4\n{CALM}"));
+    // By then its connection is one that is kept.
+    let crash = doomed("crash", "crash", r#"{"how":"segv"}"#).after(Duration::from_millis(400));
+    let load = start_load(&service, &[CLIENTS[8], CLIENTS[9], crash]);
+    assert_doomed(&service, load, -32002, |failure| failure.code == -32002 && failure.cause == "SIGSEGV");
+}
+
+#[test]
+fn whose_time_is_up_is_told_so_in_each_framing() {
+    let config = "processes = 2\nthreads = 24\n[methods.hang]\ntimeout = \"50ms\"";
+    let service = Service::start(config);
+    let load = start_load(&service, &[CLIENTS[8], CLIENTS[9], doomed("hang", "hang", "[]")]);
+    assert_doomed(&service, load, -32001, |_| false);
 }
 
 #[test]

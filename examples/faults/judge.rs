@@ -96,9 +96,10 @@ impl Judge {
         self.failures.append(&mut self.late);
     }
 
-    /// No harm was done to these clients: nothing refused, wrong, missing or closed.
+    /// No harm was done to these clients: nothing refused, wrong, missing or closed, and everybody was answered.
     pub fn unharmed(&mut self, tallies: &[Tally]) {
         self.failures.extend(tallies.iter().flat_map(Tally::complaints));
+        self.failures.extend(tallies.iter().flat_map(Tally::silent));
         let right: u64 = tallies.iter().map(|tally| tally.right).sum();
         let closed: u64 = tallies.iter().map(|tally| tally.closed).sum();
         self.tell(format!("{right} right answers"));

@@ -12,6 +12,7 @@ use tine::BoxError;
 use crate::support::load::Load;
 use crate::support::load::content::Work;
 use crate::support::load::group::{Group, Life, Reading, Sending};
+use crate::support::load::speech::Speech;
 use crate::support::proc;
 use crate::support::service::Service;
 
@@ -133,15 +134,21 @@ impl fmt::Display for Faults<'_> {
 
 const NUISANCES: [Group; 4] = [
     Group::new("a byte at a time", 100)
+        .in_any_framing()
         .sending(Sending::Paced { bytes: 1, every: Duration::from_millis(100) })
         .life(Life::Nuisance),
     Group::new("never reads", 50)
+        .in_any_framing()
         .work(Work::Blob { bytes: 100_000 })
         .pipelined(4)
         .reading(Reading::Never)
         .life(Life::Nuisance),
-    Group::new("comes and goes", 20).pace(Duration::from_millis(10)).life(Life::Visit { calls: 1 }),
+    Group::new("comes and goes", 20)
+        .in_any_framing()
+        .pace(Duration::from_millis(10))
+        .life(Life::Visit { calls: 1 }),
     Group::new("much, slowly", 10)
+        .speaking(Speech::SINGLE)
         .work(Work::Echo { bytes: 1_000_000 })
         .sending(Sending::Paced { bytes: 64 << 10, every: Duration::from_millis(100) })
         .life(Life::Nuisance),

@@ -278,10 +278,11 @@ impl State {
         self.in_hand.as_ref()?.call.as_ref()
     }
 
-    /// The poller runs this call, and holds what is behind it in the chunk, until it [has run](Self::has_run_inline) it or
-    /// is relieved.
-    pub(super) fn take_in_hand(&mut self, chunk: &Chunk, call: InlineCall) {
-        let (rest, message) = (call.message.end, chunk.place_of(call.message.clone()));
+    /// The poller runs this call, and holds what comes from `rest` on in the chunk, until it
+    /// [has run](Self::has_run_inline) it or is relieved. Between the call's message and `rest` there may be what belongs to no
+    /// message and has begun with this one.
+    pub(super) fn take_in_hand(&mut self, chunk: &Chunk, rest: usize, call: InlineCall) {
+        let message = chunk.place_of(call.message.clone());
         match &mut self.in_hand {
             Some(in_hand) => (in_hand.rest, in_hand.call) = (rest, Some(call)),
             none => *none = Some(InHand { chunk: chunk.clone(), rest, call: Some(call) }),

@@ -9,8 +9,9 @@ use super::{Part, Row};
 use crate::Extent;
 use crate::judge::Judge;
 use crate::support::load::Load;
-use crate::support::load::content::Work;
+use crate::support::load::content::{Failure, Work};
 use crate::support::load::group::Group;
+use crate::support::load::speech::Speech;
 use crate::support::service::{PATIENCE, Service};
 
 pub const CRASH: Row = Row {
@@ -40,56 +41,47 @@ pub const GARBAGE: Row = Row {
     parts: &[Part { name: "arena", run: garbage }],
 };
 
-const CLIENTS: Group = Group::new("clients", 32);
+const CLIENTS: Group = Group::new("clients", 32).in_any_framing();
 
-const SLEEPERS: Group = Group::new("sleepers", 8)
+const SLEEPERS: Group = Group::new("sleepers", 10)
+    .in_any_framing()
     .work(Work::Fixed { method: "sleep", params: r#"{"ms":20}"#, result: Some("null") })
     .pace(Duration::from_millis(5));
 
-fn crash(extent: Extent, how: &str, cause: &str) -> Result<Judge, BoxError> {
+fn crash(extent: Extent, how: &'static str, cause: &str) -> Result<Judge, BoxError> {
     let service = Service::start(4, "[restart]\nmax_restarts = 0\n[quarantine]\ncrashes = 0")?;
     let mut judge = Judge::default();
-    let load = Load::start(service.address(), &[CLIENTS.in_any_framing(), SLEEPERS.in_any_framing()])?;
-    judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
-    let caller = Client::connect(&service.address().to_string())?;
-    // Old enough to be kept.
-    std::thread::sleep(Duration::from_millis(500));
-    let wanted = extent.count(50, 5);
-    for _ in 0..wanted {
-        let params = json!({ "how": how, "code": 3 });
-        if let Err(why) = expect_crash(&caller.call::<Value>("crash", &params), "crash", cause) {
-            judge.failures.push(why);
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    // Who takes a worker down has by then a connection that survives it.
+    let crashers = Group::new("crashers", Speech::ALL.len())
+        .in_any_framing()
+        .work(Work::Fixed { method: "crash", params: deadly(how), result: None })
+        .calling_over(Duration::from_secs(1))
+        .after(Duration::from_millis(500))
+        .pace(Duration::from_secs(1));
+    let load = Load::start(service.address(), &[CLIENTS, SLEEPERS, crashers])?;
+    std::thread::sleep(extent.seconds(8, 3));
     let tallies = load.finish(PATIENCE)?;
-    judge.tell(format!("{wanted} crashes"));
+    judge.tell(format!("{} crashes told to those who made them", tallies[2].all_errors()));
     judge.unharmed(&tallies);
-    judge.only_errors(&tallies, |failure| {
-        failure.code == -32002
-            && failure.cause == cause
-            && ["echo", "sleep"].contains(&failure.method.as_str())
-    });
+    let is_told = |failure: &Failure, methods: &[&str]| {
+        failure.code == -32002 && failure.cause == cause && methods.contains(&failure.method.as_str())
+    };
+    judge.only_errors(&tallies[..2], |failure| is_told(failure, &["echo", "sleep"]));
+    judge.only_errors(&tallies[2..], |failure| is_told(failure, &["crash"]));
+    judge.holds("nobody survives such a call", tallies[2].right == 0);
     judge.holds("all workers are back", service.await_workers(4));
     judge.heard(&service);
     Ok(judge)
 }
 
-/// The answer must be -32002 with this method and cause.
-fn expect_crash(answer: &Result<Value, ClientError>, method: &str, cause: &str) -> Result<(), String> {
-    let wanted = format!("expected -32002, data.method {method:?}, data.cause {cause:?}");
-    match answer {
-        Err(ClientError::Remote(error)) => {
-            let data = data_of(error);
-            if error.code == -32002 && data["method"] == method && data["cause"] == cause {
-                Ok(())
-            } else {
-                Err(format!("{wanted}, found {} {data}", error.code))
-            }
-        }
-        Err(error) => Err(format!("{wanted}, found: {error}")),
-        Ok(value) => Err(format!("{wanted}, found the result {value}")),
+/// The params of a call that takes its worker down.
+fn deadly(how: &str) -> &'static str {
+    match how {
+        "segv" => r#"{"how":"segv"}"#,
+        "abort" => r#"{"how":"abort"}"#,
+        "exit" => r#"{"how":"exit","code":3}"#,
+        "stack" => r#"{"how":"stack"}"#,
+        _ => r#"{"how":"oom"}"#,
     }
 }
 
@@ -99,19 +91,28 @@ fn data_of(error: &RemoteError) -> Value {
 
 /// Seven methods that do no harm, each with clients of its own.
 const INNOCENT: [Group; 7] = [
-    Group::new("echo", 4),
-    Group::new("echo of much", 4).work(Work::Echo { bytes: 20_000 }).pace(Duration::from_millis(2)),
-    Group::new("blob", 4).work(Work::Blob { bytes: 10_000 }).pace(Duration::from_millis(2)),
-    Group::new("sleep", 4).work(Work::Fixed { method: "sleep", params: r#"{"ms":5}"#, result: Some("null") }),
-    Group::new("mix", 4).work(Work::Fixed {
+    Group::new("echo", 5).in_any_framing(),
+    Group::new("echo of much", 5)
+        .in_any_framing()
+        .work(Work::Echo { bytes: 20_000 })
+        .pace(Duration::from_millis(2)),
+    Group::new("blob", 5).in_any_framing().work(Work::Blob { bytes: 10_000 }).pace(Duration::from_millis(2)),
+    Group::new("sleep", 5).in_any_framing().work(Work::Fixed {
+        method: "sleep",
+        params: r#"{"ms":5}"#,
+        result: Some("null"),
+    }),
+    Group::new("mix", 5).in_any_framing().work(Work::Fixed {
         method: "mix",
         params: r#"{"ms":2,"us":100}"#,
         result: Some("null"),
     }),
-    Group::new("spin", 4)
+    Group::new("spin", 5)
+        .in_any_framing()
         .work(Work::Fixed { method: "spin", params: r#"{"us":200}"#, result: Some("null") })
         .pace(Duration::from_millis(2)),
-    Group::new("flaky", 4)
+    Group::new("flaky", 5)
+        .in_any_framing()
         .work(Work::Fixed { method: "flaky", params: r#"{"every":1,"ms":1}"#, result: Some("true") })
         .pace(Duration::from_millis(2)),
 ];
@@ -170,7 +171,7 @@ fn garbage(extent: Extent) -> Result<Judge, BoxError> {
     let mut harmed = 0;
     for seed in 0..rounds {
         // Those who come after it was over notice nothing; those who were there may be closed or get an error.
-        let load = Load::start(service.address(), &[CLIENTS.pipelined(4).in_any_framing()])?;
+        let load = Load::start(service.address(), &[CLIENTS.pipelined(4)])?;
         judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
         std::thread::sleep(Duration::from_millis(300));
         let (workers, supervisor) = (service.workers().len(), service.pid());
@@ -183,7 +184,7 @@ fn garbage(extent: Extent) -> Result<Judge, BoxError> {
         std::thread::sleep(Duration::from_millis(200));
         judge.holds("the other worker's clients go on", load.right() > answered);
         let tallies = load.finish(Duration::from_secs(3))?;
-        let closed: u64 = tallies.iter().map(|tally| tally.closed + tally.missing).sum();
+        let closed: u64 = tallies.iter().map(|tally| tally.closed + tally.anonymous + tally.missing).sum();
         harmed += closed;
         // A connection whose record is garbage is closed; an answer that is wrong without a sign of it would be worse.
         judge.holds("no answer is wrong", tallies.iter().all(|tally| tally.wrong == 0));

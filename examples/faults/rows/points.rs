@@ -13,7 +13,8 @@ use tine::BoxError;
 use super::{Part, Row};
 use crate::Extent;
 use crate::judge::Judge;
-use crate::support::plain::{Plain, framed};
+use crate::support::load::speech::{Framing, Saying, Speech};
+use crate::support::plain::{Asked, Plain, Told};
 use crate::support::proc::{self, wait_until};
 use crate::support::service::{Service, program};
 
@@ -22,19 +23,38 @@ pub const ROW: Row = Row {
     fault: "a worker killed at every single store of a call's way, an adopter at every step of adopting",
     promise: "the same as for any `kill -9`, at each point",
     parts: &[
-        Part { name: "ordered", run: |extent| path(extent, Shape { ids: false, half_closed: false }) },
-        Part { name: "out-of-order", run: |extent| path(extent, Shape { ids: true, half_closed: false }) },
-        Part { name: "half-closed", run: |extent| path(extent, Shape { ids: false, half_closed: true }) },
+        Part { name: "ordered", run: |extent| path(extent, ORDERED) },
+        Part { name: "out-of-order", run: |extent| path(extent, speaking(Framing::Length, WITH_IDS)) },
+        Part { name: "half-closed", run: |extent| path(extent, Shape { half_closed: true, ..ORDERED }) },
+        Part { name: "http", run: |extent| path(extent, speaking(Framing::Http, Saying::JsonRpc)) },
+        Part { name: "http-bare", run: |extent| path(extent, HALF_CLOSED_HTTP) },
+        Part { name: "stream", run: |extent| path(extent, speaking(Framing::Stream, Saying::JsonRpc)) },
+        Part { name: "header", run: |extent| path(extent, speaking(Framing::Header, Saying::JsonRpc)) },
+        Part { name: "batch", run: |extent| path(extent, speaking(Framing::Length, BATCH)) },
+        Part { name: "http-batch", run: |extent| path(extent, speaking(Framing::Http, BATCH)) },
         Part { name: "adopter", run: adopter },
     ],
 };
 
-/// Calls sent with the one that arms.
+/// How the calls are sent, of which the first arms.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
-    ids: bool,
+    speech: Speech,
     half_closed: bool,
 }
+
+const fn speaking(framing: Framing, saying: Saying) -> Shape {
+    Shape { speech: Speech::new(framing, saying), half_closed: false }
+}
+
+const ORDERED: Shape = speaking(Framing::Length, Saying::Native { ids: false });
+
+const HALF_CLOSED_HTTP: Shape = Shape { half_closed: true, ..speaking(Framing::Http, Saying::Bare) };
+
+const WITH_IDS: Saying = Saying::Native { ids: true };
+
+/// As many as there are.
+const BATCH: Saying = Saying::Batch { calls: u64::MAX };
 
 const CONFIG: &str = "threads = 2\n[timeouts]\nkeep_after = \"10ms\"\n[restart]\nmax_restarts = 0\nbackoff = \"10ms\"\n\
                       backoff_max = \"20ms\"\n[quarantine]\ncrashes = 0";
@@ -72,13 +92,17 @@ fn path(extent: Extent, shape: Shape) -> Result<Judge, BoxError> {
     let service = start()?;
     let mut judge = Judge::default();
     let every = if extent.is_short() { 7 } else { 1 };
-    let (mut deaths, mut step) = (0, 1);
+    let (mut deaths, mut step, mut cut, mut lost) = (0, 1, 0, 0);
     loop {
-        let mut wire = Plain::connect(service.address())?;
+        let mut wire = Plain::connect(service.address(), shape.speech)?;
         let pid = wire.worker()?;
         std::thread::sleep(KEPT);
-        if let Err(why) = one_death(&mut wire, shape, step) {
-            judge.failures.push(format!("step {step}: {why}"));
+        match one_death(&mut wire, shape, step) {
+            Ok(failed) => {
+                cut += usize::from(failed > 0 && failed < CALLS);
+                lost += failed;
+            }
+            Err(why) => judge.failures.push(format!("step {step}: {why}")),
         }
         // Dead after the last answer, or in what follows it.
         let died = wait_until(Duration::from_millis(100), || !proc::is_alive(pid));
@@ -95,86 +119,98 @@ fn path(extent: Extent, shape: Shape) -> Result<Judge, BoxError> {
         }
     }
     judge.at_least("steps at which a worker died", deaths, 1);
+    judge.tell(format!("{lost} failed calls"));
+    if shape.speech.calls() > 1 {
+        // What was finished of a batch is not lost with the rest. A few of all steps may not be at such a moment.
+        judge.at_least("deaths in the middle of a batch", cut, usize::from(!extent.is_short()));
+    }
     judge.heard(&service);
     Ok(judge)
 }
 
-fn one_death(wire: &mut Plain, shape: Shape, step: u64) -> Result<(), String> {
+/// Calls of a round.
+const CALLS: usize = 7;
+
+/// How many were answered by -32002.
+fn one_death(wire: &mut Plain, shape: Shape, step: u64) -> Result<usize, String> {
     let text = "x".repeat(20_000);
-    let calls = [
+    let calls: [Asked<'_>; CALLS] = [
         ("arm", json!({ "kind": "path", "steps": step })),
-        ("echo", json!("a")),
-        ("echo", json!("b")),
+        ("echo", json!(["a"])),
+        ("echo", json!(["b"])),
         ("sleep", json!({ "ms": 1 })),
-        ("echo", json!(text)),
-        ("ping", json!("c")),
+        ("echo", json!([text])),
+        ("ping", json!(["c"])),
         ("spin", json!({ "us": 10 })),
     ];
-    let mut bytes = Vec::new();
-    for (id, (method, params)) in calls.iter().enumerate() {
-        let mut call = json!({ "in": method, "params": params });
-        if shape.ids {
-            call["id"] = json!(id);
-        }
-        bytes.extend(framed(&call));
-    }
-    wire.send(&bytes).map_err(|error| format!("sending: {error}"))?;
+    wire.send(&calls).map_err(|error| format!("sending: {error}"))?;
     if shape.half_closed {
         wire.finish_sending().map_err(|error| format!("FIN: {error}"))?;
     }
-    let mut missing: Vec<usize> = (0..calls.len()).collect();
-    let mut crashed = 0;
-    while !missing.is_empty() {
-        let answer =
-            wire.receive_value().map_err(|error| format!("{} answers missing: {error}", missing.len()))?;
-        let call = if shape.ids {
-            answer["id"].as_u64().map(|id| usize::try_from(id).unwrap_or(0))
-        } else {
-            missing.first().copied()
-        };
-        let place = missing.iter().position(|missing| Some(*missing) == call);
-        let call = missing.remove(place.ok_or_else(|| format!("an answer to no call: {answer}"))?);
-        let (method, params) = &calls[call];
-        if is_crash(&answer, method) {
-            crashed += 1;
-        } else if !is_right(&answer, method, params) {
-            return Err(format!("call {call} ({method}) is answered {}", cut(&answer)));
-        }
-    }
-    let most = if shape.ids { 3 } else { 1 };
-    if crashed > most {
-        return Err(format!("expected at most {most} calls to have run, found {crashed} answered -32002"));
+    let crashed = receive_all(wire, &calls)?;
+    // Those of a batch are answered together, so it is lost with all of them that are not finished.
+    let most = match shape.speech {
+        Speech { saying: Saying::Batch { .. }, .. } => CALLS,
+        speech if speech.is_ordered() => 1,
+        _ => 3,
+    };
+    if crashed.len() > most {
+        return Err(format!("expected at most {most} calls to have run, found {crashed:?} answered -32002"));
     }
     if shape.half_closed && wire.receive().is_ok() {
         return Err("an answer too many".into());
     }
     if !shape.half_closed {
-        let again = wire.call("echo", &json!("again")).map_err(|error| format!("afterwards: {error}"))?;
-        if !is_right(&again, "echo", &json!("again")) && !is_crash(&again, "echo") {
-            return Err(format!("afterwards: {}", cut(&again)));
+        let again = ("echo", json!(["again"]));
+        wire.send(std::slice::from_ref(&again)).map_err(|error| format!("afterwards: {error}"))?;
+        receive_all(wire, &[again]).map_err(|error| format!("afterwards: {error}"))?;
+    }
+    Ok(crashed.len())
+}
+
+/// Receives the answer to each of the calls, which must be its own. Returns which of them failed with their worker.
+fn receive_all(wire: &mut Plain, calls: &[Asked<'_>]) -> Result<Vec<usize>, String> {
+    let has_ids = !matches!(wire.speech().saying, Saying::Native { ids: false } | Saying::Bare);
+    let mut missing: Vec<usize> = (0..calls.len()).collect();
+    let mut crashed = Vec::new();
+    while !missing.is_empty() {
+        let told = wire.receive().map_err(|error| format!("{} answers missing: {error}", missing.len()))?;
+        for Told { id, outcome } in told {
+            let call = match id {
+                Some(id) if has_ids => usize::try_from(id).ok(),
+                _ if has_ids => None,
+                _ => missing.first().copied(),
+            };
+            let place = missing.iter().position(|missing| Some(*missing) == call);
+            let place = place.ok_or_else(|| format!("an answer to no call: {id:?} {}", cut(&outcome)))?;
+            let call = missing.remove(place);
+            let (method, params) = &calls[call];
+            match &outcome {
+                Err(error) if is_crash(error, method) => crashed.push(call),
+                Ok(result) if is_right(result, method, params) => {}
+                _ => return Err(format!("call {call} ({method}) is answered {}", cut(&outcome))),
+            }
+        }
+        if wire.speech().calls() > 1 && !missing.is_empty() {
+            return Err(format!("a batch is answered without {missing:?}"));
         }
     }
-    Ok(())
+    Ok(crashed)
 }
 
-fn is_crash(answer: &Value, method: &str) -> bool {
-    let data = &answer["result"]["data"];
-    answer["out"] == "error"
-        && answer["result"]["code"] == -32002
-        && data["cause"] == "SIGKILL"
-        && data["method"] == method
+fn is_crash(error: &Value, method: &str) -> bool {
+    error["code"] == -32002 && error["data"]["cause"] == "SIGKILL" && error["data"]["method"] == method
 }
 
-fn is_right(answer: &Value, method: &str, params: &Value) -> bool {
+fn is_right(result: &Value, method: &str, params: &Value) -> bool {
     match method {
-        "echo" => answer["out"] == "echo" && answer["result"] == *params,
-        "ping" => answer["out"] == "pong" && answer["result"] == *params,
-        _ => answer["out"] == method && answer["result"].is_null(),
+        "echo" | "ping" => result == params,
+        _ => result.is_null(),
     }
 }
 
-fn cut(answer: &Value) -> String {
-    answer.to_string().chars().take(300).collect()
+fn cut(outcome: &Result<Value, Value>) -> String {
+    format!("{outcome:?}").chars().take(300).collect()
 }
 
 fn adopter(extent: Extent) -> Result<Judge, BoxError> {
@@ -182,11 +218,14 @@ fn adopter(extent: Extent) -> Result<Judge, BoxError> {
     let mut judge = Judge::default();
     let every = if extent.is_short() { 7 } else { 1 };
     let (mut deaths, mut step) = (0, 1);
+    // Which speech has what in hand is another one each time.
+    let mut speeches = Speech::ALL.iter().copied().cycle();
     while step <= MOST && judge.failures.len() < 5 {
-        let mut wires = Vec::new();
+        let mut wires: Vec<(i32, Plain)> = Vec::new();
         // Both workers have some; there is nothing else to do, so this takes a few.
         while wires.len() < 100 {
-            let mut wire = Plain::connect(service.address())?;
+            let speech = speeches.next().unwrap_or(Speech::PLAIN[0]);
+            let mut wire = Plain::connect(service.address(), speech)?;
             wires.push((wire.worker()?, wire));
             let first = wires[0].0;
             if wires.iter().filter(|(pid, _)| *pid == first).count() >= 3
@@ -202,25 +241,28 @@ fn adopter(extent: Extent) -> Result<Judge, BoxError> {
             break;
         };
         let adopter = *adopter;
-        armed.call("arm", &json!({ "kind": "adopt", "steps": step }))?;
+        let is_armed = armed.call("arm", json!({ "kind": "adopt", "steps": step }))?.is_ok();
+        judge.holds("the adopter is armed", is_armed);
         // What the three have in hand: nothing; a call that runs; one that runs and two that wait.
         let mut expected = Vec::new();
-        for (index, (_, wire)) in wires.iter_mut().enumerate().filter(|(_, (pid, _))| *pid == victim) {
-            let calls: &[(&str, Value)] = match index % 3 {
-                0 => &[],
-                1 => &[("sleep", json!({ "ms": 300 }))],
-                _ => &[("sleep", json!({ "ms": 300 })), ("echo", json!("x")), ("sleep", json!({ "ms": 1 }))],
+        let of_victim = wires.iter_mut().enumerate().filter(|(_, (pid, _))| *pid == victim);
+        for (nth, (index, (_, wire))) in of_victim.enumerate() {
+            let sleep = ("sleep", json!({ "ms": 300 }));
+            let calls: Vec<Asked<'_>> = match nth % 3 {
+                0 => vec![],
+                1 => vec![sleep],
+                _ => vec![sleep, ("echo", json!(["x"])), ("sleep", json!({ "ms": 1 }))],
             };
-            for (method, params) in calls {
-                wire.send(&framed(&json!({ "in": method, "params": params })))?;
-            }
-            expected.push((index, calls.to_vec()));
+            wire.send(&calls)?;
+            expected.push((index, calls));
         }
         std::thread::sleep(Duration::from_millis(50));
         proc::signal(victim, Signal::SIGKILL);
         for (index, calls) in expected {
-            if let Err(why) = answers_of(&mut wires[index].1, &calls) {
-                judge.failures.push(format!("step {step}, {} calls in hand: {why}", calls.len()));
+            let wire = &mut wires[index].1;
+            if let Err(why) = answers_of(wire, &calls) {
+                let speech = wire.speech().name();
+                judge.failures.push(format!("step {step}, {speech}, {} calls in hand: {why}", calls.len()));
             }
         }
         let died = wait_until(Duration::from_millis(100), || !proc::is_alive(adopter));
@@ -239,18 +281,14 @@ fn adopter(extent: Extent) -> Result<Judge, BoxError> {
     Ok(judge)
 }
 
-fn answers_of(wire: &mut Plain, calls: &[(&str, Value)]) -> Result<(), String> {
-    for (number, (method, params)) in calls.iter().enumerate() {
-        let answer = wire.receive_value().map_err(|error| format!("answer {number}: {error}"))?;
-        let is_expected = is_right(&answer, method, params) || (number == 0 && is_crash(&answer, method));
-        if !is_expected {
-            return Err(format!("call {number} ({method}) is answered {}", cut(&answer)));
-        }
+fn answers_of(wire: &mut Plain, calls: &[Asked<'_>]) -> Result<(), String> {
+    let crashed = receive_all(wire, calls)?;
+    // All of a batch that is not finished goes with it.
+    if wire.speech().calls() == 1 && crashed.iter().any(|call| *call > 0) {
+        return Err(format!("calls that had not begun failed: {crashed:?}"));
     }
-    let again = wire.call("echo", &json!("again")).map_err(|error| format!("afterwards: {error}"))?;
-    if is_right(&again, "echo", &json!("again")) {
-        Ok(())
-    } else {
-        Err(format!("afterwards: {}", cut(&again)))
+    match wire.call("echo", json!(["again"])).map_err(|error| format!("afterwards: {error}"))? {
+        Ok(result) if result == json!(["again"]) => Ok(()),
+        other => Err(format!("afterwards: {}", cut(&other))),
     }
 }

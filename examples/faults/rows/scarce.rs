@@ -16,7 +16,8 @@ use crate::Extent;
 use crate::judge::Judge;
 use crate::support::load::Load;
 use crate::support::load::group::Group;
-use crate::support::plain::{Plain, framed};
+use crate::support::load::speech::Speech;
+use crate::support::plain::Plain;
 use crate::support::proc::{self, wait_until};
 use crate::support::service::{Folder, PATIENCE, Service, program};
 
@@ -35,7 +36,7 @@ pub const ROW: Row = Row {
     ],
 };
 
-const CLIENTS: Group = Group::new("clients", 32).pace(Duration::from_millis(2));
+const CLIENTS: Group = Group::new("clients", 32).in_any_framing().pace(Duration::from_millis(2));
 
 /// Sets how many descriptors a process may have open; what it was.
 fn limit_descriptors(pid: i32, soft: u64) -> Result<u64, BoxError> {
@@ -69,7 +70,10 @@ fn emfile(extent: Extent) -> Result<Judge, BoxError> {
         before.push((pid, limit_descriptors(pid, proc::descriptors(pid) as u64 + 4)?));
     }
     // More than fit: those that don't wait in the backlog, and get their answer when others have gone.
-    let more = Load::start(service.address(), &[Group::new("more", 100).pace(Duration::from_millis(20))])?;
+    let more = Load::start(
+        service.address(),
+        &[Group::new("more", 100).in_any_framing().pace(Duration::from_millis(20))],
+    )?;
     std::thread::sleep(extent.seconds(5, 2));
     let still = load.right();
     std::thread::sleep(Duration::from_millis(300));
@@ -98,7 +102,10 @@ fn supervisor_emfile(extent: Extent) -> Result<Judge, BoxError> {
     let mark = service.mark();
     let before = limit_descriptors(service.pid(), proc::descriptors(service.pid()) as u64)?;
     // It can keep none of these, nor start a worker.
-    let more = Load::start(service.address(), &[Group::new("more", 32).pace(Duration::from_millis(5))])?;
+    let more = Load::start(
+        service.address(),
+        &[Group::new("more", 32).in_any_framing().pace(Duration::from_millis(5))],
+    )?;
     judge.holds("new clients are served", more.await_begun(PATIENCE));
     std::thread::sleep(extent.seconds(3, 1));
     let tallies = more.finish(PATIENCE)?;
@@ -246,10 +253,10 @@ impl Drop for Elsewhere {
 fn much_to_say(service: &Elsewhere, judge: &mut Judge) -> Result<(), BoxError> {
     let load = Load::start(service.address, &[CLIENTS])?;
     judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
-    let mut noisy = Plain::connect(service.address)?;
+    let mut noisy = Plain::connect(service.address, Speech::PLAIN[0])?;
     let words = "m".repeat(2_000);
     for _ in 0..200 {
-        noisy.send(&framed(&json!({ "in": "fail", "params": { "message": words } })))?;
+        noisy.send(&[("fail", json!({ "message": words }))])?;
     }
     for _ in 0..200 {
         noisy.receive()?;

@@ -12,6 +12,7 @@ use crate::judge::Judge;
 use crate::support::load::Load;
 use crate::support::load::content::Work;
 use crate::support::load::group::Group;
+use crate::support::load::speech::Speech;
 use crate::support::proc::{self, wait_until};
 use crate::support::service::{PATIENCE, Service};
 use crate::support::stalls::Stalls;
@@ -20,7 +21,11 @@ pub const HANG: Row = Row {
     name: "hang",
     fault: "a handler that never returns",
     promise: "its caller gets -32001 within 10 ms of the deadline; neighbours finish; the worker is replaced after `stuck`",
-    parts: &[Part { name: "one", run: one_hangs }, Part { name: "every-slot", run: all_hang }],
+    parts: &[
+        Part { name: "one", run: one_hangs },
+        Part { name: "any-framing", run: one_of_each_hangs },
+        Part { name: "every-slot", run: all_hang },
+    ],
 };
 
 pub const STOPPED: Row = Row {
@@ -36,11 +41,14 @@ const STUCK: Duration = Duration::from_secs(1);
 
 const PROCESSES: usize = 3;
 
-const HANGING: Work = Work::Fixed { method: "hang", params: "null", result: None };
+const HANGING: Work = Work::Fixed { method: "hang", params: "[]", result: None };
 
-const CLIENTS: Group = Group::new("clients", 32).pace(Duration::from_millis(2));
+const PLAIN: Group = Group::new("clients", 32).pace(Duration::from_millis(2));
 
-const SLEEPERS: Group = Group::new("sleepers", 8)
+const CLIENTS: Group = PLAIN.in_any_framing();
+
+const SLEEPERS: Group = Group::new("sleepers", 10)
+    .in_any_framing()
     .work(Work::Fixed { method: "sleep", params: r#"{"ms":20}"#, result: Some("null") })
     .pace(Duration::from_millis(30));
 
@@ -72,9 +80,19 @@ fn watch(service: &Service, duration: Duration) -> (usize, usize) {
 }
 
 fn one_hangs(extent: Extent) -> Result<Judge, BoxError> {
+    now_and_then(extent, Group::new("stuck", 1).work(HANGING).pace(extent.seconds(5, 3)))
+}
+
+/// The same from callers of each framing, who come one after another: with HTTP and no envelope it is 504.
+fn one_of_each_hangs(extent: Extent) -> Result<Judge, BoxError> {
+    let stuck = Group::new("stuck", Speech::ALL.len()).in_any_framing().work(HANGING);
+    let while_all_come = extent.seconds(20, 6);
+    now_and_then(extent, stuck.calling_over(while_all_come).pace(while_all_come))
+}
+
+fn now_and_then(extent: Extent, stuck: Group) -> Result<Judge, BoxError> {
     let service = start()?;
     let mut judge = Judge::default();
-    let stuck = Group::new("stuck", 1).work(HANGING).pace(extent.seconds(5, 3));
     let mark = service.mark();
     let load = Load::start(service.address(), &[CLIENTS, SLEEPERS, stuck])?;
     let stalls = Stalls::watch();
@@ -103,7 +121,8 @@ fn all_hang(extent: Extent) -> Result<Judge, BoxError> {
     let service = start()?;
     let mut judge = Judge::default();
     let stuck = Group::new("stuck", 8).work(HANGING).pace(Duration::from_millis(400));
-    let load = Load::start(service.address(), &[CLIENTS, stuck])?;
+    // Whatever needs a thread may find none here, a batch or a chunked body too.
+    let load = Load::start(service.address(), &[PLAIN, stuck])?;
     let (least, most) = watch(&service, extent.seconds(30, 8));
     let tallies = load.finish(PATIENCE)?;
     judge.unharmed(&tallies);

@@ -14,12 +14,12 @@ use nix::sys::socket::{
     recv, send, setsockopt, shutdown, socket, sockopt,
 };
 
-use super::content::Verdict;
+use super::content::{self, Verdict};
 use super::group::{Group, Life, Reading, Sending};
-use super::speech::Speech;
+use super::speech::{Found, Speech};
 use super::tally::Tally;
 
-/// A connection that has lived this long is in the keeping: `keep_after` is 100 ms, and some for the way there.
+/// A connection that a worker has had for so long is in the keeping: `keep_after` is 100 ms, and some for the way there.
 const KEPT_AFTER: Duration = Duration::from_millis(200);
 
 /// Sizes of the pieces that `Sending::Odd` makes.
@@ -68,6 +68,8 @@ pub(super) struct Client {
     pub(super) armed: Option<Instant>,
     number: u64,
     since: Instant,
+    /// When its first answer came: by then some worker had it.
+    first_heard: Option<Instant>,
     calls: u64,
     waiting: VecDeque<Waiting>,
     next_call: Instant,
@@ -81,6 +83,8 @@ pub(super) struct Client {
     next_look: Instant,
     last_heard: Instant,
     has_finished_sending: bool,
+    /// The service has said that no answer comes any more.
+    is_over: bool,
 }
 
 impl Client {
@@ -95,6 +99,7 @@ impl Client {
             armed: None,
             number: 0,
             since: now,
+            first_heard: None,
             calls: 0,
             waiting: VecDeque::new(),
             next_call: now,
@@ -107,6 +112,7 @@ impl Client {
             next_look: now,
             last_heard: now,
             has_finished_sending: false,
+            is_over: false,
         }
     }
 
@@ -305,6 +311,7 @@ impl Client {
             Ok(count) => {
                 self.arrived(count, now, begun, scratch, tally);
                 self.last_heard = now;
+                self.first_heard.get_or_insert(now);
             }
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(error) => {
@@ -328,10 +335,14 @@ impl Client {
         let mut at = 0;
         loop {
             match self.speech.find_answer(&input[at..], self.looked) {
-                Ok(Some((answer, end))) => {
+                Ok(Some(Found { body, end, status, is_goodbye })) => {
                     self.looked = 0;
-                    let answer = &input[at + answer.start..at + answer.end];
-                    if !self.answered(answer, now, begun, scratch, tally) {
+                    if std::mem::replace(&mut self.is_over, is_goodbye) {
+                        return self.wrong(tally, "an answer behind the one that was to be the last");
+                    }
+                    tally.goodbyes += u64::from(is_goodbye);
+                    let answer = &input[at + body.start..at + body.end];
+                    if !self.answered((answer, status), now, begun, scratch, tally) {
                         return;
                     }
                     at += end;
@@ -351,7 +362,7 @@ impl Client {
     /// False when the connection can't be trusted any more, which is then gone.
     fn answered(
         &mut self,
-        answer: &[u8],
+        (answer, status): (&[u8], u16),
         now: Instant,
         begun: Instant,
         scratch: &mut Scratch,
@@ -364,6 +375,12 @@ impl Client {
             message.and_then(|message| self.waiting.iter().position(|waiting| waiting.call == message))
         };
         let Some(waiting) = place.and_then(|place| self.waiting.remove(place)) else {
+            if content::is_anonymous_error(answer) {
+                tally.anonymous += 1;
+                tally.lost += self.waiting.len() as u64;
+                self.leave(None);
+                return false;
+            }
             let head = String::from_utf8_lossy(&answer[..answer.len().min(120)]).into_owned();
             self.wrong(tally, &format!("an answer to no call of its own: {head}"));
             return false;
@@ -374,13 +391,16 @@ impl Client {
         let at = now.saturating_duration_since(begun);
         tally.silences.add(at, ns(silent));
         let whose = (self.number, waiting.call);
-        for verdict in self.speech.judge(&mut scratch.expected, answer, self.group.work, whose) {
+        *tally.spoken.entry(self.speech).or_default() += 1;
+        let mut has_failed = false;
+        for verdict in self.speech.judge(&mut scratch.expected, (answer, status), self.group.work, whose) {
             match verdict {
                 Verdict::Right => {
                     tally.right += 1;
                     tally.latencies.add(at, ns(took));
                 }
                 Verdict::Error(failure) => {
+                    has_failed = true;
                     *tally.errors.entry(failure).or_default() += 1;
                     tally.error_latencies.add(at, ns(took));
                 }
@@ -389,6 +409,9 @@ impl Client {
                     return false;
                 }
             }
+        }
+        if has_failed {
+            *tally.failed_messages.entry(self.speech).or_default() += 1;
         }
         true
     }
@@ -416,7 +439,8 @@ impl Client {
         let age = now.saturating_duration_since(self.since);
         tally.lost += self.waiting.len() as u64;
         // Its worker lived when it was last heard of; one that was stopped before could not have it kept.
-        if self.last_heard.saturating_duration_since(self.since) > KEPT_AFTER {
+        let had_for = self.first_heard.map(|first| self.last_heard.saturating_duration_since(first));
+        if had_for.is_some_and(|had_for| had_for > KEPT_AFTER) {
             tally.closed += 1;
             let (waiting, half) = (self.waiting.len(), self.input.len());
             tally.first_closed.get_or_insert_with(|| {

@@ -52,18 +52,21 @@ pub enum Envelope {
     Native { ids: bool },
     /// JSON-RPC 2.0, always with ids: a call without one is never answered.
     JsonRpc,
+    /// Params and results alone. What is called and how it ended is said elsewhere.
+    None,
 }
 
 impl Envelope {
     /// The call's number is its id.
     fn has_ids(self) -> bool {
-        self != Self::Native { ids: false }
+        matches!(self, Self::Native { ids: true } | Self::JsonRpc)
     }
 
     fn begin_call(self, out: &mut Vec<u8>, method: &str) {
         let _ = match self {
             Self::Native { .. } => write!(out, r#"{{"in":"{method}","params":"#),
             Self::JsonRpc => write!(out, r#"{{"jsonrpc":"2.0","method":"{method}","params":"#),
+            Self::None => Ok(()),
         };
     }
 
@@ -72,6 +75,7 @@ impl Envelope {
         let _ = match self {
             Self::Native { .. } => write!(out, r#"{{"out":"{method}","result":"#),
             Self::JsonRpc => write!(out, r#"{{"jsonrpc":"2.0","result":"#),
+            Self::None => Ok(()),
         };
     }
 
@@ -80,13 +84,15 @@ impl Envelope {
         if self.has_ids() {
             let _ = write!(out, r#","id":{}"#, name.call);
         }
-        out.push(b'}');
+        if self != Self::None {
+            out.push(b'}');
+        }
     }
 
     /// A text that is sent and comes back; the params of JSON-RPC have to be an array or an object.
     fn write_text(self, out: &mut Vec<u8>, name: Name, bytes: usize) {
         let (before, after): (&[u8], &[u8]) = match self {
-            Self::Native { .. } => (b"\"", b"\""),
+            Self::Native { .. } | Self::None => (b"\"", b"\""),
             Self::JsonRpc => (b"[\"", b"\"]"),
         };
         out.extend_from_slice(before);
@@ -95,25 +101,28 @@ impl Envelope {
     }
 }
 
+/// What a call is of.
+pub fn method_of(work: Work, name: Name) -> &'static str {
+    match sort(work, name) {
+        Sort::Text { .. } => "echo",
+        Sort::Blob { .. } => "blob",
+        Sort::Sleep { .. } => "sleep",
+        Sort::Fixed { method, .. } => method,
+    }
+}
+
 /// Writes a call.
 pub fn write_call(out: &mut Vec<u8>, envelope: Envelope, work: Work, name: Name) {
+    envelope.begin_call(out, method_of(work, name));
     match sort(work, name) {
-        Sort::Text { bytes } => {
-            envelope.begin_call(out, "echo");
-            envelope.write_text(out, name, bytes);
-        }
+        Sort::Text { bytes } => envelope.write_text(out, name, bytes),
         Sort::Blob { bytes } => {
-            envelope.begin_call(out, "blob");
             let _ = write!(out, r#"{{"bytes":{bytes},"of":"{}"}}"#, token(name));
         }
         Sort::Sleep { ms } => {
-            envelope.begin_call(out, "sleep");
             let _ = write!(out, r#"{{"ms":{ms}}}"#);
         }
-        Sort::Fixed { method, params, .. } => {
-            envelope.begin_call(out, method);
-            out.extend_from_slice(params.as_bytes());
-        }
+        Sort::Fixed { params, .. } => out.extend_from_slice(params.as_bytes()),
     }
     envelope.end(out, name);
 }
@@ -125,6 +134,12 @@ pub fn id_of(answer: &[u8]) -> Option<u64> {
     let (rest, id) = tail.split_at(tail.len() - digits);
     rest.strip_suffix(br#","id":"#)?;
     std::str::from_utf8(id).ok()?.parse().ok()
+}
+
+/// True of an error that doesn't say whose it is.
+pub fn is_anonymous_error(answer: &[u8]) -> bool {
+    let value: Value = serde_json::from_slice(answer).unwrap_or_default();
+    (value["out"] == "error" || value["error"].is_object()) && value["id"].is_null()
 }
 
 /// Judges an answer. `scratch` is memory for what is expected.
@@ -203,15 +218,16 @@ fn write_repeated(out: &mut Vec<u8>, token: &[u8], bytes: usize) {
 }
 
 fn error_in(answer: &[u8], envelope: Envelope) -> Option<Failure> {
-    let (beginning, member): (&[u8], _) = match envelope {
-        Envelope::Native { .. } => (br#"{"out":"error","result":"#, "result"),
-        Envelope::JsonRpc => (br#"{"jsonrpc":"2.0","error":"#, "error"),
+    let (beginning, place): (&[u8], _) = match envelope {
+        Envelope::Native { .. } => (br#"{"out":"error","result":"#, "/result"),
+        Envelope::JsonRpc => (br#"{"jsonrpc":"2.0","error":"#, "/error"),
+        Envelope::None => (br#"{"code":"#, ""),
     };
     if !answer.starts_with(beginning) {
         return None;
     }
     let value: Value = serde_json::from_slice(answer).ok()?;
-    let error = &value[member];
+    let error = value.pointer(place)?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     Some(Failure {
         code: error["code"].as_i64()?,

@@ -11,7 +11,7 @@ pub struct Group {
     pub name: &'static str,
     pub clients: usize,
     pub work: Work,
-    /// What they speak, each one of these, in turn.
+    /// What they speak: each client one of these, in turn.
     pub speeches: &'static [Speech],
     /// Messages on their way at once on one connection.
     pub depth: usize,
@@ -19,6 +19,8 @@ pub struct Group {
     pub pace: Duration,
     /// How old a connection is at its first call.
     pub after: Duration,
+    /// The clients make their first calls one after another, in this time behind that.
+    pub first_calls_over: Duration,
     /// The clients come one after another, in this time: those who do something each second don't all do it at once.
     pub over: Duration,
     pub sending: Sending,
@@ -74,6 +76,7 @@ impl Group {
             depth: 1,
             pace: Duration::ZERO,
             after: Duration::ZERO,
+            first_calls_over: Duration::ZERO,
             over: Duration::ZERO,
             sending: Sending::Whole,
             reading: Reading::Eager,
@@ -82,8 +85,13 @@ impl Group {
     }
 
     /// They speak everything that the service understands: each one thing, in turn.
-    pub const fn in_any_framing(mut self) -> Self {
-        self.speeches = Speech::ALL;
+    pub const fn in_any_framing(self) -> Self {
+        self.speaking(Speech::ALL)
+    }
+
+    /// They speak these.
+    pub const fn speaking(mut self, speeches: &'static [Speech]) -> Self {
+        self.speeches = speeches;
         self
     }
 
@@ -114,6 +122,11 @@ impl Group {
 
     pub const fn after(mut self, after: Duration) -> Self {
         self.after = after;
+        self
+    }
+
+    pub const fn calling_over(mut self, over: Duration) -> Self {
+        self.first_calls_over = over;
         self
     }
 

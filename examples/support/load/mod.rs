@@ -60,7 +60,11 @@ impl Load {
     /// Connects all clients and begins. Client numbers are unique in this process.
     pub fn start(to: SocketAddr, groups: &[Group]) -> io::Result<Self> {
         let begun = Instant::now();
-        let tallies = groups.iter().map(|group| Tally { group: group.name, ..Tally::default() }).collect();
+        let tally = |group: &Group| {
+            let spoken = group.speeches.iter().take(group.clients).map(|speech| (*speech, 0)).collect();
+            Tally { group: group.name, spoken, ..Tally::default() }
+        };
+        let tallies = groups.iter().map(tally).collect();
         let shared = Arc::new(Shared {
             tallies: Mutex::new(tallies),
             stop: AtomicBool::new(false),
@@ -137,14 +141,13 @@ impl Engine {
         let mut clients = Vec::new();
         let mut of = Vec::new();
         for (index, group) in groups.iter().enumerate() {
-            let apart = group.over / u32::try_from(group.clients).unwrap_or(u32::MAX).max(1);
+            let count = u32::try_from(group.clients).unwrap_or(u32::MAX).max(1);
+            let (apart, calls_apart) = (group.over / count, group.first_calls_over / count);
             let speeches = group.speeches.iter().cycle();
-            clients.extend(
-                (0_u32..)
-                    .zip(speeches)
-                    .take(group.clients)
-                    .map(|(nth, speech)| Client::new(*group, *speech, begun + apart * nth)),
-            );
+            clients.extend((0_u32..).zip(speeches).take(group.clients).map(|(nth, speech)| {
+                let group = Group { after: group.after + calls_apart * nth, ..*group };
+                Client::new(group, *speech, begun + apart * nth)
+            }));
             of.resize(clients.len(), index);
         }
         let mut timers = BinaryHeap::new();

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::content::Failure;
+use super::speech::Speech;
 use super::times::Times;
 
 /// The counts of one group of clients.
@@ -16,9 +17,17 @@ pub struct Tally {
     pub refused: u64,
     pub right: u64,
     pub errors: BTreeMap<Failure, u64>,
+    /// How many messages had at least one failed call.
+    pub failed_messages: BTreeMap<Speech, u64>,
+    /// How many messages were answered of each speech that there is a client for.
+    pub spoken: BTreeMap<Speech, u64>,
+    /// Answers that said that the connection ends with them, which is for a service that stops.
+    pub goodbyes: u64,
     /// Answers that belong to no call, or are not that call's.
     pub wrong: u64,
     pub first_wrong: Option<String>,
+    /// Errors that say of no call that it is theirs, where the order doesn't say so either: such a connection is given up.
+    pub anonymous: u64,
     /// Calls without an answer when time was up, on a connection that is still there.
     pub missing: u64,
     pub first_missing: Option<String>,
@@ -49,7 +58,7 @@ impl Tally {
 
     /// Everything that no fault excuses.
     pub fn harm(&self) -> u64 {
-        self.refused + self.wrong + self.missing + self.closed
+        self.refused + self.wrong + self.missing + self.closed + self.goodbyes + self.anonymous
     }
 
     /// What is not right, for a person.
@@ -65,7 +74,17 @@ impl Tally {
         say(self.wrong, "wrong answers", self.first_wrong.as_ref());
         say(self.missing, "answers missing", self.first_missing.as_ref());
         say(self.closed, "connections closed", self.first_closed.as_ref());
+        say(self.anonymous, "errors that name no call", None);
+        say(self.goodbyes, "goodbyes of a service that goes on", None);
         all
+    }
+
+    /// What was never answered at all, by its name: a load that says nothing shows nothing.
+    pub fn silent(&self) -> Vec<String> {
+        let silent = self.spoken.iter().filter(|(_, count)| **count == 0);
+        silent
+            .map(|(speech, _)| format!("{}: nobody was answered who speaks {}", self.group, speech.name()))
+            .collect()
     }
 
     /// `-32002 sleep SIGKILL ×3, …`
@@ -90,6 +109,15 @@ impl Tally {
         for (failure, count) in &other.errors {
             *self.errors.entry(failure.clone()).or_default() += count;
         }
+        let add = |own: &mut BTreeMap<Speech, u64>, other: &BTreeMap<Speech, u64>| {
+            for (speech, count) in other {
+                *own.entry(*speech).or_default() += count;
+            }
+        };
+        add(&mut self.failed_messages, &other.failed_messages);
+        add(&mut self.spoken, &other.spoken);
+        self.goodbyes += other.goodbyes;
+        self.anonymous += other.anonymous;
         self.wrong += other.wrong;
         self.missing += other.missing;
         self.closed += other.closed;

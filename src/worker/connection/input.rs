@@ -68,8 +68,7 @@ impl Input {
         self.needs
     }
 
-    #[cfg(test)]
-    pub(super) fn waiting(&self) -> &[u8] {
+    pub(in crate::worker) fn waiting(&self) -> &[u8] {
         self.chunk.as_deref().unwrap_or_default()
     }
 }

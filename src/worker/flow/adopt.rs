@@ -203,7 +203,7 @@ impl Hand {
             && let Some(call) = state.take_call(number)
         {
             let refused = self.shared.full();
-            self.refuse(state, refused, call.caller, &call.message, Answered::Call(&call));
+            self.refuse(state, refused, (call.caller, &call.message), Answered::Call(&call));
         }
     }
 

@@ -15,7 +15,7 @@ use super::Hand;
 use super::begin::{Job, Parsed};
 use crate::rpc::{self, Error};
 use crate::worker::buffers::LITTLE;
-use crate::worker::caller::{Asked, Caller, Route, Tongue};
+use crate::worker::caller::{Asked, Caller, Route, Tongue, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{
     Ahead, Answered, Batch, BegunMember, InFlight, Locked, MOST_GATHERED, Member, Phase,
@@ -287,6 +287,26 @@ impl Hand {
         let gathered = call.batch.iter().flat_map(|batch| batch.answers());
         let route = write_unfinished(&mut self.answer, tongue, &call.message, gathered, error_of);
         self.put_out(state, route, Answered::Call(call));
+    }
+
+    /// Answers a message of which nothing is run. A batch that nobody has taken apart yet is read for that: who waits for
+    /// its calls knows them by their ids alone.
+    pub(super) fn answer_unrun(
+        &mut self,
+        state: &mut Locked<'_>,
+        (whom, message): (Whom, &[u8]),
+        answered: Answered<'_>,
+        error: impl Fn() -> Error,
+    ) {
+        match whom {
+            Whom::Known(known) => self.answer_error(state, &error(), known.caller(message), answered),
+            Whom::NotParsed(tongue) => {
+                self.answer.clear();
+                let nothing = std::iter::empty();
+                let route = write_unfinished(&mut self.answer, tongue, message, nothing, |_| error());
+                self.put_out(state, route, answered);
+            }
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Hand;
-use super::batch::write_unfinished;
 use crate::rpc::web::Wanted;
 use crate::rpc::{Error, MethodIndex, Request, Span};
 use crate::sys::clock;
@@ -169,7 +168,13 @@ impl Hand {
                 Step::Message { body, consumed: length } => {
                     let message = consumed + body.start..consumed + body.end;
                     let mark = state.begun_to(chunk, consumed, consumed + length);
-                    match self.begin_message(state, tongue, chunk, message, opened.as_ref()) {
+                    match self.begin_message(
+                        state,
+                        tongue,
+                        chunk,
+                        (message, consumed + length),
+                        opened.as_ref(),
+                    ) {
                         Next::Message => consumed += length,
                         Next::LeaveToPoller => {
                             state.back_to(mark);
@@ -225,13 +230,14 @@ impl Hand {
         }
     }
 
-    /// `opened` is what was read of it when it was found.
+    /// Begins the message at `place`, behind which the next one may come at `next`. `opened` is what was read of it when it
+    /// was found.
     fn begin_message<'a>(
         &mut self,
         state: &mut Locked<'_>,
         tongue: Tongue,
         chunk: &'a Chunk,
-        place: Range<usize>,
+        (place, next): (Range<usize>, usize),
         opened: Option<&Opened<'a>>,
     ) -> Next {
         let message = chunk.get(place.clone()).unwrap_or_default();
@@ -290,7 +296,7 @@ impl Hand {
             self.answer_error(state, &error, caller, Answered::Message);
             return Next::Message;
         }
-        self.run_inline(state, chunk, place, &call, term)
+        self.run_inline(state, chunk, (place, next), &call, term)
     }
 
     fn enqueue(&mut self, state: &mut Locked<'_>, message: &[u8], whom: Whom, call: Option<Parsed>) {
@@ -299,12 +305,12 @@ impl Hand {
         let method = call.map(|call| call.method);
         let place = match self.shared.admit(method, allowed) {
             Ok(place) => place,
-            Err(refused) => return self.refuse(state, refused, whom, message, Answered::Message),
+            Err(refused) => return self.refuse(state, refused, (whom, message), Answered::Message),
         };
         let Some(copy) = Chunk::copy_of(message, 0, self.shared.pool) else {
             self.shared.not_admitted(place, method);
             let refused = self.shared.full();
-            return self.refuse(state, refused, whom, message, Answered::Message);
+            return self.refuse(state, refused, (whom, message), Answered::Message);
         };
         let number = state.next_call_number();
         let ticket = Arc::new(Ticket::new(place, method));
@@ -318,7 +324,7 @@ impl Hand {
             && let Some(call) = state.take_call(number)
         {
             let refused = self.shared.full();
-            self.refuse(state, refused, call.caller, &call.message, Answered::Call(&call));
+            self.refuse(state, refused, (call.caller, &call.message), Answered::Call(&call));
         }
     }
 
@@ -326,33 +332,11 @@ impl Hand {
         &mut self,
         state: &mut Locked<'_>,
         refused: Refused,
-        whom: Whom,
-        message: &[u8],
+        asked: (Whom, &[u8]),
         answered: Answered<'_>,
     ) {
         self.row.refused();
-        self.answer_unrun(state, &Error::overloaded(refused.retry_after), whom, message, answered);
-    }
-
-    /// Answers a message of which nothing is run. Each call of a batch is told so.
-    pub(super) fn answer_unrun(
-        &mut self,
-        state: &mut Locked<'_>,
-        error: &Error,
-        whom: Whom,
-        message: &[u8],
-        answered: Answered<'_>,
-    ) {
-        match whom {
-            Whom::Known(known) => self.answer_error(state, error, known.caller(message), answered),
-            // To find who it is takes as long as to parse it.
-            Whom::NotParsed(tongue) => {
-                self.answer.clear();
-                let route =
-                    write_unfinished(&mut self.answer, tongue, message, std::iter::empty(), |_| error);
-                self.put_out(state, route, answered);
-            }
-        }
+        self.answer_unrun(state, asked, answered, || Error::overloaded(refused.retry_after));
     }
 
     /// Whether a call of this method may run now, on this thread; to be asked right before it does.

@@ -254,19 +254,21 @@ impl Hand {
                 index += 1;
                 continue;
             }
-            let error = if call.deadline <= now {
+            let is_late = call.deadline <= now;
+            if is_late {
                 self.row.deadline_exceeded();
-                Error::deadline(call.allowed)
             } else if call.queued_since.is_some_and(|since| since + queue_wait <= now) {
                 self.row.refused();
-                Error::overloaded(self.shared.gate.retry_after())
             } else {
                 index += 1;
                 continue;
-            };
+            }
             let call = state.calls.remove(index);
             self.shared.gave_up(state.connection.key, &call);
-            self.answer_unrun(state, &error, call.caller, &call.message, Answered::Call(&call));
+            let (allowed, retry_after) = (call.allowed, self.shared.gate.retry_after());
+            self.answer_unrun(state, (call.caller, &call.message), Answered::Call(&call), || {
+                if is_late { Error::deadline(allowed) } else { Error::overloaded(retry_after) }
+            });
         }
         let bounds = self.shared.bounds;
         while let Some(number) = state.due_batch(&bounds, now) {

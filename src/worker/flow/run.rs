@@ -77,7 +77,7 @@ impl Hand {
         &mut self,
         state: &mut Locked<'_>,
         chunk: &Chunk,
-        message: Range<usize>,
+        (message, next): (Range<usize>, usize),
         call: &Parsed,
         mut term: Term,
     ) -> Next {
@@ -91,7 +91,7 @@ impl Hand {
             message: message.clone(),
             caller: call.caller,
         };
-        state.take_in_hand(chunk, inline);
+        state.take_in_hand(chunk, next, inline);
         let connection = state.connection;
         let message = chunk.get(message).unwrap_or_default();
         shared.inline_at.store(token_of(connection.key), Ordering::Relaxed);
@@ -282,7 +282,8 @@ impl Hand {
             Ok(Entry::Wait) => {}
             Err(refused) => {
                 if let Some(in_flight) = state.take_call(job.number) {
-                    self.refuse(state, refused, in_flight.caller, &job.message, Answered::Call(&in_flight));
+                    let asked = (in_flight.caller, &*in_flight.message);
+                    self.refuse(state, refused, asked, Answered::Call(&in_flight));
                 }
             }
         }

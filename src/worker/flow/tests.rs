@@ -43,10 +43,20 @@ enum Kind {
     Slow(usize),
     /// Answered at once.
     Unknown,
-    /// A length of zero; answered at once, without an id.
+    /// Answered at once, without an id: a length of zero, or with HTTP a page behind an empty line.
     Empty,
     /// A batch of a slow call, an unknown one and a quick one, all with the same id.
     Batch(usize),
+}
+
+/// How messages are framed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Length,
+    /// With a line break before every second value.
+    Stream,
+    /// Every second request comes in chunks.
+    Http,
 }
 
 /// Calls in a batch.
@@ -64,6 +74,7 @@ enum Act {
 
 /// What the client has said, and who looks on.
 struct Scene {
+    way: Way,
     arena: KeptArena,
     key: Key,
     /// Another descriptor of the worker's socket, as the supervisor has.
@@ -96,20 +107,19 @@ impl Scene {
         let mut fates: BTreeMap<Option<u64>, usize> = BTreeMap::new();
         let mut note = |id| *fates.entry(id).or_default() += 1;
         let mut rest = &answers[..];
-        while let Some((length, body)) = rest.split_first_chunk() {
-            let (answer, next) = body.split_at(u32::from_le_bytes(*length) as usize);
+        while !rest.is_empty() {
+            let (answer, next) = self.way.split_answer(rest).expect("answers are published whole");
             note(id_of(answer));
             rest = next;
         }
-        assert!(rest.is_empty(), "answers are published whole");
         for ran in &kept.ran {
-            let id = id_of(&ran.message);
+            let id = id_of(self.way.text_of(&ran.message));
             note(id);
             let members: BTreeSet<u32> = ran.gathered.iter().map(|(member, _)| *member).collect();
             assert_eq!(members.len(), ran.gathered.len(), "no call of a batch is answered twice");
             assert!(ran.gathered.iter().all(|(_, answer)| id_of(answer) == id), "answers are whole");
         }
-        kept.waited.iter().for_each(|call| note(id_of(&call.message)));
+        kept.waited.iter().for_each(|call| note(id_of(self.way.text_of(&call.message))));
 
         let mut expected: BTreeMap<Option<u64>, usize> = BTreeMap::new();
         for (_, id) in self.messages.borrow().iter().filter(|(end, _)| *end <= begun) {
@@ -127,27 +137,73 @@ fn id_of(message: &[u8]) -> Option<u64> {
     ids.first().copied()
 }
 
-fn message(kind: Kind, id: u64) -> (Vec<u8>, Option<u64>) {
-    let (method, params) = match kind {
-        Kind::Quick(length) => ("echo", length),
-        Kind::Slow(length) => ("slow", length),
-        Kind::Unknown => ("nobody", 0),
-        Kind::Empty => return (vec![0; 4], None),
-        Kind::Batch(length) => {
-            let text = "x".repeat(length);
-            let member =
-                |method| format!(r#"{{"jsonrpc":"2.0","method":"{method}","params":["{text}"],"id":{id}}}"#);
-            let members = ["slow", "nobody", "echo"].map(member);
-            return (framed(&format!("[{}]", members.join(","))), Some(id));
-        }
-    };
-    let body = format!(r#"{{"in":"{method}","params":"{}","id":{id}}}"#, "x".repeat(params));
-    (framed(&body), Some(id))
-}
+impl Way {
+    fn message(self, kind: Kind, id: u64) -> (Vec<u8>, Option<u64>) {
+        let (method, params) = match kind {
+            Kind::Quick(length) => ("echo", length),
+            Kind::Slow(length) => ("slow", length),
+            Kind::Unknown => ("nobody", 0),
+            Kind::Empty if self == Self::Http => {
+                return (b"\r\nGET /healthz HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), None);
+            }
+            Kind::Empty if self == Self::Stream => return (b"\n []".to_vec(), None),
+            Kind::Empty => return (vec![0; 4], None),
+            Kind::Batch(length) => {
+                let text = "x".repeat(length);
+                let member = |method| {
+                    format!(r#"{{"jsonrpc":"2.0","method":"{method}","params":["{text}"],"id":{id}}}"#)
+                };
+                let members = ["slow", "nobody", "echo"].map(member);
+                return (self.framed(&format!("[{}]", members.join(",")), id), Some(id));
+            }
+        };
+        let body = format!(r#"{{"in":"{method}","params":"{}","id":{id}}}"#, "x".repeat(params));
+        (self.framed(&body, id), Some(id))
+    }
 
-fn framed(body: &str) -> Vec<u8> {
-    let length = u32::try_from(body.len()).unwrap().to_le_bytes();
-    [&length, body.as_bytes()].concat()
+    fn framed(self, body: &str, id: u64) -> Vec<u8> {
+        let head = "POST / HTTP/1.1\r\nHost: a\r\n";
+        let length = body.len();
+        match self {
+            Self::Length => [&u32::try_from(length).unwrap().to_le_bytes(), body.as_bytes()].concat(),
+            Self::Stream => format!("{}{body}", if id.is_multiple_of(2) { "\n" } else { "" }).into_bytes(),
+            Self::Http if id.is_multiple_of(2) => {
+                format!("{head}Content-Length: {length}\r\n\r\n{body}").into_bytes()
+            }
+            Self::Http => {
+                let (first, second) = body.split_at(length / 2);
+                let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+                let chunks = [chunk(first), chunk(second), chunk("")].concat();
+                format!("{head}Transfer-Encoding: chunked\r\n\r\n{chunks}").into_bytes()
+            }
+        }
+    }
+
+    /// The first answer, and what comes behind it. None where it isn't whole.
+    fn split_answer(self, answers: &[u8]) -> Option<(&[u8], &[u8])> {
+        match self {
+            Self::Length => {
+                let (length, rest) = answers.split_first_chunk()?;
+                rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+            }
+            Self::Stream => answers.split_at_checked(1 + answers.iter().position(|byte| *byte == b'\n')?),
+            Self::Http => {
+                let text = self.text_of(answers);
+                let head = std::str::from_utf8(&answers[..answers.len() - text.len()]).unwrap();
+                let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "))?;
+                text.split_at_checked(length.parse().unwrap())
+            }
+        }
+    }
+
+    /// A message as it lies in the arena, without what HTTP has before it.
+    fn text_of(self, message: &[u8]) -> &[u8] {
+        let head = match self {
+            Self::Length | Self::Stream => 0,
+            Self::Http => 4 + message.windows(4).position(|end| end == b"\r\n\r\n").expect("a head"),
+        };
+        &message[head..]
+    }
 }
 
 /// A worker without threads: the test is its poller and its pool.
@@ -173,7 +229,7 @@ fn worker() -> (Hand, Hand, Receiver<Task>, OwnedFd) {
 }
 
 /// The worker with a connection that the client has made, and who looks on from now on.
-fn begin() -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
+fn begin(way: Way) -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
     let (mut poller, pool, tasks, fd) = worker();
     let listener = Listener::bind_tcp("127.0.0.1:0".parse().unwrap(), 16).unwrap();
     let client = TcpStream::connect(listener.local_tcp_address().unwrap()).unwrap();
@@ -184,6 +240,7 @@ fn begin() -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
     poller.accepted(socket, peer, accepts);
     let connection = poller.shared.all_connections().remove(0);
     let scene = Rc::new(Scene {
+        way,
         arena: KeptArena::open(&fd).unwrap(),
         key: connection.key,
         socket: duplicate,
@@ -213,15 +270,15 @@ fn arrive(scene: &Scene, written: &mut usize, upto: usize) {
     }
 }
 
-fn play(acts: &[Act]) -> u64 {
-    let (mut poller, mut pool, tasks, connection, scene) = begin();
+fn play(way: Way, acts: &[Act]) -> u64 {
+    let (mut poller, mut pool, tasks, connection, scene) = begin(way);
     let mut waiting = Vec::new();
     let mut written = 0;
     let mut go_on = |poller: &mut Hand, pool: &mut Hand, act: &Act| {
         match act {
             Act::Send(kind) => {
                 let id = scene.messages.borrow().len() as u64;
-                let (bytes, id) = message(*kind, id);
+                let (bytes, id) = way.message(*kind, id);
                 scene.said.borrow_mut().extend(bytes);
                 let end = scene.said.borrow().len();
                 scene.messages.borrow_mut().push((end, id));
@@ -280,28 +337,39 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+const WAYS: [Way; 3] = [Way::Length, Way::Stream, Way::Http];
+
 #[test]
 fn a_worker_may_die_at_every_step_of_a_call_that_the_poller_runs() {
     let acts = [Act::Send(Kind::Quick(10)), Act::Send(Kind::Quick(10)), Act::Send(Kind::Unknown)];
-    assert!(play(&acts) > 50, "steps are looked at");
+    for way in WAYS {
+        assert!(play(way, &acts) > 50, "steps are looked at");
+    }
 }
 
 #[test]
 fn a_worker_may_die_at_every_step_of_calls_that_the_pool_runs_in_any_order() {
     let slow: Vec<Act> = (0..10).map(|_| Act::Send(Kind::Slow(10))).collect();
-    assert!(play(&slow) > 100, "steps are looked at");
+    for way in WAYS {
+        assert!(play(way, &slow) > 100, "steps are looked at");
+    }
 }
 
 #[test]
 fn a_worker_may_die_at_every_step_of_a_batch() {
     let batches: Vec<Act> = (0..4).map(|index| Act::Send(Kind::Batch(index * 200))).collect();
-    assert!(play(&batches) > 100, "steps are looked at");
+    for way in WAYS {
+        assert!(play(way, &batches) > 100, "steps are looked at");
+    }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
     #[test]
-    fn a_worker_may_die_at_every_step_of_whatever_clients_do(acts in prop::collection::vec(act(), 1..25)) {
-        play(&acts);
+    fn a_worker_may_die_at_every_step_of_whatever_clients_do(
+        way in prop::sample::select(WAYS.to_vec()),
+        acts in prop::collection::vec(act(), 1..25),
+    ) {
+        play(way, &acts);
     }
 }

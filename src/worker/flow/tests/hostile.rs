@@ -31,7 +31,7 @@ fn seeds() -> Vec<Vec<u8>> {
 
 /// Sends all of it in pieces of this size, then ends the client's side, and waits until the worker has let it go.
 fn send(bytes: &[u8], piece: usize) {
-    let (mut poller, mut pool, tasks, connection, scene) = begin();
+    let (mut poller, mut pool, tasks, connection, scene) = begin(Way::Length);
     looking::at_each_step(|| {});
     let mut client = scene.client.borrow_mut();
     client.set_nonblocking(true).unwrap();
