@@ -2,7 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt};
 use serde_json::{Value, json};
 
 use super::{PATIENCE, Service};
@@ -75,11 +77,25 @@ impl Peer {
     }
 
     pub fn connect(address: SocketAddr, way: Way) -> Self {
-        let stream = TcpStream::connect(address).expect("the service accepts");
+        Self::on(TcpStream::connect(address).expect("the service accepts"), way)
+    }
+
+    fn on(stream: TcpStream, way: Way) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
         stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
         stream.set_nodelay(true).expect("the option exists");
         Self { stream, way, arrived: Vec::new() }
+    }
+
+    /// One that takes little at a time, so that a hundred kilobytes of answers already wait in the service.
+    pub fn narrow(service: &Service, way: Way) -> Self {
+        let socket =
+            socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        setsockopt(&socket, sockopt::TcpMaxSeg, &500).expect("the option exists");
+        setsockopt(&socket, sockopt::RcvBuf, &(4 << 10)).expect("the option exists");
+        let SocketAddr::V4(address) = service.socket_address() else { panic!("it listens on IPv4") };
+        connect(socket.as_raw_fd(), &SockaddrIn::from(address)).expect("the service accepts");
+        Self::on(TcpStream::from(socket), way)
     }
 
     pub fn send_bytes(&mut self, bytes: impl AsRef<[u8]>) {
