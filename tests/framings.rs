@@ -149,7 +149,7 @@ fn a_pinned_listener_refuses_every_other_framing_with_one_line() {
 #[test]
 fn a_listener_of_lengths_alone_takes_every_byte_as_one() {
     let service = Service::start(&format!(
-        "{ONE}\n[limits]\nmax_message = \"20MiB\"\n\
+        "{ONE}\n[limits]\nmax_message = \"20MiB\"\nqueue_wait = \"60s\"\n\
          [[listener]]\naddress = \"127.0.0.1:0\"\nframings = [\"length\"]\n\
          [[listener]]\naddress = \"127.0.0.1:0\"\nframings = [\"length\"]\nprefix = \"big\"\n"
     ));
