@@ -72,7 +72,7 @@ fn each_framing_is_recognised_when_its_first_bytes_come_one_at_a_time() {
 #[test]
 fn a_message_shorter_than_a_prefix_is_answered_while_its_caller_waits_and_when_it_has_ended() {
     let service = Service::start(ONE);
-    for short in ["[]", "{}", "[]\n", "{}\n", "\n[]", " {}", "[1]"] {
+    for short in ["[]", "{}", "[]\n", "{}\n", "\n[]", "\r{}", "\t[]", " {}", "[1]"] {
         for ends in [false, true] {
             let mut peer = Peer::of(&service, Way::Stream);
             peer.send_bytes(short);
@@ -96,11 +96,11 @@ fn a_message_shorter_than_a_prefix_is_answered_while_its_caller_waits_and_when_i
     }
 }
 
-/// Its first byte is that of a JSON object.
+/// Its first byte is that of a JSON object, and those of 790 bytes are a TLS hello's.
 #[test]
 fn a_prefixed_message_of_123_bytes_is_no_json_stream() {
     let service = Service::start(ONE);
-    for (length, first) in [(123, b'{'), (91, b'['), (32, b' '), (80, b'P'), (67, b'C')] {
+    for (length, first) in [(123, b'{'), (91, b'['), (32, b' '), (80, b'P'), (67, b'C'), (0x316, 0x16)] {
         let text = "x".repeat(length - ping("\"\"").len());
         let bytes = framed(&ping(&format!("\"{text}\"")));
         assert_eq!((bytes.len(), bytes[0]), (length + 4, first));
@@ -217,11 +217,122 @@ fn a_tls_hello_and_what_is_no_framing_are_strangers() {
     is_a_stranger(&service, address, &hello, "a TLS hello");
     is_a_stranger(&service, address, &hello[..6], "a TLS hello");
     is_a_stranger(&service, address, &long_hello, "a TLS hello");
+    is_a_stranger(&service, address, "A".repeat(21).as_bytes(), "text that begins no framing");
+    // The sixth byte tells.
+    let mut slow = Peer::of(&service, Way::Length);
+    for byte in &hello[..6] {
+        slow.send_bytes([*byte]);
+    }
+    assert!(slow.is_closed());
     is_a_stranger(&service, address, b"hello?\n", "text that begins no framing");
     is_a_stranger(&service, address, b"SSH-2.0-OpenSSH_9.6\r\n", "text that begins no framing");
     is_a_stranger(&service, address, b"\"text\"   ", "text that begins no framing");
     is_a_stranger(&service, address, &(16_u32 << 20).to_le_bytes(), "16 MiB");
     bystander.sees_no_harm(&service, "strangers");
+}
+
+#[test]
+fn a_connection_keeps_the_framing_that_its_first_bytes_have_shown() {
+    let service = Service::start(ONE);
+    for way in ALL {
+        for other in ALL.into_iter().filter(|other| *other != way) {
+            let mut peer = Peer::of(&service, way);
+            peer.send(&ping("1"));
+            assert_eq!(peer.text(), pong("1"), "{way:?}");
+            // A header's line is wrong once it has ended.
+            peer.send_bytes([&other.framed(&ping("2"))[..], b"\r\n"].concat());
+            let replies = peer.replies_to_the_end();
+            let [reply] = &replies[..] else { panic!("{other:?} on {way:?}: {replies:?}") };
+            let (expected, status) = match way {
+                // Text is a length, and too long.
+                Way::Length => (-32003, 200),
+                Way::Stream | Way::Header => (-32700, 200),
+                Way::Http => (-32600, 400),
+            };
+            assert_eq!((code(reply), reply.status), (expected, status), "{other:?} on {way:?}");
+        }
+    }
+}
+
+#[test]
+fn a_message_of_no_bytes_is_an_invalid_request_and_the_connection_goes_on() {
+    let service = Service::start(ONE);
+    for way in [Way::Length, Way::Header] {
+        // As the very first bytes, and later.
+        let mut peer = Peer::of(&service, way);
+        for _ in 0..2 {
+            peer.send_bytes(way.all_framed(["", &ping("1")]));
+            let reply = peer.reply();
+            assert_eq!(code(&reply), -32600, "{way:?}");
+            assert!(reply.body.contains("a length of 0"), "{reply:?}");
+            assert_eq!(peer.text(), pong("1"), "{way:?}");
+        }
+    }
+}
+
+/// It hears why: a reset would take the answer away.
+#[test]
+fn a_caller_that_goes_on_sending_what_nobody_wants_still_gets_the_answer_in_each_framing() {
+    let service = Service::start(ONE);
+    for (way, bytes, expected) in [
+        (Way::Length, (8_u32 << 20).to_le_bytes().to_vec(), -32003),
+        (Way::Stream, b"{]".to_vec(), -32700),
+        (Way::Stream, b"[\"".to_vec(), -32003),
+        (Way::Header, b"Content-Length: 8388608\r\n\r\n".to_vec(), -32003),
+        (Way::Header, b"Content-Length: +5\r\n\r\n".to_vec(), -32700),
+        (Way::Http, post("/", 8 << 20, "").into_bytes(), -32003),
+        (Way::Http, post("/", 5, "Content-Length: 5\r\n").into_bytes(), -32600),
+    ] {
+        let mut peer = Peer::of(&service, way);
+        peer.send_bytes(&bytes);
+        peer.send_bytes(vec![b'x'; 8 << 20]);
+        peer.half_close();
+        let replies = peer.replies_to_the_end();
+        assert_eq!(replies.iter().map(code).collect::<Vec<_>>(), [expected], "{way:?}");
+    }
+}
+
+#[test]
+fn a_caller_s_deadline_and_a_handler_s_errors_are_told_in_each_framing_and_form() {
+    // What hangs keeps its thread.
+    let service = Service::start("processes = 1\nthreads = 40\n[methods.hang]\ntimeout = \"60ms\"");
+    for way in ALL {
+        let mut peer = Peer::of(&service, way);
+        for (method, params, timeout, code) in [
+            ("hang", "[]", 20, -32001),
+            // The smaller of the two holds.
+            ("hang", "[]", 60_000, -32001),
+            ("panic", r#"{"message":"secret"}"#, 60_000, -32603),
+            ("fail", r#"{"message":"secret"}"#, 60_000, -32603),
+            ("fail", r#"{"code":17,"message":"no pens","data":[1]}"#, 60_000, 17),
+            ("nope", "[]", 60_000, -32601),
+            ("sleep", r#"{"ms":-1}"#, 60_000, -32602),
+        ] {
+            let rest = format!(r#""params":{params},"timeout_ms":{timeout}"#);
+            peer.send(&format!(r#"{{"in":"{method}",{rest}}}"#));
+            let native = peer.receive();
+            assert_eq!(
+                (&native["out"], &native["result"]["code"]),
+                (&json!("error"), &json!(code)),
+                "{way:?}"
+            );
+            peer.send(&format!(r#"{{"jsonrpc":"2.0","method":"{method}","id":1,{rest}}}"#));
+            let v2 = peer.receive();
+            assert_eq!((&v2["error"], &v2["id"]), (&native["result"], &json!(1)), "{way:?}");
+            peer.send(&format!(r#"{{"method":"{method}","id":1,{rest}}}"#));
+            let v1 = peer.receive();
+            let text = v1["error"].as_str().expect("a text");
+            assert!(
+                native["result"]["message"].as_str().is_some_and(|message| text.starts_with(message)),
+                "{way:?}: {v1}"
+            );
+            assert_eq!((&v1["result"], &v1["id"]), (&json!(null), &json!(1)), "{way:?}");
+            assert!(!format!("{native}{v2}{v1}").contains("secret"), "{way:?}");
+            if code == 17 {
+                assert_eq!(native["result"], json!({ "code": 17, "message": "no pens", "data": [1] }));
+            }
+        }
+    }
 }
 
 /// A few requests of different kinds, among them wrong ones that the connection survives; and how many answers they get.
@@ -428,6 +539,7 @@ fn a_message_that_does_not_arrive_in_time_is_answered_in_each_framing() {
     let half_chunk = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{".to_vec();
     let parts = [
         (Way::Length, framed("{\"in\"")[..6].to_vec()),
+        (Way::Length, b"PO".to_vec()),
         (Way::Stream, b"{\"in\":".to_vec()),
         (Way::Header, b"Content-Len".to_vec()),
         (Way::Header, b"Content-Length: 5\r\n\r\n{".to_vec()),

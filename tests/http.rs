@@ -45,6 +45,8 @@ fn a_call_has_the_status_of_what_became_of_it() {
         ("/panic", r#"{"message":"secret"}"#, 500, -32603),
         ("/fail", r#"{"message":"secret"}"#, 500, -32603),
         ("/fail", r#"{"code":17,"message":"no pens","data":[1]}"#, 500, 17),
+        ("/fail", r#"{"code":17,"message":"no pens","status":409}"#, 409, 17),
+        ("/fail", r#"{"code":17,"message":"no pens","status":200}"#, 500, 17),
     ] {
         let reply = call(&mut peer, target, body, "");
         assert_eq!((reply.status, reply.json()["code"].as_i64()), (status, Some(code)), "{target} {reply:?}");
@@ -87,10 +89,15 @@ fn a_call_has_the_status_of_what_became_of_it() {
 
 #[test]
 fn a_deadline_is_504_and_a_header_that_is_none_is_400() {
-    let service = Service::start(ONE);
+    let service = Service::start("processes = 1\nthreads = 10\n[methods.hang]\ntimeout = \"200ms\"");
     let mut peer = Peer::of(&service, Way::Http);
-    let reply = call(&mut peer, "/hang", "null", "Request-Timeout-Ms: 30\r\n");
-    assert_eq!((reply.status, &reply.json()["code"]), (504, &json!(-32001)), "{reply:?}");
+    // The smaller of it and the configured one holds.
+    for timeout in ["30", "60000", "99999999999999999999999999"] {
+        let reply = call(&mut peer, "/hang", "null", &format!("Request-Timeout-Ms: {timeout}\r\n"));
+        assert_eq!((reply.status, &reply.json()["code"]), (504, &json!(-32001)), "{reply:?}");
+        let shown = if timeout == "30" { "within 30 ms" } else { "within 200 ms" };
+        assert!(reply.body.contains(shown), "{timeout}: {reply:?}");
+    }
     let request = r#"{"jsonrpc":"2.0","method":"hang","id":1,"timeout_ms":60000}"#;
     let reply = call(&mut peer, "/", request, "request-timeout-ms: 30\r\n");
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (200, &json!(-32001)), "{reply:?}");
@@ -194,7 +201,29 @@ fn pages_of_other_sites_may_not_call_unless_they_are_allowed() {
         assert_eq!((reply.status, reply.field("Access-Control-Allow-Origin")), (403, None), "{reply:?}");
     }
     assert_eq!(call(&mut peer, "/ping", "1", ours).status, 415);
+    for (kind, status) in [
+        ("application/json; charset=utf-8", 200),
+        ("APPLICATION/JSON", 200),
+        ("application/json-rpc", 200),
+        ("text/json", 415),
+        ("application/jsonx", 415),
+        ("text/plain; application/json", 415),
+        ("multipart/form-data; boundary=application/json", 415),
+    ] {
+        let reply = call(&mut peer, "/ping", "1", &format!("{ours}Content-Type: {kind}\r\n"));
+        assert_eq!(reply.status, status, "{kind}: {reply:?}");
+    }
+    let reply = ask(&mut peer, "GET", "/healthz", ours);
+    assert_eq!(
+        (reply.status, reply.field("Access-Control-Allow-Origin")),
+        (200, Some("https://app.example"))
+    );
     goes_on(&mut peer);
+
+    let service = Service::start(&format!("{ONE}\n[http]\nallow_origins = [\"*\"]"));
+    let mut peer = Peer::of(&service, Way::Http);
+    let reply = call(&mut peer, "/ping", "1", &format!("Origin: http://any.example\r\n{json_type}"));
+    assert_eq!((reply.status, reply.field("Access-Control-Allow-Origin")), (200, Some("*")), "{reply:?}");
 }
 
 #[test]
@@ -398,6 +427,16 @@ fn nothing_can_be_smuggled_past_a_proxy() {
         " Content-Length: 5",
         "Content-Length\u{b}: 5",
         "Content-Length: 5\r\n continued",
+        "Content-Length:\r\n 5",
+        "Content-Length: 5\r\n\u{b}: y",
+        "Content-Length\0: 5",
+        "Content-Length: 5\0",
+        "Content-Length: 5\u{b}",
+        "Content-Length: 5\u{a0}",
+        "Content-Length: 0005.",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding:",
+        "Transfer-Encoding: chunked\r\n , identity",
+        "Request-Timeout-Ms: 5\r\nRequest-Timeout-Ms: 6",
         "X: y\r\n\tContent-Length: 5",
         "X: y\nContent-Length: 5",
         "X: y\rContent-Length: 5",
@@ -410,9 +449,16 @@ fn nothing_can_be_smuggled_past_a_proxy() {
     .into_iter()
     .map(|lines| (fields(&format!("{lines}\r\n")), 400))
     .collect();
-    for encoding in
-        ["gzip, chunked", "identity", "chunked, chunked", "chunkedx", "\u{b}chunked", "\"chunked\"", ""]
-    {
+    for encoding in [
+        "gzip, chunked",
+        "chunked, gzip",
+        "identity",
+        "chunked, chunked",
+        "chunkedx",
+        "\u{b}chunked",
+        "\"chunked\"",
+        "",
+    ] {
         let request = fields(&format!("Transfer-Encoding: {encoding}\r\n"));
         cases.push((request, if encoding == "\u{b}chunked" { 400 } else { 501 }));
     }
@@ -426,6 +472,12 @@ fn nothing_can_be_smuggled_past_a_proxy() {
         "\r\n12345\r\n0\r\n\r\n",
         "5\n12345\r\n0\r\n\r\n",
         "5\r12345\r\n0\r\n\r\n",
+        "5;a\rb\r\n12345\r\n0\r\n\r\n",
+        "5\r\n12345\r\n0\n\n",
+        "5\r\n12345\r\n0\r\nContent-Length : 5\r\n\r\n",
+        "5\r\n12345\r\n0\r\nX: y\r\n folded\r\n\r\n",
+        "5\r\n12345\r\n-0\r\n\r\n",
+        "5\r\n12345\r\n0_0\r\n\r\n",
         "5;\n\r\n12345\r\n0\r\n\r\n",
         "5\r\n123456\r\n0\r\n\r\n",
         "5\r\n1234\r\n0\r\n\r\n",

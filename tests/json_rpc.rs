@@ -233,6 +233,38 @@ fn version_1_is_answered_in_its_own_form() {
     }
 }
 
+/// Its client numbers calls from 0, ends each with a line break, wants `error` to be null or a text, and may send many before
+/// it reads.
+#[test]
+fn what_go_s_net_rpc_jsonrpc_sends_is_answered_as_it_reads() {
+    static BUILT: Once = Once::new();
+    let service = Service::start_with(support::example("calculator", &BUILT), ONE);
+    let mut peer = Peer::of(&service, Way::Stream);
+    for (method, params, result) in [
+        ("subtract", r#"{"minuend":42,"subtrahend":23}"#, Some("19")),
+        ("subtract", "[42,23]", Some("19")),
+        ("get_data", "{}", Some(r#"["hello",5]"#)),
+        ("get_data", "null", Some(r#"["hello",5]"#)),
+        ("Arith.Divide", r#"{"A":1,"B":0}"#, None),
+        ("subtract", r#"{"minuend":"x"}"#, None),
+    ] {
+        for id in 0..3 {
+            peer.send_bytes(format!("{{\"method\":\"{method}\",\"params\":[{params}],\"id\":{id}}}\n"));
+        }
+        let mut answers = [peer.text(), peer.text(), peer.text()];
+        answers.sort_by_key(|answer| answer.rsplit(':').next().map(str::to_owned));
+        for (id, answer) in answers.iter().enumerate() {
+            if let Some(result) = result {
+                assert_eq!(*answer, format!(r#"{{"result":{result},"error":null,"id":{id}}}"#), "{method}");
+            } else {
+                let answer: Value = serde_json::from_str(answer).expect("JSON");
+                assert!(answer["error"].is_string() && answer["result"].is_null(), "{answer}");
+                assert_eq!(answer["id"], id);
+            }
+        }
+    }
+}
+
 #[test]
 fn discover_describes_every_method() {
     let service = Service::start(ONE);
@@ -252,9 +284,13 @@ fn discover_describes_every_method() {
         );
     }
     // What begins so is reserved.
-    let answer =
-        answered(&mut Peer::of(&service, Way::Http), r#"{"jsonrpc":"2.0","method":"rpc.other","id":1}"#);
-    assert_eq!(answer, error(-32601, &json!(1)));
+    for way in ALL {
+        let mut peer = Peer::of(&service, way);
+        for name in ["rpc.", "rpc.other", "rpc.Discover", "rpc.discover.x"] {
+            let message = format!(r#"{{"jsonrpc":"2.0","method":"{name}","id":1}}"#);
+            assert_eq!(answered(&mut peer, &message), error(-32601, &json!(1)), "{way:?}: {name}");
+        }
+    }
 }
 
 /// In turn, each would find its time up: they have it from the arrival of the batch.
