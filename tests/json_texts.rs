@@ -190,15 +190,9 @@ fn bad_messages() -> Vec<Vec<u8>> {
     bad
 }
 
-fn code(reply: &Reply) -> Option<i64> {
-    let answer = reply.json();
-    let places = [&answer["result"]["code"], &answer["error"]["code"], &answer["code"]];
-    places.into_iter().find_map(serde_json::Value::as_i64)
-}
-
 fn is_parse_error(reply: &Reply, status: u16, way: Way, message: &[u8]) {
     let shown = message[..message.len().min(80)].escape_ascii();
-    assert_eq!((code(reply), reply.status), (Some(-32700), status), "{way:?}: {shown}: {reply:?}");
+    assert_eq!((reply.code(), reply.status), (-32700, status), "{way:?}: {shown}: {reply:?}");
     assert!(reply.body.len() < 500, "{way:?}: {shown}: {reply:?}");
 }
 
@@ -292,8 +286,8 @@ fn what_is_no_json_ends_a_stream_while_its_caller_waits() {
             let mut peer = Peer::of(&service, Way::Stream);
             peer.send_bytes([b"{}\r\n", before.as_bytes(), value].concat());
             peer.half_close();
-            let codes: Vec<_> = peer.replies_to_the_end().iter().map(code).collect();
-            assert_eq!(codes, [Some(-32600)], "{}", value.escape_ascii());
+            let codes: Vec<_> = peer.replies_to_the_end().iter().map(Reply::code).collect();
+            assert_eq!(codes, [-32600], "{}", value.escape_ascii());
         }
     }
     bystander.sees_no_harm(&service, "streams that are no JSON");

@@ -55,6 +55,13 @@ impl Reply {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
+    /// The code of an error in the native envelope or in JSON-RPC 2.0, or of a bare one.
+    pub fn code(&self) -> i64 {
+        let answer = self.json();
+        let places = [&answer["result"]["code"], &answer["error"]["code"], &answer["code"]];
+        places.into_iter().find_map(Value::as_i64).unwrap_or_else(|| panic!("no error: {self:?}"))
+    }
+
     /// A field of the head.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
@@ -228,7 +235,7 @@ impl Peer {
     }
 
     fn fill(&mut self) -> bool {
-        let mut piece = [0; 65_536];
+        let mut piece = [0; 16_384];
         let count = self.stream.read(&mut piece).expect("an answer or a close");
         self.arrived.extend_from_slice(&piece[..count]);
         count > 0
