@@ -277,16 +277,21 @@ struct Fail {
     code: Option<i32>,
     message: String,
     data: Option<serde_json::Value>,
+    status: Option<u16>,
 }
 
 /// Answers an error of its own; without a code an internal one, whose message is for the log.
-fn fail(_call: &Call<'_>, Fail { code, message, data }: Fail) -> Result<(), Error> {
+fn fail(_call: &Call<'_>, Fail { code, message, data, status }: Fail) -> Result<(), Error> {
     let error = match code {
         Some(code) => Error::new(code, message),
         None => Error::internal(message),
     };
-    Err(match data {
+    let error = match data {
         Some(data) => error.with_data(data),
+        None => error,
+    };
+    Err(match status {
+        Some(status) => error.with_status(status),
         None => error,
     })
 }

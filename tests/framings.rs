@@ -1,22 +1,13 @@
-//! One port for every framing: how each is recognised, what a listener refuses, and what holds in all of them.
+//! One port for every framing: what holds in all of them, from a conversation cut anywhere to what is too long or too late.
 
 mod support;
 
-use std::net::SocketAddr;
-
 use serde_json::json;
-use support::peer::{ALL, Peer, Way, post};
+use support::peer::{ALL, Peer, Reply, Way, post};
 use support::programs::Bystander;
 use support::{Service, framed};
 
 const ONE: &str = "processes = 1\nthreads = 2";
-
-/// The code of an error answer in the native envelope or in JSON-RPC 2.0, or of a bare one.
-fn code(reply: &support::peer::Reply) -> i64 {
-    let answer = reply.json();
-    let places = [&answer["result"]["code"], &answer["error"]["code"], &answer["code"]];
-    places.into_iter().find_map(serde_json::Value::as_i64).unwrap_or_else(|| panic!("no error: {reply:?}"))
-}
 
 fn ping(params: &str) -> String {
     format!(r#"{{"in":"ping","params":{params}}}"#)
@@ -26,202 +17,85 @@ fn pong(result: &str) -> String {
     format!(r#"{{"out":"pong","result":{result}}}"#)
 }
 
-/// What a connection gets that is a stranger to its listener: no byte, and one line in the log.
-fn is_a_stranger(service: &Service, address: SocketAddr, bytes: &[u8], words: &str) {
-    let mut peer = Peer::connect(address, Way::Length);
-    let me = peer.stream.local_addr().expect("connected").to_string();
-    peer.send_bytes(bytes);
-    assert!(peer.is_closed(), "{} is answered", bytes.escape_ascii());
-    let line = service.await_log_where(words, |line| line["peer"] == me.as_str());
-    assert!(line["level"] == "WARN" && line.to_string().contains(words), "expected {words}: {line}");
-    // The worker logs in order: a second line about this one would come before the next one's.
-    let mut next = Peer::connect(address, Way::Length);
-    let next_me = next.stream.local_addr().expect("connected").to_string();
-    next.send_bytes(b"\xa5\xa5\xa5\xa5");
-    assert!(next.is_closed());
-    service.await_log_where("the next stranger", |line| line["peer"] == next_me.as_str());
-    let mentions = service.log_so_far().lines().filter(|line| line.contains(&me)).count();
-    assert_eq!(mentions, 1, "{}", service.log_so_far());
+#[test]
+fn a_message_of_no_bytes_is_an_invalid_request_and_the_connection_goes_on() {
+    let service = Service::start(ONE);
+    for way in [Way::Length, Way::Header] {
+        // As the very first bytes, and later.
+        let mut peer = Peer::of(&service, way);
+        for _ in 0..2 {
+            peer.send_bytes(way.all_framed(["", &ping("1")]));
+            let reply = peer.reply();
+            assert_eq!(reply.code(), -32600, "{way:?}");
+            assert!(reply.body.contains("a length of 0"), "{reply:?}");
+            assert_eq!(peer.text(), pong("1"), "{way:?}");
+        }
+    }
+}
+
+/// It hears why: a reset would take the answer away.
+#[test]
+fn a_caller_that_goes_on_sending_what_nobody_wants_still_gets_the_answer_in_each_framing() {
+    let service = Service::start(ONE);
+    for (way, bytes, expected) in [
+        (Way::Length, (8_u32 << 20).to_le_bytes().to_vec(), -32003),
+        (Way::Stream, b"{]".to_vec(), -32700),
+        (Way::Stream, b"[\"".to_vec(), -32003),
+        (Way::Header, b"Content-Length: 8388608\r\n\r\n".to_vec(), -32003),
+        (Way::Header, b"Content-Length: +5\r\n\r\n".to_vec(), -32700),
+        (Way::Http, post("/", 8 << 20, "").into_bytes(), -32003),
+        (Way::Http, post("/", 5, "Content-Length: 5\r\n").into_bytes(), -32600),
+    ] {
+        let mut peer = Peer::of(&service, way);
+        peer.send_bytes(&bytes);
+        peer.send_bytes(vec![b'x'; 8 << 20]);
+        peer.half_close();
+        let replies = peer.replies_to_the_end();
+        assert_eq!(replies.iter().map(Reply::code).collect::<Vec<_>>(), [expected], "{way:?}");
+    }
 }
 
 #[test]
-fn each_framing_is_recognised_when_its_first_bytes_come_one_at_a_time() {
-    let service = Service::start(ONE);
+fn a_caller_s_deadline_and_a_handler_s_errors_are_told_in_each_framing_and_form() {
+    // What hangs keeps its thread.
+    let service = Service::start("processes = 1\nthreads = 40\n[methods.hang]\ntimeout = \"60ms\"");
     for way in ALL {
         let mut peer = Peer::of(&service, way);
-        for round in ["1", "2", "3"] {
-            for byte in way.framed(&ping(round)) {
-                peer.send_bytes([byte]);
-            }
-            assert_eq!(peer.text(), pong(round), "{way:?}");
-        }
-        // Several at once on the same connection.
-        peer.send_bytes(way.all_framed([&*ping("4"), &*ping("5")]));
-        assert_eq!([peer.text(), peer.text()], [pong("4"), pong("5")], "{way:?}");
-    }
-    // In any letters, and with other fields first.
-    for head in ["content-length", "CONTENT-LENGTH", "Content-Type: text\r\nContent-Length"] {
-        let mut peer = Peer::of(&service, Way::Header);
-        for byte in format!("{head}: {}\r\n\r\n{}", ping("1").len(), ping("1")).bytes() {
-            peer.send_bytes([byte]);
-        }
-        assert_eq!(peer.text(), pong("1"), "{head}");
-    }
-}
-
-#[test]
-fn a_message_shorter_than_a_prefix_is_answered_while_its_caller_waits_and_when_it_has_ended() {
-    let service = Service::start(ONE);
-    for short in ["[]", "{}", "[]\n", "{}\n", "\n[]", " {}", "[1]"] {
-        for ends in [false, true] {
-            let mut peer = Peer::of(&service, Way::Stream);
-            peer.send_bytes(short);
-            if ends {
-                peer.half_close();
-            }
-            let reply = peer.reply();
-            if short == "[1]" {
-                assert_eq!(reply.json()[0]["error"]["code"], -32600, "{short:?}");
-            } else {
-                assert_eq!(code(&reply), -32600, "{short:?}");
-            }
-            if ends {
-                assert!(peer.is_closed(), "{short:?}");
-            } else {
-                // The framing stays.
-                peer.send(&ping("7"));
-                assert_eq!(peer.text(), pong("7"), "{short:?}");
+        for (method, params, timeout, code) in [
+            ("hang", "[]", 20, -32001),
+            // The smaller of the two holds.
+            ("hang", "[]", 60_000, -32001),
+            ("panic", r#"{"message":"secret"}"#, 60_000, -32603),
+            ("fail", r#"{"message":"secret"}"#, 60_000, -32603),
+            ("fail", r#"{"code":17,"message":"no pens","data":[1]}"#, 60_000, 17),
+            ("nope", "[]", 60_000, -32601),
+            ("sleep", r#"{"ms":-1}"#, 60_000, -32602),
+        ] {
+            let rest = format!(r#""params":{params},"timeout_ms":{timeout}"#);
+            peer.send(&format!(r#"{{"in":"{method}",{rest}}}"#));
+            let native = peer.receive();
+            assert_eq!(
+                (&native["out"], &native["result"]["code"]),
+                (&json!("error"), &json!(code)),
+                "{way:?}"
+            );
+            peer.send(&format!(r#"{{"jsonrpc":"2.0","method":"{method}","id":1,{rest}}}"#));
+            let v2 = peer.receive();
+            assert_eq!((&v2["error"], &v2["id"]), (&native["result"], &json!(1)), "{way:?}");
+            peer.send(&format!(r#"{{"method":"{method}","id":1,{rest}}}"#));
+            let v1 = peer.receive();
+            let text = v1["error"].as_str().expect("a text");
+            assert!(
+                native["result"]["message"].as_str().is_some_and(|message| text.starts_with(message)),
+                "{way:?}: {v1}"
+            );
+            assert_eq!((&v1["result"], &v1["id"]), (&json!(null), &json!(1)), "{way:?}");
+            assert!(!format!("{native}{v2}{v1}").contains("secret"), "{way:?}");
+            if code == 17 {
+                assert_eq!(native["result"], json!({ "code": 17, "message": "no pens", "data": [1] }));
             }
         }
     }
-}
-
-/// Its first byte is that of a JSON object.
-#[test]
-fn a_prefixed_message_of_123_bytes_is_no_json_stream() {
-    let service = Service::start(ONE);
-    for (length, first) in [(123, b'{'), (91, b'['), (32, b' '), (80, b'P'), (67, b'C')] {
-        let text = "x".repeat(length - ping("\"\"").len());
-        let bytes = framed(&ping(&format!("\"{text}\"")));
-        assert_eq!((bytes.len(), bytes[0]), (length + 4, first));
-        for pieces in [1, 2, 3, 4, 5, 200] {
-            let mut peer = Peer::of(&service, Way::Length);
-            for piece in bytes.chunks(pieces) {
-                peer.send_bytes(piece);
-            }
-            assert_eq!(peer.text(), pong(&format!("\"{text}\"")), "{length} in pieces of {pieces}");
-        }
-    }
-}
-
-#[test]
-fn a_pinned_listener_refuses_every_other_framing_with_one_line() {
-    let service = Service::start(&format!(
-        "{ONE}\n\
-         [[listener]]\naddress = \"127.0.0.1:0\"\nframings = [\"http\"]\n\
-         [[listener]]\naddress = \"127.0.0.1:0\"\nframings = [\"stream\", \"header\"]\n\
-         [[listener]]\naddress = \"127.0.0.1:0\"\nframings = [\"length\", \"http\"]\n"
-    ));
-    let addresses: Vec<SocketAddr> =
-        service.addresses().into_iter().map(|address| address.parse().expect("an address")).collect();
-    let [http, texts, two] = addresses[..] else { panic!("three addresses, found {addresses:?}") };
-    for (address, ways) in [(http, &ALL[3..]), (texts, &ALL[1..3]), (two, &[Way::Length, Way::Http][..])] {
-        for way in ways {
-            let mut peer = Peer::connect(address, *way);
-            peer.send(&ping("1"));
-            assert_eq!(peer.text(), pong("1"), "{way:?} on {address}");
-        }
-    }
-    is_a_stranger(&service, texts, &Way::Http.framed("{}"), "HTTP, which its listener does not take");
-    is_a_stranger(&service, two, &Way::Stream.framed(&ping("1")), "JSON stream");
-    is_a_stranger(&service, two, &Way::Header.framed(&ping("1")), "content-length header");
-    // No length is looked for: the zero is no beginning of anything.
-    is_a_stranger(&service, texts, &Way::Length.framed("\u{5}"), "no framing");
-    // With one alone nothing is recognised: what isn't HTTP is bad HTTP.
-    for way in [Way::Length, Way::Stream, Way::Header] {
-        let mut peer = Peer::connect(http, Way::Http);
-        peer.send_bytes(way.framed(&ping("1")));
-        assert_eq!(peer.reply().status, 400, "{way:?}");
-        assert!(peer.is_closed(), "{way:?}");
-    }
-}
-
-#[test]
-fn a_listener_of_lengths_alone_takes_every_byte_as_one() {
-    let service = Service::start(&format!(
-        "{ONE}\n[limits]\nmax_message = \"20MiB\"\n\
-         [[listener]]\naddress = \"127.0.0.1:0\"\nframings = [\"length\"]\n\
-         [[listener]]\naddress = \"127.0.0.1:0\"\nframings = [\"length\"]\nprefix = \"big\"\n"
-    ));
-    let addresses: Vec<SocketAddr> =
-        service.addresses().into_iter().map(|address| address.parse().expect("an address")).collect();
-    let mut peer = Peer::connect(addresses[0], Way::Length);
-    let long = ping(&format!("\"{}\"", "x".repeat(17 << 20)));
-    peer.send("[]");
-    assert_eq!(code(&peer.reply()), -32600);
-    // What begins like text is a length here, and far too long.
-    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"{\"in\":\"ping\"}", b"Content-Length: 2\r\n\r\n{}"] {
-        let mut peer = Peer::connect(addresses[0], Way::Length);
-        peer.send_bytes(bytes);
-        assert_eq!(code(&peer.reply()), -32003, "{}", bytes.escape_ascii());
-        assert!(peer.is_closed());
-    }
-    // More than 16 MiB can be asked, and not answered.
-    peer.send(&long);
-    assert_eq!(code(&peer.reply()), -32603);
-    // Big-endian, both ways.
-    let body = ping("1");
-    let mut peer = Peer::connect(addresses[1], Way::Length);
-    peer.send_bytes([0, 0, 0, u8::try_from(body.len()).expect("short")]);
-    peer.send_bytes(&body);
-    let answer = [&[0, 0, 0, u8::try_from(pong("1").len()).expect("short")], pong("1").as_bytes()].concat();
-    let mut found = vec![0; answer.len()];
-    std::io::Read::read_exact(&mut peer.stream, &mut found).expect("an answer");
-    assert_eq!(found, answer);
-}
-
-#[test]
-fn a_big_endian_listener_takes_the_other_framings_too() {
-    let service =
-        Service::start(&format!("{ONE}\n[[listener]]\naddress = \"127.0.0.1:0\"\nprefix = \"big\"\n"));
-    for way in [Way::Stream, Way::Header, Way::Http] {
-        let mut peer = Peer::of(&service, way);
-        for byte in way.framed(&ping("1")) {
-            peer.send_bytes([byte]);
-        }
-        assert_eq!(peer.text(), pong("1"), "{way:?}");
-    }
-    // 0x7b bytes: the first is 0.
-    let text = ping(&format!("\"{}\"", "x".repeat(123 - ping("\"\"").len())));
-    let mut peer = Peer::of(&service, Way::Length);
-    for byte in [&[0, 0, 0, 123], text.as_bytes()].concat() {
-        peer.send_bytes([byte]);
-    }
-    let mut prefix = [0; 4];
-    std::io::Read::read_exact(&mut peer.stream, &mut prefix).expect("an answer");
-    assert_eq!(
-        u32::from_be_bytes(prefix) as usize,
-        text.len() + r#""out":"pong","result""#.len() - r#""in":"ping","params""#.len()
-    );
-    // Little-endian lengths begin nothing there, but a JSON value that their first byte begins, and then isn't one.
-    is_a_stranger(&service, service.socket_address(), &framed("\"xyz\""), "no framing");
-}
-
-#[test]
-fn a_tls_hello_and_what_is_no_framing_are_strangers() {
-    let service = Service::start(ONE);
-    let mut bystander = Bystander::of(&service);
-    let hello = [&[0x16, 0x03, 0x01, 0x00, 0xf0, 0x01, 0, 0, 0xec, 3, 3][..], &[7; 229]].concat();
-    let long_hello = [&[0x16, 0x03, 0x03, 0x02, 0x00, 0x01, 0, 1, 0xfc, 3, 3][..], &[7; 500]].concat();
-    let address = service.socket_address();
-    is_a_stranger(&service, address, &hello, "a TLS hello");
-    is_a_stranger(&service, address, &hello[..6], "a TLS hello");
-    is_a_stranger(&service, address, &long_hello, "a TLS hello");
-    is_a_stranger(&service, address, b"hello?\n", "text that begins no framing");
-    is_a_stranger(&service, address, b"SSH-2.0-OpenSSH_9.6\r\n", "text that begins no framing");
-    is_a_stranger(&service, address, b"\"text\"   ", "text that begins no framing");
-    is_a_stranger(&service, address, &(16_u32 << 20).to_le_bytes(), "16 MiB");
-    bystander.sees_no_harm(&service, "strangers");
 }
 
 /// A few requests of different kinds, among them wrong ones that the connection survives; and how many answers they get.
@@ -322,7 +196,7 @@ fn bad_json_ends_a_stream_and_nothing_else() {
         peer.send(r#"{"in":}"#);
         peer.send(&ping("2"));
         let reply = peer.reply();
-        assert_eq!(code(&reply), -32700, "{way:?}: {reply:?}");
+        assert_eq!(reply.code(), -32700, "{way:?}: {reply:?}");
         if way == Way::Stream {
             assert_eq!(peer.replies_to_the_end(), []);
         } else {
@@ -334,7 +208,7 @@ fn bad_json_ends_a_stream_and_nothing_else() {
         let mut peer = Peer::of(&service, Way::Stream);
         peer.send_bytes(bytes);
         peer.half_close();
-        let codes: Vec<i64> = peer.replies_to_the_end().iter().map(code).collect();
+        let codes: Vec<i64> = peer.replies_to_the_end().iter().map(Reply::code).collect();
         assert_eq!(codes, [-32600, -32700], "{bytes}");
     }
     bystander.sees_no_harm(&service, "bad JSON");
@@ -389,7 +263,7 @@ fn a_message_beyond_max_message_is_refused_in_each_framing_and_the_answer_arrive
                 assert_eq!(peer.receive()["out"], "sleep");
             }
             let reply = peer.reply();
-            assert_eq!(code(&reply), -32003, "{way:?}: {reply:?}");
+            assert_eq!(reply.code(), -32003, "{way:?}: {reply:?}");
             assert_eq!(reply.status, if way == Way::Http { 413 } else { 200 });
             assert!(reply.body.contains("\"limit\":1048576"), "{reply:?}");
             assert!(peer.is_closed(), "{way:?}");
@@ -417,7 +291,7 @@ fn a_message_beyond_max_message_is_refused_in_each_framing_and_the_answer_arrive
     }
     let mut peer = Peer::of(&service, Way::Header);
     peer.send_bytes(format!("Content-Type: {long}"));
-    assert_eq!(code(&peer.reply()), -32700);
+    assert_eq!(peer.reply().code(), -32700);
     assert!(peer.is_closed());
     bystander.sees_no_harm(&service, "too much");
 }
@@ -428,6 +302,7 @@ fn a_message_that_does_not_arrive_in_time_is_answered_in_each_framing() {
     let half_chunk = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{".to_vec();
     let parts = [
         (Way::Length, framed("{\"in\"")[..6].to_vec()),
+        (Way::Length, b"PO".to_vec()),
         (Way::Stream, b"{\"in\":".to_vec()),
         (Way::Header, b"Content-Len".to_vec()),
         (Way::Header, b"Content-Length: 5\r\n\r\n{".to_vec()),
@@ -450,7 +325,7 @@ fn a_message_that_does_not_arrive_in_time_is_answered_in_each_framing() {
             assert_eq!(peer.text(), pong("1"));
         }
         let reply = peer.reply();
-        assert_eq!(code(&reply), -32600, "{way:?}: {reply:?}");
+        assert_eq!(reply.code(), -32600, "{way:?}: {reply:?}");
         assert!(reply.body.contains("timeouts.message"), "{reply:?}");
         if *way == Way::Http {
             assert_eq!((reply.status, reply.field("Connection")), (408, Some("close")));

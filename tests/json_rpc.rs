@@ -111,14 +111,7 @@ fn every_example_of_the_specification_is_answered_as_it_says() {
             r#"[ {"jsonrpc": "2.0", "method": "sum", "params": [1,2,4], "id": "1"}, {"jsonrpc": "2.0", "method" ]"#,
         ] {
             let mut peer = Peer::of(&service, way);
-            peer.send(broken);
-            if way == Way::Stream && broken.starts_with('[') {
-                // Counted by its brackets it goes on.
-                peer.half_close();
-                assert!(peer.is_closed());
-            } else {
-                assert_eq!(without_details(peer.receive()), error(-32700, null), "{way:?}: {broken}");
-            }
+            assert_eq!(answered(&mut peer, broken), error(-32700, null), "{way:?}: {broken}");
         }
     }
 }
@@ -240,6 +233,38 @@ fn version_1_is_answered_in_its_own_form() {
     }
 }
 
+/// Its client numbers calls from 0, ends each with a line break, wants `error` to be null or a text, and may send many before
+/// it reads.
+#[test]
+fn what_go_s_net_rpc_jsonrpc_sends_is_answered_as_it_reads() {
+    static BUILT: Once = Once::new();
+    let service = Service::start_with(support::example("calculator", &BUILT), ONE);
+    let mut peer = Peer::of(&service, Way::Stream);
+    for (method, params, result) in [
+        ("subtract", r#"{"minuend":42,"subtrahend":23}"#, Some("19")),
+        ("subtract", "[42,23]", Some("19")),
+        ("get_data", "{}", Some(r#"["hello",5]"#)),
+        ("get_data", "null", Some(r#"["hello",5]"#)),
+        ("Arith.Divide", r#"{"A":1,"B":0}"#, None),
+        ("subtract", r#"{"minuend":"x"}"#, None),
+    ] {
+        for id in 0..3 {
+            peer.send_bytes(format!("{{\"method\":\"{method}\",\"params\":[{params}],\"id\":{id}}}\n"));
+        }
+        let mut answers = [peer.text(), peer.text(), peer.text()];
+        answers.sort_by_key(|answer| answer.rsplit(':').next().map(str::to_owned));
+        for (id, answer) in answers.iter().enumerate() {
+            if let Some(result) = result {
+                assert_eq!(*answer, format!(r#"{{"result":{result},"error":null,"id":{id}}}"#), "{method}");
+            } else {
+                let answer: Value = serde_json::from_str(answer).expect("JSON");
+                assert!(answer["error"].is_string() && answer["result"].is_null(), "{answer}");
+                assert_eq!(answer["id"], id);
+            }
+        }
+    }
+}
+
 #[test]
 fn discover_describes_every_method() {
     let service = Service::start(ONE);
@@ -259,9 +284,13 @@ fn discover_describes_every_method() {
         );
     }
     // What begins so is reserved.
-    let answer =
-        answered(&mut Peer::of(&service, Way::Http), r#"{"jsonrpc":"2.0","method":"rpc.other","id":1}"#);
-    assert_eq!(answer, error(-32601, &json!(1)));
+    for way in ALL {
+        let mut peer = Peer::of(&service, way);
+        for name in ["rpc.", "rpc.other", "rpc.Discover", "rpc.discover.x"] {
+            let message = format!(r#"{{"jsonrpc":"2.0","method":"{name}","id":1}}"#);
+            assert_eq!(answered(&mut peer, &message), error(-32601, &json!(1)), "{way:?}: {name}");
+        }
+    }
 }
 
 /// In turn, each would find its time up: they have it from the arrival of the batch.
@@ -349,7 +378,7 @@ fn a_batch_longer_than_what_may_be_in_flight_is_answered_whole_and_in_its_order(
 /// `count` calls of `sleep`, the first for so long, with ids from `first` on.
 fn sleeps(first: u64, count: u64, ms: u64) -> String {
     let call = |id| json!({ "jsonrpc": "2.0", "method": "sleep", "params": [if id == first { ms } else { 0 }], "id": id });
-    Value::from_iter((first..first + count).map(call)).to_string()
+    (first..first + count).map(call).collect::<Value>().to_string()
 }
 
 /// Of a batch, or of some of its calls: as is found when it arrives, or when it is taken apart. Once, the former was one
@@ -424,7 +453,7 @@ fn a_batch_that_no_queue_would_hold_is_refused_once() {
             "{answer}"
         );
         assert_eq!(without_details(answer), error(-32600, &Value::Null), "{way:?}");
-        let expected = Value::from_iter((0..10).map(|id| result(&Value::Null, &json!(id))));
+        let expected: Value = (0..10).map(|id| result(&Value::Null, &json!(id))).collect();
         assert_eq!(answered(&mut peer, &sleeps(0, 10, 0)), expected, "{way:?}");
     }
 }
@@ -446,11 +475,11 @@ fn a_batch_of_ten_thousand_and_its_answers_fit() {
             assert_eq!(answer["id"], id, "{way:?}");
             assert!(answer["result"][0] == id || answer["error"]["code"] == -32000, "{way:?}: {answer}");
         }
-        // The smallest members there are.
-        peer.send(&format!("[{}0]", "0,".repeat(9_999)));
-        let answers = peer.receive();
-        assert_eq!(answers.as_array().map(Vec::len), Some(10_000), "{way:?}");
     }
+    // The smallest members there are.
+    let mut peer = Peer::of(&service, Way::Header);
+    peer.send(&format!("[{}0]", "0,".repeat(9_999)));
+    assert_eq!(peer.receive().as_array().map(Vec::len), Some(10_000));
     bystander.sees_no_harm(&service, "long batches");
 }
 

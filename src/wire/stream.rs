@@ -1,7 +1,7 @@
 //! The JSON stream: complete JSON values one after another, with nothing or white space between them.
 //!
-//! Finds where a value ends, by its brackets and quotes; whether it is JSON is for `rpc` to say. Each answer ends with a
-//! line break.
+//! Finds where a value ends, by its brackets and quotes; whether it is JSON is for `rpc` to say. What no end can make JSON any
+//! more ends there, so that its caller hears of it at once and does not wait for a bracket. Each answer ends with a line break.
 
 use super::{Decode, Known, Progress, Step, WireError};
 
@@ -17,23 +17,40 @@ pub(crate) struct StreamFraming {
 pub(super) struct Scan {
     at: usize,
     inside: Inside,
+    nest: Nest,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Inside {
     /// A number, or a word such as `true`.
     Scalar,
-    /// So many brackets are open; zero in a string that is a value of its own.
-    Brackets {
-        open: usize,
-    },
-    Text {
-        open: usize,
-    },
+    Brackets,
+    Text,
     /// Behind a backslash.
-    Escape {
-        open: usize,
-    },
+    Escape,
+}
+
+/// The brackets that are open, one bit each, set for a brace, the innermost lowest; a bit above them shows where they end.
+/// 127 fit, which is as deep as `rpc` reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Nest(u128);
+
+impl Nest {
+    const NONE: Nest = Nest(1);
+
+    /// False where no more fit.
+    fn enter(&mut self, bracket: u8) -> bool {
+        let fits = self.0.leading_zeros() > 0;
+        self.0 = self.0 << 1 | u128::from(bracket == b'{');
+        fits
+    }
+
+    /// False where another kind is open.
+    fn leave(&mut self, bracket: u8) -> bool {
+        let is_brace = self.0 & 1 == 1;
+        self.0 >>= 1;
+        is_brace == (bracket == b'}')
+    }
 }
 
 impl Decode for StreamFraming {
@@ -69,15 +86,19 @@ pub(super) fn end_message(out: &mut Vec<u8>) {
 
 /// What the first byte begins, or the step that it is where it begins nothing.
 fn begin(arrived: &[u8]) -> Result<Scan, Step> {
+    let mut nest = Nest::NONE;
     let inside = match arrived.first() {
         None => return Err(Step::NeedMore { at_least: 1 }),
         Some(b' ' | b'\t' | b'\n' | b'\r') => return Err(Step::Skip { consumed: white_space(arrived) }),
-        Some(b'{' | b'[') => Inside::Brackets { open: 1 },
-        Some(b'"') => Inside::Text { open: 0 },
+        Some(&bracket @ (b'{' | b'[')) => {
+            nest.enter(bracket);
+            Inside::Brackets
+        }
+        Some(b'"') => Inside::Text,
         Some(b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => Inside::Scalar,
         Some(&found) => return Err(Step::Wrong(WireError::Stray { found })),
     };
-    Ok(Scan { at: 1, inside })
+    Ok(Scan { at: 1, inside, nest })
 }
 
 fn white_space(bytes: &[u8]) -> usize {
@@ -90,21 +111,30 @@ impl Scan {
         let mut rest = bytes.get(self.at..).unwrap_or_default().iter();
         let end_at = |rest: &std::slice::Iter<'_, u8>| bytes.len() - rest.as_slice().len();
         while let Some(&byte) = rest.next() {
-            self.inside = match (self.inside, byte) {
-                (Inside::Scalar, b'-' | b'+' | b'.' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z') => continue,
+            match (self.inside, byte) {
+                (Inside::Scalar, b'-' | b'+' | b'.' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z') => {}
                 // The byte belongs to what follows.
                 (Inside::Scalar, _) => return Ok(end_at(&rest) - 1),
-                (Inside::Brackets { open }, b'"') => Inside::Text { open },
-                (Inside::Brackets { open }, b'{' | b'[') => Inside::Brackets { open: open + 1 },
-                (Inside::Brackets { open: 1 }, b'}' | b']') => return Ok(end_at(&rest)),
-                (Inside::Brackets { open }, b'}' | b']') => Inside::Brackets { open: open - 1 },
-                (Inside::Brackets { .. }, _) => continue,
-                (Inside::Text { open: 0 }, b'"') => return Ok(end_at(&rest)),
-                (Inside::Text { open }, b'"') => Inside::Brackets { open },
-                (Inside::Text { open }, b'\\') => Inside::Escape { open },
-                (Inside::Text { .. }, _) => continue,
-                (Inside::Escape { open }, _) => Inside::Text { open },
-            };
+                (Inside::Brackets, b'"') => self.inside = Inside::Text,
+                (Inside::Brackets, b'{' | b'[') => {
+                    if !self.nest.enter(byte) {
+                        return Ok(end_at(&rest));
+                    }
+                }
+                (Inside::Brackets, b'}' | b']') => {
+                    if !self.nest.leave(byte) || self.nest == Nest::NONE {
+                        return Ok(end_at(&rest));
+                    }
+                }
+                (Inside::Brackets, _) => {}
+                (Inside::Text, b'"') if self.nest == Nest::NONE => return Ok(end_at(&rest)),
+                (Inside::Text, b'"') => self.inside = Inside::Brackets,
+                (Inside::Text, b'\\') => self.inside = Inside::Escape,
+                // No text has them, least of all one whose second quote is missing: the next line's is another's.
+                (Inside::Text | Inside::Escape, 0..=0x1f) => return Ok(end_at(&rest)),
+                (Inside::Text, _) => {}
+                (Inside::Escape, _) => self.inside = Inside::Text,
+            }
         }
         Err(Scan { at: bytes.len(), ..self })
     }
@@ -188,15 +218,39 @@ mod tests {
         assert_eq!(decoded("1".repeat(64).as_bytes()), Outcome::default());
     }
 
+    /// What went wrong once: such a value was waited for until `timeouts.message`, and half-closed it was not answered at all.
     #[test]
-    fn a_hundred_thousand_open_brackets_are_counted() {
+    fn what_no_end_makes_json_any_more_ends_there() {
+        for (stream, end) in [
+            ("[}", 2),
+            (r#"[{"a":1},{"b" ], 5]"#, 15),
+            (r#"{"a":"b"]}"#, 9),
+            ("[\"no second quote]\n[]", 19),
+            ("[\"\\\n\"]", 4),
+            ("{\"\0\"}", 3),
+        ] {
+            let step = SMALL.decode(stream.as_bytes(), &mut Progress::default());
+            let Step::Message { body, .. } = step else { panic!("{stream}: {step:?}") };
+            assert_eq!(body, 0..end, "{stream}");
+            assert!(serde_json::from_str::<Value>(&stream[body]).is_err(), "{stream}");
+        }
+    }
+
+    #[test]
+    fn brackets_are_counted_as_deep_as_anybody_reads() {
         let framing = StreamFraming { max_message: 1 << 20 };
-        let mut deep = "[".repeat(100_000);
-        let mut progress = Progress::default();
-        assert!(matches!(framing.decode(deep.as_bytes(), &mut progress), Step::NeedMore { .. }));
-        deep.push_str(&"]".repeat(100_000));
-        let step = framing.decode(deep.as_bytes(), &mut progress);
-        assert_eq!(step, Step::Message { body: 0..200_000, consumed: 200_000 });
+        for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("[{\"a\":", "}]")] {
+            let depth = 127 / open.matches(['[', '{']).count();
+            let deep = format!("{}1{}", open.repeat(depth), close.repeat(depth));
+            let step = framing.decode(deep.as_bytes(), &mut Progress::default());
+            assert_eq!(step, Step::Message { body: 0..deep.len(), consumed: deep.len() }, "{open}");
+        }
+        for open in ["[", "{\"a\":"] {
+            let deep = open.repeat(100_000);
+            let step = framing.decode(deep.as_bytes(), &mut Progress::default());
+            let end = 127 * open.len() + 1;
+            assert_eq!(step, Step::Message { body: 0..end, consumed: end }, "{open}");
+        }
     }
 
     #[test]

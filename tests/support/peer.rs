@@ -2,7 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt};
 use serde_json::{Value, json};
 
 use super::{PATIENCE, Service};
@@ -53,6 +55,13 @@ impl Reply {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
+    /// The code of an error in the native envelope or in JSON-RPC 2.0, or of a bare one.
+    pub fn code(&self) -> i64 {
+        let answer = self.json();
+        let places = [&answer["result"]["code"], &answer["error"]["code"], &answer["code"]];
+        places.into_iter().find_map(Value::as_i64).unwrap_or_else(|| panic!("no error: {self:?}"))
+    }
+
     /// A field of the head.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
@@ -75,11 +84,25 @@ impl Peer {
     }
 
     pub fn connect(address: SocketAddr, way: Way) -> Self {
-        let stream = TcpStream::connect(address).expect("the service accepts");
+        Self::on(TcpStream::connect(address).expect("the service accepts"), way)
+    }
+
+    fn on(stream: TcpStream, way: Way) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
         stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
         stream.set_nodelay(true).expect("the option exists");
         Self { stream, way, arrived: Vec::new() }
+    }
+
+    /// One that takes little at a time, so that a hundred kilobytes of answers already wait in the service.
+    pub fn narrow(service: &Service, way: Way) -> Self {
+        let socket =
+            socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        setsockopt(&socket, sockopt::TcpMaxSeg, &500).expect("the option exists");
+        setsockopt(&socket, sockopt::RcvBuf, &(4 << 10)).expect("the option exists");
+        let SocketAddr::V4(address) = service.socket_address() else { panic!("it listens on IPv4") };
+        connect(socket.as_raw_fd(), &SockaddrIn::from(address)).expect("the service accepts");
+        Self::on(TcpStream::from(socket), way)
     }
 
     pub fn send_bytes(&mut self, bytes: impl AsRef<[u8]>) {
@@ -212,7 +235,7 @@ impl Peer {
     }
 
     fn fill(&mut self) -> bool {
-        let mut piece = [0; 65_536];
+        let mut piece = [0; 16_384];
         let count = self.stream.read(&mut piece).expect("an answer or a close");
         self.arrived.extend_from_slice(&piece[..count]);
         count > 0

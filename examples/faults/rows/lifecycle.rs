@@ -200,9 +200,10 @@ impl Sent {
                 why = "an answer behind the one that was to be the last".to_owned();
             }
             goodbyes += u64::from(is_goodbye);
-            let message = match self.speech.is_ordered() {
-                true => unanswered.first().copied(),
-                false => self.speech.message_of(answer),
+            let message = if self.speech.is_ordered() {
+                unanswered.first().copied()
+            } else {
+                self.speech.message_of(answer)
             };
             let Some(place) = unanswered.iter().position(|waiting| Some(*waiting) == message) else {
                 why = format!("an answer to no call: {}", String::from_utf8_lossy(answer));

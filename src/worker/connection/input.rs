@@ -68,7 +68,8 @@ impl Input {
         self.needs
     }
 
-    pub(in crate::worker) fn waiting(&self) -> &[u8] {
+    /// What is there.
+    pub(super) fn waiting(&self) -> &[u8] {
         self.chunk.as_deref().unwrap_or_default()
     }
 }
