@@ -202,18 +202,13 @@ fn a_batch_that_is_refused_costs_no_call_beside_it_and_is_tried_again() {
             let patient = patient.clone();
             move || patient.call::<Value>("sleep", &json!({ "ms": 300 }))
         });
-        let both: Vec<u32> = patient
-            .batch()
-            .call("echo", &1)
-            .call("echo", &2)
-            .send()
-            .into_iter()
-            .collect::<Result<_, _>>()
-            .expect("two echoes");
-        assert_eq!(both, [1, 2]);
+        // By position: JSON-RPC has no other params than arrays and objects.
+        let batch = patient.batch().call("echo", &[1]).call("echo", &[2]);
+        let both: Vec<[u32; 1]> = batch.send().into_iter().collect::<Result<_, _>>().expect("two echoes");
+        assert_eq!(both, [[1], [2]]);
         // More than the queue holds are not taken at all.
         let many = (0..9_u32).fold(patient.batch(), |batch, n| batch.call("echo", &n));
-        for result in many.send::<u32>() {
+        for result in many.send_raw() {
             assert!(matches!(&result, Err(ClientError::Remote(error)) if error.code == -32600), "{result:?}");
         }
         beside.join().expect("no panic").expect("it wakes");
