@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use support::{Folder, Service, rig};
 use tine::{Client, ClientError};
@@ -187,4 +188,49 @@ fn a_call_that_is_too_large_is_told_so_among_others() {
         }
     });
     assert_eq!(client.call::<u32>("echo", &7).expect("an echo"), 7);
+}
+
+#[test]
+fn a_batch_that_is_refused_costs_no_call_beside_it_and_is_tried_again() {
+    let service = Service::start("processes = 1\nthreads = 1\n[limits]\nqueue = 8\nqueue_wait = \"20ms\"");
+    let client = client(&service).json_rpc();
+    client.notify("sleep", &json!({ "ms": 1 })).expect("the service listens");
+    thread::scope(|scope| {
+        // Refused while the other has the only thread.
+        let patient = client.clone().retries(10_000);
+        let beside = scope.spawn({
+            let patient = patient.clone();
+            move || patient.call::<Value>("sleep", &json!({ "ms": 300 }))
+        });
+        // By position: JSON-RPC has no other params than arrays and objects.
+        let batch = patient.batch().call("echo", &[1]).call("echo", &[2]);
+        let both: Vec<[u32; 1]> = batch.send().into_iter().collect::<Result<_, _>>().expect("two echoes");
+        assert_eq!(both, [[1], [2]]);
+        // More than the queue holds are not taken at all.
+        let many = (0..9_u32).fold(patient.batch(), |batch, n| batch.call("echo", &n));
+        for result in many.send_raw() {
+            assert!(matches!(&result, Err(ClientError::Remote(error)) if error.code == -32600), "{result:?}");
+        }
+        beside.join().expect("no panic").expect("it wakes");
+    });
+}
+
+/// An error that names no call used to end the connection for all, and dropping it would leave its caller waiting for ever.
+#[test]
+fn a_call_that_the_server_cannot_read_is_told_so_among_others() {
+    let service = Service::start("processes = 1\nthreads = 4");
+    let client = client(&service);
+    let half_a_pair =
+        RawValue::from_string(r#""\ud83d""#.to_owned()).expect("JSON as far as it is looked at");
+    thread::scope(|scope| {
+        let beside = scope.spawn(|| client.call::<Value>("sleep", &json!({ "ms": 100 })));
+        client.notify("echo", &half_a_pair).expect("the service listens");
+        let unread = client.call_raw("echo", Some(&half_a_pair));
+        assert!(
+            matches!(&unread, Err(ClientError::Remote(error)) if error.code == -32700)
+                || matches!(&unread, Err(ClientError::Protocol(_))),
+            "{unread:?}"
+        );
+        beside.join().expect("no panic").expect("it wakes");
+    });
 }

@@ -68,7 +68,9 @@ impl<'a> Batch<'a> {
 
     /// Sends them and waits for all results, which come in the order in which the calls were added, all of one type. Each
     /// call has its own error; those of [`Client::call`]. The client's [`timeout`](Client::timeout) and
-    /// [`retries`](Client::retries) hold for the batch as a whole: tried again are those calls that were refused.
+    /// [`retries`](Client::retries) hold for the batch as a whole. A try after the first one sends only those calls that were
+    /// refused or not taken, together as before; in either envelope, and whether the server refuses calls of a batch one by one or
+    /// all of them with one error.
     ///
     /// ```no_run
     /// # let client = tine::Client::connect("127.0.0.1:8080")?;

@@ -104,8 +104,8 @@ impl Shared {
         let mut failures = 0;
         loop {
             let told = self.through(times, |connection| {
-                let bytes = request::notification(asked, left(times)?)?;
-                Ok(connection.tell(&bytes, times))
+                let notification = request::notification(asked, left(times)?)?;
+                Ok(connection.tell(&notification, times))
             });
             let error = match told.and_then(|told| told) {
                 Ok(()) => return Ok(()),

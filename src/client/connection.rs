@@ -19,11 +19,12 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::answer::{self, Arrived};
 use super::error::ClientError;
 use super::input::{Input, TooLong};
-use super::request::Outgoing;
+use super::request::{Notification, Outgoing};
 use super::stream::{Broken, Deadline, Stream};
-use super::waiting::{Outcome, Waiting};
+use super::waiting::{Outcome, Settled, Waiting};
 
-/// How long a writer that the socket has no room for leaves reading to another before it looks whether that one still does.
+/// How long a writer that the socket has no room for leaves reading to another before it looks whether that one still does, and
+/// a reader waits in the kernel while a caller that gives up could decide something for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What may still come after the server has refused the rest of a message: its reason, which it sent before.
@@ -119,11 +120,10 @@ impl Connection {
             if !state.takes_calls() {
                 return Err(NotSent);
             }
-            let lengths = calls.places.iter().map(|place| place.length);
-            state.waiting.join(calls.first, lengths, calls.is_array, Arc::clone(&wake));
+            state.waiting.join(calls.first, &calls.places, calls.is_array, Arc::clone(&wake));
         }
         let began = Instant::now();
-        let written = self.write_in_turn(&calls.bytes, times.sending);
+        let written = self.write_in_turn(&calls.bytes, times.sending, |waiting| waiting.goes(calls.first));
         let until = match written.result {
             Ok(()) => times.waiting,
             Err(Broken::Closed) if written.bytes > 0 => {
@@ -135,23 +135,22 @@ impl Connection {
         let mut state = self.state.lock();
         self.await_answers(&mut state, calls.first, &wake, until);
         if !state.waiting.is_complete(calls.first) && written.bytes > 0 {
-            state.waiting.strays();
             state.doubt_since(began);
         }
-        let outcomes = state.waiting.leave(calls.first);
+        let outcomes = state.waiting.leave(calls.first, written.bytes > 0);
+        let settled = state.waiting.look_again();
+        state.follow(&settled);
         self.conclude(calls, outcomes, &written, &state, times)
     }
 
     /// Sends a message that nothing comes back for.
-    pub(super) fn tell(&self, bytes: &[u8], times: Times) -> Result<Result<(), ClientError>, NotSent> {
-        {
-            let mut state = self.state.lock();
-            if !state.takes_calls() {
-                return Err(NotSent);
-            }
-            state.waiting.strays();
-        }
-        match self.write_in_turn(bytes, times.sending).result {
+    pub(super) fn tell(
+        &self,
+        notification: &Notification,
+        times: Times,
+    ) -> Result<Result<(), ClientError>, NotSent> {
+        let Notification { bytes, place } = notification;
+        match self.write_in_turn(bytes, times.sending, |waiting| waiting.tells(*place)).result {
             Ok(()) => Ok(Ok(())),
             Err(Broken::Closed) => Err(NotSent),
             Err(Broken::TimedOut) => Ok(Err(times.up())),
@@ -159,8 +158,9 @@ impl Connection {
         }
     }
 
-    /// Writes when it is this caller's turn. Whatever leaves a message half written ends the connection.
-    fn write_in_turn(&self, bytes: &[u8], deadline: Deadline) -> Written {
+    /// Writes when it is this caller's turn, of which `waiting` hears. Whatever leaves a message half written ends the
+    /// connection.
+    fn write_in_turn(&self, bytes: &[u8], deadline: Deadline, goes: impl FnOnce(&mut Waiting)) -> Written {
         let turn = match deadline.moment() {
             None => Some(self.turn.lock()),
             Some(moment) => self.turn.try_lock_until(moment),
@@ -168,8 +168,12 @@ impl Connection {
         if turn.is_none() {
             return Written { bytes: 0, result: Err(Broken::TimedOut) };
         }
-        if !self.state.lock().takes_calls() {
-            return Written { bytes: 0, result: Err(Broken::Closed) };
+        {
+            let mut state = self.state.lock();
+            if !state.takes_calls() {
+                return Written { bytes: 0, result: Err(Broken::Closed) };
+            }
+            goes(&mut state.waiting);
         }
         let mut count = 0;
         let began = Instant::now();
@@ -230,7 +234,13 @@ impl Connection {
     ) {
         while state.ended.is_none() && !state.waiting.is_complete(first) && deadline.left().is_ok() {
             if state.input.is_some() {
-                self.look(state, Some(deadline));
+                let until = if state.waiting.is_in_doubt() {
+                    // Another who gives up may decide it, and could not wake who waits in the kernel.
+                    deadline.or_sooner(Deadline::after(Some(LOOK_AGAIN)))
+                } else {
+                    deadline
+                };
+                self.look(state, Some(until));
                 continue;
             }
             state.waiting.sleeps(first, true);
@@ -260,12 +270,7 @@ impl Connection {
         state.last_arrival = Instant::now();
         for message in arrived {
             match state.waiting.settle(message) {
-                Ok(settled) => {
-                    state.is_leaving |= settled.is_leaving;
-                    settled.wake.iter().for_each(|wake| {
-                        wake.notify_one();
-                    });
-                }
+                Ok(settled) => state.follow(&settled),
                 Err(why) => {
                     end = Some(End::Protocol(why));
                     break;
@@ -356,6 +361,13 @@ impl State {
         {
             sleeper.notify_one();
         }
+    }
+
+    fn follow(&mut self, settled: &Settled) {
+        self.is_leaving |= settled.is_leaving;
+        settled.wake.iter().for_each(|wake| {
+            wake.notify_one();
+        });
     }
 
     fn takes_calls(&self) -> bool {

@@ -208,9 +208,10 @@ impl Client {
     }
 
     /// Tries a call again, so many times at most, if it was certainly not run: the server refused it as overloaded
-    /// (-32000) or because its method is in quarantine (-32004), or nobody listens. Waits in between, as long as the server
-    /// says, if that is within the call's [`timeout`](Self::timeout); otherwise the error is returned at once. What was
-    /// sent and not answered is never sent again.
+    /// (-32000) or because its method is in quarantine (-32004), or nobody listens, or whoever does hangs up before the call
+    /// is through. Waits before each try, as long as the server says but for 30 seconds at most; if what the server says is
+    /// not within the call's [`timeout`](Self::timeout), the error is returned at once. What was sent and not answered is
+    /// never sent again. Of a [`batch`](Self::batch) only those calls are tried again that were not run.
     ///
     /// ```no_run
     /// # use std::time::Duration;

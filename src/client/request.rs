@@ -1,7 +1,7 @@
 //! Calls to bytes, in either envelope and length-prefix framing.
 //!
-//! `exchange` asks for the bytes of a call, of several, or of a notification; `connection` sends them and knows by the places
-//! that stand beside them which calls the server may have. No sockets here.
+//! `calls` asks for the bytes of a call, of several, or of a notification; `connection` sends them and knows by the places
+//! that stand beside them which calls the server may have, and which it can't read. No sockets here.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use super::error::ClientError;
 use super::input::HEAD;
+use crate::rpc;
 
 /// How calls are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,6 +45,16 @@ pub(super) struct Place {
     pub(super) end: usize,
     /// The bytes of its message, without the prefix.
     pub(super) length: usize,
+    /// The server will find the call's id in it. Not so where params are JSON to `serde_json` and to no server: half a
+    /// surrogate pair, or too many levels of nesting.
+    pub(super) is_readable: bool,
+}
+
+/// A call that is not answered, as it goes over the connection.
+#[derive(Debug)]
+pub(super) struct Notification {
+    pub(super) bytes: Vec<u8>,
+    pub(super) place: Place,
 }
 
 /// `left` is the callers' deadline. Several calls are an array in JSON-RPC, messages in a row in the native envelope.
@@ -70,10 +81,10 @@ pub(super) fn calls(
 }
 
 /// A call that is not answered. The native envelope has none, so it is always written in JSON-RPC.
-pub(super) fn notification(asked: &Asked<'_>, left: Option<Duration>) -> Result<Vec<u8>, ClientError> {
+pub(super) fn notification(asked: &Asked<'_>, left: Option<Duration>) -> Result<Notification, ClientError> {
     let mut bytes = Vec::new();
-    message(&mut bytes, &JsonRpc::new(asked, None, left.map(whole_ms)))?;
-    Ok(bytes)
+    let place = message(&mut bytes, &JsonRpc::new(asked, None, left.map(whole_ms)))?;
+    Ok(Notification { bytes, place })
 }
 
 /// The deadline as the server is told it. Less than a millisecond is still some time: 0 would say that it has passed.
@@ -165,7 +176,9 @@ fn message(bytes: &mut Vec<u8>, content: &impl Serialize) -> Result<Place, Clien
     if let Some(head) = bytes.get_mut(begin..begin.saturating_add(HEAD)) {
         head.copy_from_slice(&prefix.to_le_bytes());
     }
-    Ok(Place { end, length })
+    let written = bytes.get(begin.saturating_add(HEAD)..).unwrap_or_default();
+    let is_readable = rpc::parse(written, rpc::Form::Native).is_ok();
+    Ok(Place { end, length, is_readable })
 }
 
 #[cfg(test)]
@@ -183,7 +196,8 @@ mod tests {
         while let Some((head, after)) = rest.split_first_chunk::<HEAD>() {
             let (body, after) = after.split_at(u32::from_le_bytes(*head) as usize);
             messages.push(String::from_utf8(body.to_vec()).expect("JSON is text"));
-            let place = Place { end: outgoing.bytes.len() - after.len(), length: body.len() };
+            let end = outgoing.bytes.len() - after.len();
+            let place = Place { end, length: body.len(), is_readable: true };
             assert!(outgoing.places.contains(&place), "{place:?}");
             rest = after;
         }
@@ -247,9 +261,28 @@ mod tests {
     fn a_notification_has_no_id() {
         let params = raw("[1]");
         let asked = Asked { method: "log", params: Some(&params) };
-        let bytes = notification(&asked, None).expect("a notification");
+        let Notification { bytes, place } = notification(&asked, None).expect("a notification");
+        assert!(place.is_readable);
         assert_eq!(&bytes[HEAD..], br#"{"jsonrpc":"2.0","method":"log","params":[1]}"#);
         assert_eq!(bytes[..HEAD], u32::try_from(bytes.len() - HEAD).expect("short").to_le_bytes());
+    }
+
+    #[test]
+    fn params_that_no_server_reads_are_known_before_they_are_sent() {
+        let deep = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        for (params, expected) in
+            [("\"\\ud83d\\ude00\"", true), ("\"\\ud83d\"", false), (&deep(127), true), (&deep(128), false)]
+        {
+            let params = raw(params);
+            let asked = Asked { method: "echo", params: Some(&params) };
+            let places = calls(Envelope::Native, 7, &[asked], None).expect("bytes").places;
+            assert_eq!(places[0].is_readable, expected, "{params}");
+            let told = notification(&asked, None).expect("bytes");
+            assert_eq!(told.place.is_readable, expected, "{params}");
+            let beside = Asked { method: "echo", params: None };
+            let places = calls(Envelope::JsonRpc, 7, &[beside, asked], None).expect("bytes").places;
+            assert!(expected || places.iter().all(|place| !place.is_readable), "{params}");
+        }
     }
 
     #[test]

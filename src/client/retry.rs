@@ -17,8 +17,12 @@ const FIRST: Duration = Duration::from_millis(100);
 /// The longest pause while there is no server.
 const LONGEST: Duration = Duration::from_secs(1);
 
+/// The longest pause that a server is granted, as long as the default cool-down of a quarantine. Without it one bad number would
+/// put a call without a timeout to sleep for years.
+const LONGEST_ADVISED: Duration = Duration::from_secs(30);
+
 /// How long to wait before the next try of what has failed so many times before this error. `None` to give up: what is left of
-/// the call's time would not outlast the pause, or the call may have run.
+/// the call's time would not outlast the pause that the server asks for, or the call may have run.
 pub(super) fn pause(error: &ClientError, failures: u32, left: Option<Duration>) -> Option<Duration> {
     let pause = match error {
         ClientError::Remote(error) if REFUSED.contains(&error.code) => advised(error),
@@ -27,7 +31,7 @@ pub(super) fn pause(error: &ClientError, failures: u32, left: Option<Duration>) 
         }
         _ => return None,
     };
-    left.is_none_or(|left| pause < left).then_some(pause)
+    left.is_none_or(|left| pause < left).then_some(pause.min(LONGEST_ADVISED))
 }
 
 fn advised(error: &RemoteError) -> Duration {
@@ -67,6 +71,10 @@ mod tests {
             (remote(-32000, "null"), 0, None, Some(ms(100))),
             (remote(-32000, r#"{"retry_after_ms":"soon"}"#), 0, None, Some(ms(100))),
             (remote(-32004, r#"{"retry_after_ms":20000}"#), 0, None, Some(ms(20_000))),
+            // No number makes a call sleep for years, and the call that hasn't the time asked for doesn't try at all.
+            (remote(-32000, r#"{"retry_after_ms":18446744073709551615}"#), 0, None, Some(ms(30_000))),
+            (remote(-32000, r#"{"retry_after_ms":40000}"#), 0, Some(ms(60_000)), Some(ms(30_000))),
+            (remote(-32000, r#"{"retry_after_ms":40000}"#), 0, Some(ms(35_000)), None),
             (no_server(), 0, None, Some(ms(100))),
             (no_server(), 2, None, Some(ms(400))),
             (no_server(), u32::MAX, None, Some(ms(1_000))),

@@ -1,20 +1,21 @@
 //! Who waits for which answers on a connection, and whose an answer is.
 //!
 //! Values in, decisions out: no socket, no clock, no lock. `connection` keeps one of these under its lock, and wakes whom it
-//! is told to. Callers ask for a group of calls with ids in a row; a single call is a group of one.
+//! is told to. Callers ask for a group of calls with ids in a row; a single call is a group of one. Errors that name no call are
+//! the business of `unnamed`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Condvar;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::answer::{Answer, Arrived};
 use super::error::{ClientError, RemoteError};
+use super::request::Place;
+use unnamed::{Held, Strays};
 
-/// The code of an error about a message that the server has not read, since it is longer than `data.limit`.
-const TOO_LARGE: i32 = -32003;
+mod unnamed;
 
 pub(super) type Outcome = Result<Box<RawValue>, ClientError>;
 
@@ -24,8 +25,9 @@ pub(super) struct Waiting {
     groups: BTreeMap<u64, Group>,
     /// Answers to ids above this one were never asked for.
     highest: u64,
-    /// Something was sent whose answer, or whose error, nobody waits for.
-    has_strays: bool,
+    strays: Strays,
+    /// Errors without an id that could be about several messages so far.
+    held: Vec<Held>,
 }
 
 #[derive(Debug)]
@@ -33,14 +35,17 @@ struct Group {
     calls: Vec<Call>,
     /// All are members of one message.
     is_array: bool,
+    /// The server may have some of it.
+    is_on_its_way: bool,
+    /// An error without an id was taken to be about it. An answer that names its calls is believed nevertheless.
+    is_guessed: bool,
     wake: Arc<Condvar>,
     is_asleep: bool,
 }
 
 #[derive(Debug)]
 struct Call {
-    /// Bytes of its message.
-    length: usize,
+    place: Place,
     outcome: Option<Outcome>,
 }
 
@@ -49,34 +54,40 @@ struct Call {
 pub(super) struct Settled {
     /// Whose last answer this was, if they sleep.
     pub(super) wake: Vec<Arc<Condvar>>,
-    /// There was an error without an id: the server may be about to hang up.
+    /// The server is about to hang up, or there is a doubt about a message that another connection would not have.
     pub(super) is_leaving: bool,
 }
 
 impl Waiting {
-    /// A group that is about to be sent: its first id and the length of each call's message.
-    pub(super) fn join(
-        &mut self,
-        first: u64,
-        lengths: impl Iterator<Item = usize>,
-        is_array: bool,
-        wake: Arc<Condvar>,
-    ) {
-        let calls: Vec<Call> = lengths.map(|length| Call { length, outcome: None }).collect();
+    /// A group that waits for its turn to be sent, by its first id.
+    pub(super) fn join(&mut self, first: u64, places: &[Place], is_array: bool, wake: Arc<Condvar>) {
+        let calls: Vec<Call> = places.iter().map(|place| Call { place: *place, outcome: None }).collect();
         let count = u64::try_from(calls.len()).unwrap_or(u64::MAX);
         self.highest = self.highest.max(first.saturating_add(count).saturating_sub(1));
-        self.groups.insert(first, Group { calls, is_array, wake, is_asleep: false });
+        let (is_on_its_way, is_guessed, is_asleep) = (false, false, false);
+        self.groups.insert(first, Group { calls, is_array, is_on_its_way, is_guessed, wake, is_asleep });
     }
 
-    /// The group's outcomes so far, in the order of its ids. Answers that come later reach nobody.
-    pub(super) fn leave(&mut self, first: u64) -> Vec<Option<Outcome>> {
-        let group = self.groups.remove(&first);
-        group.map(|group| group.calls.into_iter().map(|call| call.outcome).collect()).unwrap_or_default()
+    /// It is the group's turn: the next byte that is sent is its first.
+    pub(super) fn goes(&mut self, first: u64) {
+        if let Some(group) = self.groups.get_mut(&first) {
+            group.is_on_its_way = true;
+        }
     }
 
-    /// From now on an error without an id may be about something that nobody waits for.
-    pub(super) fn strays(&mut self) {
-        self.has_strays = true;
+    /// A message is about to be sent that nobody waits for.
+    pub(super) fn tells(&mut self, place: Place) {
+        self.strays.told(place);
+    }
+
+    /// The group's outcomes so far, in the order of its ids. Answers that come later reach nobody. A group of which nothing was
+    /// sent has none.
+    pub(super) fn leave(&mut self, first: u64, was_sent: bool) -> Vec<Option<Outcome>> {
+        let Some(group) = self.groups.remove(&first) else { return Vec::new() };
+        if was_sent && !group.is_complete() {
+            self.strays.left(first, &group);
+        }
+        group.calls.into_iter().map(|call| call.outcome).collect()
     }
 
     pub(super) fn is_complete(&self, first: u64) -> bool {
@@ -103,9 +114,11 @@ impl Waiting {
         let mut settled = Settled::default();
         let mut without_id = None;
         let mut array_of = None;
+        let mut names_calls = false;
         for Answer { id, outcome } in arrived.answers {
             match (id, outcome) {
                 (Some(id), outcome) => {
+                    names_calls = true;
                     let first = self.assign(id, outcome.map_err(ClientError::Remote), &mut settled)?;
                     array_of = array_of.or(first);
                 }
@@ -116,9 +129,10 @@ impl Waiting {
         // One array answers all members of another: what it lacks never comes.
         if let Some(first) = array_of.filter(|_| arrived.is_array) {
             self.close_array(first, without_id, &mut settled);
-        } else if let Some(error) = without_id {
-            self.assign_by_guess(error, &mut settled)?;
+        } else if let Some(error) = without_id.filter(|_| !names_calls) {
+            self.suspect(error, &mut settled)?;
         }
+        self.decide(&mut settled);
         Ok(settled)
     }
 
@@ -130,15 +144,21 @@ impl Waiting {
                 self.highest
             ));
         }
-        let Some((first, group)) = self.groups.range_mut(..=id).next_back() else { return Ok(None) };
-        let place = usize::try_from(id.saturating_sub(*first)).unwrap_or(usize::MAX);
+        let group = self.groups.range_mut(..=id).next_back().and_then(|(first, group)| {
+            let place = usize::try_from(id.saturating_sub(*first)).ok()?;
+            (place < group.calls.len()).then_some((*first, place, group))
+        });
+        let Some((first, place, group)) = group else {
+            self.strays.answered(id);
+            return Ok(None);
+        };
         let Some(call) = group.calls.get_mut(place) else { return Ok(None) };
-        if call.outcome.is_some() {
+        if call.outcome.is_some() && !group.is_guessed {
             return Err(format!("expected one answer to call {id}, found a second one"));
         }
         call.outcome = Some(outcome);
         group.tell(settled);
-        Ok(Some(*first))
+        Ok(Some(first))
     }
 
     fn close_array(&mut self, first: u64, without_id: Option<RemoteError>, settled: &mut Settled) {
@@ -146,54 +166,22 @@ impl Waiting {
         if group.is_complete() {
             return;
         }
-        group.fill(
-            |_| true,
-            || match &without_id {
+        for call in group.calls.iter_mut().filter(|call| call.outcome.is_none()) {
+            call.outcome = Some(Err(match &without_id {
                 Some(error) => ClientError::Remote(error.clone()),
                 None => ClientError::Protocol(
                     "expected an answer to each call of a batch in one array, found none to this one"
                         .to_owned(),
                 ),
-            },
-        );
+            }));
+        }
         group.tell(settled);
-    }
-
-    /// An error without an id: the server names no call. With a limit it is about the first message that exceeds it, else it
-    /// can only be told when nothing but one message is on its way.
-    fn assign_by_guess(&mut self, error: RemoteError, settled: &mut Settled) -> Result<(), String> {
-        settled.is_leaving = true;
-        let limit = (error.code == TOO_LARGE).then(|| limit_of(&error)).flatten();
-        let is_meant = |call: &Call| limit.is_none_or(|limit| call.length > limit);
-        let is_only = self.groups.len() == 1 && !self.has_strays;
-        let meant = self.groups.values_mut().find(|group| {
-            let mut open = group.calls.iter().filter(|call| call.outcome.is_none() && is_meant(call));
-            open.next().is_some()
-                && (limit.is_some() || (is_only && (group.is_array || open.next().is_none())))
-        });
-        let Some(group) = meant else {
-            return Err(format!(
-                "expected errors with the id of their call, found one that could be about several: {error}"
-            ));
-        };
-        group.fill(is_meant, || ClientError::Remote(error.clone()));
-        group.tell(settled);
-        Ok(())
     }
 }
 
 impl Group {
     fn is_complete(&self) -> bool {
         self.calls.iter().all(|call| call.outcome.is_some())
-    }
-
-    /// Ends open calls with an error: the first that is meant, or all of them if they are one message.
-    fn fill(&mut self, is_meant: impl Fn(&Call) -> bool, error: impl Fn() -> ClientError) {
-        let count = if self.is_array { self.calls.len() } else { 1 };
-        for call in self.calls.iter_mut().filter(|call| call.outcome.is_none() && is_meant(call)).take(count)
-        {
-            call.outcome = Some(Err(error()));
-        }
     }
 
     fn tell(&self, settled: &mut Settled) {
@@ -203,145 +191,5 @@ impl Group {
     }
 }
 
-fn limit_of(error: &RemoteError) -> Option<usize> {
-    #[derive(Deserialize)]
-    struct Data {
-        limit: usize,
-    }
-    let data: Data = serde_json::from_str(error.data.as_ref()?.get()).ok()?;
-    Some(data.limit)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::super::answer;
-    use super::*;
-
-    fn waiting(groups: &[(u64, &[usize], bool)]) -> Waiting {
-        let mut waiting = Waiting::default();
-        for (first, lengths, is_array) in groups {
-            waiting.join(*first, lengths.iter().copied(), *is_array, Arc::default());
-        }
-        waiting
-    }
-
-    fn settle(waiting: &mut Waiting, message: &str) -> Result<Settled, String> {
-        waiting.settle(answer::read(message.as_bytes()).expect("an answer"))
-    }
-
-    /// What each call of a group came to: its result, its error's code, or nothing yet.
-    fn outcomes(waiting: &mut Waiting, first: u64) -> Vec<String> {
-        let told = |outcome: Option<Outcome>| match outcome {
-            None => "open".to_owned(),
-            Some(Ok(result)) => result.get().to_owned(),
-            Some(Err(ClientError::Remote(error))) => error.code.to_string(),
-            Some(Err(ClientError::Protocol(_))) => "protocol".to_owned(),
-            Some(Err(other)) => panic!("{other}"),
-        };
-        waiting.leave(first).into_iter().map(told).collect()
-    }
-
-    fn result(id: u64) -> String {
-        format!(r#"{{"out":"echo","result":{},"id":{id}}}"#, id.saturating_mul(10))
-    }
-
-    fn error(code: i32, data: &str) -> String {
-        format!(r#"{{"out":"error","result":{{"code":{code},"message":"no","data":{data}}}}}"#)
-    }
-
-    #[test]
-    fn each_answer_reaches_who_asked_in_whatever_order_they_come() {
-        let mut waiting = waiting(&[(1, &[9], false), (2, &[9, 9, 9], false), (5, &[9], false)]);
-        for id in [4, 5, 2, 1] {
-            assert!(settle(&mut waiting, &result(id)).is_ok());
-        }
-        assert!(waiting.is_complete(1) && waiting.is_complete(5) && !waiting.is_complete(2));
-        assert_eq!(outcomes(&mut waiting, 2), ["20", "open", "40"]);
-        assert_eq!(outcomes(&mut waiting, 5), ["50"]);
-        assert_eq!(outcomes(&mut waiting, 1), ["10"]);
-    }
-
-    #[test]
-    fn a_late_answer_reaches_nobody_and_harms_nobody() {
-        let mut waiting = waiting(&[(1, &[9], false), (2, &[9, 9], false), (4, &[9], false)]);
-        assert_eq!(outcomes(&mut waiting, 2), ["open", "open"]);
-        for id in [2, 3, 4] {
-            assert!(settle(&mut waiting, &result(id)).is_ok());
-        }
-        assert_eq!(outcomes(&mut waiting, 1), ["open"]);
-        assert_eq!(outcomes(&mut waiting, 4), ["40"]);
-    }
-
-    #[test]
-    fn an_answer_to_what_was_never_asked_and_a_second_one_are_refused() {
-        for id in [0, 3, u64::MAX] {
-            let mut waiting = waiting(&[(1, &[9, 9], false)]);
-            let why = settle(&mut waiting, &result(id)).expect_err("refused");
-            assert!(why.contains(&format!("id {id}")), "{why}");
-        }
-        let mut waiting = waiting(&[(1, &[9, 9], false)]);
-        assert!(settle(&mut waiting, &result(1)).is_ok());
-        assert!(settle(&mut waiting, &result(1)).expect_err("refused").contains("second"));
-    }
-
-    #[test]
-    fn only_sleepers_whose_last_answer_came_are_woken() {
-        let mut waiting = waiting(&[(1, &[9, 9], false), (3, &[9], false)]);
-        waiting.sleeps(1, true);
-        for (id, woken) in [(1, 0), (3, 0), (2, 1)] {
-            assert_eq!(settle(&mut waiting, &result(id)).expect("assigned").wake.len(), woken, "{id}");
-        }
-        assert_eq!(waiting.sleepers().count(), 1);
-        waiting.sleeps(1, false);
-        assert!(waiting.a_sleeper().is_none());
-    }
-
-    #[test]
-    fn an_error_without_an_id_is_about_the_only_message() {
-        let mut alone = waiting(&[(1, &[9], false)]);
-        assert!(settle(&mut alone, &error(-32600, "null")).expect("assigned").is_leaving);
-        assert_eq!(outcomes(&mut alone, 1), ["-32600"]);
-        let mut array = waiting(&[(1, &[9, 9], true)]);
-        assert!(settle(&mut array, &error(-32600, "null")).is_ok());
-        assert_eq!(outcomes(&mut array, 1), ["-32600", "-32600"]);
-    }
-
-    #[test]
-    fn an_error_without_an_id_that_could_be_about_several_is_refused() {
-        let two: [&[(u64, &[usize], bool)]; 2] =
-            [&[(1, &[9], false), (2, &[9], false)], &[(1, &[9, 9], false)]];
-        for groups in two {
-            assert!(settle(&mut waiting(groups), &error(-32600, "null")).is_err(), "{groups:?}");
-        }
-        let mut strayed = waiting(&[(1, &[9], false)]);
-        strayed.strays();
-        assert!(settle(&mut strayed, &error(-32600, "null")).is_err());
-        assert!(settle(&mut waiting(&[]), &error(-32600, "null")).is_err());
-    }
-
-    #[test]
-    fn too_large_is_the_first_message_over_the_limit() {
-        let groups: [(u64, &[usize], bool); 3] =
-            [(1, &[10], false), (2, &[10, 11, 12], false), (5, &[99], false)];
-        let mut rows = waiting(&groups);
-        assert!(settle(&mut rows, &error(-32003, r#"{"limit":10}"#)).is_ok());
-        assert_eq!(outcomes(&mut rows, 2), ["open", "-32003", "open"]);
-        assert_eq!(outcomes(&mut rows, 5), ["open"]);
-        let mut array = waiting(&[(1, &[9], false), (2, &[11, 11], true)]);
-        assert!(settle(&mut array, &error(-32003, r#"{"limit":10}"#)).is_ok());
-        assert_eq!(outcomes(&mut array, 2), ["-32003", "-32003"]);
-        assert!(settle(&mut waiting(&groups), &error(-32003, r#"{"limit":99}"#)).is_err());
-    }
-
-    #[test]
-    fn what_an_array_of_answers_lacks_never_comes() {
-        let member = |id: u64| format!(r#"{{"jsonrpc":"2.0","result":{id}0,"id":{id}}}"#);
-        let mut lacking = waiting(&[(1, &[9, 9, 9], true)]);
-        assert!(settle(&mut lacking, &format!("[{},{}]", member(3), member(1))).is_ok());
-        assert_eq!(outcomes(&mut lacking, 1), ["10", "protocol", "30"]);
-        let mut refused = waiting(&[(1, &[9, 9], true)]);
-        let nameless = r#"{"jsonrpc":"2.0","error":{"code":-32600,"message":"no"},"id":null}"#;
-        assert!(settle(&mut refused, &format!("[{nameless},{}]", member(2))).is_ok());
-        assert_eq!(outcomes(&mut refused, 1), ["-32600", "20"]);
-    }
-}
+mod tests;

@@ -93,6 +93,95 @@ fn a_batch_is_one_array_and_answered_by_one() {
     server.finish();
 }
 
+/// An error for a whole batch, as servers have it that don't answer it call by call.
+fn refuse_batch(caller: &mut impl Write, code: i32) {
+    let error = json!({"code": code, "message": "no", "data": {"retry_after_ms": 1}});
+    write(caller, &json!({"jsonrpc": "2.0", "error": error, "id": null}));
+}
+
+/// It used to end the connection: the call failed as one that may have run, and the batch was never tried again.
+#[test]
+fn a_batch_that_is_refused_as_a_whole_is_tried_again_and_harms_no_call_beside_it() {
+    let (read, is_read) = mpsc::channel();
+    let server = Script::start(move |listener| {
+        let mut caller = accept(listener);
+        // The notification, which no error of the batch is to be taken for.
+        read_call(&mut caller);
+        let beside = read_call(&mut caller);
+        read.send(()).expect("a running test");
+        read_call(&mut caller);
+        refuse_batch(&mut caller, -32000);
+        let again = read_call(&mut caller);
+        write(
+            &mut caller,
+            &json!([
+                {"jsonrpc": "2.0", "result": "b", "id": again[1]["id"]},
+                {"jsonrpc": "2.0", "result": "a", "id": again[0]["id"]},
+            ]),
+        );
+        read_call(&mut caller);
+        refuse_batch(&mut caller, -32600);
+        write(&mut caller, &json!({"jsonrpc": "2.0", "result": "beside", "id": beside["id"]}));
+        hung_up(&mut caller);
+    });
+    let client = json_rpc(&server).retries(3);
+    thread::scope(|scope| {
+        client.notify("log", "x").expect("a server that listens");
+        let call = scope.spawn(|| echoed(&client, "x"));
+        is_read.recv().expect("a running script");
+        let batch = || client.batch().call("a", &1).call("b", &2).send::<String>();
+        let results: Vec<String> = batch().into_iter().collect::<Result<_, _>>().expect("two results");
+        assert_eq!(results, ["a", "b"]);
+        for result in batch() {
+            assert!(matches!(&result, Err(ClientError::Remote(error)) if error.code == -32600), "{result:?}");
+        }
+        assert_eq!(call.join().expect("no panic").expect("a result"), "beside");
+    });
+    drop(client);
+    server.finish();
+}
+
+#[test]
+fn of_the_calls_in_an_array_only_those_that_were_refused_are_made_again() {
+    let server = Script::start(|listener| {
+        let mut caller = accept(listener);
+        read_call(&mut caller);
+        let refused = |code, id| {
+            let error = json!({"code": code, "message": "later", "data": {"retry_after_ms": 1}});
+            json!({"jsonrpc": "2.0", "error": error, "id": id})
+        };
+        write(
+            &mut caller,
+            &json!([
+                refused(-32000, 1),
+                {"jsonrpc": "2.0", "result": "b", "id": 2},
+                refused(-32004, 3),
+                refused(-32002, 4),
+            ]),
+        );
+        let again = read_call(&mut caller);
+        assert_eq!(
+            (&again[0]["method"], &again[1]["method"], &again[2]),
+            (&json!("a"), &json!("c"), &json!(null))
+        );
+        write(&mut caller, &json!([refused(-32000, 5), {"jsonrpc": "2.0", "result": "c", "id": 6}]));
+        // The last of them alone is no batch any more.
+        assert_eq!(read_call(&mut caller)["method"], json!("a"));
+        write(&mut caller, &json!({"jsonrpc": "2.0", "result": "a", "id": 7}));
+        hung_up(&mut caller);
+    });
+    let client = json_rpc(&server).retries(2);
+    let batch = client.batch().call("a", &1).call("b", &2).call("c", &3).call("d", &4);
+    let [a, b, c, d] = batch.send::<String>().try_into().expect("four results");
+    assert_eq!(
+        (a.expect("a result"), b.expect("a result"), c.expect("a result")),
+        ("a".into(), "b".into(), "c".into())
+    );
+    assert!(matches!(d, Err(ClientError::Remote(error)) if error.code == -32002));
+    drop(client);
+    server.finish();
+}
+
 #[test]
 fn a_notification_is_sent_and_not_waited_for() {
     let server = Script::start(|listener| {
