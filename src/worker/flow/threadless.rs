@@ -27,6 +27,7 @@ pub(super) struct Threadless {
     pub(super) pool: Hand,
     pub(super) tasks: Receiver<Task>,
     /// Its arena.
+    #[cfg_attr(not(test), allow(dead_code, reason = "tests read it as another worker would"))]
     pub(super) memory: OwnedFd,
 }
 
