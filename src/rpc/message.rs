@@ -152,6 +152,7 @@ impl<'a> Batch<'a> {
 /// Reads a message. Members of a request that are not known are ignored.
 ///
 /// `fallback` is the form of the error for a message that doesn't show one of its own.
+#[inline]
 pub(crate) fn parse(message: &[u8], fallback: Form) -> Result<Message<'_>, Rejected<'_>> {
     let text = match sys::text::text(message) {
         Ok(text) => text,
@@ -164,7 +165,7 @@ pub(crate) fn parse(message: &[u8], fallback: Form) -> Result<Message<'_>, Rejec
             let mut members = Members::default();
             let read = members.read_all(&mut scan, text).and_then(|()| scan.end());
             match read {
-                Ok(()) => members.into_request(text, fallback).map(Message::Single),
+                Ok(()) => members.to_request(text, fallback).map(Message::Single),
                 Err(fault) => Err(Rejected::without_id(members.form_so_far(fallback), fault.into())),
             }
         }
@@ -247,7 +248,7 @@ fn member<'a>(text: &'a str, scan: &mut Scanner<'a>) -> Result<Member<'a>, Fault
     let mut members = Members::default();
     members.read_all(scan, text)?;
     let place = Span::new(start, scan.place());
-    Ok(Member { place, request: members.into_member(text) })
+    Ok(Member { place, request: members.to_member(text) })
 }
 
 impl<'a> Message<'a> {

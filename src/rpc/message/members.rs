@@ -127,7 +127,8 @@ impl Members {
         }
     }
 
-    pub(super) fn into_request(self, text: &str, fallback: Form) -> Result<Request<'_>, Rejected<'_>> {
+    #[inline]
+    pub(super) fn to_request<'a>(&self, text: &'a str, fallback: Form) -> Result<Request<'a>, Rejected<'a>> {
         let form = if self.seen & bit::JSONRPC != 0 {
             Form::V2
         } else if self.seen & bit::IN != 0 {
@@ -137,16 +138,16 @@ impl Members {
         } else {
             fallback
         };
-        self.into_form(text, form)
+        self.to_form(text, form)
     }
 
     /// A batch is JSON-RPC 2.0 and nothing else.
-    pub(super) fn into_member(self, text: &str) -> Result<Request<'_>, Rejected<'_>> {
-        self.into_form(text, Form::V2)
+    pub(super) fn to_member<'a>(&self, text: &'a str) -> Result<Request<'a>, Rejected<'a>> {
+        self.to_form(text, Form::V2)
     }
 
     #[inline]
-    fn into_form(self, text: &str, form: Form) -> Result<Request<'_>, Rejected<'_>> {
+    fn to_form<'a>(&self, text: &'a str, form: Form) -> Result<Request<'a>, Rejected<'a>> {
         let (name, timeout_ms, params) = match self.check(text, form) {
             Ok(checked) => checked,
             Err(what) => {

@@ -144,22 +144,18 @@ impl Hand {
                 }
             };
             let tongue = Tongue::new(framing, self.shared.site);
-            let mut progress = std::mem::take(&mut state.progress);
             let mut opened = None;
-            match framing.decode_and_open(rest, &mut progress, &mut opened) {
+            match framing.decode_and_open(rest, &mut state.progress, &mut opened) {
                 Step::NeedMore { at_least } => {
-                    state.progress = progress;
                     return Begun::Incomplete { consumed, needs: at_least };
                 }
                 Step::Invite { at_least } => {
-                    state.progress = progress;
                     self.invite(state);
                     return Begun::Incomplete { consumed, needs: at_least };
                 }
                 Step::Skip { consumed: length } => {
                     state.begun_to(chunk, consumed, consumed + length);
                     consumed += length;
-                    state.progress = progress;
                     state.commit();
                 }
                 Step::Message { body, consumed: length } => {
@@ -236,24 +232,25 @@ impl Hand {
             self.enqueue(state, message, not_parsed, None);
             return Next::Message;
         }
-        let (request, route, text_at) = match tongue.read_opened(message, opened) {
-            Asked::Call { request, route, text_at } => (request, route, text_at),
+        let asked = tongue.read_opened(message, opened);
+        let (request, route, text_at) = match &asked {
+            Asked::Call { request, route, text_at } => (request, *route, *text_at),
             // A thread of the pool takes it apart.
             Asked::Batch { .. } => {
                 self.enqueue(state, message, not_parsed, None);
                 return Next::Message;
             }
             Asked::Nothing { caller, error } => {
-                self.answer_error(state, &error, caller, Answered::Message);
+                self.answer_error(state, error, *caller, Answered::Message);
                 return Next::Message;
             }
             Asked::Page { page, route } => {
-                self.answer_page(state, &page, route, Answered::Message);
+                self.answer_page(state, page, *route, Answered::Message);
                 return Next::Message;
             }
         };
         let caller = Caller { route, id: request.id() };
-        let call = match self.shared.understand(&request, route, text_at, self.now) {
+        let call = match self.shared.understand(request, route, text_at, self.now) {
             Ok(call) => call,
             Err(error) => {
                 self.answer_error(state, &error, caller, Answered::Message);
@@ -435,6 +432,7 @@ impl Shared {
     }
 
     /// What a request asks for that arrived at `since`, or the answer that there is no such method.
+    #[inline]
     pub(super) fn understand(
         &self,
         request: &Request<'_>,
