@@ -143,6 +143,8 @@ struct Visit<'a> {
     said: &'a [u8],
     /// Bytes of it that were written.
     written: usize,
+    /// Nothing more is.
+    has_written: bool,
     has_ended: bool,
     heard: Vec<u8>,
     /// The worker has ended its side.
@@ -167,6 +169,7 @@ impl<'a> Visit<'a> {
             manner,
             said,
             written: 0,
+            has_written: false,
             has_ended: false,
             heard: Vec::new(),
             heard_all: false,
@@ -198,12 +201,13 @@ impl<'a> Visit<'a> {
     /// The next piece. True where something was written, or nothing more will be.
     fn write(&mut self) -> bool {
         let rest = self.said.get(self.written..).unwrap_or_default();
-        let Some(client) = self.client.as_ref().filter(|_| !rest.is_empty()) else { return false };
+        let is_done = rest.is_empty() || self.has_written || self.has_ended;
+        let Some(client) = self.client.as_ref().filter(|_| !is_done) else { return false };
         let piece = rest.get(..self.manner.piece).unwrap_or(rest);
         match client.send(piece) {
             Ok(sent) => self.written += sent,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-            Err(_) => self.written = self.said.len(),
+            Err(_) => self.has_written = true,
         }
         true
     }
@@ -270,7 +274,8 @@ impl<'a> Visit<'a> {
             let answers = answers::of_length(&self.heard, self.manner.accepts.order)?;
             return if answers <= late { Ok(answers) } else { Err("answers in no framing".to_owned()) };
         };
-        let asked = Asked::of(framing, self.said)?;
+        let said = self.said.get(..self.written).unwrap_or_default();
+        let asked = Asked::of(framing, said)?;
         let answers = asked.answers_in(&self.heard, self.manner.accepts.order)?;
         if answers < asked.least || answers > asked.most + late {
             let Asked { least, most, .. } = asked;

@@ -5,6 +5,9 @@ use serde::de::IgnoredAny;
 use crate::rpc::{Error, Form, Message, Request, parse};
 use crate::wire::{ByteOrder, Framing, Kind, pieces};
 
+/// A message up to this long is read by the poller, before anything that is behind it.
+const LARGE: usize = 16 * 1024;
+
 /// Lines in the head of an answer, at most.
 const MOST_FIELDS: usize = 32;
 
@@ -22,28 +25,30 @@ impl Asked {
     pub(super) fn of(framing: Framing, said: &[u8]) -> Result<Self, String> {
         let outcome = pieces::decode(framing, said, said.len().max(1))?;
         let kind = framing.kind();
-        let mut most = outcome.messages.len() + outcome.errors.len();
-        let mut least = most;
+        let (mut least, mut most) = (0, 0);
         let mut heads_only = Vec::new();
         if kind == Kind::Http {
             heads_only = outcome.messages.iter().map(|message| message.starts_with(b"HEAD ")).collect();
             // Any of them may close the connection. What is wrong with a head may show before all of it has come, or not.
             least = outcome.messages.len().min(1);
+            most = outcome.messages.len() + outcome.errors.len();
         } else {
             let form = if kind == Kind::Length { Form::Native } else { Form::V2 };
-            for (index, message) in outcome.messages.iter().enumerate() {
-                match wanted(message, form) {
-                    Wanted::Answer => {}
-                    Wanted::Nothing => least -= 1,
-                    // A batch that is not taken is answered once, even if its calls would not have been.
-                    Wanted::Nobody => (least, most) = (least - 1, most - 1),
-                    Wanted::End if kind == Kind::Stream => {
-                        most = most.min(index + 1);
-                        least = least.min(most);
+            let mut goes_on = true;
+            for message in &outcome.messages {
+                let wanted = wanted(message, form);
+                least += usize::from(goes_on && matches!(wanted, Wanted::Answer | Wanted::End));
+                most += usize::from(!matches!(wanted, Wanted::Nobody));
+                if matches!(wanted, Wanted::End) && kind == Kind::Stream {
+                    goes_on = false;
+                    // While a long message waits to be read what is behind it begins.
+                    if message.len() <= LARGE {
                         break;
                     }
-                    Wanted::End => {}
                 }
+            }
+            if goes_on {
+                (least, most) = (least + outcome.errors.len(), most + outcome.errors.len());
             }
         }
         Ok(Self { kind, heads_only, least, most })
@@ -113,8 +118,9 @@ impl Asked {
 /// What there is to be heard of a message.
 enum Wanted {
     Answer,
-    /// Nothing, or an error.
-    Nothing,
+    /// Nothing, or an error: a batch that is not taken is answered once, even if its calls would not have been.
+    Maybe,
+    /// Nothing.
     Nobody,
     /// An error, and where a bad value of a stream ends nobody knows.
     End,
@@ -128,7 +134,7 @@ fn wanted(message: &[u8], form: Form) -> Wanted {
         Ok(Message::Batch(batch)) => {
             let mut members = batch.members();
             let any = members.any(|member| member.request.as_ref().map_or(true, is_answered));
-            if any { Wanted::Answer } else { Wanted::Nothing }
+            if any { Wanted::Answer } else { Wanted::Maybe }
         }
         Err(rejected) if rejected.error.code() == Error::PARSE => Wanted::End,
         Err(_) => Wanted::Answer,
