@@ -210,3 +210,15 @@ pub fn hold_to_contract(target: &str, bytes: &[u8]) -> Result<usize, String> {
     }
     Ok(messages)
 }
+
+/// Serves a client of the whole connection that says whatever the fuzzer says, and holds what it hears against that. Only
+/// in a build for fuzzing.
+///
+/// # Errors
+///
+/// The connection was not let go of, or left something behind, or its answers are not whole, not well formed or not as many as
+/// there should be.
+#[cfg(fuzzing)]
+pub fn hold_connection_to_contract(bytes: &[u8]) -> Result<usize, String> {
+    crate::worker::hold(bytes)
+}

@@ -1,6 +1,7 @@
 //! The corpus of the fuzz targets, replayed: what was found once stays found, without a fuzzer and on stable Rust.
 //!
 //! Each file goes through its target as it is and cut off at every byte; the target itself decodes it whole and in pieces.
+//! The target for whole connections needs a worker, whose own tests replay its files.
 
 use std::fs;
 use std::path::Path;

@@ -49,7 +49,7 @@ impl Buffers {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn held(&self) -> usize {
         self.held.load(Ordering::SeqCst)
     }

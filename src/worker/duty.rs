@@ -159,7 +159,7 @@ impl Hand {
         }
     }
 
-    fn connection_event(&mut self, token: u64, flags: EpollFlags) {
+    pub(super) fn connection_event(&mut self, token: u64, flags: EpollFlags) {
         let Some(connection) = self.shared.find(key_of(token)) else {
             return;
         };

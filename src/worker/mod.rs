@@ -63,6 +63,8 @@ use deadlines::Deadlines;
 use dispatch::Gate;
 use duty::Task;
 use flow::Job;
+#[cfg(fuzzing)]
+pub(crate) use flow::hostile::hold;
 use keep::Notes;
 pub(crate) use life::LOOKS;
 use overdue::Overdue;

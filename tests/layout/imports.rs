@@ -25,7 +25,7 @@ const BESIDE: [(&str, &[&str], &[&str]); 5] = [
     ("client", &["rpc", "config", "wire", "sys"], &["cli"]),
     ("fork_processes", &["config", "sys"], &["cli"]),
     // For this project's benches and fuzz targets, which stand outside of the crate.
-    ("internals", &["rpc", "arena", "wire", "sys", "fail_points"], &[]),
+    ("internals", &["rpc", "arena", "wire", "sys", "fail_points", "worker"], &[]),
     (
         "log",
         &["arena", "config", "sys"],

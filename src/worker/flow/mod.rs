@@ -7,9 +7,13 @@
 mod adopt;
 mod batch;
 mod begin;
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile;
 mod places;
 mod run;
 mod settle;
+#[cfg(any(test, fuzzing))]
+mod threadless;
 
 use std::io;
 use std::sync::Arc;

@@ -11,19 +11,15 @@ use std::rc::Rc;
 use crossbeam_channel::Receiver;
 use proptest::prelude::*;
 
+use super::threadless::Threadless;
 use super::*;
-use crate::arena::{ArenaWriter, KeptArena, Most, Moved, Room, create};
+use crate::arena::{KeptArena, Most, Moved};
 use crate::config::Config;
 use crate::fail_points::looking;
-use crate::rpc::{Handler, Hooks, RegistryBuilder, Service, WorkerInfo};
 use crate::sys::socket::Listener;
 use crate::sys::tcp;
 use crate::wire::{Accepts, ByteOrder, Kinds};
 use crate::worker::duty::Task;
-use crate::worker::queue::Queue;
-use crate::worker::site::Site;
-
-mod hostile;
 
 const MOST: Most = Most {
     input: 1 << 20,
@@ -206,31 +202,9 @@ impl Way {
     }
 }
 
-/// A worker without threads: the test is its poller and its pool.
-fn worker() -> (Hand, Hand, Receiver<Task>, OwnedFd) {
-    let config = Config::default();
-    let room = Room { rows: 2, methods: 8, connections: 4, buffers: 32 << 20 };
-    let fd = create(&room).unwrap();
-    let mut arena = ArenaWriter::open(fd.try_clone().unwrap()).unwrap();
-    let mut methods = RegistryBuilder::default();
-    methods.add("slow".to_owned(), "slow".to_owned(), Handler::typed(|_, text: String| Ok(text)));
-    let service = Service::new(methods.build().unwrap(), Hooks::default());
-    let info = WorkerInfo::new(0, std::process::id(), 1, Instant::now());
-    let states = service.make_states(&info).unwrap();
-    let queue = Queue::new(64);
-    let tasks = queue.receiver();
-    let memory = (arena.records(), arena.blocks().unwrap());
-    let shared =
-        Arc::new(Shared::new(Site::open(service, &config), states, &config, info, memory, queue).unwrap());
-    let mut poller = Hand::new(Arc::clone(&shared), arena.row(0).unwrap(), 0);
-    poller.term = Some(shared.role.first_term());
-    let pool = Hand::new(shared, arena.row(1).unwrap(), 1);
-    (poller, pool, tasks, fd)
-}
-
 /// The worker with a connection that the client has made, and who looks on from now on.
 fn begin(way: Way) -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
-    let (mut poller, pool, tasks, fd) = worker();
+    let Threadless { mut poller, pool, tasks, memory } = Threadless::open(&Config::default()).unwrap();
     let listener = Listener::bind_tcp("127.0.0.1:0".parse().unwrap(), 16).unwrap();
     let client = TcpStream::connect(listener.local_tcp_address().unwrap()).unwrap();
     client.set_nodelay(true).unwrap();
@@ -241,7 +215,7 @@ fn begin(way: Way) -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
     let connection = poller.shared.all_connections().remove(0);
     let scene = Rc::new(Scene {
         way,
-        arena: KeptArena::open(&fd).unwrap(),
+        arena: KeptArena::open(&memory).unwrap(),
         key: connection.key,
         socket: duplicate,
         client: RefCell::new(client),
