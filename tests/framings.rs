@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 use support::peer::{ALL, Peer, Reply, Way, post};
 use support::programs::Bystander;
@@ -160,6 +162,30 @@ fn a_conversation_split_at_any_byte_gets_the_same_answers() {
         for split in 1..bytes.len() {
             assert_eq!(converse(split), whole, "{way:?}, split at {split}");
         }
+    }
+}
+
+/// vscode-jsonrpc writes a head and then the body, which the client's kernel keeps back until the head is acknowledged: every
+/// call took 44 ms.
+#[test]
+fn a_caller_whose_kernel_joins_small_writes_is_not_kept_waiting() {
+    let service = Service::start(ONE);
+    for way in ALL {
+        let mut peer = Peer::of(&service, way);
+        peer.stream.set_nodelay(false).expect("a TCP socket");
+        let message = way.framed(&ping("1"));
+        let (head, body) = message.split_at(4);
+        let mut took = Vec::new();
+        for _ in 0..20 {
+            let from = Instant::now();
+            peer.send_bytes(head);
+            peer.send_bytes(body);
+            assert_eq!(peer.text(), pong("1"), "{way:?}");
+            took.push(from.elapsed());
+        }
+        // The first ones are acknowledged at once by any kernel. Of the others one that isn't takes 40 ms, each of them.
+        let shortest = took.into_iter().skip(10).min();
+        assert!(shortest < Some(Duration::from_millis(35)), "{way:?}: {shortest:?} at least");
     }
 }
 

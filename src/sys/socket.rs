@@ -16,6 +16,7 @@ use nix::sys::socket::{
 };
 // The two calls that are made for every message go to the kernel straight: libc's are cancellation points, which costs
 // a process with threads four locked instructions each time.
+use rustix::net::sockopt::set_tcp_quickack;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 /// A bound socket on which connections arrive.
@@ -191,6 +192,13 @@ impl Socket {
         retry(|| send(&self.0, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))
     }
 
+    /// Has the kernel acknowledge at once what was received, which it otherwise puts off for up to 40 ms to send it with
+    /// the next answer. Holds until then.
+    pub(crate) fn acknowledge(&self) {
+        // It would arrive all the same, only later; a Unix socket has nothing to acknowledge.
+        let _ = set_tcp_quickack(&self.0, true);
+    }
+
     /// Sends FIN after what was sent; input can still be received.
     pub(crate) fn shut_down_sending(&self) {
         // ENOTCONN means the peer has reset already: there is nobody left to tell.
@@ -284,6 +292,23 @@ mod tests {
         let mut poll = [nix::poll::PollFd::new(socket.as_fd(), nix::poll::PollFlags::POLLIN)];
         nix::poll::poll(&mut poll, nix::poll::PollTimeout::NONE).unwrap();
         assert!(!socket.is_settled());
+    }
+
+    #[test]
+    fn what_a_client_waits_for_to_send_the_rest_is_acknowledged_at_once() {
+        let listener = Listener::bind_tcp("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+        let mut client = TcpStream::connect(listener.local_tcp_address().unwrap()).unwrap();
+        let (socket, _) = accept_when_ready(&listener);
+        for _ in 0..4 {
+            client.write_all(b"call").unwrap();
+            while socket.receive(&mut [0; 8]).is_err() {}
+            socket.send(b"answer").unwrap();
+            client.read_exact(&mut [0; 6]).unwrap();
+        }
+        let at_once = || rustix::net::sockopt::tcp_quickack(&socket.0).unwrap();
+        assert!(!at_once(), "the kernel has seen that answers follow");
+        socket.acknowledge();
+        assert!(at_once());
     }
 
     #[test]

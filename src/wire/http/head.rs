@@ -111,7 +111,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Head<'_>, usize)>, HttpError
 fn has_bare_line_feed(head: &[u8]) -> bool {
     // All are looked at, whatever is found, so that many are compared at once.
     let pairs = head.iter().zip(head.iter().skip(1));
-    pairs.fold(0, |found, (&before, &byte)| found | u8::from(byte == b'\n') & u8::from(before != b'\r')) != 0
+    pairs.fold(0, |found, (&before, &byte)| found | (u8::from(byte == b'\n') & u8::from(before != b'\r')))
+        != 0
 }
 
 fn understand<'a>(request: &httparse::Request<'_, 'a>) -> Result<Head<'a>, HttpError> {

@@ -183,6 +183,7 @@ impl Hand {
             Ok(Some(chunk)) => {
                 state.progressed(self.now);
                 self.begin(state, chunk);
+                state.ask_for_the_rest();
                 self.settle(state);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -1,6 +1,7 @@
 // jayson, over TCP and over HTTP. It opens a connection for each call, and after a notification sends FIN at once.
 'use strict';
 
+const assert = require('node:assert/strict');
 const jayson = require('jayson/promise');
 const { host, port, tryOut } = require('./check');
 
@@ -13,7 +14,12 @@ const adapted = (client) => ({
   },
   // Its errors are the answer's `error`, as it came.
   error: (error) => !(error instanceof Error),
-  batch: (calls) => client.request(calls.map(([method, params]) => client.request(method, params, undefined, false))),
+  batch: async (calls) => {
+    const requests = calls.map(([method, params]) => client.request(method, params, undefined, false));
+    const answers = await client.request(requests);
+    assert.equal(answers.length, requests.length);
+    return requests.map(({ id }) => answers.find((answer) => answer.id === id));
+  },
   notify: (method, params) => client.request(method, params, null),
 });
 

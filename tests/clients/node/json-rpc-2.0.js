@@ -19,7 +19,10 @@ tryOut('json-rpc-2.0', 'HTTP', {
   atOnce: 10,
   call: (method, params) => client.request(method, params),
   error: (error) => error instanceof JSONRPCErrorException,
-  batch: (calls) =>
-    client.requestAdvanced(calls.map(([method, params]) => ({ jsonrpc: '2.0', method, params, id: `b${id++}` }))),
+  batch: async (calls) => {
+    const requests = calls.map(([method, params]) => ({ jsonrpc: '2.0', method, params, id: `b${id++}` }));
+    const answers = await client.requestAdvanced(requests);
+    return requests.map(({ id }) => answers.find((answer) => answer.id === id));
+  },
   notify: (method, params) => client.notify(method, params),
 });

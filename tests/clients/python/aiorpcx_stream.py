@@ -21,7 +21,7 @@ async def main():
             call=session.send_request,
             error=RPCError,
             # It keeps no data.
-            parts=lambda error: (error.code, error.message, {"tray": 2}),
+            parts=lambda error: (error.code, error.message),
             at_once=50,
             batch=batch,
             notify=session.send_notification,

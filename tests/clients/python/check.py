@@ -4,6 +4,7 @@ where it has them, errors. The scripts beside this one adapt one client each; te
 
 import asyncio
 import importlib.metadata
+import os
 import sys
 
 host, _, port = sys.argv[1].rpartition(":")
@@ -30,7 +31,7 @@ async def try_out(name, how, *, call, error, parts, at_once=1, batch=None, notif
 
     call(method, params)    the result, or raises the client's own error; `params` are a list or a dict
     error                   that error's type
-    parts(error)            its (code, message, data)
+    parts(error)            its (code, message, data), or as many of them as the client keeps
     at_once                 how many calls may be under way
     batch(calls)            the answers to [(method, params), ...], each a result or an error
     notify(method, params)  sends a notification
@@ -39,7 +40,7 @@ async def try_out(name, how, *, call, error, parts, at_once=1, batch=None, notif
     if batch:
         done.append(await batches(batch, error, parts))
     if notify:
-        done.append(await notifications(call, notify, f"{name} {how}"))
+        done.append(await notifications(call, notify, f"{name} {how} {os.getpid()}"))
     done.append(await errors(call, error, parts))
     print(f"{name} {importlib.metadata.version(name)}, {how}: {', '.join(done)}")
 
@@ -85,7 +86,7 @@ async def errors(call, error, parts):
         raise AssertionError(f"{method}: expected an error, found {result!r}")
 
     own = await raised("fail", {"code": 7, "message": "out of paper", "data": {"tray": 2}})
-    expect("a handler's error", own, (7, "out of paper", {"tray": 2}))
+    expect("a handler's error", own, (7, "out of paper", {"tray": 2})[: len(own)])
     expect("no such method", (await raised("nothing", []))[0], -32601)
     expect("wrong params", (await raised("sleep", {"ms": "long"}))[0], -32602)
     return "errors"

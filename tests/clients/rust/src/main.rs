@@ -20,10 +20,6 @@ const CALLS: usize = 1_000;
 const BATCHES: usize = 10;
 const NOTIFICATIONS: u64 = 100;
 
-/// The versions that Cargo.toml pins.
-const JSONRPC: &str = "jsonrpc crate 0.21.0";
-const JSONRPSEE: &str = "jsonrpsee 0.26.1";
-
 type Outcome = Result<(), Box<dyn Error>>;
 
 fn main() -> Outcome {
@@ -31,9 +27,10 @@ fn main() -> Outcome {
     let url = format!("http://{address}/");
 
     through_jsonrpc(&TcpTransport::new(address).into())?;
-    println!("{JSONRPC}, TCP: {CALLS} calls, {BATCHES} batches of 10, errors");
+    let crate_version = version_of("jsonrpc")?;
+    println!("jsonrpc crate {crate_version}, TCP: {CALLS} calls, {BATCHES} batches of 10, errors");
     through_jsonrpc(&SimpleHttpTransport::builder().url(&url)?.build().into())?;
-    println!("{JSONRPC}, HTTP: {CALLS} calls, {BATCHES} batches of 10, errors");
+    println!("jsonrpc crate {crate_version}, HTTP: {CALLS} calls, {BATCHES} batches of 10, errors");
 
     let client = HttpClientBuilder::default().build(&url)?;
     tokio::runtime::Builder::new_current_thread()
@@ -41,9 +38,18 @@ fn main() -> Outcome {
         .build()?
         .block_on(through_jsonrpsee(&client))?;
     println!(
-        "{JSONRPSEE}, HTTP: {CALLS} calls, {BATCHES} batches of 10, {NOTIFICATIONS} notifications, errors"
+        "jsonrpsee {}, HTTP: {CALLS} calls, {BATCHES} batches of 10, {NOTIFICATIONS} notifications, errors",
+        version_of("jsonrpsee-http-client")?
     );
     Ok(())
+}
+
+/// The version of a package that this program was built with.
+fn version_of(package: &str) -> Result<&'static str, Box<dyn Error>> {
+    let mut lines = include_str!("../Cargo.lock").lines();
+    lines.find(|line| *line == format!("name = {package:?}")).ok_or("expected the package in Cargo.lock")?;
+    let version = lines.next().and_then(|line| line.strip_prefix("version = "));
+    Ok(version.ok_or("expected its version in Cargo.lock")?.trim_matches('"'))
 }
 
 fn expect<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Outcome {
@@ -59,14 +65,15 @@ fn through_jsonrpc(client: &Client) -> Outcome {
         expect("a call", client.call::<Value>("echo", Some(&jsonrpc::arg(&params)))?, params)?;
     }
 
-    let params = jsonrpc::arg([1]);
+    let params: Vec<_> = (0..10).map(|n| jsonrpc::arg([n])).collect();
     for _ in 0..BATCHES {
-        let mut batch: Vec<_> = (0..9).map(|_| client.build_request("echo", Some(&params))).collect();
-        batch.push(client.build_request("nothing", Some(&params)));
+        let build = |(n, params)| client.build_request(if n < 9 { "echo" } else { "nothing" }, Some(params));
+        let batch: Vec<_> = params.iter().map(|params| &**params).enumerate().map(build).collect();
         let answers = client.send_batch(&batch)?;
         let answers: Vec<_> = answers.into_iter().flatten().map(|answer| answer.result::<Value>()).collect();
-        let results = answers.iter().filter(|answer| matches!(answer, Ok(result) if *result == json!([1])));
-        expect("results", results.count(), 9)?;
+        for (n, answer) in answers.iter().take(9).enumerate() {
+            expect("a result", answer.as_ref().ok(), Some(&json!([n])))?;
+        }
         expect("an error in a batch", code_of(answers.last())?, -32601)?;
     }
 
