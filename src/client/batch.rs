@@ -69,7 +69,7 @@ impl<'a> Batch<'a> {
     /// Sends them and waits for all results, which come in the order in which the calls were added, all of one type. Each
     /// call has its own error; those of [`Client::call`]. The client's [`timeout`](Client::timeout) and
     /// [`retries`](Client::retries) hold for the batch as a whole. A try after the first one sends only those calls that were
-    /// refused or not taken, together as before; in either envelope, and whether the server refuses calls of a batch one by one or
+    /// refused or not taken, in either envelope, and whether the server refuses the calls of a batch one by one or
     /// all of them with one error.
     ///
     /// ```no_run
