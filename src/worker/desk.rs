@@ -278,7 +278,7 @@ impl Desk {
         self.close_doors(hand);
         self.todo.extend(hand.shared.all_connections().into_iter().map(Todo::Finish));
         let words = LAST_WORDS.min(self.drain / 10);
-        if let Some(end) = Instant::now().checked_add(self.drain - words) {
+        if let Some(end) = Instant::now().checked_add(self.drain.saturating_sub(words)) {
             hand.shared.remind(end, Due::LastWords);
         }
     }

@@ -134,7 +134,7 @@ impl Gathered {
         let queue = Queue::new(config.limits.queue + rows(config.threads));
         let tasks = queue.receiver();
         let memory = (arena.records(), arena.blocks().map_err(|error| format!("arena: {error}"))?);
-        let site = Site::open(service, &config);
+        let site = Site::open(service, config);
         let shared = Shared::new(site, states, config, info, memory, queue).map_err(failed("epoll"))?;
         let shared = Arc::new(shared);
         let rows = (0..rows(config.threads)).map(|row| arena.row(row)).collect::<Result<_, _>>();

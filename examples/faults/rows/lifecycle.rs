@@ -197,7 +197,7 @@ impl Sent {
             };
             let answer = &bytes[at + body.start..at + body.end];
             if goodbyes > 0 {
-                why = "an answer behind the one that was to be the last".to_owned();
+                "an answer behind the one that was to be the last".clone_into(&mut why);
             }
             goodbyes += u64::from(is_goodbye);
             let message = if self.speech.is_ordered() {
