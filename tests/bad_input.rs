@@ -242,7 +242,7 @@ fn a_stranger_is_closed_unanswered_and_costs_one_line_that_names_it() {
         let me = wire.stream.local_addr().expect("connected").to_string();
         wire.send_bytes(bytes);
         assert!(wire.is_closed(), "{what} is answered");
-        service.await_log_where(what, |line| line["peer"] == me.as_str() && line["level"] == "WARN");
+        service.await_log_where(what, |line| line["peer"] == me.as_str() && line["level"] == "ERROR");
         bystander.sees_no_harm(&service, what);
         // The worker logs in order, so a second line about this stranger would come before the next one's.
         let mut next = service.connect();

@@ -26,7 +26,7 @@ fn is_a_stranger(service: &Service, address: SocketAddr, bytes: &[u8], words: &s
     peer.send_bytes(bytes);
     assert!(peer.is_closed(), "{} is answered", bytes.escape_ascii());
     let line = service.await_log_where(words, |line| line["peer"] == me.as_str());
-    assert!(line["level"] == "WARN" && line.to_string().contains(words), "expected {words}: {line}");
+    assert!(line["level"] == "ERROR" && line.to_string().contains(words), "expected {words}: {line}");
     // The worker logs in order: a second line about this one would come before the next one's.
     let mut next = Peer::connect(address, Way::Length);
     let next_me = next.stream.local_addr().expect("connected").to_string();

@@ -93,6 +93,7 @@ fn a_call_that_does_not_end_is_cut_off_when_drain_is_up() {
     });
     assert_eq!(family.len(), 3);
     assert!(took >= Duration::from_millis(300) && took < AT_ONCE, "{took:?}");
+    assert_eq!(busy.receive()["result"]["data"]["cause"], "drained");
     assert!(busy.is_closed());
     let log = service.whole_log();
     assert!(
@@ -166,5 +167,6 @@ fn a_worker_that_was_draining_already_ends_too() {
     service.await_text(mark, "one worker fewer");
     let family = kill_supervisor(&mut service);
     await_all(&family);
+    assert_eq!(busy.receive()["result"]["data"]["cause"], "drained");
     assert!(busy.is_closed());
 }

@@ -263,6 +263,9 @@ fn a_call_that_outlives_drain_is_killed_and_told() {
     let (code, took) = timed(|| service.stop());
     assert_eq!(code, Some(0));
     assert!(took >= Duration::from_millis(200) && took < AT_ONCE, "{took:?}");
+    let answer = busy.receive();
+    assert_eq!(answer["result"]["code"], -32002, "{answer}");
+    assert_eq!(answer["result"]["data"], json!({ "method": "hang", "cause": "drained" }));
     assert!(busy.is_closed());
     let log = service.whole_log();
     let with = |text: &str| -> Value {

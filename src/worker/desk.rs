@@ -142,7 +142,9 @@ impl Desk {
     fn end_without_connections(&mut self, shared: &Shared, now: Instant) {
         let is_leaving = shared.leaving.load(Ordering::SeqCst);
         let nothing_runs = shared.gate.is_idle();
-        if shared.site.is_closing() || (is_leaving && (nothing_runs || self.has_left)) {
+        // What outlives the time to drain in a service that ends is the supervisor's to kill, and to tell of.
+        let may_close = shared.site.is_closing() && (nothing_runs || !self.has_left);
+        if may_close || (is_leaving && (nothing_runs || self.has_left)) {
             self.tell_notes(shared, now);
             // What still runs after the time to drain may never end, and hold the very lock that a stop hook waits for.
             self.end(shared, nothing_runs || !self.has_left);

@@ -196,7 +196,10 @@ impl Hand {
                     desk.lock().has_left = true;
                     self.end_leaving();
                 }
-                Due::LastWords => self.end_all_calls(),
+                Due::LastWords => {
+                    desk.lock().has_left = true;
+                    self.end_all_calls();
+                }
                 Due::Stuck(key, number) => desk.lock().has_stuck(key, number, &self.shared),
                 Due::DrainEnd => {
                     let slot = self.shared.info.slot();
