@@ -9,7 +9,7 @@ use std::path::Path;
 use tine::internals::{FUZZ_TARGETS, hold_to_contract};
 
 /// A file is tried cut off at so many of its bytes, from either end.
-const CUTS: usize = 128;
+const CUTS: usize = 64;
 
 #[test]
 fn every_file_of_the_corpus_keeps_its_decoder_to_the_contract() {

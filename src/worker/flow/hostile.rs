@@ -24,6 +24,9 @@ use answers::Asked;
 /// Bytes at the end of an input that say how the client goes about it. At the end, so that the rest is what any client says.
 const MANNER: usize = 3;
 
+/// Pieces that a client cuts what it says into, at most: more take time and show nothing new.
+const MOST_PIECES: usize = 512;
+
 /// How often time passes for a client that says no more, at most.
 const MOMENTS: usize = 8;
 
@@ -155,6 +158,7 @@ struct Visit<'a> {
 impl<'a> Visit<'a> {
     fn begin(worker: &'a mut Threadless, said: &'a [u8], manner: Manner) -> Result<Self, BoxError> {
         worker.tell_nobody();
+        let manner = Manner { piece: manner.piece.max(said.len() / MOST_PIECES), ..manner };
         let (here, there) = UnixStream::pair()?;
         let (socket, peer) = Socket::handed_over(here.into())?;
         let (client, _) = Socket::handed_over(there.into())?;

@@ -26,6 +26,8 @@ pub(super) struct Threadless {
     pub(super) poller: Hand,
     pub(super) pool: Hand,
     pub(super) tasks: Receiver<Task>,
+    /// What a worker holds for its whole life, and a fuzzer that looks for lost memory would otherwise find lost.
+    _arena: ArenaWriter,
     /// Its arena.
     #[cfg_attr(not(test), allow(dead_code, reason = "tests read it as another worker would"))]
     pub(super) memory: OwnedFd,
@@ -51,7 +53,7 @@ impl Threadless {
         let mut poller = Hand::new(Arc::clone(&shared), arena.row(0)?, 0);
         poller.term = Some(shared.role.first_term());
         let pool = Hand::new(shared, arena.row(1)?, 1);
-        Ok(Self { poller, pool, tasks, memory })
+        Ok(Self { poller, pool, tasks, _arena: arena, memory })
     }
 
     /// Does as poller what there is to do. False where there was nothing.
