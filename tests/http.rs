@@ -116,13 +116,8 @@ fn a_deadline_is_504_and_a_header_that_is_none_is_400() {
 fn a_call_that_is_refused_is_503_and_says_when_to_try_again() {
     let service = Service::start("processes = 1\nthreads = 1\n[limits]\nqueue = 1\nqueue_wait = \"60s\"");
     let (mut first, mut second) = (Peer::of(&service, Way::Length), Peer::of(&service, Way::Http));
-<<<<<<< HEAD
     let long = |id| json!({ "in": "sleep", "params": { "ms": 400 }, "id": id }).to_string();
     first.send_bytes(Way::Length.all_framed([&*long(1), &long(2)]));
-=======
-    let long_call = |id| json!({ "in": "sleep", "params": { "ms": 400 }, "id": id }).to_string();
-    first.send_bytes(Way::Length.all_framed([&*long_call(1), &long_call(2)]));
->>>>>>> fuzz5
     await_asleep(service.worker_pids()[0]);
     let reply = call(&mut second, "/sleep", "[0]", "");
     assert_eq!((reply.status, &reply.json()["code"]), (503, &json!(-32000)), "{reply:?}");

@@ -235,11 +235,7 @@ impl Peer {
     }
 
     fn fill(&mut self) -> bool {
-<<<<<<< HEAD
         let mut piece = [0; 16_384];
-=======
-        let mut piece = vec![0; 65_536];
->>>>>>> fuzz5
         let count = self.stream.read(&mut piece).expect("an answer or a close");
         self.arrived.extend_from_slice(&piece[..count]);
         count > 0

@@ -203,13 +203,8 @@ impl Way {
 }
 
 /// The worker with a connection that the client has made, and who looks on from now on.
-<<<<<<< HEAD
 fn begin(way: Way) -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
-    let Threadless { mut poller, pool, tasks, memory } = Threadless::open(&Config::default()).unwrap();
-=======
-fn begin() -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
     let Threadless { mut poller, pool, tasks, memory, .. } = Threadless::open(&Config::default()).unwrap();
->>>>>>> fuzz5
     let listener = Listener::bind_tcp("127.0.0.1:0".parse().unwrap(), 16).unwrap();
     let client = TcpStream::connect(listener.local_tcp_address().unwrap()).unwrap();
     client.set_nodelay(true).unwrap();
