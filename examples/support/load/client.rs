@@ -376,9 +376,7 @@ impl Client {
         };
         let Some(waiting) = place.and_then(|place| self.waiting.remove(place)) else {
             if content::is_anonymous_error(answer) {
-                tally.anonymous += 1;
-                tally.lost += self.waiting.len() as u64;
-                self.leave(None);
+                self.told_nothing(tally);
                 return false;
             }
             let head = String::from_utf8_lossy(&answer[..answer.len().min(120)]).into_owned();
@@ -404,6 +402,11 @@ impl Client {
                     *tally.errors.entry(failure).or_default() += 1;
                     tally.error_latencies.add(at, ns(took));
                 }
+                // Where the order alone says whose it is, it is nobody's for all that.
+                Verdict::Wrong(_) if content::is_anonymous_error(answer) => {
+                    self.told_nothing(tally);
+                    return false;
+                }
                 Verdict::Wrong(why) => {
                     self.wrong(tally, &format!("message {}: {why}", waiting.call));
                     return false;
@@ -414,6 +417,13 @@ impl Client {
             *tally.failed_messages.entry(self.speech).or_default() += 1;
         }
         true
+    }
+
+    /// An error came that says nothing of any call.
+    fn told_nothing(&mut self, tally: &mut Tally) {
+        tally.anonymous += 1;
+        tally.lost += self.waiting.len() as u64;
+        self.leave(None);
     }
 
     fn wrong(&mut self, tally: &mut Tally, why: &str) {

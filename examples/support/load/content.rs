@@ -139,7 +139,8 @@ pub fn id_of(answer: &[u8]) -> Option<u64> {
 /// True of an error that doesn't say whose it is.
 pub fn is_anonymous_error(answer: &[u8]) -> bool {
     let value: Value = serde_json::from_slice(answer).unwrap_or_default();
-    (value["out"] == "error" || value["error"].is_object()) && value["id"].is_null()
+    let is_error = value["out"] == "error" || value["error"].is_object() || value["code"].is_i64();
+    is_error && value["id"].is_null()
 }
 
 /// Judges an answer. `scratch` is memory for what is expected.
