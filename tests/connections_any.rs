@@ -321,7 +321,7 @@ fn a_half_read_answer_goes_on_where_the_dead_worker_stopped() {
             }
         }
         ids.sort_unstable();
-        assert_eq!(ids, Vec::from_iter(0..10), "{way:?}");
+        assert!(ids.iter().copied().eq(0..10), "{way:?}: {ids:?}");
         kept.service.await_text(mark, "worker ready");
         kept.disconnect(peer);
     }
@@ -447,7 +447,7 @@ fn the_end_of_the_service_answers_what_had_begun_and_says_so() {
 
 #[test]
 fn a_service_that_is_about_to_stop_is_not_ready_and_still_answers() {
-    let service = Service::start(&format!("{TWO}").replace("keep_after", "pre_stop = \"10m\"\nkeep_after"));
+    let service = Service::start(&TWO.replace("keep_after", "pre_stop = \"10m\"\nkeep_after"));
     let mut peer = Peer::of(&service, Way::Http);
     let page = |peer: &mut Peer, target: &str| {
         peer.send_bytes(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));

@@ -349,7 +349,7 @@ fn a_batch_longer_than_what_may_be_in_flight_is_answered_whole_and_in_its_order(
 /// `count` calls of `sleep`, the first for so long, with ids from `first` on.
 fn sleeps(first: u64, count: u64, ms: u64) -> String {
     let call = |id| json!({ "jsonrpc": "2.0", "method": "sleep", "params": [if id == first { ms } else { 0 }], "id": id });
-    Value::from_iter((first..first + count).map(call)).to_string()
+    (first..first + count).map(call).collect::<Value>().to_string()
 }
 
 /// Of a batch, or of some of its calls: as is found when it arrives, or when it is taken apart. Once, the former was one
@@ -424,7 +424,7 @@ fn a_batch_that_no_queue_would_hold_is_refused_once() {
             "{answer}"
         );
         assert_eq!(without_details(answer), error(-32600, &Value::Null), "{way:?}");
-        let expected = Value::from_iter((0..10).map(|id| result(&Value::Null, &json!(id))));
+        let expected: Value = (0..10).map(|id| result(&Value::Null, &json!(id))).collect();
         assert_eq!(answered(&mut peer, &sleeps(0, 10, 0)), expected, "{way:?}");
     }
 }

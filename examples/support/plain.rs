@@ -83,7 +83,7 @@ impl Plain {
             if let Some(found) = self.speech.find_answer(&self.input, 0)? {
                 break found;
             }
-            let mut piece = [0; 65_536];
+            let mut piece = vec![0; 65_536];
             let count = self.stream.read(&mut piece)?;
             if count == 0 {
                 return Err(

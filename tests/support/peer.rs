@@ -212,7 +212,7 @@ impl Peer {
     }
 
     fn fill(&mut self) -> bool {
-        let mut piece = [0; 65_536];
+        let mut piece = vec![0; 65_536];
         let count = self.stream.read(&mut piece).expect("an answer or a close");
         self.arrived.extend_from_slice(&piece[..count]);
         count > 0

@@ -197,12 +197,13 @@ impl Sent {
             };
             let answer = &bytes[at + body.start..at + body.end];
             if goodbyes > 0 {
-                why = "an answer behind the one that was to be the last".to_owned();
+                "an answer behind the one that was to be the last".clone_into(&mut why);
             }
             goodbyes += u64::from(is_goodbye);
-            let message = match self.speech.is_ordered() {
-                true => unanswered.first().copied(),
-                false => self.speech.message_of(answer),
+            let message = if self.speech.is_ordered() {
+                unanswered.first().copied()
+            } else {
+                self.speech.message_of(answer)
             };
             let Some(place) = unanswered.iter().position(|waiting| Some(*waiting) == message) else {
                 why = format!("an answer to no call: {}", String::from_utf8_lossy(answer));

@@ -376,9 +376,7 @@ impl Client {
         };
         let Some(waiting) = place.and_then(|place| self.waiting.remove(place)) else {
             if content::is_anonymous_error(answer) {
-                tally.anonymous += 1;
-                tally.lost += self.waiting.len() as u64;
-                self.leave(None);
+                self.was_not_understood(tally);
                 return false;
             }
             let head = String::from_utf8_lossy(&answer[..answer.len().min(120)]).into_owned();
@@ -404,6 +402,10 @@ impl Client {
                     *tally.errors.entry(failure).or_default() += 1;
                     tally.error_latencies.add(at, ns(took));
                 }
+                Verdict::Wrong(_) if content::is_anonymous_error(answer) => {
+                    self.was_not_understood(tally);
+                    return false;
+                }
                 Verdict::Wrong(why) => {
                     self.wrong(tally, &format!("message {}: {why}", waiting.call));
                     return false;
@@ -414,6 +416,13 @@ impl Client {
             *tally.failed_messages.entry(self.speech).or_default() += 1;
         }
         true
+    }
+
+    /// An error came that is in no form of its own or of no call: nobody knows what else is amiss.
+    fn was_not_understood(&mut self, tally: &mut Tally) {
+        tally.anonymous += 1;
+        tally.lost += self.waiting.len() as u64;
+        self.leave(None);
     }
 
     fn wrong(&mut self, tally: &mut Tally, why: &str) {
