@@ -376,7 +376,7 @@ impl Client {
         };
         let Some(waiting) = place.and_then(|place| self.waiting.remove(place)) else {
             if content::is_anonymous_error(answer) {
-                self.told_nothing(tally);
+                self.was_not_understood(tally);
                 return false;
             }
             let head = String::from_utf8_lossy(&answer[..answer.len().min(120)]).into_owned();
@@ -402,9 +402,8 @@ impl Client {
                     *tally.errors.entry(failure).or_default() += 1;
                     tally.error_latencies.add(at, ns(took));
                 }
-                // Where the order alone says whose it is, it is nobody's for all that.
                 Verdict::Wrong(_) if content::is_anonymous_error(answer) => {
-                    self.told_nothing(tally);
+                    self.was_not_understood(tally);
                     return false;
                 }
                 Verdict::Wrong(why) => {
@@ -419,8 +418,8 @@ impl Client {
         true
     }
 
-    /// An error came that says nothing of any call.
-    fn told_nothing(&mut self, tally: &mut Tally) {
+    /// An error came that is in no form of its own or of no call: nobody knows what else is amiss.
+    fn was_not_understood(&mut self, tally: &mut Tally) {
         tally.anonymous += 1;
         tally.lost += self.waiting.len() as u64;
         self.leave(None);

@@ -136,7 +136,7 @@ pub fn id_of(answer: &[u8]) -> Option<u64> {
     std::str::from_utf8(id).ok()?.parse().ok()
 }
 
-/// True of an error that doesn't say whose it is.
+/// True of an error that doesn't say whose it is, in any form: to a message of which nothing could be made.
 pub fn is_anonymous_error(answer: &[u8]) -> bool {
     let value: Value = serde_json::from_slice(answer).unwrap_or_default();
     let is_error = value["out"] == "error" || value["error"].is_object() || value["code"].is_i64();
