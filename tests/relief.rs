@@ -81,7 +81,7 @@ fn others_go_on_while_the_poller_is_blocked() {
 #[test]
 fn the_caller_is_told_when_its_time_is_up_although_the_poller_ran_the_call() {
     let service = Service::start("processes = 1\nthreads = 2\n[methods.flaky]\ntimeout = \"150ms\"");
-    let mut blocked = block_poller(&service, 3_000);
+    let mut blocked = block_poller(&service, 600);
     let answer = blocked.receive();
     assert_eq!(code(&answer), -32001, "{answer}");
     assert_eq!(answer["id"], "blocks");
