@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::proc::{Process, open_descriptors, pid_in, worker_pid};
+use support::kept::Kept;
+use support::proc::{Process, pid_in, worker_pid};
 use support::{PATIENCE, Service, Wire, framed, send_signal};
 
 /// Two workers whose connections are kept from the start.
@@ -18,42 +19,6 @@ const TWO: &str =
     "processes = 2\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nqueue_wait = \"60s\"";
 const ONE: &str =
     "processes = 1\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nqueue_wait = \"60s\"";
-
-/// A service, and how many connections the supervisor keeps: what it has open beyond what it began with.
-struct Kept {
-    service: Service,
-    without: usize,
-}
-
-impl Kept {
-    fn start(config: &str) -> Self {
-        let service = Service::start(config);
-        // What a fork leaves open is closed with the message that reports its end.
-        let without = open_descriptors(service.pid());
-        Self { service, without }
-    }
-
-    /// Waits until the supervisor keeps as many connections.
-    fn await_kept(&self, count: usize) {
-        let until = Instant::now() + PATIENCE;
-        while open_descriptors(self.service.pid()) != self.without + count {
-            assert!(
-                Instant::now() < until,
-                "{} descriptors are open, expected {} and {count} connections; log:\n{}",
-                open_descriptors(self.service.pid()),
-                self.without,
-                self.service.log_so_far()
-            );
-            std::thread::yield_now();
-        }
-    }
-
-    fn connect(&self, count: usize) -> Vec<Wire> {
-        let wires = (0..count).map(|_| self.service.connect()).collect();
-        self.await_kept(count);
-        wires
-    }
-}
 
 fn kill(pid: i32) {
     let process = Process::of(pid);

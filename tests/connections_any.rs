@@ -7,50 +7,13 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use support::kept::Kept;
 use support::peer::{ALL, Peer, Reply, Way, post};
-use support::proc::{Process, open_descriptors};
+use support::proc::Process;
 use support::{PATIENCE, Service, await_asleep, send_signal};
 
 /// Two workers whose connections are kept from the start, and which come back at once however often they are killed.
 const TWO: &str = "processes = 2\nthreads = 4\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nqueue_wait = \"60s\"\n[quarantine]\ncrashes = 0\n[restart]\nbackoff = \"1ms\"\nbackoff_max = \"10ms\"";
-
-/// A service, and how many descriptors its supervisor has open without connections.
-struct Kept {
-    service: Service,
-    without: usize,
-}
-
-impl Kept {
-    fn start(config: &str) -> Self {
-        let service = Service::start(config);
-        let without = open_descriptors(service.pid());
-        Self { service, without }
-    }
-
-    /// Connects one caller, and waits until the supervisor keeps its connection too.
-    fn connect(&self, way: Way) -> Peer {
-        self.keeps(Peer::of(&self.service, way))
-    }
-
-    fn keeps(&self, peer: Peer) -> Peer {
-        let until = Instant::now() + PATIENCE;
-        while open_descriptors(self.service.pid()) != self.without + 1 {
-            assert!(Instant::now() < until, "not kept; log:\n{}", self.service.log_so_far());
-            std::thread::yield_now();
-        }
-        peer
-    }
-
-    /// The connection ends, and a worker for each that has.
-    fn disconnect(&self, peer: Peer) {
-        drop(peer);
-        let until = Instant::now() + PATIENCE;
-        while open_descriptors(self.service.pid()) != self.without {
-            assert!(Instant::now() < until, "still kept; log:\n{}", self.service.log_so_far());
-            std::thread::yield_now();
-        }
-    }
-}
 
 /// Ends the worker once it has looked at all that was sent to it.
 fn kill(pid: i32) {
@@ -80,7 +43,7 @@ fn native_is_lost(reply: &Reply, method: &str, cause: &str) {
 fn a_killed_worker_costs_the_call_that_ran_and_nothing_behind_it() {
     let kept = Kept::start(TWO);
     for way in ALL {
-        let mut peer = kept.connect(way);
+        let mut peer = kept.connect_to_speak(way);
         // In the native envelope without an id: one after the other, in every framing.
         let pid = peer.worker();
         let calls: Vec<String> = [r#"{"in":"hang"}"#.to_owned()]
@@ -109,7 +72,7 @@ fn a_killed_worker_costs_the_call_that_ran_and_nothing_behind_it() {
 fn a_killed_worker_is_told_in_the_form_of_each_caller() {
     let kept = Kept::start(TWO);
     for way in ALL {
-        let mut peer = kept.connect(way);
+        let mut peer = kept.connect_to_speak(way);
         let pid = peer.worker();
         // The second and third run beside the first, but in HTTP, where they are run by the next worker.
         peer.send_bytes(way.all_framed([
@@ -144,7 +107,7 @@ fn a_killed_worker_is_told_in_the_form_of_each_caller() {
 #[test]
 fn a_bare_call_whose_worker_is_killed_is_502_in_its_order() {
     let kept = Kept::start(TWO);
-    let mut peer = kept.connect(Way::Http);
+    let mut peer = kept.connect_to_speak(Way::Http);
     let pid = peer.worker();
     let chunked =
         "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[1\r\n1\r\n]\r\n0\r\n\r\n";
@@ -189,7 +152,7 @@ fn a_bare_call_whose_worker_is_killed_is_502_in_its_order() {
 fn a_batch_whose_worker_is_killed_has_what_was_finished_and_errors_for_the_rest() {
     let kept = Kept::start(TWO);
     for way in ALL {
-        let mut peer = kept.connect(way);
+        let mut peer = kept.connect_to_speak(way);
         let pid = peer.worker();
         let batch = format!(
             "[{},{},{},1,{},{}]",
@@ -229,21 +192,25 @@ fn a_batch_whose_worker_is_killed_has_what_was_finished_and_errors_for_the_rest(
 fn long_answers_of_a_batch_outlive_its_worker() {
     let kept = Kept::start(TWO);
     for way in [Way::Stream, Way::Http] {
-        let mut peer = kept.connect(way);
+        let mut peer = kept.connect_to_speak(way);
         let pid = peer.worker();
         let mut members: Vec<String> =
             (0..40).map(|id| request("blob", &json!({ "bytes": 50_000 }), id)).collect();
-        members.push(request("hang", &json!([]), 40));
-        peer.send(&format!("[{}]", members.join(",")));
+        members.push(request("panic", &json!({ "message": "all have begun" }), 40));
+        members.push(request("hang", &json!([]), 41));
         let mark = kept.service.mark();
+        peer.send(&format!("[{}]", members.join(",")));
+        // Before that the worker may look as if it slept between two of them.
+        kept.service.await_text(mark, "all have begun");
         kill(pid);
         let answers = peer.receive();
-        assert_eq!(answers.as_array().map(Vec::len), Some(41));
+        assert_eq!(answers.as_array().map(Vec::len), Some(42));
         for id in 0..40 {
             assert_eq!(answers[id]["id"], id);
             assert_eq!(answers[id]["result"].as_str().map(str::len), Some(50_000), "{way:?}: call {id}");
         }
-        is_lost(&answers[40], "hang", "SIGKILL", 40);
+        assert_eq!(answers[40]["error"]["code"], -32603, "{way:?}");
+        is_lost(&answers[41], "hang", "SIGKILL", 41);
         assert_eq!(peer.call("echo", json!(1))["result"], 1);
         kept.service.await_text(mark, "worker ready");
         kept.disconnect(peer);
@@ -294,7 +261,8 @@ fn a_half_sent_message_outlives_the_workers_that_read_it() {
 fn a_half_read_answer_goes_on_where_the_dead_worker_stopped() {
     let kept = Kept::start(&TWO.replace("[limits]", "[limits]\noutput = \"64KiB\""));
     for way in ALL {
-        let mut peer = kept.keeps(Peer::narrow(&kept.service, way));
+        let mut peer = Peer::narrow(&kept.service, way);
+        kept.await_kept(1);
         let pid = peer.worker();
         let blob = |id| request("blob", &json!({ "bytes": 50_000 }), id);
         let batch = format!("[{},{}]", blob(8), request("echo", &json!([9]), 9));
@@ -337,7 +305,7 @@ fn a_half_read_answer_goes_on_where_the_dead_worker_stopped() {
 fn connections_of_each_framing_move_when_their_worker_leaves() {
     let kept = Kept::start(TWO);
     for way in ALL {
-        let mut peer = kept.connect(way);
+        let mut peer = kept.connect_to_speak(way);
         let pid = peer.worker();
         let process = Process::of(pid);
         let sleep = request("sleep", &json!([150]), 2);
@@ -409,7 +377,7 @@ fn a_call_that_outlives_the_time_to_drain_is_told_so_in_each_framing() {
     for way in ALL {
         let kept =
             Kept::start("processes = 2\nthreads = 4\n[timeouts]\nkeep_after = \"0s\"\ndrain = \"200ms\"");
-        let mut peer = kept.connect(way);
+        let mut peer = kept.connect_to_speak(way);
         let pid = peer.worker();
         peer.send(&format!("[{},{}]", request("echo", &json!([0]), 0), request("hang", &json!([]), 1)));
         await_asleep(pid);

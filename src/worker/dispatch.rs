@@ -106,6 +106,11 @@ impl Gate {
         count(self.unfinished.load(Ordering::Relaxed)).saturating_sub(self.threads)
     }
 
+    /// There is more than the threads can do, also without `own` of the calls that run or wait.
+    pub(super) fn is_busy_with_others(&self, own: usize) -> bool {
+        count(self.unfinished.load(Ordering::Relaxed)) >= self.threads.saturating_add(own)
+    }
+
     /// No call runs or waits.
     pub(super) fn is_idle(&self) -> bool {
         count(self.unfinished.load(Ordering::SeqCst)) == 0

@@ -201,14 +201,7 @@ impl Peer {
     /// So many bytes; None where the connection ended before the first.
     fn take(&mut self, count: usize) -> Option<Vec<u8>> {
         while self.arrived.len() < count {
-            if !self.fill() {
-                assert!(
-                    self.arrived.is_empty(),
-                    "closed inside {:?}",
-                    String::from_utf8_lossy(&self.arrived)
-                );
-                return None;
-            }
+            self.fill_or_end()?;
         }
         Some(self.arrived.drain(..count).collect())
     }
@@ -223,15 +216,17 @@ impl Peer {
                 return Some(from + at + mark.len());
             }
             looked_at = self.arrived.len();
-            if !self.fill() {
-                assert!(
-                    self.arrived.is_empty(),
-                    "closed inside {:?}",
-                    String::from_utf8_lossy(&self.arrived)
-                );
-                return None;
-            }
+            self.fill_or_end()?;
         }
+    }
+
+    /// None where the connection ended between two messages.
+    fn fill_or_end(&mut self) -> Option<()> {
+        if self.fill() {
+            return Some(());
+        }
+        assert!(self.arrived.is_empty(), "closed inside {:?}", String::from_utf8_lossy(&self.arrived));
+        None
     }
 
     fn fill(&mut self) -> bool {

@@ -39,6 +39,8 @@ pub(in crate::worker) struct Batch {
     /// What each of its calls may take at most, where the caller said so for all.
     pub(in crate::worker) timeout: Option<Duration>,
     pub(in crate::worker) arrived: Instant,
+    /// Its calls have waited for others' since then.
+    pub(in crate::worker) waits_since: Instant,
     /// Where in the text those of its calls are that have not begun, the last of them first.
     pub(in crate::worker) ahead: Vec<Ahead>,
     /// Those that have begun and are not answered.
@@ -71,7 +73,8 @@ impl Batch {
         mut ahead: Vec<Ahead>,
     ) -> Self {
         ahead.reverse();
-        Self { route, text_at, timeout, arrived, ahead, begun: Vec::new(), gathered: Gathered::default() }
+        let (begun, gathered) = (Vec::new(), Gathered::default());
+        Self { route, text_at, timeout, arrived, waits_since: arrived, ahead, begun, gathered }
     }
 
     /// True when there is an answer for each of its calls that wants one.
@@ -116,13 +119,9 @@ impl Batch {
         member.map(|member| member.queued_since = None).is_some()
     }
 
-    /// True where a call that was taken from it had waited too long, but for others of the batch: then it is ahead again.
-    pub(in crate::worker) fn waits_for_its_own(&mut self, member: &BegunMember) -> bool {
-        let run = self.begun.iter().any(|other| other.queued_since.is_none());
-        if run {
-            self.ahead.push((member.index, member.place.clone()));
-        }
-        run
+    /// A thread is in one of its calls.
+    pub(in crate::worker) fn runs_some(&self) -> bool {
+        self.begun.iter().any(|member| member.queued_since.is_none())
     }
 
     /// The call whose time is up first, and when.

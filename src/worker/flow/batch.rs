@@ -3,7 +3,7 @@
 //!
 //! A batch is one call of its connection. No more of its calls are on their way at once than there are threads, nor more of
 //! all of a connection's than it may have in flight; the others of a batch wait for these, and none of them is refused for
-//! the wait.
+//! that wait. For what others keep it waiting it is refused like any call.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -75,8 +75,8 @@ impl Hand {
                     state.put_batch(number, batch);
                     continue;
                 }
-                // There will be room when one of those ends that are on their way.
-                Err((_, Instead::Full(_))) if !batch.begun.is_empty() => {
+                // There will be room when one of its own ends.
+                Err((_, Instead::Full(_))) if !is_full && self.waits_for_its_own(&batch) => {
                     batch.ahead.push(next);
                     state.put_batch(number, batch);
                     return;
@@ -92,6 +92,11 @@ impl Hand {
             state.put_batch(number, batch);
             self.gather(state, Member { batch: number, index: next.0 });
         }
+    }
+
+    /// What keeps a call of the batch waiting is others of it that run, and not what everybody waits for.
+    fn waits_for_its_own(&self, batch: &Batch) -> bool {
+        batch.runs_some() && !self.shared.gate.is_busy_with_others(batch.begun.len())
     }
 
     /// So many answers are there already that no further ones should be made that have to wait with them.
@@ -163,7 +168,7 @@ impl Hand {
             number,
             allowed: call.allowed,
             deadline: call.deadline,
-            queued_since: Some(self.now),
+            queued_since: Some(batch.waits_since),
             caller: call.caller,
             ticket: Arc::clone(&ticket),
         });
@@ -222,7 +227,13 @@ impl Hand {
 
     /// `self.answer` is that of a call of a batch which has begun.
     fn member_is_answered(&mut self, state: &mut Locked<'_>, member: Member) {
-        if state.batch_at(member.batch).and_then(|batch| batch.take(member.index)).is_some() {
+        let now = self.now;
+        let taken = state.batch_at(member.batch).and_then(|batch| {
+            // What begins now has waited for this one until now.
+            batch.waits_since = now;
+            batch.take(member.index)
+        });
+        if taken.is_some() {
             self.gather(state, member);
             self.feed_batch(state, member.batch);
         }
@@ -250,7 +261,10 @@ impl Hand {
             let error = if member.deadline <= now {
                 self.row.deadline_exceeded();
                 Error::deadline(member.allowed)
-            } else if state.batch_at(number).is_some_and(|batch| batch.waits_for_its_own(&member)) {
+            } else if let Some(batch) = state.batch_at(number)
+                && self.waits_for_its_own(batch)
+            {
+                batch.ahead.push((member.index, member.place));
                 continue;
             } else {
                 self.row.refused();
