@@ -348,7 +348,7 @@ impl Client {
                     at += end;
                 }
                 Ok(None) => break,
-                Err(why) => return self.wrong(tally, &why),
+                Err(why) => return self.was_not_understood(tally, &why),
             }
         }
         input.drain(..at);
@@ -375,12 +375,13 @@ impl Client {
             message.and_then(|message| self.waiting.iter().position(|waiting| waiting.call == message))
         };
         let Some(waiting) = place.and_then(|place| self.waiting.remove(place)) else {
-            if content::is_anonymous_error(answer) {
-                self.was_not_understood(tally);
-                return false;
-            }
             let head = String::from_utf8_lossy(&answer[..answer.len().min(120)]).into_owned();
-            self.wrong(tally, &format!("an answer to no call of its own: {head}"));
+            let why = format!("an answer to no call of its own: {head}");
+            if content::is_nobodys(answer) {
+                self.was_not_understood(tally, &why);
+            } else {
+                self.wrong(tally, &why);
+            }
             return false;
         };
         let took = now.saturating_duration_since(waiting.sent);
@@ -402,8 +403,8 @@ impl Client {
                     *tally.errors.entry(failure).or_default() += 1;
                     tally.error_latencies.add(at, ns(took));
                 }
-                Verdict::Wrong(_) if content::is_anonymous_error(answer) => {
-                    self.was_not_understood(tally);
+                Verdict::Wrong(why) if content::is_nobodys(answer) => {
+                    self.was_not_understood(tally, &format!("message {}: {why}", waiting.call));
                     return false;
                 }
                 Verdict::Wrong(why) => {
@@ -418,18 +419,25 @@ impl Client {
         true
     }
 
-    /// An error came that is in no form of its own or of no call: nobody knows what else is amiss.
-    fn was_not_understood(&mut self, tally: &mut Tally) {
+    /// Something came that nobody can take for an answer to a call: who knows what else is amiss?
+    fn was_not_understood(&mut self, tally: &mut Tally, why: &str) {
         tally.anonymous += 1;
-        tally.lost += self.waiting.len() as u64;
-        self.leave(None);
+        tally.first_anonymous.get_or_insert_with(|| self.says(why));
+        self.drop_off(tally);
     }
 
     fn wrong(&mut self, tally: &mut Tally, why: &str) {
         tally.wrong += 1;
+        tally.first_wrong.get_or_insert_with(|| self.says(why));
+        self.drop_off(tally);
+    }
+
+    fn says(&self, why: &str) -> String {
+        format!("client {}, {}, {why}", self.number, self.speech.name())
+    }
+
+    fn drop_off(&mut self, tally: &mut Tally) {
         tally.lost += self.waiting.len() as u64;
-        let (number, speech) = (self.number, self.speech.name());
-        tally.first_wrong.get_or_insert_with(|| format!("client {number}, {speech}, {why}"));
         self.leave(None);
     }
 

@@ -136,9 +136,10 @@ pub fn id_of(answer: &[u8]) -> Option<u64> {
     std::str::from_utf8(id).ok()?.parse().ok()
 }
 
-/// True of an error that doesn't say whose it is, in any form: to a message of which nothing could be made.
-pub fn is_anonymous_error(answer: &[u8]) -> bool {
-    let value: Value = serde_json::from_slice(answer).unwrap_or_default();
+/// True of what nobody takes for the answer to a call: no JSON at all, or an error that doesn't say whose it is, in any
+/// form, as to a message of which nothing could be made.
+pub fn is_nobodys(answer: &[u8]) -> bool {
+    let Ok(value) = serde_json::from_slice::<Value>(answer) else { return true };
     let is_error = value["out"] == "error" || value["error"].is_object() || value["code"].is_i64();
     is_error && value["id"].is_null()
 }

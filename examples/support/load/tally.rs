@@ -26,8 +26,10 @@ pub struct Tally {
     /// Answers that belong to no call, or are not that call's.
     pub wrong: u64,
     pub first_wrong: Option<String>,
-    /// Errors that say of no call that it is theirs, where the order doesn't say so either: such a connection is given up.
+    /// What nobody takes for an answer: no JSON or no message at all, or an error that says of no call that it is its own where
+    /// the order doesn't say so either. Such a connection is given up.
     pub anonymous: u64,
+    pub first_anonymous: Option<String>,
     /// Calls without an answer when time was up, on a connection that is still there.
     pub missing: u64,
     pub first_missing: Option<String>,
@@ -74,7 +76,7 @@ impl Tally {
         say(self.wrong, "wrong answers", self.first_wrong.as_ref());
         say(self.missing, "answers missing", self.first_missing.as_ref());
         say(self.closed, "connections closed", self.first_closed.as_ref());
-        say(self.anonymous, "errors that name no call", None);
+        say(self.anonymous, "answers that name no call", self.first_anonymous.as_ref());
         say(self.goodbyes, "goodbyes of a service that goes on", None);
         all
     }
@@ -129,6 +131,7 @@ impl Tally {
             }
         };
         first(&mut self.first_wrong, &other.first_wrong);
+        first(&mut self.first_anonymous, &other.first_anonymous);
         first(&mut self.first_missing, &other.first_missing);
         first(&mut self.first_closed, &other.first_closed);
     }
