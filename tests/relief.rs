@@ -5,11 +5,13 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::thread;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::measure::{threads, threads_named};
-use support::{Service, Wire, code, framed, rig};
+use support::proc::open_descriptors;
+use support::{PATIENCE, Service, Wire, code, framed, rig};
 
 /// How often a poller is made to block before the test gives up: a busy machine can make a quick method look slow.
 const ATTEMPTS: usize = 30;
@@ -32,6 +34,11 @@ fn slow_calls(ms: u64, count: usize) -> Vec<u8> {
 
 /// Blocks the poller with these calls, of which so many bytes are with it before the others are sent.
 fn block_poller_with(service: &Service, calls: &[u8], ahead: usize) -> Wire {
+    block_poller_after(service, calls, ahead, || {})
+}
+
+/// The same, right after `prepare`.
+fn block_poller_after(service: &Service, calls: &[u8], ahead: usize, mut prepare: impl FnMut()) -> Wire {
     let (ahead, rest) = calls.split_at(ahead);
     let mut other = service.connect();
     for _ in 0..ATTEMPTS {
@@ -39,6 +46,7 @@ fn block_poller_with(service: &Service, calls: &[u8], ahead: usize) -> Wire {
             other.send(&format!("{{{QUICK}}}"));
             other.receive();
         }
+        prepare();
         let mut wire = service.connect();
         wire.send_bytes(ahead);
         // In one round it is let in, in the next it is read from.
@@ -145,6 +153,29 @@ fn no_thread_is_lost_by_being_relieved() {
         wire.request("hang", &Value::Null);
     }
     assert_eq!(service.call("sleep", json!({ "ms": 1 }))["out"], "sleep");
+}
+
+/// Once in a while a socket stayed open in a worker for as long as it lived: a thread became the watch with the call in its
+/// hands that it had just answered.
+#[test]
+fn a_thread_that_becomes_the_watch_holds_nothing_of_the_call_that_it_ran_before() {
+    let service = Service::start("processes = 1\nthreads = 1\n[limits]\nqueue_wait = \"20s\"");
+    let [pid] = service.worker_pids()[..] else { panic!("one worker") };
+    let before = open_descriptors(pid);
+    let mut last = service.connect();
+    let mut blocked = block_poller_after(&service, &slow_calls(600, 1), 0, || {
+        last = service.connect();
+        last.request("sleep", &json!({ "ms": 300 }));
+    });
+    // The watch is the poller now. The one thread of the pool is asleep, and will watch next.
+    assert_eq!(last.receive()["out"], "sleep");
+    drop(last);
+    let until = Instant::now() + PATIENCE;
+    while open_descriptors(pid) > before + 1 {
+        assert!(Instant::now() < until, "a closed connection's socket is still open");
+        thread::yield_now();
+    }
+    assert_eq!(blocked.receive()["id"], "blocks");
 }
 
 #[test]

@@ -21,8 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use super::state::WorkerId;
 
-/// A trial that no caller comes for is given to another worker whose callers ask, after this.
-const LEASE: Duration = Duration::from_secs(1);
+/// A trial that no caller comes for is given to another worker whose callers ask, after this: five times what those who were
+/// refused are told to wait. Whoever asked first may have none left, as connections move.
+const LEASE: Duration = Duration::from_millis(100);
 
 /// A method that answers more calls than this for each death it was seen at is worth more than it costs, as long as nobody
 /// knows that the deaths are its doing.

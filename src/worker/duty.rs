@@ -39,9 +39,10 @@ pub(super) enum Duty {
 
 impl Hand {
     /// One task of the pool.
-    pub(super) fn work(&mut self, desk: &Mutex<Desk>, task: &Task) {
+    pub(super) fn work(&mut self, desk: &Mutex<Desk>, task: Task) {
         match task {
-            Task::Run(job) => self.run(job),
+            // Gone before this thread has a duty, which may last for ever: a job holds a connection's socket.
+            Task::Run(job) => self.run(&job),
             Task::Watch => self.shared.watch_was_asked_for(),
         }
         if self.shared.role.fills_vacancy() {

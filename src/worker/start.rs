@@ -62,7 +62,7 @@ pub(crate) fn run(service: Service, config: Config, birth: Birth) -> ! {
     match open(&shared, &desk, rows, &tasks, listeners, &config, birth.doors_shut) {
         Ok(mut hand) => {
             hand.on_duty(&desk, Duty::Poll(shared.role.first_term()));
-            pool::serve(&tasks, |task| hand.work(&desk, &task));
+            pool::serve(&tasks, |task| hand.work(&desk, task));
             process::exit_now(1)
         }
         Err(reason) => fail(&mut desk.lock().line, reason),
@@ -166,7 +166,7 @@ fn open(
             is_to_blame_as(thread)?;
             shared.site.service.thread_start(&shared.info, thread)?;
             let mut hand = Hand::new(shared, row, thread);
-            Ok(Box::new(move |task: Task| hand.work(&desk, &task)) as Box<dyn FnMut(Task)>)
+            Ok(Box::new(move |task: Task| hand.work(&desk, task)) as Box<dyn FnMut(Task)>)
         })
     })?;
     shared.find_watch();
