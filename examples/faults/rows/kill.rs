@@ -71,10 +71,10 @@ fn killed(extent: Extent, group: Group) -> Result<Judge, BoxError> {
     // Until all are in the keeping.
     std::thread::sleep(Duration::from_millis(500));
     let quiet = (load.elapsed(), load.right());
-    std::thread::sleep(extent.seconds(10, 2));
+    std::thread::sleep(extent.seconds(10, 1));
     let faulted = (load.elapsed(), load.right());
     let stalls = Stalls::watch();
-    let kills = kill_for(&service, extent.seconds(30, 3));
+    let kills = kill_for(&service, extent.seconds(30, 2));
     let ended = (load.elapsed(), load.right());
     let tallies = load.finish(PATIENCE)?;
 

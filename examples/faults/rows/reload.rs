@@ -99,7 +99,7 @@ fn in_a_row(extent: Extent, group: Group) -> Result<Judge, BoxError> {
     judge.holds("every client gets a first answer", load.await_begun(PATIENCE));
     std::thread::sleep(Duration::from_millis(500));
     let from = load.elapsed();
-    std::thread::sleep(extent.seconds(10, 2));
+    std::thread::sleep(extent.seconds(10, 1));
     let quiet = (from, load.elapsed());
     let mut windows = Vec::new();
     let mut done = 0;
