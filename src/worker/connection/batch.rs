@@ -39,7 +39,7 @@ pub(in crate::worker) struct Batch {
     /// What each of its calls may take at most, where the caller said so for all.
     pub(in crate::worker) timeout: Option<Duration>,
     pub(in crate::worker) arrived: Instant,
-    /// Its calls have waited for others' since then.
+    /// Its calls have waited for others', in all, as long as it is since then.
     pub(in crate::worker) waits_since: Instant,
     /// Where in the text those of its calls are that have not begun, the last of them first.
     pub(in crate::worker) ahead: Vec<Ahead>,
@@ -117,6 +117,11 @@ impl Batch {
     pub(in crate::worker) fn runs(&mut self, index: u32) -> bool {
         let member = self.begun.iter_mut().find(|member| member.index == index);
         member.map(|member| member.queued_since = None).is_some()
+    }
+
+    /// A thread was in one of its calls for so long: the others have not waited for anybody else meanwhile.
+    pub(in crate::worker) fn has_worked(&mut self, took: Duration, now: Instant) {
+        self.waits_since = (self.waits_since + took).min(now);
     }
 
     /// A thread is in one of its calls.

@@ -199,7 +199,7 @@ impl Hand {
             call.caller.caller(&job.message).write_error(&mut self.answer, &error);
             self.shared.release(call.method, self.now_ns);
             self.shared.call_ended();
-            return self.member_is_answered(&mut state, member);
+            return self.member_is_answered(&mut state, member, Duration::ZERO);
         }
         drop(state);
         let ran = self.invoke(&job.connection, &job.message, call);
@@ -218,19 +218,18 @@ impl Hand {
         }
         self.shared.leave(call.method, ran.took(), self.now_ns);
         if is_wanted {
-            self.member_is_answered(&mut state, member);
+            self.member_is_answered(&mut state, member, ran.took());
         } else {
             drop(state);
             self.shared.came_back((job.connection.key, job.number));
         }
     }
 
-    /// `self.answer` is that of a call of a batch which has begun.
-    fn member_is_answered(&mut self, state: &mut Locked<'_>, member: Member) {
+    /// `self.answer` is that of a call of a batch which has begun, and which a thread was in for so long.
+    fn member_is_answered(&mut self, state: &mut Locked<'_>, member: Member, took: Duration) {
         let now = self.now;
         let taken = state.batch_at(member.batch).and_then(|batch| {
-            // What begins now has waited for this one until now.
-            batch.waits_since = now;
+            batch.has_worked(took, now);
             batch.take(member.index)
         });
         if taken.is_some() {
