@@ -2,10 +2,12 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 use support::measure::private_memory;
-use support::{Service, Wire, framed};
+use support::{Service, Wire, code, framed};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -49,7 +51,7 @@ fn answers_longer_than_the_output_bound_do_not_end_a_pipeline() {
     // The same for answers that the reading thread gives itself.
     wire.send_bytes(&framed(r#"{"in":"unknown"}"#).repeat(500));
     for _ in 0..500 {
-        assert_eq!(support::code(&wire.receive()), -32601);
+        assert_eq!(code(&wire.receive()), -32601);
     }
 }
 
@@ -92,6 +94,29 @@ fn half_a_message() -> Vec<u8> {
 }
 
 const SMALL_BUFFERS: &str = "processes = 1\nthreads = 2\n[limits]\noutput = \"1MiB\"\nbuffers = \"4MiB\"";
+
+/// Calls that had been queued were run whatever their answers came to: a thousand clients that never read had a worker hold far
+/// more than its buffers.
+#[test]
+fn calls_that_wait_while_the_answers_before_them_fill_the_buffers_are_refused() {
+    const CALLS: usize = 60;
+    let service = Service::start(&format!("{SMALL_BUFFERS}\nqueue_wait = \"60s\""));
+    let mut wire = service.connect();
+    // More than the kernel takes for a client that does not read, and the buffers beside that.
+    let calls = (0..CALLS).map(|id| format!(r#"{{"in":"blob","params":{{"bytes":400000}},"id":{id}}}"#));
+    wire.send_bytes(&calls.flat_map(|call| framed(&call)).collect::<Vec<u8>>());
+    // It waits behind them all.
+    assert_eq!(service.call("sleep", json!({ "ms": 1 }))["out"], "sleep");
+    let answers: Vec<Value> = (0..CALLS).map(|_| wire.receive()).collect();
+    let (run, refused): (Vec<&Value>, Vec<&Value>) =
+        answers.iter().partition(|answer| answer["out"] == "blob");
+    assert!(run.len() >= 10, "{} were run", run.len());
+    assert!(!refused.is_empty(), "all were run");
+    assert!(refused.iter().all(|answer| code(answer) == -32000), "{refused:?}");
+    let ids: BTreeSet<u64> = answers.iter().filter_map(|answer| answer["id"].as_u64()).collect();
+    assert_eq!(ids.len(), CALLS, "each was answered once");
+    assert_eq!(wire.call("ping", json!("after"))["result"], "after");
+}
 
 /// Connections that have sent half a message each, more than all the buffers hold, for as long as the worker takes it.
 fn fill_buffers(service: &Service, probe: &mut Wire) -> Vec<Wire> {

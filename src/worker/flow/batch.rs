@@ -58,7 +58,9 @@ impl Hand {
         while let Some((mut batch, message)) = state.take_batch(number) {
             // It counts as one while it is in hand.
             let all = state.on_their_way() - 1 + batch.begun.len();
-            let has_room = batch.begun.len() < bounds.in_batch && all < bounds.in_flight;
+            let has_room = batch.begun.len() < bounds.in_batch
+                && all < bounds.in_flight
+                && !self.shared.buffers.are_full();
             let next = if has_room || batch.begun.is_empty() { batch.ahead.pop() } else { None };
             let Some(next) = next else {
                 let is_complete = batch.is_complete();
@@ -188,7 +190,10 @@ impl Hand {
             self.shared.release(call.method, self.now_ns);
             return self.shared.call_ended();
         }
-        let refused = if self.now < call.deadline {
+        let refused = if self.fills_buffers(&state) {
+            self.row.refused();
+            Some(Error::overloaded(self.shared.full().retry_after))
+        } else if self.now < call.deadline {
             self.enter(call.method).err()
         } else {
             self.row.deadline_exceeded();

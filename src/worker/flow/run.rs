@@ -14,6 +14,7 @@ use crate::arena::Outcome;
 use crate::fail_points;
 use crate::rpc::{Call, CallParts, Error, envelope};
 use crate::sys::clock;
+use crate::worker::buffers::LITTLE;
 use crate::worker::caller::{Asked, Caller, Tongue, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::concurrency::Entry;
@@ -182,6 +183,8 @@ impl Hand {
             if let Some(in_flight) = state.take_call(job.number) {
                 self.give_up(&mut state, &job.message, &call, Answered::Call(&in_flight));
             }
+        } else if self.fills_buffers(&state) {
+            self.refuse_for_room(&mut state, job.number);
         } else {
             // Here and not when it was begun alone: it may have waited since before the quarantine.
             let Err(error) = self.enter(call.method) else {
@@ -242,6 +245,12 @@ impl Hand {
             return None;
         }
         self.is_known(state, job, &call)?;
+        if self.fills_buffers(state) {
+            self.refuse_for_room(state, job.number);
+            self.shared.release(call.method, self.now_ns);
+            self.go_on(state);
+            return None;
+        }
         let Err(error) = self.enter(call.method) else {
             state.runs(job.number)?;
             self.go_on(state);
@@ -254,6 +263,21 @@ impl Hand {
         self.shared.release(call.method, self.now_ns);
         self.go_on(state);
         None
+    }
+
+    /// Answers of this connection fill the buffers, and it does not take them: what is more would be exactly what `buffers` is
+    /// there against.
+    pub(super) fn fills_buffers(&self, state: &Locked<'_>) -> bool {
+        state.output.len() + state.gathered() >= LITTLE && self.shared.buffers.are_full()
+    }
+
+    /// Answers a call that has waited, and is not run since there is no room for its answer.
+    fn refuse_for_room(&mut self, state: &mut Locked<'_>, number: u64) {
+        if let Some(in_flight) = state.take_call(number) {
+            let asked = (in_flight.caller, &*in_flight.message);
+            let refused = self.shared.full();
+            self.refuse(state, refused, asked, Answered::Call(&in_flight));
+        }
     }
 
     /// The connection of a job whose call somebody still waits for.
