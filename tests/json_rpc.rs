@@ -434,6 +434,57 @@ fn a_batch_is_not_refused_for_its_own_length() {
     }
 }
 
+/// A call that had waited too long, but for another of its batch, was begun again and found too late in the same moment, for ever:
+/// the worker did nothing else until it was killed.
+#[test]
+fn a_batch_whose_calls_take_longer_than_the_wait_in_the_queue_holds_nobody_up() {
+    let config = "processes = 1\nthreads = 2\n[limits]\nqueue_wait = \"100ms\"";
+    for (more, others) in [("\n[methods.sleep]\nconcurrency = 1", 0), ("", 1)] {
+        let service = Service::start(&format!("{config}{more}"));
+        let mut busy: Vec<Peer> = (0..others).map(|_| Peer::of(&service, Way::Length)).collect();
+        for peer in &mut busy {
+            peer.send(r#"{"in":"sleep","params":[600]}"#);
+        }
+        let mut peer = Peer::of(&service, Way::Length);
+        let sleep = |id, ms| json!({ "jsonrpc": "2.0", "method": "sleep", "params": [ms], "id": id });
+        peer.send(&json!([sleep(0, 500), sleep(1, 1)]).to_string());
+        for n in 0..20 {
+            assert_eq!(service.call("ping", json!(n))["result"], n);
+            std::thread::yield_now();
+        }
+        let answers = peer.receive();
+        assert_eq!(answers.as_array().map(Vec::len), Some(2), "{answers}");
+        assert!(answers[0].get("result").is_some(), "{answers}");
+        // Where another has the second thread it may have waited for that one.
+        let refused = answers[1]["error"]["code"] == -32000;
+        assert!(answers[1].get("result").is_some() || (others > 0 && refused), "{answers}");
+        for peer in &mut busy {
+            assert_eq!(peer.receive()["out"], "sleep");
+        }
+    }
+}
+
+/// What had no room beside others of its batch was refused, though nobody else was there.
+#[test]
+fn a_batch_that_is_alone_waits_for_its_own_calls_however_long_they_take() {
+    let service = Service::start(
+        "processes = 1\nthreads = 4\n[limits]\nqueue_wait = \"200ms\"\n[methods.sleep]\nconcurrency = 1\n[methods.hang]\ntimeout = \"300ms\"",
+    );
+    let mut peer = Peer::of(&service, Way::Length);
+    let call = |id, method, ms| json!({ "jsonrpc": "2.0", "method": method, "params": [ms], "id": id });
+    // The method's mean is longer than a call may wait from now on.
+    assert_eq!(peer.call("sleep", json!([300]))["result"], json!(null));
+    peer.send(&(0..4).map(|id| call(id, "sleep", 150)).collect::<Value>().to_string());
+    let answers = peer.receive();
+    let run = answers.as_array().expect("answers").iter().filter(|answer| answer.get("result").is_some());
+    assert_eq!(run.count(), 4, "{answers}");
+    // One that is given up, after longer than a call may wait, has not kept the others waiting either.
+    peer.send(&json!([call(0, "hang", 0), call(1, "sleep", 1), call(2, "sleep", 1)]).to_string());
+    let answers = peer.receive();
+    assert_eq!(answers[0]["error"]["code"], -32001, "{answers}");
+    assert!(answers[1].get("result").is_some() && answers[2].get("result").is_some(), "{answers}");
+}
+
 /// They were all run, however much that was to keep, and then thrown away: behind a length no answer can have 16 MiB.
 #[test]
 fn a_batch_whose_answers_are_too_many_is_answered_as_far_as_they_fit() {

@@ -21,9 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::state::WorkerId;
 
-/// A trial that no caller comes for is given to another worker whose callers ask, after this: five times what those who were
-/// refused are told to wait. Whoever asked first may have none left, as connections move.
-const LEASE: Duration = Duration::from_millis(100);
+/// A trial that no caller comes for is given to another worker whose callers ask, after this.
+const LEASE: Duration = Duration::from_secs(1);
 
 /// A method that answers more calls than this for each death it was seen at is worth more than it costs, as long as nobody
 /// knows that the deaths are its doing.
@@ -99,8 +98,8 @@ enum Standing {
     Trying { worker: WorkerId, since: Instant, taking_back: bool, asking: Asking },
 }
 
-/// Workers whose callers want the method, each once, in the order they have asked.
-type Asking = VecDeque<WorkerId>;
+/// Workers whose callers want the method, each once, the last that asked at the end.
+type Asking = Vec<WorkerId>;
 
 impl Quarantine {
     pub(crate) fn new(limits: Limits) -> Self {
@@ -204,9 +203,8 @@ impl Quarantine {
             Some(
                 Standing::Cooling { asking, .. } | Standing::Due { asking } | Standing::Trying { asking, .. },
             ) => {
-                if !asking.contains(&worker) {
-                    asking.push_back(worker);
-                }
+                asking.retain(|asking| *asking != worker);
+                asking.push(worker);
                 Vec::new()
             }
             // It has not read yet that the method was released, or nobody knows any more that it was ever shut.
@@ -227,7 +225,8 @@ impl Quarantine {
             }
             match standing {
                 Standing::Due { asking } => {
-                    if let Some(worker) = asking.pop_front() {
+                    // The last that asked: callers' connections move, and who asked early may have none of them any more.
+                    if let Some(worker) = asking.pop() {
                         let asking = std::mem::take(asking);
                         *standing = Standing::Trying { worker, since: now, taking_back: false, asking };
                         orders.push(Order::Try { method: method.clone(), worker });

@@ -259,6 +259,11 @@ impl Route {
         self.form
     }
 
+    /// True where nobody waits for an answer.
+    pub(super) fn is_silent(self) -> bool {
+        self.is_silent
+    }
+
     /// True where nothing comes behind the answer.
     pub(super) fn ends_connection(self) -> bool {
         self.ends

@@ -264,7 +264,7 @@ fn stop(extent: Extent, pre_stop: &str) -> Result<Judge, BoxError> {
         slowest = slowest.max(last.elapsed());
         judge.holds("it ends with exit code 0", code == Some(0));
         let tallies = load.finish(Duration::from_millis(100))?;
-        judge.holds("no answer is wrong", tallies.iter().all(|tally| tally.wrong == 0));
+        judge.holds("no answer is wrong", tallies.iter().all(|tally| tally.wrong + tally.anonymous == 0));
         judge.heard(&service);
         if !judge.failures.is_empty() {
             break;
@@ -303,7 +303,7 @@ fn supervisor(extent: Extent) -> Result<Judge, BoxError> {
         judge.holds("nothing is left behind", gone);
         judge.holds("the port is free", TcpStream::connect(service.address()).is_err());
         let tallies = load.finish(Duration::from_millis(100))?;
-        judge.holds("no answer is wrong", tallies.iter().all(|tally| tally.wrong == 0));
+        judge.holds("no answer is wrong", tallies.iter().all(|tally| tally.wrong + tally.anonymous == 0));
         judge.heard(&service);
     }
     judge.tell(format!("{rounds} times, {answered} of {expected} calls answered"));

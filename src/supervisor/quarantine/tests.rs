@@ -259,10 +259,10 @@ fn a_trial_that_no_caller_comes_for_moves_to_a_worker_that_has_callers() {
             (40, Wait, ""),
             (41, Ask(3, "a"), "take back a 2"),
             (42, Ask(4, "a"), ""),
-            (43, Unused(2, "a"), "try a 3"),
+            (43, Unused(2, "a"), "try a 4"),
             (43, Wait, ""),
-            (44, Wait, "take back a 3"),
-            (44, Back(3, "a"), "release a"),
+            (44, Wait, "take back a 4"),
+            (44, Back(4, "a"), "release a"),
         ]),
     );
     course(

@@ -39,7 +39,7 @@ pub(in crate::worker) struct Batch {
     /// What each of its calls may take at most, where the caller said so for all.
     pub(in crate::worker) timeout: Option<Duration>,
     pub(in crate::worker) arrived: Instant,
-    /// Its calls have waited for others', in all, as long as it is since then.
+    /// What begins of it now has waited for others' calls since then, at most.
     pub(in crate::worker) waits_since: Instant,
     /// Where in the text those of its calls are that have not begun, the last of them first.
     pub(in crate::worker) ahead: Vec<Ahead>,
@@ -52,8 +52,6 @@ pub(in crate::worker) struct Batch {
 #[derive(Debug)]
 pub(in crate::worker) struct BegunMember {
     pub(in crate::worker) index: u32,
-    /// Where in the batch's text it is.
-    pub(in crate::worker) place: Range<usize>,
     /// Its number on the connection.
     pub(in crate::worker) number: u64,
     pub(in crate::worker) allowed: Duration,
@@ -119,13 +117,40 @@ impl Batch {
         member.map(|member| member.queued_since = None).is_some()
     }
 
-    /// A thread was in one of its calls for so long: the others have not waited for anybody else meanwhile.
+    /// A thread was in one of its calls for so long, and the others waited for that at most. With several at once more is taken
+    /// off than has passed.
     pub(in crate::worker) fn has_worked(&mut self, took: Duration, now: Instant) {
         self.waits_since = (self.waits_since + took).min(now);
     }
 
+    /// A call whose time is up, taken out. One that has waited too long in the queue, but for another of the batch that runs,
+    /// goes on waiting: `is_busy` is told how many calls are the batch's own, and says whether there is more than the
+    /// threads can do without those.
+    pub(in crate::worker) fn take_due(
+        &mut self,
+        bounds: &Bounds,
+        now: Instant,
+        is_busy: impl Fn(usize) -> bool,
+    ) -> Option<BegunMember> {
+        let waits_for_its_own = self.runs_some() && !is_busy(self.begun.len());
+        loop {
+            let at = self.begun.iter().position(|member| member.due(bounds) <= now)?;
+            let member = self.begun.get_mut(at)?;
+            if member.deadline <= now {
+                if member.queued_since.is_none() {
+                    self.waits_since = now;
+                }
+                return Some(self.begun.swap_remove(at));
+            }
+            if !waits_for_its_own {
+                return Some(self.begun.swap_remove(at));
+            }
+            member.queued_since = Some(now);
+        }
+    }
+
     /// A thread is in one of its calls.
-    pub(in crate::worker) fn runs_some(&self) -> bool {
+    fn runs_some(&self) -> bool {
         self.begun.iter().any(|member| member.queued_since.is_none())
     }
 

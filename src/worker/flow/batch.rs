@@ -7,7 +7,6 @@
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,7 +77,9 @@ impl Hand {
                     continue;
                 }
                 // There will be room when one of its own ends.
-                Err((_, Instead::Full(_))) if !is_full && self.waits_for_its_own(&batch) => {
+                Err((_, Instead::Full(_)))
+                    if !is_full && !batch.begun.is_empty() && self.is_alone(&batch) =>
+                {
                     batch.ahead.push(next);
                     state.put_batch(number, batch);
                     return;
@@ -96,9 +97,9 @@ impl Hand {
         }
     }
 
-    /// What keeps a call of the batch waiting is others of it that run, and not what everybody waits for.
-    fn waits_for_its_own(&self, batch: &Batch) -> bool {
-        batch.runs_some() && !self.shared.gate.is_busy_with_others(batch.begun.len())
+    /// Nobody else's calls wait for a thread. The thread that takes the batch apart counts as one of its own.
+    fn is_alone(&self, batch: &Batch) -> bool {
+        !self.shared.gate.is_busy_with_others(batch.begun.len() + 1)
     }
 
     /// So many answers are there already that no further ones should be made that have to wait with them.
@@ -134,7 +135,7 @@ impl Hand {
         let admitted = if is_full { full } else { self.admit_member(call) };
         let ticket_place = admitted.map_err(|instead| (caller, instead))?;
         let member = Member { batch: number, index: *index };
-        if self.dispatch_member(state, batch, message, (member, place), call, ticket_place) {
+        if self.dispatch_member(state, batch, message, member, call, ticket_place) {
             Ok(())
         } else {
             Err((caller, Instead::Full(self.shared.full())))
@@ -158,15 +159,17 @@ impl Hand {
         state: &mut Locked<'_>,
         batch: &mut Batch,
         message: &Chunk,
-        (member, place): (Member, &Range<usize>),
+        member: Member,
         call: Parsed,
         queued: Place,
     ) -> bool {
+        if self.is_alone(batch) {
+            batch.waits_since = self.now;
+        }
         let number = state.next_call_number();
         let ticket = Arc::new(Ticket::new(queued, Some(call.method)));
         batch.begun.push(BegunMember {
             index: member.index,
-            place: place.clone(),
             number,
             allowed: call.allowed,
             deadline: call.deadline,
@@ -190,7 +193,7 @@ impl Hand {
             self.shared.release(call.method, self.now_ns);
             return self.shared.call_ended();
         }
-        let refused = if self.fills_buffers(&state) {
+        let refused = if self.fills_buffers(&state, call) {
             self.row.refused();
             Some(Error::overloaded(self.shared.full().retry_after))
         } else if self.now < call.deadline {
@@ -256,20 +259,13 @@ impl Hand {
     pub(super) fn end_due_members(&mut self, state: &mut Locked<'_>, number: u64) {
         let (now, bounds, key) = (self.now, self.shared.bounds, state.connection.key);
         loop {
-            let due = state.batch_at(number).and_then(|batch| {
-                let index = batch.begun.iter().find(|member| member.due(&bounds) <= now)?.index;
-                batch.take(index)
-            });
+            let is_busy = |own| self.shared.gate.is_busy_with_others(own);
+            let due = state.batch_at(number).and_then(|batch| batch.take_due(&bounds, now, is_busy));
             let Some(member) = due else { break };
             self.shared.gave_up_ticket((key, member.number), &member.ticket, member.deadline);
             let error = if member.deadline <= now {
                 self.row.deadline_exceeded();
                 Error::deadline(member.allowed)
-            } else if let Some(batch) = state.batch_at(number)
-                && self.waits_for_its_own(batch)
-            {
-                batch.ahead.push((member.index, member.place));
-                continue;
             } else {
                 self.row.refused();
                 Error::overloaded(self.shared.gate.retry_after())

@@ -136,9 +136,9 @@ impl Hand {
             if rest.is_empty() {
                 return Begun::Incomplete { consumed, needs: 0 };
             }
-            // A connection whose own answers fill the buffers is given no further ones to wait for, nor is one whose answers may.
-            let may_add = state.output.len() >= LITTLE || !state.calls.is_empty();
-            if (may_add && self.shared.buffers.are_full()) || !state.may_begin(&self.shared.bounds) {
+            // A connection whose own answers fill the buffers is given no further ones to wait for.
+            let adds_to_full = state.output.len() >= LITTLE && self.shared.buffers.are_full();
+            if adds_to_full || !state.may_begin(&self.shared.bounds) {
                 return Begun::Blocked { consumed };
             }
             if self.now_ns > turn_ends_ns {

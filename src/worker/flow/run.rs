@@ -183,7 +183,7 @@ impl Hand {
             if let Some(in_flight) = state.take_call(job.number) {
                 self.give_up(&mut state, &job.message, &call, Answered::Call(&in_flight));
             }
-        } else if self.fills_buffers(&state) {
+        } else if self.fills_buffers(&state, &call) {
             self.refuse_for_room(&mut state, job.number);
         } else {
             // Here and not when it was begun alone: it may have waited since before the quarantine.
@@ -245,7 +245,7 @@ impl Hand {
             return None;
         }
         self.is_known(state, job, &call)?;
-        if self.fills_buffers(state) {
+        if self.fills_buffers(state, &call) {
             self.refuse_for_room(state, job.number);
             self.shared.release(call.method, self.now_ns);
             self.go_on(state);
@@ -265,10 +265,12 @@ impl Hand {
         None
     }
 
-    /// Answers of this connection fill the buffers, and it does not take them: what is more would be exactly what `buffers` is
+    /// Answers of this connection fill the buffers, and it does not take them: the one to this call would be what `buffers` is
     /// there against.
-    pub(super) fn fills_buffers(&self, state: &Locked<'_>) -> bool {
-        state.output.len() + state.gathered() >= LITTLE && self.shared.buffers.are_full()
+    pub(super) fn fills_buffers(&self, state: &Locked<'_>, call: &Parsed) -> bool {
+        !call.caller.route.is_silent()
+            && state.output.len() + state.gathered() >= LITTLE
+            && self.shared.buffers.are_full()
     }
 
     /// Answers a call that has waited, and is not run since there is no room for its answer.
