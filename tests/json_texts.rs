@@ -215,8 +215,8 @@ fn calls(value: &[u8]) -> [Vec<u8>; 2] {
 #[test]
 fn what_is_json_comes_back_as_it_was_written() {
     let service = Service::start(ONE);
-    // As deep as it may be inside the envelope.
-    let deep = format!("{}{}", "[".repeat(125), "]".repeat(125));
+    // As deep as it may be: the second form puts it into an array.
+    let deep = format!("{}{}", "[".repeat(126), "]".repeat(126));
     let values = || NUMBERS.into_iter().chain(TEXTS).chain(OTHERS).chain([&*deep]);
     for way in ALL {
         let mut peer = Peer::of(&service, way);
@@ -240,6 +240,25 @@ fn what_is_json_comes_back_as_it_was_written() {
             let body = format!("{around}{value}{around}");
             peer.send_bytes(post("/echo", body.len(), "") + &body);
             assert_eq!(peer.text(), value);
+        }
+    }
+}
+
+/// In a stream the brackets of the envelope were counted with those of the params, and the caller was told of an end that was none.
+#[test]
+fn one_level_too_many_is_told_as_that_in_each_framing() {
+    let service = Service::start(ONE);
+    for depth in [128, 129, 100_000] {
+        for message in calls(format!("{}{}", "[".repeat(depth), "]".repeat(depth)).as_bytes()) {
+            for way in ALL {
+                let mut peer = Peer::of(&service, way);
+                peer.send_bytes(framed(way, &message));
+                let answer = peer.text();
+                assert!(
+                    answer.contains("expected at most 127 levels of nesting, found `[`"),
+                    "{way:?}: {answer}"
+                );
+            }
         }
     }
 }
