@@ -6,6 +6,7 @@
 
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
+pub mod answers;
 pub mod kept;
 pub mod peer;
 pub mod proc;

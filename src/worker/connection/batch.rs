@@ -118,9 +118,13 @@ impl Batch {
     }
 
     /// A thread was in one of its calls for so long, and the others waited for that at most. With several at once more is taken
-    /// off than has passed.
-    pub(in crate::worker) fn has_worked(&mut self, took: Duration, now: Instant) {
+    /// off than has passed. Where it is alone they have waited for nothing else.
+    pub(in crate::worker) fn has_worked(&mut self, took: Duration, now: Instant, is_alone: bool) {
         self.waits_since = (self.waits_since + took).min(now);
+        if is_alone {
+            let waiting = self.begun.iter_mut().filter(|member| member.queued_since.is_some());
+            waiting.for_each(|member| member.queued_since = Some(now));
+        }
     }
 
     /// A call whose time is up, taken out. One that has waited too long in the queue, but for another of the batch that runs,

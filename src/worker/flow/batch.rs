@@ -235,10 +235,11 @@ impl Hand {
 
     /// `self.answer` is that of a call of a batch which has begun, and which a thread was in for so long.
     fn member_is_answered(&mut self, state: &mut Locked<'_>, member: Member, took: Duration) {
-        let now = self.now;
+        let (now, gate) = (self.now, &self.shared.gate);
         let taken = state.batch_at(member.batch).and_then(|batch| {
-            batch.has_worked(took, now);
-            batch.take(member.index)
+            let taken = batch.take(member.index)?;
+            batch.has_worked(took, now, !gate.is_busy_with_others(batch.begun.len()));
+            Some(taken)
         });
         if taken.is_some() {
             self.gather(state, member);
