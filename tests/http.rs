@@ -155,6 +155,17 @@ fn a_crash_is_502_a_method_in_quarantine_503_and_the_connection_goes_on() {
 }
 
 #[test]
+fn a_compressed_body_is_refused_for_what_it_is_and_the_connection_goes_on() {
+    let service = Service::start(ONE);
+    let mut peer = Peer::of(&service, Way::Http);
+    let reply = call(&mut peer, "/ping", "\u{1f}compressed", "Content-Encoding: gzip\r\n");
+    assert_eq!(reply.status, 415, "{reply:?}");
+    assert!(reply.body.contains("`gzip`"), "{reply:?}");
+    assert_eq!(call(&mut peer, "/ping", "1", "Content-Encoding: identity\r\n").status, 200);
+    goes_on(&mut peer);
+}
+
+#[test]
 fn pages_of_other_sites_may_not_call_unless_they_are_allowed() {
     let json_type = "Content-Type: application/json\r\n";
     let service = Service::start(ONE);

@@ -18,6 +18,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) method: &'a str,
     pub(crate) target: &'a str,
     pub(crate) content_type: Option<&'a str>,
+    pub(crate) content_encoding: Option<&'a str>,
     pub(crate) origin: Option<&'a str>,
     /// `Request-Timeout-Ms`, as written.
     pub(crate) timeout_ms: Option<&'a str>,
@@ -145,6 +146,20 @@ fn check_page(asked: &Asked<'_>, body: &[u8], allow_origins: &[String]) -> Resul
     Ok(())
 }
 
+/// A body is read as it comes: one that is compressed is no JSON, and its caller should learn why.
+fn check_encoding(asked: &Asked<'_>) -> Result<(), Refusal> {
+    match asked.content_encoding {
+        Some(encoding) if !encoding.eq_ignore_ascii_case("identity") => {
+            let found = shortened(encoding);
+            Err(Refusal::new(
+                415,
+                format_args!("expected a body without `Content-Encoding`, found it encoded as `{found}`"),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn is_json(content_type: &str) -> bool {
     let kind = content_type.split(';').next().unwrap_or_default().trim();
     let ends = |end: &str| {
@@ -192,6 +207,7 @@ fn no_page(path: &str, registry: &Registry) -> Refusal {
 }
 
 fn call<'a>(asked: &Asked<'a>, path: &'a str, body: &'a [u8]) -> Result<Wanted<'a>, Refusal> {
+    check_encoding(asked)?;
     let timeout_ms = match asked.timeout_ms {
         Some(written) => Some(timeout_of(written).ok_or_else(|| {
             let found = shortened(written);

@@ -100,13 +100,17 @@ fn by_text(first: &[u8], allowed: Kinds) -> Recognised {
             if_allowed(Kind::Http, "HTTP, which its listener does not take")
         }
         None if word <= LONGEST_METHOD => one_more,
-        _ => stranger(first),
+        _ => stranger(first, allowed),
     }
 }
 
-fn stranger(first: &[u8]) -> Recognised {
+fn stranger(first: &[u8], allowed: Kinds) -> Recognised {
     let looks_like = match first {
         [0x16, 0x03, ..] => "a TLS hello",
+        // Where prefixes are big-endian it would be no stranger.
+        [0, ..] if allowed.contains(Kind::Length) => {
+            "what may be a length in network order, which takes `prefix = \"big\"` in a `[[listener]]`"
+        }
         [byte, ..] if byte.is_ascii_graphic() => "text that begins no framing",
         _ => "no framing this server knows, or a message of 16 MiB or more",
     };
@@ -142,6 +146,15 @@ mod tests {
             assert!(is_stranger(all(&length.to_le_bytes(), Little)), "{length}");
             assert!(is_stranger(all(&length.to_be_bytes(), Big)), "{length}");
         }
+    }
+
+    #[test]
+    fn whoever_writes_lengths_in_network_order_is_told_apart() {
+        let big = 66_u32.to_be_bytes();
+        let Recognised::Unknown { looks_like } = all(&big, Little) else {
+            panic!("{big:?} was taken");
+        };
+        assert!(looks_like.contains("`prefix = \"big\"`"), "{looks_like}");
     }
 
     #[test]

@@ -156,6 +156,7 @@ impl Tongue {
             method: head.method,
             target: head.target,
             content_type: head.content_type,
+            content_encoding: head.content_encoding,
             origin: head.origin,
             timeout_ms: head.timeout_ms,
         };

@@ -159,3 +159,14 @@ fn a_pages_body_must_be_declared_as_json() {
         assert!(matches!(read_with(&plain, "1", &[]), Wanted::Call(_)), "a client that is no browser");
     }
 }
+
+#[test]
+fn a_body_that_is_encoded_is_not_taken_for_bad_json() {
+    let encoded = |content_encoding| Asked { content_encoding, ..asked("POST", "/ping") };
+    for none in [None, Some("identity"), Some("Identity")] {
+        assert!(matches!(read_with(&encoded(none), "1", &[]), Wanted::Call(_)), "{none:?}");
+    }
+    for some in ["gzip", "identity, gzip", "", "\u{fffd}"] {
+        assert_eq!(refused(&encoded(Some(some)), "1", &[]).0, 415, "{some}");
+    }
+}

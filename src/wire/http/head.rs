@@ -29,6 +29,7 @@ pub(crate) struct Head<'a> {
     /// The body comes once the caller is told `100 Continue`.
     pub(crate) expects_continue: bool,
     pub(crate) content_type: Option<&'a str>,
+    pub(crate) content_encoding: Option<&'a str>,
     pub(crate) origin: Option<&'a str>,
     /// `Request-Timeout-Ms`.
     pub(crate) timeout_ms: Option<&'a str>,
@@ -134,6 +135,7 @@ fn understand<'a>(request: &httparse::Request<'_, 'a>) -> Result<Head<'a>, HttpE
         // An older client knows no interim answers.
         expects_continue: found.expects(version)?,
         content_type: found.content_type.map(text),
+        content_encoding: found.content_encoding.map(text),
         origin: found.origin.map(text),
         timeout_ms: found.timeout_ms.map(text),
     })
@@ -149,6 +151,7 @@ struct Found<'a> {
     says_close: bool,
     says_keep: bool,
     content_type: Option<&'a [u8]>,
+    content_encoding: Option<&'a [u8]>,
     origin: Option<&'a [u8]>,
     timeout_ms: Option<&'a [u8]>,
 }
@@ -162,6 +165,8 @@ impl<'a> Found<'a> {
             (&mut self.length, "one Content-Length")
         } else if is(name, b"content-type") {
             (&mut self.content_type, "one Content-Type")
+        } else if is(name, b"content-encoding") {
+            (&mut self.content_encoding, "one Content-Encoding")
         } else if is(name, b"connection") {
             self.read_connection(field.value);
             return Ok(());
