@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tine::Server::new().run()
+    tine::Server::new().about("tine", env!("CARGO_PKG_VERSION")).run()
 }

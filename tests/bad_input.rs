@@ -135,8 +135,8 @@ fn wrong_params_are_answered_with_the_field_and_what_was_expected() {
         ("sleep", json!({ "ms": "soon" }), "`ms`: invalid type: string \"soon\", expected u64"),
         ("sleep", json!({ "ms": -1 }), "`ms`: invalid value: integer `-1`, expected u64"),
         ("sleep", json!({}), "missing field `ms`"),
-        ("sleep", json!(5), "expected struct Sleep"),
-        ("sleep", Value::Null, "expected struct Sleep"),
+        ("sleep", json!(5), "expected an object"),
+        ("sleep", Value::Null, "expected an object"),
         ("crash", json!({ "how": "gently" }), "`how`: unknown variant `gently`"),
         ("flaky", json!({ "every": 0, "ms": 0 }), "`every` must be at least 1"),
     ] {

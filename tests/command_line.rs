@@ -56,6 +56,15 @@ fn serve_needs_no_config_file() {
 }
 
 #[test]
+fn the_daemon_says_what_it_is_to_whoever_discovers_it() {
+    let service = Service::start_in(Folder::new(), tine(), &["--listen", "127.0.0.1:0"]);
+    let ran = call(&service, &["rpc.discover"], "");
+    let document: Value =
+        serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+    assert_eq!(document["info"], json!({"title": "tine", "version": env!("CARGO_PKG_VERSION")}));
+}
+
+#[test]
 fn serve_runs_with_the_shipped_config() {
     let folder = Folder::new();
     fs::copy(shipped_config(), folder.path().join("config.toml")).expect("the config is shipped");

@@ -26,9 +26,9 @@ Standard output is JSON and nothing else: the result, or the error object that t
 
 Exit codes:
   0  a result
-  1  an error answer
+  1  an error answer, such as -32001 where the server found that the time was up
   2  bad command line; nothing was sent
-  3  no answer: no server there, the connection was lost, or the time was up
+  3  no answer: no server there, the connection was lost, or nothing came in time
 
 Examples:
   call ping '\"ireader 0\"'
@@ -135,10 +135,10 @@ pub(crate) struct ConfigArgs {
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Vec<String>,
     /// Worker processes, instead of what the config says; 0 is one for each CPU
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole)]
     pub(crate) processes: Option<usize>,
     /// Handler threads in each process, instead of what the config says
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole)]
     pub(crate) threads: Option<usize>,
 }
 
@@ -169,10 +169,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(crate) to: String,
     /// Connections, all open before the first call
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = whole)]
     pub(crate) connections: usize,
     /// Calls in flight on each connection
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = whole)]
     pub(crate) pipeline: usize,
     /// Calls a second over all connections, sent when they are due; without it, as many as are answered
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
@@ -212,7 +212,7 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_name = "JSON", allow_negative_numbers = true)]
     pub(crate) params: Option<String>,
     /// Connections that call at the same time, one call after the other: as many callers as you expect
-    #[arg(long, value_name = "N", default_value = "64", value_parser = connections)]
+    #[arg(long, value_name = "N", default_value = "64", allow_negative_numbers = true, value_parser = from_one)]
     pub(crate) connections: usize,
     /// How long a setting is measured in each of its rounds [default: 400ms, longer for slow methods]
     #[arg(long, value_name = "D", value_parser = round_time)]
@@ -256,8 +256,12 @@ fn time(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; write a number with its unit, such as 500ms, 30s or 1m"))
 }
 
-fn connections(text: &str) -> Result<usize, String> {
-    match text.parse() {
+fn whole(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a whole number from 0 on".to_owned())
+}
+
+fn from_one(text: &str) -> Result<usize, String> {
+    match whole(text) {
         Ok(0) | Err(_) => Err("expected a whole number from 1 on".to_owned()),
         Ok(count) => Ok(count),
     }
@@ -366,6 +370,20 @@ mod tests {
         }
         for good in [&["tine", "--help"][..], &["tine", "--version"], &["tine", "serve", "--help"]] {
             assert_eq!(parse(good).expect_err("something to print").exit_code(), 0, "{good:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_told_what_one_is() {
+        for bad in [
+            &["tine", "serve", "--processes", "-1"][..],
+            &["tine", "serve", "--threads", "many"],
+            &["tine", "bench", "--connections", "-1"],
+            &["tine", "bench", "--pipeline", "1.5"],
+            &["tine", "tune", "--connections", "0"],
+        ] {
+            let refusal = parse(bad).expect_err("a refusal").to_string();
+            assert!(refusal.contains("expected a whole number from "), "{bad:?}: {refusal}");
         }
     }
 

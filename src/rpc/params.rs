@@ -128,7 +128,8 @@ fn decode_tracking<P: DeserializeOwned>(params: &str, place: &str) -> Result<P, 
     })
 }
 
-/// What serde says, without a line and column: they'd count from the params, which the caller hasn't counted.
+/// What serde says, in words that need no look at the handler's source; without a line and column: they'd count from the
+/// params, which the caller hasn't counted.
 fn reason(error: &serde_json::Error) -> String {
     let mut text = error.to_string();
     if error.line() > 0
@@ -136,7 +137,21 @@ fn reason(error: &serde_json::Error) -> String {
     {
         text.truncate(end);
     }
-    text
+    // The text is JSON and nothing is behind it: only an array can have gone on.
+    if text == "trailing characters" {
+        return "the array has more elements than are expected".to_owned();
+    }
+    without_struct(&text).unwrap_or(text)
+}
+
+/// The text with what a struct is to JSON in place of its name, if it ends with that.
+fn without_struct(text: &str) -> Option<String> {
+    let (found, name) = text.rsplit_once("expected struct ")?;
+    let expected = match name.split_once(" with ") {
+        Some((_, elements)) => format!("an array of {elements}"),
+        None => "an object".to_owned(),
+    };
+    Some(format!("{found}expected {expected}"))
 }
 
 #[cfg(test)]
@@ -179,7 +194,15 @@ mod tests {
             (r#"{"ms":"10"}"#, r#"invalid params: `ms`: invalid type: string "10", expected u64"#),
             (r#"{"ms":-1}"#, "invalid params: `ms`: invalid value: integer `-1`, expected u64"),
             ("{}", "invalid params: missing field `ms`"),
-            ("7", "invalid params: invalid type: integer `7`, expected struct Nap"),
+            ("7", "invalid params: invalid type: integer `7`, expected an object"),
+            (
+                r#"{"ms":1,"tags":[7]}"#,
+                "invalid params: `tags[0]`: invalid type: integer `7`, expected an object",
+            ),
+            (
+                r#""expected struct Nap""#,
+                r#"invalid params: invalid type: string "expected struct Nap", expected an object"#,
+            ),
             (
                 r#"{"ms":1,"tags":[{"name":"a"},{"name":5}]}"#,
                 "invalid params: `tags[1].name`: invalid type: integer `5`, expected a string",
@@ -265,6 +288,26 @@ mod tests {
         ] {
             assert_eq!(found, message);
         }
+    }
+
+    #[test]
+    fn too_few_or_too_many_params_by_position_are_told_by_their_number() {
+        for (params, message) in [
+            ("[1, 2]", "invalid params: `[1]`: invalid type: integer `2`, expected a sequence"),
+            ("[1, [], 3]", "invalid params: the array has more elements than are expected"),
+            (
+                r#"[1, [["a", "b"]]]"#,
+                "invalid params: `[1][0]`: the array has more elements than are expected",
+            ),
+            ("[1, [[]]]", "invalid params: `[1][0]`: invalid length 0, expected an array of 1 element"),
+        ] {
+            assert_eq!(fails::<Nap>(params), message);
+        }
+        assert_eq!(fails::<(u8, u8)>("[1]"), "invalid params: invalid length 1, expected a tuple of size 2");
+        assert_eq!(
+            fails::<(u8, u8)>("[1, 2, 3]"),
+            "invalid params: the array has more elements than are expected"
+        );
     }
 
     #[test]
