@@ -230,6 +230,21 @@ fn pages_of_other_sites_may_not_call_unless_they_are_allowed() {
     );
     goes_on(&mut peer);
 
+    // What can't be read to its end is told to them as well, or their programmers would see a network error.
+    for (more, status) in [("Content-Length: 99999999\r\n", 413), ("Transfer-Encoding: chunked\r\n", 400)] {
+        for (origin, allowed) in [(ours, Some("https://app.example")), ("Origin: null\r\n", None)] {
+            let mut peer = Peer::of(&service, Way::Http);
+            peer.send_bytes(format!("POST / HTTP/1.1\r\n{HOST}{json_type}{origin}{more}\r\nno chunk\r\n"));
+            let reply = peer.reply();
+            assert_eq!(
+                (reply.status, reply.field("Access-Control-Allow-Origin")),
+                (status, allowed),
+                "{reply:?}"
+            );
+            assert!(peer.is_closed(), "{more}");
+        }
+    }
+
     let service = Service::start(&format!("{ONE}\n[http]\nallow_origins = [\"*\"]"));
     let mut peer = Peer::of(&service, Way::Http);
     let reply = call(&mut peer, "/ping", "1", &format!("Origin: http://any.example\r\n{json_type}"));

@@ -109,7 +109,7 @@ fn stranger(first: &[u8], allowed: Kinds) -> Recognised {
         [0x16, 0x03, ..] => "a TLS hello",
         // Where prefixes are big-endian it would be no stranger.
         [0, ..] if allowed.contains(Kind::Length) => {
-            "what may be a length in network order, which takes `prefix = \"big\"` in a `[[listener]]`"
+            "a message of 16 MiB or more, or a length in network order, which takes `prefix = \"big\"` in a `[[listener]]`"
         }
         [byte, ..] if byte.is_ascii_graphic() => "text that begins no framing",
         _ => "no framing this server knows, or a message of 16 MiB or more",

@@ -145,7 +145,7 @@ impl Tongue {
                 }
                 // It was whole when it arrived; what the arena of a dead worker says may be anything.
                 Err(error) => {
-                    let caller = Caller { route: Route::of_error(self, error), id: None };
+                    let caller = Caller { route: Route::of_error(self, error, message), id: None };
                     return Asked::Nothing { caller, error: error.into() };
                 }
             },
@@ -222,16 +222,26 @@ impl Route {
         Self { ends: !head.keeps_open, http, ..Self::new(tongue, Form::Bare) }
     }
 
-    /// For what is no message.
-    pub(super) fn of_error(tongue: Tongue, error: WireError) -> Self {
-        let http = Http { status: Some(error.http_status()), ..Http::default() };
-        Self { ends: error.consumed().is_none(), http, ..Self::new(tongue, tongue.fallback()) }
+    /// For what is no message. `arrived` begins with it.
+    #[cold]
+    pub(super) fn of_error(tongue: Tongue, error: WireError, arrived: &[u8]) -> Self {
+        let ends = error.consumed().is_none();
+        Self { ends, ..Self::of_refused(tongue, error.http_status(), arrived) }
     }
 
-    /// For a message that has not arrived in time, which ends the connection.
-    pub(super) fn of_late(tongue: Tongue) -> Self {
-        let http = Http { status: Some(408), ..Http::default() };
-        Self { ends: true, http, ..Self::new(tongue, tongue.fallback()) }
+    /// For a message that has not arrived in time, which ends the connection. `arrived` is what there is of it.
+    pub(super) fn of_late(tongue: Tongue, arrived: &[u8]) -> Self {
+        Self { ends: true, ..Self::of_refused(tongue, 408, arrived) }
+    }
+
+    /// Where a request's head is whole and right it says how to answer: a page learns only what its origin may read.
+    fn of_refused(tongue: Tongue, status: u16, arrived: &[u8]) -> Self {
+        let opened = if tongue.dialect.kind == Kind::Http { http::open(arrived).ok() } else { None };
+        let route = match opened {
+            Some(Opened { head, .. }) => Self::of_head(tongue, &head),
+            None => Self::new(tongue, tongue.fallback()),
+        };
+        Self { http: Http { status: Some(status), ..route.http }, ..route }
     }
 
     /// The most bytes that an answer may have.

@@ -210,7 +210,8 @@ impl Locked<'_> {
             && detect::may_be_length(self.input.waiting(), accepts.order);
         let by_length = may_be_length.then(|| Framing::new(Kind::Length, accepts));
         let framing = self.framing.or(by_length)?;
-        Some(Caller { route: Route::of_late(Tongue::new(framing, site)), id: None })
+        let route = Route::of_late(Tongue::new(framing, site), self.input.waiting());
+        Some(Caller { route, id: None })
     }
 
     /// Lets others have the connection while `work` is done.

@@ -194,7 +194,7 @@ impl Hand {
                         state.begun_to(chunk, consumed, consumed + length);
                         consumed += length;
                     }
-                    let route = Route::of_error(tongue, error);
+                    let route = Route::of_error(tongue, error, rest);
                     self.answer_error(state, &error.into(), Caller { route, id: None }, Answered::Message);
                 }
             }
