@@ -3,7 +3,8 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Service, Wire, code};
+use support::peer::{Peer, Way};
+use support::{Service, Wire, await_asleep, code};
 
 fn exceeded(answer: &Value, ms: u64) {
     assert_eq!(code(answer), -32001, "{answer}");
@@ -144,4 +145,29 @@ fn a_call_out_of_time_leaves_other_calls_of_its_connection_alone() {
     others.sort_by_key(|answer| answer["id"].as_u64());
     assert_eq!(others[0], json!({ "out": "sleep", "result": null, "id": 1 }));
     assert_eq!(others[1], json!({ "out": "sleep", "result": null, "id": 3 }));
+}
+
+// The deadline of a request in pieces, or of a long one, was not looked at before a thread had read it: where none was free, at
+// the end of `queue_wait`.
+#[test]
+fn what_a_head_says_holds_before_its_body_has_been_read() {
+    let service = Service::start(
+        "processes = 1\nthreads = 1\n[limits]\nqueue_wait = \"1h\"\n[timeouts]\nrequest = \"1h\"",
+    );
+    let mut wire = service.connect();
+    let pid = wire.call("tine.worker", Value::Null)["result"]["pid"].as_i64().expect("a pid");
+    wire.send(r#"{"in":"hang"}"#);
+    await_asleep(i32::try_from(pid).expect("a pid"));
+    let mut peer = Peer::of(&service, Way::Http);
+    let long = format!("\"{}\"", "x".repeat(17_000));
+    let head =
+        |how: &str| format!("POST /sleep HTTP/1.1\r\nHost: a\r\nRequest-Timeout-Ms: 30\r\n{how}\r\n\r\n");
+    let chunked =
+        |body: &str| head("Transfer-Encoding: chunked") + &format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let whole = head(&format!("Content-Length: {}", long.len())) + &long;
+    for request in [chunked("[1]"), chunked(&long), whole] {
+        peer.send_bytes(request);
+        let reply = peer.reply();
+        assert_eq!((reply.status, reply.code()), (504, -32001), "{reply:?}");
+    }
 }

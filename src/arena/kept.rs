@@ -73,8 +73,9 @@ pub(crate) struct Ran {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Waited {
     pub(crate) message: Vec<u8>,
-    /// In nanoseconds of the monotonic clock, which all processes share.
-    pub(crate) deadline_ns: u64,
+    /// When, in nanoseconds of the monotonic clock, which all processes share. How long it may take stands in its message, which
+    /// its worker may not have read.
+    pub(crate) arrived_ns: u64,
 }
 
 /// Why a record can't be gone on with.
@@ -216,7 +217,7 @@ impl KeptArena {
                 left -= gathered.iter().map(|(_, answer)| answer.len()).sum::<usize>();
                 ran.push(Ran { message: call.message, gathered });
             } else {
-                waited.push(Waited { message: call.message, deadline_ns: call.deadline_ns });
+                waited.push(Waited { message: call.message, arrived_ns: call.arrived_ns });
             }
         }
         if core.inline.length > 0 {
@@ -236,7 +237,7 @@ impl KeptArena {
             number: word(call_word::NUMBER),
             next: word(call_word::NEXT),
             runs: word(call_word::RUNS) != 0,
-            deadline_ns: word(call_word::DEADLINE_NS),
+            arrived_ns: word(call_word::ARRIVED_NS),
             message: self.bytes(message, most)?,
             gathered: word(call_word::GATHERED),
         })
@@ -282,7 +283,7 @@ struct Linked {
     number: u64,
     next: u64,
     runs: bool,
-    deadline_ns: u64,
+    arrived_ns: u64,
     message: Vec<u8>,
     gathered: u64,
 }

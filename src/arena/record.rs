@@ -48,7 +48,7 @@ pub(super) mod call_word {
     /// 0 while the call waits for a thread, 1 from when one runs it.
     pub(crate) const RUNS: usize = 2;
     /// Until when it is to be answered, in nanoseconds of the monotonic clock.
-    pub(crate) const DEADLINE_NS: usize = 3;
+    pub(crate) const ARRIVED_NS: usize = 3;
     /// Bytes of its message, which stands behind the head.
     pub(crate) const LENGTH: usize = 4;
     /// Of a batch: the place of the block with the answers of its calls that are there; 0 while there are none.
@@ -246,13 +246,13 @@ pub(crate) fn write_call(
     head: &[AtomicU64; HEAD_WORDS],
     number: u64,
     next: u64,
-    deadline_ns: u64,
+    arrived_ns: u64,
     length: usize,
 ) {
     store(&head[call_word::NUMBER], number);
     store(&head[call_word::NEXT], next);
     store(&head[call_word::RUNS], 0);
-    store(&head[call_word::DEADLINE_NS], deadline_ns);
+    store(&head[call_word::ARRIVED_NS], arrived_ns);
     store(&head[call_word::LENGTH], length as u64);
     store(&head[call_word::GATHERED], 0);
 }

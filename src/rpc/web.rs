@@ -231,6 +231,11 @@ fn call<'a>(asked: &Asked<'a>, path: &'a str, body: &'a [u8]) -> Result<Wanted<'
     })
 }
 
+/// The caller's timeout as its header says it, before anything else of the request is looked at. None where there is no right one.
+pub(crate) fn timeout_ms(written: Option<&str>) -> Option<u64> {
+    written.and_then(timeout_of)
+}
+
 /// The name of the method that stands in a path, freed of `%` escapes.
 fn method_name(path: &str) -> Result<Cow<'_, str>, Refusal> {
     let name = path.strip_prefix('/').unwrap_or(path);

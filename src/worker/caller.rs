@@ -71,6 +71,13 @@ pub(super) struct Caller<'a> {
     pub(super) id: Option<RawJson<'a>>,
 }
 
+/// Whether it is still to be decided that a message may be run at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    Asked,
+    Granted,
+}
+
 /// What a message asks for.
 #[derive(Debug)]
 pub(super) enum Asked<'a> {
@@ -116,16 +123,27 @@ impl Tongue {
         self.read_opened(message, None)
     }
 
+    /// Reads a message that another worker has begun. What it was allowed then it has had, whatever the configuration has become:
+    /// its caller must not be told that it was refused.
+    pub(super) fn read_begun(self, message: &[u8]) -> Asked<'_> {
+        self.read_as(message, None, Admission::Granted)
+    }
+
     /// Reads a message whose head may have been read before.
     #[inline]
     pub(super) fn read_opened<'a>(self, message: &'a [u8], opened: Option<&Opened<'a>>) -> Asked<'a> {
+        self.read_as(message, opened, Admission::Asked)
+    }
+
+    #[inline]
+    fn read_as<'a>(self, message: &'a [u8], opened: Option<&Opened<'a>>, admission: Admission) -> Asked<'a> {
         if self.dialect.kind == Kind::Http {
-            return self.read_http(message, opened);
+            return self.read_http(message, opened, admission);
         }
         let route = Route::new(self, self.fallback());
         match rpc::parse(message, self.fallback()) {
             Ok(Message::Single(request)) => Asked::call(request, route, 0),
-            Ok(Message::Batch(batch)) => self.batch(batch, route, 0, None),
+            Ok(Message::Batch(batch)) => self.batch(batch, (route, 0, None), admission),
             Err(rejected) => {
                 // Where a bad value of a stream ends nobody knows.
                 let ends = self.dialect.kind == Kind::Stream && rejected.error.code() == Error::PARSE;
@@ -134,7 +152,12 @@ impl Tongue {
         }
     }
 
-    fn read_http<'a>(self, message: &'a [u8], opened: Option<&Opened<'a>>) -> Asked<'a> {
+    fn read_http<'a>(
+        self,
+        message: &'a [u8],
+        opened: Option<&Opened<'a>>,
+        admission: Admission,
+    ) -> Asked<'a> {
         let opened_here;
         let Opened { head, body_at } = match opened {
             Some(opened) => opened,
@@ -157,22 +180,27 @@ impl Tongue {
             target: head.target,
             content_type: head.content_type,
             content_encoding: head.content_encoding,
-            origin: head.origin,
+            origin: if admission == Admission::Asked { head.origin } else { None },
             timeout_ms: head.timeout_ms,
         };
         let route = Route::of_head(self, head);
         match web::read(&asked, body, &self.site.allow_origins, self.site.service.registry()) {
             Wanted::Call(request) => Asked::call(request, route, text_at),
-            Wanted::Batch { batch, timeout_ms } => self.batch(batch, route, text_at, timeout_ms),
+            Wanted::Batch { batch, timeout_ms } => self.batch(batch, (route, text_at, timeout_ms), admission),
             Wanted::Rejected(rejected) => Asked::nothing(route, rejected),
             page => Asked::Page { page, route },
         }
     }
 
-    fn batch(self, batch: Batch<'_>, route: Route, text_at: usize, timeout_ms: Option<u64>) -> Asked<'_> {
+    fn batch(
+        self,
+        batch: Batch<'_>,
+        (route, text_at, timeout_ms): (Route, usize, Option<u64>),
+        admission: Admission,
+    ) -> Asked<'_> {
         let route = Route { form: Form::V2, ..route };
         let (len, most) = (batch.len(), self.site.most_in_batch);
-        if len <= most {
+        if len <= most || admission == Admission::Granted {
             return Asked::Batch { batch, route, text_at, timeout_ms };
         }
         let error = Error::invalid_request(&format_args!(

@@ -138,14 +138,14 @@ impl State {
     }
 
     /// A call waits for a thread from now on.
-    pub(in crate::worker) fn enqueue(&mut self, call: InFlight, deadline_ns: u64) {
-        self.link(call, deadline_ns, false);
+    pub(in crate::worker) fn enqueue(&mut self, call: InFlight, arrived_ns: u64) {
+        self.link(call, arrived_ns, false);
     }
 
-    fn link(&mut self, mut call: InFlight, deadline_ns: u64, runs: bool) {
+    fn link(&mut self, mut call: InFlight, arrived_ns: u64, runs: bool) {
         call.next = self.core.calls;
         let head = call.message.block().words();
-        write_call(head, call.number, call.next, deadline_ns, call.message.len());
+        write_call(head, call.number, call.next, arrived_ns, call.message.len());
         if runs {
             call_runs(head);
         }
@@ -193,7 +193,7 @@ impl State {
             ticket: Arc::new(Ticket::running(call.method)),
             next: 0,
         };
-        // It runs, so no reader cares for its deadline.
+        // It runs, so no reader cares when it arrived.
         self.link(call, 0, true);
         true
     }

@@ -115,7 +115,7 @@ impl Hand {
         let tongue = Tongue::new(framing, self.shared.site);
         let gathered = ran.gathered.iter().map(|(index, answer)| (*index, answer.as_slice()));
         let crashed = |method: &str| Error::crashed(method, cause);
-        let route = write_unfinished(&mut self.answer, tongue, &ran.message, gathered, crashed);
+        let route = write_unfinished(&mut self.answer, tongue.read_begun(&ran.message), gathered, crashed);
         if route.ends_connection() {
             state.phase = Phase::Finishing;
         }
@@ -135,24 +135,24 @@ impl Hand {
                     }
                 }
             }
-            Asked::Batch { .. } | Asked::Page { .. } => {
-                (Whom::NotParsed(tongue), self.shared.request_timeout)
+            Asked::Batch { timeout_ms, .. } => {
+                (Whom::NotParsed(tongue), self.shared.allowed_unread(timeout_ms))
             }
+            Asked::Page { .. } => (Whom::NotParsed(tongue), self.shared.allowed_unread(None)),
             Asked::Nothing { caller, error } => return self.answer_instead(state, &error, caller),
         };
-        let left = Duration::from_nanos(waited.deadline_ns.saturating_sub(self.now_ns));
-        let deadline = self.now + left.min(allowed);
+        let age = Duration::from_nanos(self.now_ns.saturating_sub(waited.arrived_ns));
+        let arrived = self.now.checked_sub(age).unwrap_or(self.now);
         let Some(message) = Chunk::copy_of(&waited.message, 0, self.shared.pool) else {
             return false;
         };
         let number = state.next_call_number();
         let ticket = Arc::new(Ticket::default());
         let mut in_flight = InFlight::queued(number, message.clone(), whom, allowed, self.now).with(&ticket);
-        in_flight.deadline = deadline;
-        state.enqueue(in_flight, waited.deadline_ns);
+        in_flight.deadline = arrived + allowed;
+        state.enqueue(in_flight, waited.arrived_ns);
         let connection = Arc::clone(state.connection);
         // Its thread parses it once more, and asks then whether its method may run: it is late enough for that.
-        let arrived = deadline.checked_sub(allowed).unwrap_or(self.now);
         jobs.push(Job { connection, number, message, arrived, call: None, member: None, ticket });
         true
     }

@@ -300,7 +300,7 @@ impl Hand {
         let tongue = Tongue::new(framing, self.shared.site);
         self.answer.clear();
         let gathered = call.batch.iter().flat_map(|batch| batch.answers());
-        let route = write_unfinished(&mut self.answer, tongue, &call.message, gathered, error_of);
+        let route = write_unfinished(&mut self.answer, tongue.read(&call.message), gathered, error_of);
         self.put_out(state, route, Answered::Call(call));
     }
 
@@ -318,7 +318,7 @@ impl Hand {
             Whom::NotParsed(tongue) => {
                 self.answer.clear();
                 let nothing = std::iter::empty();
-                let route = write_unfinished(&mut self.answer, tongue, message, nothing, |_| error());
+                let route = write_unfinished(&mut self.answer, tongue.read(message), nothing, |_| error());
                 self.put_out(state, route, answered);
             }
         }
@@ -328,12 +328,11 @@ impl Hand {
 /// Appends the answer to a call or batch of which nothing more will come. Returns how it goes back.
 pub(super) fn write_unfinished<'a, E: Borrow<Error>>(
     out: &mut Vec<u8>,
-    tongue: Tongue,
-    message: &[u8],
+    asked: Asked<'_>,
     gathered: impl Iterator<Item = (u32, &'a [u8])>,
     error_of: impl Fn(&str) -> E,
 ) -> Route {
-    match tongue.read(message) {
+    match asked {
         Asked::Call { request, route, .. } => {
             Caller { route, id: request.id() }.write_error(out, error_of(&request.method).borrow());
             route

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Hand;
-use crate::rpc::web::Wanted;
+use crate::rpc::web::{self, Wanted};
 use crate::rpc::{Error, MethodIndex, Request, Span};
 use crate::sys::clock;
 use crate::wire::Step;
 use crate::wire::detect::{self, Recognised};
-use crate::wire::http::Opened;
+use crate::wire::http::{self, Opened};
 use crate::worker::Shared;
 use crate::worker::buffers::LITTLE;
 use crate::worker::caller::{Asked, Caller, Known, Route, Tongue, Whom};
@@ -186,7 +186,7 @@ impl Hand {
                 Step::Assembled { message, consumed: length } => {
                     state.begun_to(chunk, consumed, consumed + length);
                     consumed += length;
-                    self.enqueue(state, &message, Whom::NotParsed(tongue), None);
+                    self.begin_assembled(state, tongue, &message);
                 }
                 Step::Wrong(error) => {
                     // Before the answer is published: who goes on with the connection must not answer it again.
@@ -241,35 +241,8 @@ impl Hand {
         opened: Option<&Opened<'a>>,
     ) -> Next {
         let message = chunk.get(place.clone()).unwrap_or_default();
-        let not_parsed = Whom::NotParsed(tongue);
-        if message.len() > LARGE {
-            self.enqueue(state, message, not_parsed, None);
+        let Some(call) = self.read_call(state, tongue, message, opened) else {
             return Next::Message;
-        }
-        let asked = tongue.read_opened(message, opened);
-        let (request, route, text_at) = match &asked {
-            Asked::Call { request, route, text_at } => (request, *route, *text_at),
-            // A thread of the pool takes it apart.
-            Asked::Batch { .. } => {
-                self.enqueue(state, message, not_parsed, None);
-                return Next::Message;
-            }
-            Asked::Nothing { caller, error } => {
-                self.answer_error(state, error, *caller, Answered::Message);
-                return Next::Message;
-            }
-            Asked::Page { page, route } => {
-                self.answer_page(state, page, *route, Answered::Message);
-                return Next::Message;
-            }
-        };
-        let caller = Caller { route, id: request.id() };
-        let call = match self.shared.understand(request, route, text_at, self.now) {
-            Ok(call) => call,
-            Err(error) => {
-                self.answer_error(state, &error, caller, Answered::Message);
-                return Next::Message;
-            }
         };
         let is_for_poller = match self.shared.paces.speed(call.method) {
             Speed::Slow => false,
@@ -278,13 +251,7 @@ impl Hand {
         };
         // The order counts: a place among those that run is given back by the run.
         if !is_for_poller || (self.term.is_some() && !self.shared.concurrency.enter_at_once(call.method)) {
-            match self.shared.quarantine.admits(call.method) {
-                Ok(()) => self.enqueue(state, message, Whom::Known(call.caller), Some(call)),
-                Err(shut) => {
-                    let error = self.shared.quarantined(call.method, shut);
-                    self.answer_error(state, &error, caller, Answered::Message);
-                }
-            }
+            self.enqueue_call(state, message, call);
             return Next::Message;
         }
         let Some(term) = self.term.take() else {
@@ -293,15 +260,84 @@ impl Hand {
         if let Err(error) = self.enter(call.method) {
             self.shared.release(call.method, self.now_ns);
             self.term = Some(term);
-            self.answer_error(state, &error, caller, Answered::Message);
+            self.answer_error(state, &error, call.caller.caller(message), Answered::Message);
             return Next::Message;
         }
         self.run_inline(state, chunk, (place, next), &call, term)
     }
 
-    fn enqueue(&mut self, state: &mut Locked<'_>, message: &[u8], whom: Whom, call: Option<Parsed>) {
-        // Until its message is parsed a call may take what any may.
-        let allowed = call.map_or(self.shared.request_timeout, |call| call.allowed);
+    /// Begins a message whose bytes came in pieces. They are in no chunk of the connection's input, so a thread of the pool runs it,
+    /// however quick it may be.
+    fn begin_assembled(&mut self, state: &mut Locked<'_>, tongue: Tongue, message: &[u8]) {
+        let opened = http::open(message).ok();
+        if let Some(call) = self.read_call(state, tongue, message, opened.as_ref()) {
+            self.enqueue_call(state, message, call);
+        }
+    }
+
+    /// The call that a message makes. None where it makes none, and has been answered or left to a thread of the pool, which
+    /// parses what is large and takes batches apart.
+    fn read_call<'a>(
+        &mut self,
+        state: &mut Locked<'_>,
+        tongue: Tongue,
+        message: &'a [u8],
+        opened: Option<&Opened<'a>>,
+    ) -> Option<Parsed> {
+        if message.len() > LARGE {
+            let timeout_ms = web::timeout_ms(opened.and_then(|opened| opened.head.timeout_ms));
+            self.enqueue_unread(state, tongue, message, timeout_ms);
+            return None;
+        }
+        let (caller, error) = match tongue.read_opened(message, opened) {
+            Asked::Call { request, route, text_at } => {
+                match self.shared.understand(&request, route, text_at, self.now) {
+                    Ok(call) => return Some(call),
+                    Err(error) => (Caller { route, id: request.id() }, error),
+                }
+            }
+            Asked::Batch { timeout_ms, .. } => {
+                self.enqueue_unread(state, tongue, message, timeout_ms);
+                return None;
+            }
+            Asked::Nothing { caller, error } => (caller, error),
+            Asked::Page { page, route } => {
+                self.answer_page(state, &page, route, Answered::Message);
+                return None;
+            }
+        };
+        self.answer_error(state, &error, caller, Answered::Message);
+        None
+    }
+
+    fn enqueue_call(&mut self, state: &mut Locked<'_>, message: &[u8], call: Parsed) {
+        match self.shared.quarantine.admits(call.method) {
+            Ok(()) => self.enqueue(state, message, Whom::Known(call.caller), (Some(call), call.allowed)),
+            Err(shut) => {
+                let error = self.shared.quarantined(call.method, shut);
+                self.answer_error(state, &error, call.caller.caller(message), Answered::Message);
+            }
+        }
+    }
+
+    fn enqueue_unread(
+        &mut self,
+        state: &mut Locked<'_>,
+        tongue: Tongue,
+        message: &[u8],
+        timeout_ms: Option<u64>,
+    ) {
+        let allowed = self.shared.allowed_unread(timeout_ms);
+        self.enqueue(state, message, Whom::NotParsed(tongue), (None, allowed));
+    }
+
+    fn enqueue(
+        &mut self,
+        state: &mut Locked<'_>,
+        message: &[u8],
+        whom: Whom,
+        (call, allowed): (Option<Parsed>, Duration),
+    ) {
         let method = call.map(|call| call.method);
         let place = match self.shared.admit(method, allowed) {
             Ok(place) => place,
@@ -316,7 +352,7 @@ impl Hand {
         let ticket = Arc::new(Ticket::new(place, method));
         let in_flight = InFlight::queued(number, copy.clone(), whom, allowed, self.now).with(&ticket);
         // It may be taken from the queue at once, but not looked at before the lock is released.
-        state.enqueue(in_flight, self.now_ns.saturating_add(clock::whole_ns(allowed)));
+        state.enqueue(in_flight, self.now_ns);
         let connection = Arc::clone(state.connection);
         let job = Job { connection, number, message: copy, arrived: self.now, call, member: None, ticket };
         // The gate admits no more than fit.
@@ -435,6 +471,11 @@ impl Begun {
 }
 
 impl Shared {
+    /// How long a message may take that is parsed later: what any call may, or less where its request's head says so.
+    pub(super) fn allowed_unread(&self, timeout_ms: Option<u64>) -> Duration {
+        timeout_ms.map_or(self.request_timeout, |ms| self.request_timeout.min(Duration::from_millis(ms)))
+    }
+
     /// What a request asks for that arrived at `since`, or the answer that there is no such method.
     #[inline]
     pub(super) fn understand(
