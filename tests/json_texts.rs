@@ -204,6 +204,10 @@ fn framed(way: Way, message: &[u8]) -> Vec<u8> {
     bytes
 }
 
+fn in_a_batch(call: &[u8]) -> Vec<u8> {
+    [b"[", call, b"]"].concat()
+}
+
 /// A value as the params of a call, in two envelopes.
 fn calls(value: &[u8]) -> [Vec<u8>; 2] {
     [
@@ -232,6 +236,9 @@ fn what_is_json_comes_back_as_it_was_written() {
             // One of them has an id.
             answers.sort_by_key(|answer| answer.starts_with(r#"{"jsonrpc"#));
             assert_eq!(answers, expected, "{way:?}");
+            // In a batch it may be as deep.
+            peer.send_bytes(framed(way, &in_a_batch(&v2)));
+            assert_eq!(peer.text(), format!("[{}]", expected[1]), "{way:?}");
         }
     }
     let mut peer = Peer::of(&service, Way::Http);
@@ -249,7 +256,9 @@ fn what_is_json_comes_back_as_it_was_written() {
 fn one_level_too_many_is_told_as_that_in_each_framing() {
     let service = Service::start(ONE);
     for depth in [128, 129, 100_000] {
-        for message in calls(format!("{}{}", "[".repeat(depth), "]".repeat(depth)).as_bytes()) {
+        let [native, v2] = calls(format!("{}{}", "[".repeat(depth), "]".repeat(depth)).as_bytes());
+        let batch = in_a_batch(&v2);
+        for message in [native, v2, batch] {
             for way in ALL {
                 let mut peer = Peer::of(&service, way);
                 peer.send_bytes(framed(way, &message));

@@ -130,26 +130,23 @@ impl Shared {
         outcomes.unwrap_or_else(|error| calls.iter().map(|_| Err(error.again())).collect())
     }
 
-    /// Does something on a connection, and once more on another if the server hung up before it had any of it whole, as after a
-    /// restart.
+    /// Does something on a connection, and again on another if that ended before the server had any of it whole: the server has been
+    /// restarted, or another caller left a message half written.
     fn through<T>(
         &self,
         times: Times,
         send: impl Fn(&Connection) -> Result<Result<T, NotSent>, ClientError>,
     ) -> Result<T, ClientError> {
         for _ in 0..CONNECTIONS {
-            let (connection, is_new) = self.connection(times)?;
-            match send(&connection)? {
-                Ok(done) => return Ok(done),
-                Err(NotSent) if is_new => break,
-                Err(NotSent) => {}
+            if let Ok(done) = send(&*self.connection(times)?)? {
+                return Ok(done);
             }
         }
         Err(self.no_server(io::ErrorKind::ConnectionReset.into()))
     }
 
-    /// The connection that is open, or a new one; true for a new one. Only one caller at a time connects.
-    fn connection(&self, times: Times) -> Result<(Arc<Connection>, bool), ClientError> {
+    /// The connection that is open, or a new one. Only one caller at a time connects.
+    fn connection(&self, times: Times) -> Result<Arc<Connection>, ClientError> {
         let since = Instant::now();
         let mut gone: Option<Arc<Connection>> = None;
         loop {
@@ -164,7 +161,7 @@ impl Shared {
             if let Some(kept) = place.connection.as_ref().filter(|kept| !is_gone(kept)).cloned() {
                 drop(place);
                 if kept.is_open() {
-                    return Ok((kept, false));
+                    return Ok(kept);
                 }
                 gone = Some(kept);
                 continue;
@@ -179,7 +176,7 @@ impl Shared {
                     let max_answer = Arc::clone(&self.max_answer);
                     let made = Arc::new(Connection::new(stream, self.target.to_string(), max_answer));
                     place.connection = Some(Arc::clone(&made));
-                    return Ok((made, true));
+                    return Ok(made);
                 }
                 Err(error) => {
                     // This caller's time is not another's.

@@ -36,11 +36,14 @@ pub(crate) fn call(addr: &str, method: &str, params: Option<&RawValue>, timeout:
     let left = sending.left().map_err(failure)?;
     let request = request(&target, &Asked { method, params }, left.unwrap_or(timeout));
     let sent = stream.send_all(&request, sending);
-    // Who refuses a request need not read all of it, and may have said why before hanging up.
+    if let Err(Broken::Io(error)) = sent {
+        return Err(ClientError::Io(error));
+    }
+    // Who refuses a request need not read all of it, and may have said why, whether it hung up then or went on waiting.
     match (sent, receive(&stream, waiting)) {
-        (Err(error @ (Broken::TimedOut | Broken::Io(_))), _) => Err(failure(error)),
         (_, Ok(answer)) => outcome(answer),
         (Err(Broken::Closed), Err(_)) => Err(no_server(std::io::ErrorKind::ConnectionReset.into())),
+        (Err(broken), Err(_)) => Err(failure(broken)),
         (Ok(()), Err(error)) => Err(match error {
             Failed::Broken(broken) => failure(broken),
             Failed::Wrong(what) => ClientError::Protocol(what),

@@ -134,7 +134,11 @@ fn params_of(schema: Value) -> (Vec<Value>, &'static str) {
     if let Some(members) = schema.get("properties").and_then(Value::as_object) {
         let required = schema.get("required").and_then(Value::as_array);
         let is_required = |name: &str| required.is_some_and(|names| names.iter().any(|other| other == name));
-        let params = members.iter().map(|(name, schema)| descriptor(name, schema.clone(), is_required(name)));
+        let (first, last): (Vec<_>, Vec<_>) = members.iter().partition(|(name, _)| is_required(name));
+        let params = first.into_iter().map(|(name, schema)| descriptor(name, schema.clone(), true));
+        // The specification wants them behind all that must be there.
+        let params =
+            params.chain(last.into_iter().map(|(name, schema)| descriptor(name, schema.clone(), false)));
         return (params.collect(), "by-name");
     }
     if let Some(elements) = schema.get("items").and_then(Value::as_array) {
@@ -144,10 +148,23 @@ fn params_of(schema: Value) -> (Vec<Value>, &'static str) {
             .map(|(element, number)| descriptor(&format!("param{number}"), element.clone(), true));
         return (params.collect(), "by-position");
     }
-    if schema.get("type").is_some_and(|kind| kind == "null") {
+    let is = |name: &str| schema.get("type").is_some_and(|kind| kind == name);
+    let is_map = schema.get("additionalProperties").is_some_and(|inside| inside != &Value::Bool(false));
+    if is("null") || (is("object") && !is_map) {
         return (Vec::new(), "either");
     }
-    (vec![descriptor("params", schema, true)], "by-position")
+    let required = !is_map && !takes_null(&schema);
+    (vec![descriptor("params", schema, required)], "by-position")
+}
+
+/// Whether a value of this schema may be `null`, as which params are read that are not there.
+fn takes_null(schema: &Value) -> bool {
+    let is_null = |kind: &Value| kind == "null";
+    let kinds = schema.get("type").and_then(Value::as_array);
+    let any_of = schema.get("anyOf").and_then(Value::as_array);
+    schema.as_object().is_none_or(Map::is_empty)
+        || kinds.is_some_and(|kinds| kinds.iter().any(is_null))
+        || any_of.is_some_and(|schemas| schemas.iter().any(|one| one.get("type").is_some_and(is_null)))
 }
 
 fn descriptor(name: &str, schema: Value, required: bool) -> Value {
@@ -169,6 +186,8 @@ fn any() -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use serde::{Deserialize, Serialize};
 
     use super::*;
@@ -180,6 +199,17 @@ mod tests {
         #[serde(default)]
         tags: Vec<Tag>,
     }
+
+    #[derive(Deserialize, JsonSchema)]
+    #[expect(dead_code, reason = "only its shape is looked at")]
+    struct Ring {
+        #[serde(default)]
+        after_ms: u64,
+        times: u64,
+    }
+
+    #[derive(Deserialize, JsonSchema)]
+    struct Nothing {}
 
     #[derive(Serialize, Deserialize, JsonSchema)]
     struct Tag {
@@ -222,6 +252,26 @@ mod tests {
         assert_eq!(document["methods"][0]["params"][0]["schema"]["type"], "integer");
         let document = described(Description::new("Rests").params::<()>());
         assert_eq!(document["methods"][0]["params"], json!([]));
+    }
+
+    /// Names of the params, and which of them must be there.
+    fn params(description: Description) -> Vec<(String, bool)> {
+        let document = described(description);
+        let params = document["methods"][0]["params"].as_array().unwrap().iter();
+        params.map(|param| (param["name"].as_str().unwrap().to_owned(), param["required"] == true)).collect()
+    }
+
+    #[test]
+    fn what_may_be_left_out_is_not_required_and_stands_last() {
+        let one = |name: &str, required| vec![(name.to_owned(), required)];
+        let ring = params(Description::new("Rings").params::<Ring>());
+        assert_eq!(ring, [one("times", true), one("after_ms", false)].concat());
+        assert_eq!(params(Description::new("Halves").params::<u64>()), one("params", true));
+        assert_eq!(params(Description::new("Halves").params::<Option<u64>>()), one("params", false));
+        assert_eq!(params(Description::new("Tags").params::<Option<Tag>>()), one("params", false));
+        assert_eq!(params(Description::new("Echoes").params::<Value>()), one("params", false));
+        assert_eq!(params(Description::new("Counts").params::<HashMap<String, u64>>()), one("params", false));
+        assert_eq!(params(Description::new("Rests").params::<Nothing>()), []);
     }
 
     #[test]

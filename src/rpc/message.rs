@@ -131,7 +131,7 @@ impl<'a> Batch<'a> {
         let mut more = scan.first_element().unwrap_or(false);
         // The whole array has been walked before, so no fault is found here.
         std::iter::from_fn(move || {
-            let place = if more { scan.value().ok()? } else { return None };
+            let place = if more { element(&mut scan).ok()? } else { return None };
             more = scan.next_element().unwrap_or(false);
             Some(place.range())
         })
@@ -233,12 +233,26 @@ fn count_elements(scan: &mut Scanner<'_>) -> Result<usize, Fault> {
     let mut count: usize = 0;
     let mut more = scan.first_element()?;
     while more {
-        scan.value()?;
+        element(scan)?;
         count = count.saturating_add(1);
         more = scan.next_element()?;
     }
     scan.end()?;
     Ok(count)
+}
+
+/// Passes an element of an array. In a request, as in one that is alone, each value may be as deep as any.
+fn element(scan: &mut Scanner<'_>) -> Result<Span, Fault> {
+    if scan.next_byte() != Some(b'{') {
+        return scan.value();
+    }
+    let start = scan.place();
+    let mut key = scan.first_member()?;
+    while key.is_some() {
+        scan.value()?;
+        key = scan.next_member()?;
+    }
+    Ok(Span::new(start, scan.place()))
 }
 
 /// Reads the element of an array that stands next.

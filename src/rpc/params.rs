@@ -2,6 +2,8 @@
 
 use serde::de::DeserializeOwned;
 
+mod members;
+
 use super::error::Error;
 use super::json::{RawJson, Span};
 use super::scan::Scanner;
@@ -19,7 +21,35 @@ pub(super) fn decode_optional<P: DeserializeOwned>(params: Option<RawJson<'_>>) 
     let Some(params) = params else {
         return decode_nothing();
     };
+    if let Some(members) = only_struct::<P>(params.get())
+        && let Ok(params) = serde_json::from_str(members)
+    {
+        return Ok(params);
+    }
     serde_json::from_str(params.get()).or_else(|as_it_is| decode_otherwise(params, &as_it_is))
+}
+
+/// The object in an array of one, where `P` is a struct with members of these names. Taken by position the object as a whole would
+/// be the first of them, which may well be a type that takes it.
+fn only_struct<P: DeserializeOwned>(params: &str) -> Option<&str> {
+    let inside = params.strip_prefix('[')?.trim_start();
+    if !inside.starts_with('{') {
+        return None;
+    }
+    let Elements::One(object) = only_element(&mut Scanner::new(params)) else { return None };
+    let known = members::of::<P>()?;
+    let mut scan = Scanner::new(object.of(params));
+    let mut name = scan.first_member().ok()??;
+    loop {
+        if !known.contains(&&*name.decoded(object.of(params))) {
+            return None;
+        }
+        scan.value().ok()?;
+        match scan.next_member().ok()? {
+            Some(next) => name = next,
+            None => return Some(object.of(params)),
+        }
+    }
 }
 
 /// Params that are no `P` as they are: clients that only know arrays send one for what a handler takes as a whole, and an
@@ -251,6 +281,33 @@ mod tests {
         let nap = || Nap { ms: 5, tags: Vec::new() };
         for params in [r#"{"ms":5}"#, r#"[{"ms":5}]"#, "[5]", "[5, []]"] {
             assert_eq!(taken::<Nap>(params), nap(), "{params}");
+        }
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Search {
+        filter: serde_json::Value,
+        #[serde(default, alias = "most")]
+        limit: u32,
+    }
+
+    // Of the two ways to read it the first one won: `filter` was the whole object.
+    #[test]
+    fn a_struct_in_an_array_is_known_by_the_names_of_its_members() {
+        let search = |filter, limit| Search { filter, limit };
+        for (params, found) in [
+            (r#"[{"filter":1}]"#, search(1.into(), 0)),
+            (r#"[ {"limit":2, "f\u0069lter":{"limit":3}} ]"#, search(serde_json::json!({"limit": 3}), 2)),
+            (r#"[{"most":2,"filter":null}]"#, search(serde_json::Value::Null, 2)),
+            // By position, as nothing in it is named so, or too much is missing.
+            (r#"[{"a":1}]"#, search(serde_json::json!({"a": 1}), 0)),
+            (r#"[{"filter":1,"a":1}]"#, search(serde_json::json!({"filter": 1, "a": 1}), 0)),
+            (r#"[{"limit":1}]"#, search(serde_json::json!({"limit": 1}), 0)),
+            (r#"[{}]"#, search(serde_json::json!({}), 0)),
+            (r#"[{"filter":1},7]"#, search(serde_json::json!({"filter": 1}), 7)),
+        ] {
+            assert_eq!(taken::<Search>(params), found, "{params}");
+            assert_eq!(taken::<Option<Search>>(params), Some(found), "{params}");
         }
     }
 

@@ -98,7 +98,11 @@ fn understand<'a>(
     registry: &Registry,
 ) -> Result<Wanted<'a>, Refusal> {
     check_page(asked, body, allow_origins)?;
-    let path = path_of(asked.target)?;
+    let path = match path_of(asked.target) {
+        // Its target is none: the name of a host.
+        Err(_) if asked.method == "CONNECT" => "/",
+        path => path?,
+    };
     match asked.method {
         "POST" => call(asked, path, body),
         "GET" | "HEAD" => match path {
@@ -174,7 +178,14 @@ fn is_json(content_type: &str) -> bool {
 
 /// The path of a target, without a query: nothing here has one.
 fn path_of(target: &str) -> Result<&str, Refusal> {
-    let target = target.split(['?', '#']).next().unwrap_or_default();
+    // No target has one: who cuts it off and who does not sees another path.
+    if target.contains('#') {
+        return Err(Refusal::new(
+            400,
+            format_args!("expected a target without `#`, found `{}`", shortened(target)),
+        ));
+    }
+    let target = target.split('?').next().unwrap_or_default();
     if target.starts_with('/') || target == "*" {
         return Ok(target);
     }

@@ -403,7 +403,8 @@ impl Caller<'_> {
         if route.end(out, begun, Some(error)).is_err() {
             // Only an id of nearly 16 MiB, or data of that size, makes an error too long to send.
             let begun = route.begin(out);
-            let too_long = Error::answer_too_long(&"an error with its id and data");
+            let too_long =
+                Error::answer_too_long(&"an error with its id and data is longer than the framing carries");
             envelope::answer_error(out, route.form, &too_long, None);
             let _ = route.end(out, begun, Some(&too_long));
         }

@@ -101,7 +101,7 @@ impl Reading {
             let (from, size) = match httparse::parse_chunk_size(rest) {
                 Ok(httparse::Status::Complete(found)) => found,
                 Ok(httparse::Status::Partial) if rest.len() > LONGEST_HEAD => return Err(wrong()),
-                Ok(httparse::Status::Partial) => return Ok(false),
+                Ok(httparse::Status::Partial) => break,
                 Err(_) => return Err(wrong()),
             };
             let size = usize::try_from(size).unwrap_or(usize::MAX);
@@ -117,10 +117,13 @@ impl Reading {
             match (rest.get(chunk.clone()), rest.get(chunk.end..end)) {
                 (Some(chunk), Some(b"\r\n")) => self.unchunked.extend_from_slice(chunk),
                 (Some(_), Some(_)) => return Err(wrong()),
-                _ => return Ok(false),
+                _ => break,
             }
             self.taken = self.taken.saturating_add(end);
         }
+        let taken = head.saturating_add(std::mem::take(&mut self.taken));
+        self.bytes.drain(head.min(self.bytes.len())..taken.min(self.bytes.len()));
+        Ok(false)
     }
 }
 

@@ -151,7 +151,9 @@ impl Members {
         let (name, timeout_ms, params) = match self.check(text, form) {
             Ok(checked) => checked,
             Err(what) => {
-                let id = self.id.filter(|id| form != Form::V2 || is_id(id.of(text)));
+                // Version 2.0 wants null where it can't be told which one is meant.
+                let is_told = |id: &Span| self.twice & bit::ID == 0 && is_id(id.of(text));
+                let id = self.id.filter(|id| form != Form::V2 || is_told(id));
                 return Err(Rejected {
                     form,
                     error: Error::invalid_request(&what),
