@@ -139,3 +139,62 @@ fn a_call_of_a_page_that_has_begun_is_not_refused_by_a_later_configuration() {
     peer.send_bytes(post("/ping", 2, page) + "[]");
     assert_eq!(peer.reply().status, 403, "it holds for what comes now");
 }
+
+// A connection that held more than `buffers` was closed where another worker was to go on with it, even by a reload that changed
+// nothing: one long answer is more.
+#[test]
+fn an_answer_longer_than_all_buffers_goes_on_with_its_connection() {
+    const LONG: usize = 20_000_000;
+    let kept = Kept::start(
+        "processes = 2\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nbuffers = \"16MiB\"\n[quarantine]\ncrashes = 0",
+    );
+    for how in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut peer = kept.connect_to_speak(Way::Stream);
+        let pid = peer.worker();
+        peer.send(&json!({"in": "blob", "params": {"bytes": LONG}}).to_string());
+        // It has been run, and begins to arrive.
+        peer.stream.peek(&mut [0]).expect("an answer");
+        await_asleep(pid);
+        match how {
+            Signal::SIGHUP => reload(&kept.service, |config| config),
+            how => support::send_signal(pid, how),
+        }
+        let answer = peer.text();
+        assert!(answer.len() > LONG && answer.ends_with("x\"}"), "{how}: {} bytes", answer.len());
+        assert_ne!(peer.worker(), pid, "{how}");
+        kept.disconnect(peer);
+    }
+}
+
+// So was one whose calls were more, or larger, than the configuration of the other allowed.
+#[test]
+fn calls_beyond_the_limits_of_a_later_configuration_are_told_what_became_of_them() {
+    for (before, after) in [
+        ("in_flight_per_connection = 64", "in_flight_per_connection = 2"),
+        ("max_message = \"1MiB\"", "max_message = \"4KiB\""),
+        ("buffers = \"64MiB\"", "buffers = \"4MiB\""),
+    ] {
+        let kept = Kept::start(&format!(
+            "processes = 1\nthreads = 8\n[timeouts]\nkeep_after = \"0s\"\n[quarantine]\ncrashes = 0\n[limits]\n{before}"
+        ));
+        let mut peer = kept.connect_to_speak(Way::Length);
+        let pid = peer.worker();
+        let pad = "x".repeat(900_000);
+        for id in 0..8 {
+            peer.send(&json!({"in": "hang", "pad": pad, "id": id}).to_string());
+        }
+        await_asleep(pid);
+        reload(&kept.service, |config| config.replace(before, after));
+        Process::of(pid).kill();
+        let mut lost: Vec<u64> = (0..8)
+            .map(|_| {
+                let answer = peer.receive();
+                assert_eq!(code(&answer), -32002, "{after}: {answer}");
+                answer["id"].as_u64().expect("an id")
+            })
+            .collect();
+        lost.sort_unstable();
+        assert!(lost.into_iter().eq(0..8), "{after}");
+        assert_ne!(peer.worker(), pid, "{after}");
+    }
+}

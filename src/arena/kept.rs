@@ -1,8 +1,8 @@
 //! A connection as the arena of another worker says it is: copied, checked, and ready to be gone on with.
 //!
 //! That worker has died, or has let the connection go. Either way a handler of it may have scribbled over its arena, so
-//! everything is copied first and the copy is believed only as far as it makes sense: places inside the blocks, lengths
-//! within the limits, offsets that agree with what the kernel counted. Whatever doesn't costs this connection and no other.
+//! everything is copied first and the copy is believed only as far as it makes sense: places inside the blocks, no more bytes than
+//! its worker had memory for, whatever the limits of either are, offsets that agree with what the kernel counted. Whatever doesn't costs this connection and no other.
 //!
 //! Who asks is the worker that adopts. What a message means is not known here.
 
@@ -17,22 +17,6 @@ use super::layout::{HEADER_WORDS, Layout, RECORD_WORDS};
 use super::record::{CURRENT, Core, Flags, Key, LIFE, Place, VERSIONS, call_word};
 use crate::sys::blocks::HEAD;
 use crate::sys::memory::{self, ReadableMemory, WORD};
-
-/// What a record may ask of its reader at most, from the reader's own configuration.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Most {
-    /// Bytes of input that have not begun: a message and what may stand behind it.
-    pub(crate) input: usize,
-    /// Bytes of answers that were not sent.
-    pub(crate) output: usize,
-    /// Bytes of one message.
-    pub(crate) message: usize,
-    pub(crate) calls: usize,
-    /// Bytes of the messages of all calls of a connection.
-    pub(crate) all_messages: usize,
-    /// Bytes of the answers that wait for the rest of their batches.
-    pub(crate) gathered: usize,
-}
 
 /// How far a connection's streams had gone when its worker let go of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,10 +92,12 @@ impl fmt::Display for Refusal {
 pub(crate) struct KeptArena {
     memory: ReadableMemory,
     layout: Layout,
+    /// Bytes of memory that it has: no connection can hold more. Its file is sparse, and much larger.
+    held: usize,
 }
 
 impl KeptArena {
-    /// Maps an arena; the descriptor is needed no longer then.
+    /// Maps an arena; the descriptor is needed no longer then. Connections that are read must have been left before.
     ///
     /// # Errors
     ///
@@ -122,7 +108,8 @@ impl KeptArena {
         let header =
             std::array::from_fn::<_, HEADER_WORDS, _>(|index| memory.load(index * WORD).unwrap_or(0));
         let layout = Layout::read(&header, size)?;
-        Ok(Self { memory, layout })
+        let held = memory::held(fd.as_fd())?;
+        Ok(Self { memory, layout, held })
     }
 
     /// What the record of a connection says. `moved` must have been asked for after the writer's last receive or send.
@@ -130,22 +117,22 @@ impl KeptArena {
     /// # Errors
     ///
     /// There is nothing to go on with: the connection can only be closed.
-    pub(crate) fn kept(&self, key: Key, moved: Moved, most: &Most) -> Result<KeptConnection, Refusal> {
+    pub(crate) fn kept(&self, key: Key, moved: Moved) -> Result<KeptConnection, Refusal> {
         let core = self.record(key)?;
         let (taken, sent) = match moved {
             Moved::Counted { taken, sent } => (taken, sent),
             Moved::Recorded if core.flags.contains(Flags::IN_IO) => return Err(Refusal::InTheMiddle),
             Moved::Recorded => (core.taken, core.sent),
         };
-        let (ran, waited) = self.calls(&core, most)?;
+        let (ran, waited) = self.calls(&core)?;
         // Nothing is begun any more; what comes in is thrown away, and nowhere.
         let is_ending = core.flags.contains(Flags::FINISHING) || core.flags.contains(Flags::LINGERING);
         Ok(KeptConnection {
             flags: core.flags,
             taken,
             sent,
-            input: if is_ending { Vec::new() } else { self.input(&core, taken, most)? },
-            output: self.output(&core, sent, most)?,
+            input: if is_ending { Vec::new() } else { self.input(&core, taken)? },
+            output: self.output(&core, sent)?,
             ran,
             waited,
         })
@@ -170,47 +157,43 @@ impl KeptArena {
         Ok(Core::from_words(std::array::from_fn(|index| word(version + index))))
     }
 
-    fn input(&self, core: &Core, taken: u64, most: &Most) -> Result<Vec<u8>, Refusal> {
+    fn input(&self, core: &Core, taken: u64) -> Result<Vec<u8>, Refusal> {
         let senseless = Refusal::Senseless("input");
         let unbegun = taken.checked_sub(core.begun).ok_or(senseless)?;
         if unbegun > core.input.length {
             return Err(senseless);
         }
-        self.bytes(Place { at: core.input.at, length: unbegun }, most.input).ok_or(senseless)
+        self.bytes(Place { at: core.input.at, length: unbegun }, self.held).ok_or(senseless)
     }
 
-    fn output(&self, core: &Core, sent: u64, most: &Most) -> Result<Vec<u8>, Refusal> {
+    fn output(&self, core: &Core, sent: u64) -> Result<Vec<u8>, Refusal> {
         let senseless = Refusal::Senseless("output");
         let gone = sent.checked_sub(core.out_from).ok_or(senseless)?;
         let length = core.output.length.checked_sub(gone).ok_or(senseless)?;
         let at = core.output.at.checked_add(gone).ok_or(senseless)?;
-        self.bytes(Place { at, length }, most.output).ok_or(senseless)
+        self.bytes(Place { at, length }, self.held).ok_or(senseless)
     }
 
     /// The calls that ran, and those that waited.
-    fn calls(&self, core: &Core, most: &Most) -> Result<(Vec<Ran>, Vec<Waited>), Refusal> {
+    fn calls(&self, core: &Core) -> Result<(Vec<Ran>, Vec<Waited>), Refusal> {
         let senseless = Refusal::Senseless("calls");
-        let (mut calls, mut left) = (Vec::new(), most.all_messages);
+        let (mut calls, mut left) = (Vec::new(), self.held);
         // One block named again and again would be copied as often.
         let (mut places, mut numbers) = (HashSet::new(), HashSet::new());
         let mut at = core.calls;
         while at != 0 {
-            // One more than there may be: one whose answer is published and that was not unlinked.
-            if calls.len() > most.calls {
-                return Err(senseless);
-            }
-            let call = self.call_at(at, left.min(most.message)).ok_or(senseless)?;
+            let call = self.call_at(at, left).ok_or(senseless)?;
             if !places.insert(at) || !numbers.insert(call.number) {
                 return Err(senseless);
             }
-            left -= call.message.len();
+            left = left.checked_sub(HEAD + call.message.len()).ok_or(senseless)?;
             at = call.next;
             calls.push(call);
         }
         calls.retain(|call| call.number != core.answered);
         calls.sort_unstable_by_key(|call| call.number);
         let (mut ran, mut waited) = (Vec::new(), Vec::new());
-        let mut left = most.gathered;
+        let mut left = self.held;
         for call in calls {
             if call.runs {
                 let gathered = self.gathered(call.gathered, left).ok_or(Refusal::Senseless("batch"))?;
@@ -221,7 +204,7 @@ impl KeptArena {
             }
         }
         if core.inline.length > 0 {
-            let message = self.bytes(core.inline, most.message).ok_or(Refusal::Senseless("inline call"))?;
+            let message = self.bytes(core.inline, self.held).ok_or(Refusal::Senseless("inline call"))?;
             ran.push(Ran { message, gathered: Vec::new() });
         }
         Ok((ran, waited))

@@ -36,7 +36,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 pub(crate) use error::ArenaError;
 pub(crate) use gathered::{Gathered, NotGathered};
-pub(crate) use kept::{KeptArena, KeptConnection, Most, Moved, Ran, Refusal, Waited};
+pub(crate) use kept::{KeptArena, KeptConnection, Moved, Ran, Refusal, Waited};
 pub(crate) use reader::ArenaReader;
 pub(crate) use record::{Core, Flags, Key, Place, Record, Records, call_runs, unlink_next, write_call};
 pub(crate) use scoreboard::Scoreboard;

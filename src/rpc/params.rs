@@ -303,7 +303,7 @@ mod tests {
             (r#"[{"a":1}]"#, search(serde_json::json!({"a": 1}), 0)),
             (r#"[{"filter":1,"a":1}]"#, search(serde_json::json!({"filter": 1, "a": 1}), 0)),
             (r#"[{"limit":1}]"#, search(serde_json::json!({"limit": 1}), 0)),
-            (r#"[{}]"#, search(serde_json::json!({}), 0)),
+            (r"[{}]", search(serde_json::json!({}), 0)),
             (r#"[{"filter":1},7]"#, search(serde_json::json!({"filter": 1}), 7)),
         ] {
             assert_eq!(taken::<Search>(params), found, "{params}");

@@ -223,6 +223,14 @@ pub(crate) fn sealed_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
     usize::try_from(fstat(fd)?.st_size).map_err(|_| io::ErrorKind::FileTooLarge.into())
 }
 
+/// Bytes of memory that a memfd has: those pages of it that were ever written and not given back.
+pub(crate) fn held(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    /// What `st_blocks` counts in, whatever the file system's own blocks are: inode(7).
+    const UNIT: usize = 512;
+    let blocks = usize::try_from(fstat(fd)?.st_blocks).unwrap_or(usize::MAX);
+    Ok(blocks.saturating_mul(UNIT))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -27,9 +27,6 @@ use http::{HttpFraming, Opened};
 use length::{AnswerTooLong, LengthFraming, Mark};
 use stream::StreamFraming;
 
-/// What a message may have around its text at most: the head of an HTTP request, which is handed on with the body.
-pub(crate) const MOST_AROUND: usize = http::MAX_HEAD;
-
 /// How a length prefix is written; a listener is told by `prefix` in its config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

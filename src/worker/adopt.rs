@@ -7,16 +7,15 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use super::connection::{self, MOST_GATHERED};
+use super::Due;
+use super::connection;
 use super::desk::{Desk, Todo};
 use super::flow::{Hand, Prepared};
-use super::{Due, Shared};
-use crate::arena::{ArenaError, KeptArena, Key, Most, Moved, Refusal};
+use crate::arena::{ArenaError, KeptArena, Key, Moved, Refusal};
 use crate::fail_points::{self, Kind};
 use crate::line::{FromWorker, Taken};
 use crate::sys::socket::{PeerAddress, Socket};
 use crate::sys::tcp;
-use crate::wire;
 
 /// When it is tried again to tell a supervisor whose line is full.
 const TELL_AGAIN: Duration = Duration::from_millis(2);
@@ -136,7 +135,7 @@ fn prepare(
         }
         PeerAddress::Unix { .. } => Moved::Recorded,
     };
-    let kept = arena.kept(key, moved, &hand.shared.most).map_err(|refusal| match refusal {
+    let kept = arena.kept(key, moved).map_err(|refusal| match refusal {
         Refusal::NotThere => Refused::Over(refusal.to_string()),
         Refusal::Senseless(_) | Refusal::InTheMiddle => Refused::Lost(refusal.to_string()),
     })?;
@@ -161,29 +160,6 @@ impl Refused {
         match self {
             Self::Over(_) | Self::Lost(_) => Taken::Refused,
             Self::NotNow(_) => Taken::NotNow,
-        }
-    }
-}
-
-impl Shared {
-    /// What is believed of another worker's records at most.
-    pub(super) fn most_kept(config: &crate::config::Config) -> Most {
-        let limits = &config.limits;
-        let message = limits.max_message.saturating_add(wire::MOST_AROUND);
-        Most {
-            // A worker that drains takes all that is there; and what surrounds the pieces of a chunked body may be as long
-            // as the body.
-            input: message
-                .saturating_add(limits.max_message)
-                .saturating_add(super::flow::MOST_AT_DRAIN + super::chunk::SCRATCH),
-            // A single answer may be longer than what stops further calls.
-            output: limits.buffers.max(limits.output),
-            message,
-            calls: limits.in_flight_per_connection,
-            // One message more than fits is taken, so that some message always becomes whole.
-            all_messages: limits.buffers.saturating_add(message),
-            // So many, and those of the calls that ran when it was found that there are enough.
-            gathered: limits.buffers.max(limits.output).saturating_add(MOST_GATHERED),
         }
     }
 }

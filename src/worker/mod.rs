@@ -47,7 +47,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
-use crate::arena::{Key, Most, Records, Room};
+use crate::arena::{Key, Records, Room};
 use crate::config::Config;
 use crate::line::FromWorker;
 use crate::rpc::{MethodIndex, States, WorkerInfo};
@@ -114,7 +114,6 @@ pub(crate) struct Shared {
     table: Mutex<Table>,
     /// The longest message that is read, on whatever connection.
     max_message: usize,
-    most: Most,
     records: Records,
     pool: &'static Pool,
     deadlines: Arc<Deadlines<Due>>,
@@ -204,7 +203,6 @@ impl Shared {
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             table: Mutex::default(),
             max_message: limits.max_message,
-            most: Self::most_kept(config),
             records,
             pool,
             deadlines: Arc::new(Deadlines::new()),

@@ -3,11 +3,10 @@
 use libtest_mimic::Trial;
 use loom::thread;
 
-use crate::arena::{ArenaWriter, Core, KeptArena, Key, Most, Moved, Place, Record, Room, create};
+use crate::arena::{ArenaWriter, Core, KeptArena, Key, Moved, Place, Record, Room, create};
 use crate::{fails, holds_by_order};
 
 const KEY: Key = Key { index: 0, generation: 7 };
-const MOST: Most = Most { input: 64, output: 64, message: 64, calls: 4, all_messages: 256, gathered: 64 };
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = vec![fails("connections_two_commits_while_one_reads_may_be_mixed", two_commits)];
@@ -40,7 +39,7 @@ fn core(number: u64) -> Core {
 
 /// Which core was found. One that is mixed is refused or has two numbers.
 fn read(kept: &KeptArena) -> Option<u64> {
-    match kept.kept(KEY, Moved::Recorded, &MOST) {
+    match kept.kept(KEY, Moved::Recorded) {
         Err(refusal) if refusal.to_string() == "its record is not there" => None,
         Err(refusal) => panic!("mixed: {refusal}"),
         Ok(found) => {

@@ -9,7 +9,7 @@ use crate::wire::fields::{self, Line};
 use crate::wire::{HttpError, WireError};
 
 /// The most bytes a head may have, its empty line included.
-pub(crate) const MAX_HEAD: usize = 16 * 1024;
+const MAX_HEAD: usize = 16 * 1024;
 
 /// The most fields a head may have.
 const MAX_FIELDS: usize = 100;

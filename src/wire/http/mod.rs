@@ -13,7 +13,7 @@ use super::{Decode, HttpError, Known, Progress, Step, WireError};
 use chunked::Chunks;
 use head::Search;
 
-pub(crate) use head::{Body, Head, MAX_HEAD, Version};
+pub(crate) use head::{Body, Head, Version};
 
 /// Empty lines before a request that are borne: some clients send one behind a body.
 const MAX_EMPTY_LINES: u8 = 4;

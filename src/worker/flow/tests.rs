@@ -13,22 +13,13 @@ use proptest::prelude::*;
 
 use super::threadless::Threadless;
 use super::*;
-use crate::arena::{KeptArena, Most, Moved};
+use crate::arena::{KeptArena, Moved};
 use crate::config::Config;
 use crate::fail_points::looking;
 use crate::sys::socket::Listener;
 use crate::sys::tcp;
 use crate::wire::{Accepts, ByteOrder, Kinds};
 use crate::worker::duty::Task;
-
-const MOST: Most = Most {
-    input: 1 << 20,
-    output: 16 << 20,
-    message: 1 << 20,
-    calls: 64,
-    all_messages: 16 << 20,
-    gathered: 16 << 20,
-};
 
 /// A message that the client sends: what becomes of it, and how long its params are.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +62,7 @@ enum Act {
 /// What the client has said, and who looks on.
 struct Scene {
     way: Way,
-    arena: KeptArena,
+    arena: OwnedFd,
     key: Key,
     /// Another descriptor of the worker's socket, as the supervisor has.
     socket: OwnedFd,
@@ -90,7 +81,8 @@ impl Scene {
         self.looks.set(self.looks.get() + 1);
         let progress = tcp::progress(&self.socket).unwrap();
         let (taken, sent) = (progress.taken, progress.sent);
-        let kept = self.arena.kept(self.key, Moved::Counted { taken, sent }, &MOST).unwrap();
+        let arena = KeptArena::open(&self.arena).unwrap();
+        let kept = arena.kept(self.key, Moved::Counted { taken, sent }).unwrap();
         let begun = usize::try_from(taken).unwrap() - kept.input.len();
         let said = self.said.borrow();
         assert_eq!(kept.input, said[begun..usize::try_from(taken).unwrap()], "input is what was said");
@@ -217,7 +209,7 @@ fn begin(way: Way) -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
     let connection = poller.shared.all_connections().remove(0);
     let scene = Rc::new(Scene {
         way,
-        arena: KeptArena::open(&memory).unwrap(),
+        arena: memory,
         key: connection.key,
         socket: duplicate,
         client: RefCell::new(client),

@@ -31,6 +31,10 @@ pub(crate) fn sealed_size(_: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(SIZE.get())
 }
 
+pub(crate) fn held(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    sealed_size(fd)
+}
+
 #[derive(Debug)]
 pub(crate) struct WritableMemory(&'static [AtomicU64]);
 
