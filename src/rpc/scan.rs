@@ -1,7 +1,7 @@
 //! JSON text, walked once: what is a value, where it ends, and nothing about what it means.
 //!
-//! `message` walks a message with this and keep the places of what they need. It allocates nothing
-//! and doesn't recurse, so that neither a quick call nor 100,000 brackets cost more than their bytes. It checks
+//! `message` walks a message with this and keeps the places of what it needs, `params` the params of a call. It
+//! allocates nothing and doesn't recurse, so that neither a quick call nor 100,000 brackets cost more than their bytes. It checks
 //! everything that JSON asks of a text, because what it has passed is handed on, and sent back, as it was written.
 
 use std::borrow::Cow;

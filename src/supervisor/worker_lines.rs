@@ -116,7 +116,8 @@ impl Supervisor {
             return;
         };
         if let Err(error) = worker.line.send(message, Vec::new()) {
-            tracing::warn!(slot = worker.slot, %error, "a worker can't be told {message:?} and is killed");
+            tracing::debug!(slot = worker.slot, ?message, "not delivered");
+            tracing::warn!(slot = worker.slot, %error, "a worker does not hear the supervisor any more and is killed");
             worker.kill();
         } else if worker.line.has_queued() {
             watch(&self.epoll, &worker.line, token(id));
