@@ -115,7 +115,7 @@ impl Dispatcher {
             deadline: self.deadline,
             thread: 0,
         };
-        let params = request.params.map(|span| span.in_message(call.body));
+        let params = request.params.and_then(|span| span.in_message(call.body));
         let answered = envelope::answer(out, request.form, method, &Call::new(parts), params);
         FRAMING.dialect().end_message(out, mark).map_err(|too_long| Error::answer_too_long(&too_long))?;
         answered

@@ -114,13 +114,11 @@ impl Span {
         text.as_bytes().get(self.range()).unwrap_or_default()
     }
 
-    /// The value in the message it was found in, `null` if `message` isn't that one.
-    pub(crate) fn in_message(self, message: &[u8]) -> RawJson<'_> {
-        let bytes = message.get(self.range()).unwrap_or_default();
-        match sys::text::text(bytes) {
-            Ok(text) if !text.is_empty() => RawJson(text),
-            _ => RawJson::NULL,
-        }
+    /// The value in the message it was found in. None if what stands there is no text, so that `message` isn't that one, or not any
+    /// more.
+    pub(crate) fn in_message(self, message: &[u8]) -> Option<RawJson<'_>> {
+        let text = sys::text::text(message.get(self.range())?).ok()?;
+        (!text.is_empty()).then_some(RawJson(text))
     }
 
     /// The value's bytes, white space around it not among them.
@@ -156,7 +154,7 @@ mod tests {
         let message = br#"{"id":[7]}"#.to_vec();
         let span = Span::new(6, 9);
         let moved = message;
-        assert_eq!(span.in_message(&moved).get(), "[7]");
-        assert_eq!(span.in_message(b"short"), RawJson::NULL);
+        assert_eq!(span.in_message(&moved).unwrap().get(), "[7]");
+        assert_eq!(span.in_message(b"short"), None);
     }
 }

@@ -8,6 +8,7 @@ use super::site::{self, Site};
 use crate::rpc::web::answer::Answering;
 use crate::rpc::web::{self, Wanted};
 use crate::rpc::{self, Batch, Error, Form, Message, RawJson, Rejected, Request, Span, envelope};
+use crate::sys::process;
 use crate::wire::http::{self, Head, Opened, Version};
 use crate::wire::length::{AnswerTooLong, Mark};
 use crate::wire::{Dialect, Framing, Kind, WireError};
@@ -264,7 +265,9 @@ impl Route {
 
     /// Where a request's head is whole and right it says how to answer: a page learns only what its origin may read.
     fn of_refused(tongue: Tongue, status: u16, arrived: &[u8]) -> Self {
-        let opened = if tongue.dialect.kind == Kind::Http { http::open(arrived).ok() } else { None };
+        // An empty line before a head may be what is wrong.
+        let has_head = tongue.dialect.kind == Kind::Http && !matches!(arrived, [b'\r' | b'\n', ..]);
+        let opened = if has_head { http::open(arrived).ok() } else { None };
         let route = match opened {
             Some(Opened { head, .. }) => Self::of_head(tongue, &head),
             None => Self::new(tongue, tongue.fallback()),
@@ -413,12 +416,26 @@ impl Caller<'_> {
 
 impl Known {
     /// The text in which params and id have their places.
-    pub(super) fn text(self, message: &[u8]) -> &[u8] {
+    fn text(self, message: &[u8]) -> &[u8] {
         message.get(self.text_at..).unwrap_or_default()
     }
 
     pub(super) fn caller(self, message: &[u8]) -> Caller<'_> {
-        Caller { route: self.route, id: self.id.map(|id| id.in_message(self.text(message))) }
+        Caller { route: self.route, id: self.value(self.id, message) }
+    }
+
+    /// A value of the message. It was a text when it was read. If it is none now some handler writes where it must not, and what this
+    /// process would go on to say is noise that somebody may take for an answer: it ends instead, and another one answers.
+    pub(super) fn value(self, span: Option<Span>, message: &[u8]) -> Option<RawJson<'_>> {
+        let span = span?;
+        let value = span.in_message(self.text(message));
+        if value.is_none() {
+            tracing::error!(
+                "a message has been overwritten since it was read, by some handler: this worker ends"
+            );
+            process::exit_now(1);
+        }
+        value
     }
 
     pub(super) fn is_ordered(self) -> bool {

@@ -136,12 +136,16 @@ pub fn id_of(answer: &[u8]) -> Option<u64> {
     std::str::from_utf8(id).ok()?.parse().ok()
 }
 
-/// True of what nobody takes for the answer to a call: no JSON at all, or an error that doesn't say whose it is, in any
-/// form, as to a message of which nothing could be made.
+/// True of what nobody takes for the answer to a call: no JSON at all, an answer of JSON-RPC that doesn't say whose it is, or such an
+/// error in any form, as to a message of which nothing could be made, or to a call of a batch.
 pub fn is_nobodys(answer: &[u8]) -> bool {
     let Ok(value) = serde_json::from_slice::<Value>(answer) else { return true };
+    value.as_array().map_or_else(|| names_no_call(&value), |answers| answers.iter().any(names_no_call))
+}
+
+fn names_no_call(value: &Value) -> bool {
     let is_error = value["out"] == "error" || value["error"].is_object() || value["code"].is_i64();
-    is_error && value["id"].is_null()
+    (is_error || value["jsonrpc"].is_string()) && value["id"].is_null()
 }
 
 /// Judges an answer. `scratch` is memory for what is expected.

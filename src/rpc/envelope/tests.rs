@@ -45,7 +45,7 @@ fn run(registry: &Registry, message: &[u8], request: &Request<'_>) -> Option<Str
     match registry.resolve(&request.method) {
         Err(error) => answer_error(&mut out, request.form, &error, request.id()),
         Ok((_, method)) => {
-            let params = request.params.map(|span| span.in_message(message));
+            let params = request.params.and_then(|span| span.in_message(message));
             let _ = with_call(method.name(), request.id(), &States::default(), |call| {
                 answer(&mut out, request.form, method, call, params)
             });
@@ -372,7 +372,7 @@ fn a_batchs_member_is_a_message_of_its_own() {
         let again = parse(alone, Form::Native).and_then(Message::single).unwrap();
         assert_eq!((request.method.clone(), request.id()), (again.method.clone(), again.id()));
         let params = |request: &Request<'_>, of: &[u8]| {
-            request.params.map(|span| span.in_message(of).get().to_owned())
+            request.params.map(|span| span.in_message(of).unwrap().get().to_owned())
         };
         assert_eq!(params(&request, message), params(&again, alone));
     }

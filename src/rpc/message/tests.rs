@@ -37,7 +37,7 @@ fn served(message: &[u8]) -> String {
                         request.form,
                         method,
                         call,
-                        request.params.map(|span| span.in_message(message)),
+                        request.params.and_then(|span| span.in_message(message)),
                     )
                 });
             }

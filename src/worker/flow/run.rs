@@ -344,7 +344,7 @@ impl Hand {
         let shared = &self.shared;
         let route = parsed.caller.route;
         let caller = parsed.caller.caller(message);
-        let params = parsed.params.map(|span| span.in_message(parsed.caller.text(message)));
+        let params = parsed.caller.value(parsed.params, message);
         self.answer.clear();
         let Some(method) = shared.site.service.registry().get(parsed.method) else {
             // The number came from this very registry.

@@ -3,7 +3,7 @@
 use serde::de::IgnoredAny;
 
 use crate::rpc::{Error, Form, Message, Request, parse};
-use crate::wire::{ByteOrder, Framing, Kind, pieces};
+use crate::wire::{ByteOrder, Framing, Kind, http, pieces};
 
 /// A message up to this long is read by the poller, before anything that is behind it.
 const LARGE: usize = 16 * 1024;
@@ -16,6 +16,8 @@ pub(super) struct Asked {
     kind: Kind,
     /// Of HTTP, for each request: whether it is answered without a body.
     heads_only: Vec<bool>,
+    /// The same of what is no whole request, or a wrong one, behind them.
+    rest_is_head: bool,
     pub(super) least: usize,
     pub(super) most: usize,
 }
@@ -27,6 +29,8 @@ impl Asked {
         let kind = framing.kind();
         let (mut least, mut most) = (0, 0);
         let mut heads_only = Vec::new();
+        let rest = said.get(outcome.consumed..).unwrap_or_default();
+        let rest_is_head = rest.starts_with(b"HEAD ") && http::open(rest).is_ok();
         if kind == Kind::Http {
             heads_only = outcome.messages.iter().map(|message| message.starts_with(b"HEAD ")).collect();
             // Any of them may close the connection. What is wrong with a head may show before all of it has come, or not.
@@ -51,7 +55,7 @@ impl Asked {
                 (least, most) = (least + outcome.errors.len(), most + outcome.errors.len());
             }
         }
-        Ok(Self { kind, heads_only, least, most })
+        Ok(Self { kind, heads_only, rest_is_head, least, most })
     }
 
     /// How many answers this is.
@@ -88,7 +92,7 @@ impl Asked {
             if status == 100 {
                 continue;
             }
-            let head_only = self.heads_only.get(count).copied().unwrap_or(false);
+            let head_only = self.heads_only.get(count).copied().unwrap_or(self.rest_is_head);
             let has_none = status == 204 || status == 304;
             let length = match announced {
                 _ if is_doubled => return Err("two lengths".to_owned()),
