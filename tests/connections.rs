@@ -11,7 +11,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::kept::Kept;
-use support::proc::{Process, pid_in, worker_pid};
+use support::proc::{Process, kill, pid_in, worker_pid};
 use support::{PATIENCE, Service, Wire, framed, send_signal};
 
 /// Two workers whose connections are kept from the start.
@@ -19,12 +19,6 @@ const TWO: &str =
     "processes = 2\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nqueue_wait = \"60s\"";
 const ONE: &str =
     "processes = 1\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nqueue_wait = \"60s\"";
-
-fn kill(pid: i32) {
-    let process = Process::of(pid);
-    process.kill();
-    process.await_end();
-}
 
 /// Waits until calls that were sent before on `wire`, served by `pid`, are run: a later one on another connection of that
 /// worker is through.

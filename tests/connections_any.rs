@@ -9,19 +9,11 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::kept::Kept;
 use support::peer::{ALL, Peer, Reply, Way, post};
-use support::proc::Process;
+use support::proc::{Process, kill_at_rest};
 use support::{PATIENCE, Service, await_asleep, send_signal};
 
 /// Two workers whose connections are kept from the start, and which come back at once however often they are killed.
 const TWO: &str = "processes = 2\nthreads = 4\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nqueue_wait = \"60s\"\n[quarantine]\ncrashes = 0\n[restart]\nbackoff = \"1ms\"\nbackoff_max = \"10ms\"";
-
-/// Ends the worker once it has looked at all that was sent to it.
-fn kill(pid: i32) {
-    await_asleep(pid);
-    let process = Process::of(pid);
-    process.kill();
-    process.await_end();
-}
 
 fn request(method: &str, params: &Value, id: u64) -> String {
     json!({ "jsonrpc": "2.0", "method": method, "params": params, "id": id }).to_string()
@@ -55,7 +47,7 @@ fn a_killed_worker_costs_the_call_that_ran_and_nothing_behind_it() {
         let (first, rest) = bytes.split_at(bytes.len() - 3);
         peer.send_bytes(first);
         let mark = kept.service.mark();
-        kill(pid);
+        kill_at_rest(pid);
         native_is_lost(&peer.reply(), "hang", "SIGKILL");
         for number in 0..19 {
             assert_eq!(peer.text(), format!(r#"{{"out":"echo","result":{number}}}"#), "{way:?}");
@@ -87,7 +79,7 @@ fn a_killed_worker_is_told_in_the_form_of_each_caller() {
             answers.extend([peer.receive(), peer.receive()]);
         }
         let mark = kept.service.mark();
-        kill(pid);
+        kill_at_rest(pid);
         answers.push(peer.receive());
         if way == Way::Http {
             answers.push(peer.receive());
@@ -124,7 +116,7 @@ fn a_bare_call_whose_worker_is_killed_is_502_in_its_order() {
             + "1",
     );
     assert_eq!(peer.text(), "1");
-    kill(pid);
+    kill_at_rest(pid);
     let reply = peer.reply();
     assert_eq!((reply.status, reply.field("Connection")), (502, None), "{reply:?}");
     assert_eq!(reply.json()["data"], json!({ "method": "hang", "cause": "SIGKILL" }));
@@ -168,7 +160,7 @@ fn a_batch_whose_worker_is_killed_has_what_was_finished_and_errors_for_the_rest(
             assert_eq!(peer.text(), r#"{"out":"echo","result":"behind"}"#, "{way:?}");
         }
         let mark = kept.service.mark();
-        kill(pid);
+        kill_at_rest(pid);
         let reply = peer.reply();
         assert_eq!(reply.status, 200);
         let answers = reply.json();
@@ -202,7 +194,7 @@ fn long_answers_of_a_batch_outlive_its_worker() {
         peer.send(&format!("[{}]", members.join(",")));
         // Before that the worker may look as if it slept between two of them.
         kept.service.await_text(mark, "all have begun");
-        kill(pid);
+        kill_at_rest(pid);
         let answers = peer.receive();
         assert_eq!(answers.as_array().map(Vec::len), Some(42));
         for id in 0..40 {
@@ -241,7 +233,7 @@ fn a_half_sent_message_outlives_the_workers_that_read_it() {
             // Whoever serves it: both, one after the other.
             for pid in kept.service.worker_pids() {
                 let mark = kept.service.mark();
-                kill(pid);
+                kill_at_rest(pid);
                 kept.service.await_text(mark, "worker ready");
             }
         }
@@ -275,7 +267,7 @@ fn a_half_read_answer_goes_on_where_the_dead_worker_stopped() {
         peer.send(&last);
         peer.half_close();
         let mark = kept.service.mark();
-        kill(pid);
+        kill_at_rest(pid);
         let mut ids = Vec::new();
         for reply in peer.replies_to_the_end() {
             let answer = reply.json();

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::kept::Kept;
 use support::peer::{ALL, Peer, Way, post};
-use support::proc::Process;
+use support::proc::{Process, kill_at_rest};
 use support::{Service, await_asleep};
 
 /// So long that a pool thread parses it.
@@ -20,14 +20,6 @@ fn one(timeouts: &str, more: &str) -> Kept {
     Kept::start(&format!(
         "{workers}\n[limits]\nqueue_wait = \"60s\"\n[timeouts]\nkeep_after = \"0s\"\n{timeouts}\n{more}"
     ))
-}
-
-/// Ends the worker once it has looked at all that was sent to it.
-fn kill(pid: i32) {
-    await_asleep(pid);
-    let process = Process::of(pid);
-    process.kill();
-    process.await_end();
 }
 
 fn code(answer: &Value) -> i64 {
@@ -49,7 +41,7 @@ fn a_long_message_that_waited_has_the_time_of_its_own_method() {
         peer.send(&json!({"in": "sleep", "params": {"ms": 400}, "pad": long()}).to_string());
         kept.await_kept(2);
         let mark = kept.service.mark();
-        kill(pid);
+        kill_at_rest(pid);
         assert_eq!(code(&blocker.receive()), -32002, "{way:?}");
         assert_eq!(peer.text(), r#"{"out":"sleep","result":null}"#, "{way:?}");
         kept.service.await_text(mark, "worker ready");
@@ -72,7 +64,7 @@ fn a_long_message_that_waited_is_not_given_its_time_again() {
     let mut clock = Peer::of(&kept.service, Way::Length);
     clock.send(r#"{"in":"sleep","params":{"ms":0},"timeout_ms":500}"#);
     assert_eq!(code(&clock.receive()), -32001);
-    kill(pid);
+    kill_at_rest(pid);
     let mut answers = [peer.receive(), peer.receive()];
     answers.sort_by_key(|answer| answer["id"].as_u64());
     let codes = answers.each_ref().map(code);

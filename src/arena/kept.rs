@@ -1,8 +1,9 @@
 //! A connection as the arena of another worker says it is: copied, checked, and ready to be gone on with.
 //!
 //! That worker has died, or has let the connection go. Either way a handler of it may have scribbled over its arena, so
-//! everything is copied first and the copy is believed only as far as it makes sense: places inside the blocks, no more bytes than
-//! its worker had memory for, whatever the limits of either are, offsets that agree with what the kernel counted. Whatever doesn't costs this connection and no other.
+//! everything is copied first and the copy is believed only as far as it makes sense: places inside the blocks, no more bytes
+//! than its worker had memory for (whatever the limits of either are), offsets that agree with what the kernel counted.
+//! Whatever doesn't costs this connection and no other.
 //!
 //! Who asks is the worker that adopts. What a message means is not known here.
 

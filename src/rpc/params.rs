@@ -36,20 +36,19 @@ fn only_struct<P: DeserializeOwned>(params: &str) -> Option<&str> {
     if !inside.starts_with('{') {
         return None;
     }
-    let Elements::One(object) = only_element(&mut Scanner::new(params)) else { return None };
+    let Elements::One(place) = only_element(&mut Scanner::new(params)) else { return None };
     let known = members::of::<P>()?;
-    let mut scan = Scanner::new(object.of(params));
-    let mut name = scan.first_member().ok()??;
-    loop {
-        if !known.contains(&&*name.decoded(object.of(params))) {
+    let object = place.of(params);
+    let mut scan = Scanner::new(object);
+    let mut name = Some(scan.first_member().ok()??);
+    while let Some(text) = name {
+        if !known.contains(&&*text.decoded(object)) {
             return None;
         }
         scan.value().ok()?;
-        match scan.next_member().ok()? {
-            Some(next) => name = next,
-            None => return Some(object.of(params)),
-        }
+        name = scan.next_member().ok()?;
     }
+    Some(object)
 }
 
 /// Params that are no `P` as they are: clients that only know arrays send one for what a handler takes as a whole, and an

@@ -41,6 +41,19 @@ impl Process {
     }
 }
 
+/// Kills a process, and waits until it has ended.
+pub fn kill(pid: i32) {
+    let process = Process::of(pid);
+    process.kill();
+    process.await_end();
+}
+
+/// Kills a worker once it has looked at all that was sent to it.
+pub fn kill_at_rest(pid: i32) {
+    super::await_asleep(pid);
+    kill(pid);
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
