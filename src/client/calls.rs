@@ -17,7 +17,7 @@ use super::request::{self, Asked, Envelope};
 use super::retry;
 use super::stream::{Broken, Deadline};
 use super::waiting::Outcome;
-use crate::config::Address;
+use crate::config::Endpoint;
 
 /// How long connecting may take where no timeout is set.
 pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ const CONNECTIONS: usize = 3;
 /// What all clones of a client share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    target: Address,
+    target: Endpoint,
     pub(super) max_answer: Arc<AtomicUsize>,
     last_id: AtomicU64,
     place: Mutex<Place>,
@@ -65,7 +65,7 @@ impl Manner {
 }
 
 impl Shared {
-    pub(super) fn new(target: Address, max_answer: usize) -> Self {
+    pub(super) fn new(target: Endpoint, max_answer: usize) -> Self {
         let max_answer = Arc::new(AtomicUsize::new(max_answer));
         Self { target, max_answer, last_id: AtomicU64::new(0), place: Mutex::default() }
     }

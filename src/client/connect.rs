@@ -13,8 +13,9 @@ use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, sockopt::SendTimeout};
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use super::look_up;
 use super::stream::{Deadline, Stream};
-use crate::config::Address;
+use crate::config::{Address, Endpoint};
 
 /// What lies between one try and the next. A server that is restarted binds again in less than their sum, and
 /// a person who gave a wrong address does not feel it.
@@ -28,16 +29,20 @@ const PAUSES: [Duration; 4] = [
 /// Longer than any connect takes, and a time that every type on the way to the kernel can hold.
 const LONGEST: Duration = Duration::from_secs(3600);
 
+/// What one of several addresses gets at least, while there is so much: below it a slow network would look dead.
+const LEAST_SHARE: Duration = Duration::from_secs(2);
+
 /// Connects, a few times if nobody listens yet. `pause` waits for as long as it is told.
 pub(super) fn connect(
-    target: &Address,
+    target: &Endpoint,
     deadline: Deadline,
     mut pause: impl FnMut(Duration),
 ) -> io::Result<Stream> {
     let mut failures = 0;
     loop {
         let Some(left) = remaining(deadline) else { return Err(io::ErrorKind::TimedOut.into()) };
-        let error = match open(target, left) {
+        // Each time anew: the name may stand for another machine by now.
+        let error = match look_up::addresses(target, left).and_then(|found| open_any(&found, deadline)) {
             Ok(stream) => return Ok(stream),
             Err(error) => error,
         };
@@ -57,18 +62,48 @@ fn remaining(deadline: Deadline) -> Option<Duration> {
 /// How long to wait after so many failures before this one, or `None` to give up. Only what passes by itself is worth
 /// another try: nobody listens, the socket file is not there yet, a signal came in between.
 fn next_pause(failures: usize, kind: io::ErrorKind, left: Duration) -> Option<Duration> {
-    match kind {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound | io::ErrorKind::Interrupted => {
-            PAUSES.get(failures).copied().filter(|pause| *pause < left)
+    if passes_by_itself(kind) { PAUSES.get(failures).copied().filter(|pause| *pause < left) } else { None }
+}
+
+fn passes_by_itself(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{ConnectionRefused, Interrupted, NotFound};
+    matches!(kind, ConnectionRefused | NotFound | Interrupted)
+}
+
+/// Connects to the first address that takes it. The error is the first one that may pass, or else the first: a machine without
+/// IPv6 says of each such address that it can't be reached, and the caller is to read of the other.
+fn open_any(addresses: &[Address], deadline: Deadline) -> io::Result<Stream> {
+    let mut first: Option<io::Error> = None;
+    for (index, address) in addresses.iter().enumerate() {
+        let Some(left) = remaining(deadline) else { break };
+        match open(address, share(left, addresses.len() - index)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => {
+                let says_more =
+                    |known: &io::Error| passes_by_itself(error.kind()) && !passes_by_itself(known.kind());
+                if first.as_ref().is_none_or(says_more) {
+                    first = Some(error);
+                }
+            }
         }
-        _ => None,
     }
+    Err(first.unwrap_or_else(|| io::ErrorKind::TimedOut.into()))
+}
+
+/// What one of so many addresses may take of the time that is left, so that one that swallows packets leaves some to the others.
+fn share(left: Duration, addresses: usize) -> Duration {
+    let equal = left / u32::try_from(addresses).unwrap_or(u32::MAX).max(1);
+    equal.max(LEAST_SHARE).min(left)
 }
 
 fn open(target: &Address, left: Duration) -> io::Result<Stream> {
     match target {
         Address::Tcp(address) => {
             let socket = TcpStream::connect_timeout(address, left)?;
+            if socket.local_addr()? == socket.peer_addr()? {
+                // Nobody listens at a port that the kernel gives to callers, and it gave that very port to this one.
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
             socket.set_nodelay(true)?;
             Ok(socket.into())
         }
@@ -108,8 +143,8 @@ mod tests {
             Self(std::env::temp_dir().join(name))
         }
 
-        fn target(&self) -> Address {
-            Address::Unix(self.0.clone())
+        fn target(&self) -> Endpoint {
+            format!("unix:{}", self.0.display()).parse().expect("a path")
         }
     }
 
@@ -136,6 +171,36 @@ mod tests {
         ] {
             assert_eq!(next_pause(failures, kind, left), expected, "{failures} failures, {kind:?}, {left:?}");
         }
+    }
+
+    #[test]
+    fn one_address_leaves_time_to_the_others() {
+        let secs = Duration::from_secs;
+        for (left, addresses, expected) in [
+            (secs(10), 1, secs(10)),
+            (secs(10), 2, secs(5)),
+            (secs(10), 5, secs(2)),
+            (secs(10), 50, secs(2)),
+            (secs(1), 50, secs(1)),
+        ] {
+            assert_eq!(share(left, addresses), expected, "{left:?} for {addresses}");
+        }
+    }
+
+    // A name for ::1 and 127.0.0.1, with a server at one of them alone, was tried at the other.
+    #[test]
+    fn every_address_is_tried_and_the_error_that_may_pass_is_told() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let here = Address::Tcp(listener.local_addr().expect("bound"));
+        let nowhere = SocketPath::new();
+        let missing = Address::Unix(nowhere.0.clone());
+        let too_long = Address::Unix("x".repeat(200).into());
+        let soon = || Deadline::after(Some(Duration::from_secs(60)));
+        assert!(open_any(&[too_long.clone(), missing.clone(), here], soon()).is_ok());
+        let error = open_any(&[too_long.clone(), missing], soon()).expect_err("nobody is there");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let error = open_any(&[too_long], soon()).expect_err("nobody is there");
+        assert_ne!(error.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::error::{ClientError, RemoteError};
 use super::request::{Asked, whole_ms};
 use super::stream::{Broken, Deadline, Stream};
 use super::waiting::Outcome;
-use crate::config::{Address, AddressError};
+use crate::config::{AddressError, Endpoint};
 
 mod answer;
 
@@ -21,7 +21,7 @@ use answer::{Answer, Reading};
 
 /// Makes one call to a server at `addr` that speaks HTTP.
 pub(crate) fn call(addr: &str, method: &str, params: Option<&RawValue>, timeout: Duration) -> Outcome {
-    let target: Address =
+    let target: Endpoint =
         addr.parse().map_err(|error: AddressError| ClientError::Address(error.to_string()))?;
     let sending = Deadline::after(Some(timeout));
     let waiting = Deadline::after(Some(timeout.saturating_add(GRACE)));
@@ -74,12 +74,9 @@ fn receive(stream: &Stream, deadline: Deadline) -> Result<Answer, Failed> {
     }
 }
 
-fn request(target: &Address, asked: &Asked<'_>, left: Duration) -> Vec<u8> {
+fn request(target: &Endpoint, asked: &Asked<'_>, left: Duration) -> Vec<u8> {
     let path = encoded(asked.method);
-    let host = match target {
-        Address::Tcp(address) => address.to_string(),
-        Address::Unix(_) => "localhost".to_owned(),
-    };
+    let host = if target.is_unix() { "localhost".to_owned() } else { target.to_string() };
     let body = asked.params.map_or("", RawValue::get);
     let (length, timeout_ms) = (body.len(), whole_ms(left));
     format!(

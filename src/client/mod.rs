@@ -14,6 +14,7 @@ mod error;
 pub(crate) mod http;
 mod input;
 pub mod load;
+mod look_up;
 mod request;
 mod retry;
 mod stream;
@@ -27,7 +28,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::config::{Address, AddressError};
+use crate::config::{AddressError, Endpoint};
 pub use batch::Batch;
 use calls::{Manner, Shared};
 pub use error::{ClientError, RemoteError};
@@ -103,13 +104,14 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `addr`: `HOST:PORT`, IPv6 in brackets, or `unix:PATH`. Takes at most 10 seconds; calls have no
+    /// Connects to `addr`: `HOST:PORT`, IPv6 in brackets, or `unix:PATH`. A name is looked up now and each time that the
+    /// connection is made anew, and all of its addresses are tried. Takes at most 10 seconds; calls have no
     /// time limit until [`timeout`](Self::timeout) sets one.
     ///
     /// # Errors
     ///
-    /// [`ClientError::Address`] if `addr` is no address or its host has none, [`ClientError::NoServer`] if nobody
-    /// answers there.
+    /// [`ClientError::Address`] if `addr` is no address, [`ClientError::NoServer`] if nobody answers there or the host's name
+    /// is not known.
     ///
     /// ```
     /// let server = std::net::TcpListener::bind("[::1]:0").or_else(|_| std::net::TcpListener::bind("127.0.0.1:0"))?;
@@ -145,7 +147,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ClientError::Address`] if `addr` is no address or its host has none.
+    /// [`ClientError::Address`] if `addr` is no address. A name is looked up by the first call.
     ///
     /// ```
     /// // Nobody needs to listen there yet.
@@ -153,7 +155,7 @@ impl Client {
     /// # Ok::<(), tine::ClientError>(())
     /// ```
     pub fn lazy(addr: &str) -> Result<Self, ClientError> {
-        let target: Address =
+        let target: Endpoint =
             addr.parse().map_err(|error: AddressError| ClientError::Address(error.to_string()))?;
         Ok(Self { shared: Arc::new(Shared::new(target, MAX_ANSWER)), manner: Manner::default() })
     }

@@ -1,11 +1,11 @@
 //! Where a server listens and a client connects: `HOST:PORT`, IPv6 in brackets, or `unix:PATH`.
 //!
-//! The config, `--listen` and the client's `--to` read addresses here. Nothing is bound or connected.
+//! The config and `--listen` read addresses here, clients by way of `endpoint`. Nothing is bound or connected.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -52,15 +52,41 @@ impl FromStr for Address {
 
     /// May ask the system's resolver, and wait for it, when HOST is a name.
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let parsed = match text.strip_prefix("unix:") {
-            Some(path) => unix(path),
-            None => tcp(text),
-        };
-        parsed.map_err(|advice| AddressError { found: super::error::quoted(text), advice })
+        let parsed = Written::read(text).and_then(|written| match written {
+            Written::Unix(path) => Ok(Address::Unix(path)),
+            Written::Ip(address) => Ok(Address::Tcp(address)),
+            Written::Name(host, port) => look_up(&host, port).map(Address::Tcp),
+        });
+        parsed.map_err(|advice| AddressError::of(text, advice))
     }
 }
 
-fn unix(path: &str) -> Result<Address, String> {
+impl AddressError {
+    pub(super) fn of(text: &str, advice: String) -> Self {
+        AddressError { found: super::error::quoted(text), advice }
+    }
+}
+
+/// An address as a text has it: no name has been looked up yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Written {
+    Ip(SocketAddr),
+    /// A host's name, or an IPv6 address with the name of an interface, and the port.
+    Name(String, u16),
+    Unix(PathBuf),
+}
+
+impl Written {
+    /// The error is the advice of an [`AddressError`].
+    pub(super) fn read(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) => unix(path),
+            None => tcp(text),
+        }
+    }
+}
+
+fn unix(path: &str) -> Result<Written, String> {
     if path.is_empty() {
         return Err("a path goes after \"unix:\"".to_owned());
     }
@@ -74,10 +100,10 @@ fn unix(path: &str) -> Result<Address, String> {
     if path.ends_with('/') || Path::new(path).file_name().is_none() {
         return Err("the path names a directory, a socket is a file".to_owned());
     }
-    Ok(Address::Unix(PathBuf::from(path)))
+    Ok(Written::Unix(PathBuf::from(path)))
 }
 
-fn tcp(text: &str) -> Result<Address, String> {
+fn tcp(text: &str) -> Result<Written, String> {
     if text.parse::<u16>().is_ok() {
         return Err(format!(
             "write \"127.0.0.1:{text}\" for this machine alone, \"0.0.0.0:{text}\" for every interface"
@@ -97,26 +123,25 @@ fn tcp(text: &str) -> Result<Address, String> {
         .filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|port| port.parse().ok())
         .ok_or("a port is a whole number from 0 to 65535")?;
-    let address = match host.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
-        Some(Some(inside)) => in_brackets(inside, port)?,
-        Some(None) => return Err("a bracket is not closed".to_owned()),
-        None => without_brackets(host, port)?,
-    };
-    Ok(Address::Tcp(address))
+    match host.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
+        Some(Some(inside)) => in_brackets(inside, port),
+        Some(None) => Err("a bracket is not closed".to_owned()),
+        None => without_brackets(host, port),
+    }
 }
 
-fn in_brackets(host: &str, port: u16) -> Result<SocketAddr, String> {
+fn in_brackets(host: &str, port: u16) -> Result<Written, String> {
     if let Ok(address) = host.parse::<Ipv6Addr>() {
-        return Ok(SocketAddr::new(IpAddr::V6(address), port));
+        return Ok(Written::Ip(SocketAddr::new(IpAddr::V6(address), port)));
     }
     // A zone, as in "fe80::1%eth0": only the resolver can turn an interface's name into its number.
     match host.split_once('%') {
-        Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => look_up(host, port),
+        Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => Ok(Written::Name(host.to_owned(), port)),
         _ => Err("only an IPv6 address stands in brackets".to_owned()),
     }
 }
 
-fn without_brackets(host: &str, port: u16) -> Result<SocketAddr, String> {
+fn without_brackets(host: &str, port: u16) -> Result<Written, String> {
     if host.is_empty() {
         return Err(format!(
             "a host goes before the port: \"127.0.0.1:{port}\" for this machine alone, \
@@ -124,7 +149,7 @@ fn without_brackets(host: &str, port: u16) -> Result<SocketAddr, String> {
         ));
     }
     if let Ok(address) = host.parse::<Ipv4Addr>() {
-        return Ok(SocketAddr::new(IpAddr::V4(address), port));
+        return Ok(Written::Ip(SocketAddr::new(IpAddr::V4(address), port)));
     }
     if host.contains(':') {
         return Err(format!("an IPv6 address stands in brackets: \"[::1]:{port}\""));
@@ -136,16 +161,26 @@ fn without_brackets(host: &str, port: u16) -> Result<SocketAddr, String> {
     if !host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
         return Err("a host name has letters, digits, '-', '.' and '_' alone".to_owned());
     }
-    look_up(host, port)
+    Ok(Written::Name(host.to_owned(), port))
 }
 
-/// A name may stand for several addresses; IPv4 is preferred, so that "localhost" also works where IPv6 is
-/// switched off and for clients that only know 127.0.0.1.
+/// The address that a server listens at.
 fn look_up(host: &str, port: u16) -> Result<SocketAddr, String> {
-    let found = (host, port).to_socket_addrs().map_err(|error| format!("no such host: {error}"))?;
-    let mut found: Vec<SocketAddr> = found.collect();
-    found.sort_by_key(SocketAddr::is_ipv6);
+    let found = addresses_of(host, port).map_err(|error| format!("no such host: {error}"))?;
     found.first().copied().ok_or_else(|| "that host has no address".to_owned())
+}
+
+/// All that a name stands for now. IPv4 comes first, so that a server at "localhost" also works where IPv6 is switched off
+/// and for clients that only know 127.0.0.1.
+pub(super) fn addresses_of(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let mut found: Vec<SocketAddr> = Vec::new();
+    for address in (host, port).to_socket_addrs()? {
+        if !found.contains(&address) {
+            found.push(address);
+        }
+    }
+    found.sort_by_key(SocketAddr::is_ipv6);
+    Ok(found)
 }
 
 #[cfg(test)]

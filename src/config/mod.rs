@@ -11,6 +11,7 @@
 mod address;
 mod checked;
 mod describe;
+mod endpoint;
 mod error;
 mod listener;
 mod origin;
@@ -24,6 +25,7 @@ mod tests;
 
 pub(crate) use address::{Address, AddressError};
 pub(crate) use checked::{Config, Log, LogFormat, Recycle, check, check_methods};
+pub(crate) use endpoint::Endpoint;
 pub(crate) use error::ConfigError;
 pub(crate) use listener::Listener;
 pub(crate) use source::{DEFAULTS, Source, read_source, read_source_again};

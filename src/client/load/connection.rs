@@ -35,7 +35,10 @@ pub(super) enum State {
     Away {
         until: u64,
     },
-    Connecting,
+    /// `until`: when the address has had its time.
+    Connecting {
+        until: u64,
+    },
     Open,
 }
 
@@ -50,6 +53,10 @@ pub(super) enum End {
 #[derive(Debug)]
 pub(super) struct Connection<E> {
     pub(super) state: State,
+    /// Addresses that this connection was tried at in vain, since it was last open or all were tried.
+    pub(super) tried: usize,
+    /// What one of them said, while others are still to be tried.
+    pub(super) failed: Option<io::Error>,
     pub(super) socket: Option<Socket>,
     pub(super) flight: Flight,
     /// Calls that are in flight and not yet written.
@@ -63,10 +70,21 @@ pub(super) struct Connection<E> {
     output: Vec<u8>,
 }
 
+/// Whether trying again can help.
+pub(super) fn passes_by_itself(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::ConnectionRefused | Kind::NotFound | Kind::WouldBlock | Kind::TimedOut | Kind::ConnectionReset
+    )
+}
+
 impl<E: Exchange> Connection<E> {
     pub(super) fn new(exchange: &E, pipeline: usize) -> Self {
         Self {
             state: State::Away { until: 0 },
+            tried: 0,
+            failed: None,
             socket: None,
             flight: Flight::with_capacity(pipeline),
             unsent: 0,
@@ -74,6 +92,16 @@ impl<E: Exchange> Connection<E> {
             exchange: exchange.clone(),
             input: Vec::new(),
             output: Vec::new(),
+        }
+    }
+
+    /// An address does not take the connection. What may pass is told before what won't: where one can't be reached at all, the
+    /// other counts.
+    pub(super) fn not_taken(&mut self, error: io::Error) {
+        self.socket = None;
+        self.tried += 1;
+        if self.failed.as_ref().is_none_or(|known| !passes_by_itself(known)) {
+            self.failed = Some(error);
         }
     }
 

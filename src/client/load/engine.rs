@@ -18,12 +18,15 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use super::connection::{Connection, Scratch, State};
 use super::schedule::Schedule;
 use super::tally::{Tally, later};
+use super::targets::Targets;
 use super::{Exchange, Load, LoadError, Phase, Progress, Report};
-use crate::config::Address;
+use crate::config::Endpoint;
 use crate::sys::clock::monotonic_ns;
 
 /// Epoll's name for the timer; connections have their index.
 const TIMER: u64 = u64::MAX;
+/// All connections have to be made within this time, a name's look-up before it.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 /// Events taken from the kernel in one go.
 const BATCH: usize = 256;
 
@@ -37,7 +40,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 pub(super) struct Engine<'a, E> {
     load: &'a Load,
-    target: Address,
+    targets: Targets,
     exchange: &'a E,
     epoll: Epoll,
     timer: TimerFd,
@@ -64,7 +67,10 @@ pub(super) struct Engine<'a, E> {
 }
 
 impl<'a, E: Exchange> Engine<'a, E> {
-    pub(super) fn new(load: &'a Load, target: Address, exchange: &'a E) -> Result<Self, LoadError> {
+    pub(super) fn new(load: &'a Load, target: Endpoint, exchange: &'a E) -> Result<Self, LoadError> {
+        let to = target.to_string();
+        let targets = Targets::look_up(target, monotonic_ns(), CONNECTED_WITHIN)
+            .map_err(|source| LoadError::NoServer { to, source })?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let timer =
             TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
@@ -73,7 +79,7 @@ impl<'a, E: Exchange> Engine<'a, E> {
         let connections = (0..load.connections).map(|_| Connection::new(exchange, load.pipeline)).collect();
         Ok(Self {
             load,
-            target,
+            targets,
             exchange,
             epoll,
             timer,
@@ -170,7 +176,7 @@ impl<'a, E: Exchange> Engine<'a, E> {
         let Some(connection) = self.connections.get_mut(index) else { return };
         match connection.state {
             State::Away { .. } => {}
-            State::Connecting => self.connected(index),
+            State::Connecting { .. } => self.connected(index),
             State::Open => {
                 let ended = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
                 if what.intersects(EpollFlags::EPOLLIN | ended) {

@@ -60,13 +60,14 @@ mod report;
 mod schedule;
 mod socket;
 mod tally;
+mod targets;
 #[cfg(test)]
 mod tests;
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::config::{Address, AddressError};
+use crate::config::{AddressError, Endpoint};
 use crate::sys::limits;
 
 pub use error::LoadError;
@@ -146,7 +147,7 @@ impl Load {
         Engine::new(self, target, exchange)?.run(stop, on_progress)
     }
 
-    fn check(&self) -> Result<Address, LoadError> {
+    fn check(&self) -> Result<Endpoint, LoadError> {
         let target = self.to.parse().map_err(|error: AddressError| LoadError::Address(error.to_string()))?;
         let refuse = |words: String| Err(LoadError::Setting(words));
         if self.connections == 0 {

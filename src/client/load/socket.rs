@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, connect,
-    getsockopt, recv, send, setsockopt, socket, sockopt,
+    getpeername, getsockname, getsockopt, recv, send, setsockopt, socket, sockopt,
 };
 
 use crate::config::Address;
@@ -45,9 +45,17 @@ impl Socket {
     /// What became of connecting.
     pub(super) fn connected(&self) -> io::Result<()> {
         match getsockopt(&self.0, sockopt::SocketError)? {
+            0 if self.is_connected_to_itself()? => Err(io::ErrorKind::ConnectionRefused.into()),
             0 => Ok(()),
             error => Err(io::Error::from_raw_os_error(error)),
         }
+    }
+
+    /// Nobody listens at a port that the kernel gives to callers, and it gave that very port to this socket.
+    fn is_connected_to_itself(&self) -> io::Result<bool> {
+        let own: SockaddrStorage = getsockname(self.0.as_raw_fd())?;
+        let is_tcp = own.as_sockaddr_in().is_some() || own.as_sockaddr_in6().is_some();
+        Ok(is_tcp && own == getpeername::<SockaddrStorage>(self.0.as_raw_fd())?)
     }
 
     /// Takes what has arrived: `Ok(None)` when nothing has, 0 bytes at the end.

@@ -7,11 +7,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 
-use super::super::connection::{End, State};
+use super::super::connection::{End, State, passes_by_itself};
 use super::super::socket::Socket;
 use super::super::tally::later;
 use super::super::{Exchange, LoadError};
-use super::{BATCH, Engine, TICK};
+use super::{BATCH, CONNECTED_WITHIN, Engine, TICK};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::limits;
 
@@ -21,8 +21,6 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 
 /// A server that just starts may refuse for that long.
 const REFUSED_FOR: Duration = Duration::from_millis(400);
-/// All connections have to be made within this time.
-const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 
 impl<E: Exchange> Engine<'_, E> {
     /// Opens all connections before the first call, so that the load is the one asked for from its beginning.
@@ -50,22 +48,41 @@ impl<E: Exchange> Engine<'_, E> {
             (_, source) if is_out_of_descriptors(&source) => {
                 LoadError::Descriptors { connections, most: limits::descriptors() }
             }
-            (0, source) => LoadError::NoServer { to: self.target.to_string(), source },
+            (0, source) => LoadError::NoServer { to: self.targets.endpoint().to_string(), source },
             (made, source) => LoadError::Connections { made, wanted: connections, source },
         }
     }
 
-    /// Opens the connections whose pause is over.
+    /// Opens the connections whose pause is over, and gives up those whose address does not answer.
     pub(super) fn reopen(&mut self, now: u64) {
-        if self.away == 0 {
+        if self.open == self.connections.len() {
             return;
         }
+        self.targets.refresh(now);
         for index in 0..self.connections.len() {
-            let Some(connection) = self.connections.get_mut(index) else { break };
-            if !matches!(connection.state, State::Away { until } if until <= now) {
-                continue;
+            match self.connections.get(index).map(|connection| connection.state) {
+                Some(State::Away { until }) if until <= now => self.open(index, now),
+                Some(State::Connecting { until }) if until <= now => {
+                    self.not_made(index, now, io::ErrorKind::TimedOut.into());
+                }
+                Some(_) => {}
+                None => break,
             }
-            let opened = Socket::open(&self.target).and_then(|socket| {
+        }
+    }
+
+    /// Begins to connect, to the next address that can be begun with.
+    fn open(&mut self, index: usize, now: u64) {
+        let share = CONNECTED_WITHIN / u32::try_from(self.targets.count()).unwrap_or(u32::MAX).max(1);
+        let Some(connection) = self.connections.get_mut(index) else { return };
+        loop {
+            let Some(address) = self.targets.address(connection.tried) else {
+                connection.tried = 0;
+                self.failure = connection.failed.take().or(self.failure.take());
+                connection.state = State::Away { until: later(now, PAUSE_AFTER_FAILURE) };
+                return;
+            };
+            let opened = Socket::open(address).and_then(|socket| {
                 // By edges, and writable from the beginning: no call to change it is ever needed.
                 let flags =
                     EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
@@ -76,12 +93,12 @@ impl<E: Exchange> Engine<'_, E> {
                 Ok(socket) => {
                     connection.renew(self.exchange);
                     connection.socket = Some(socket);
-                    connection.state = State::Connecting;
+                    connection.state = State::Connecting { until: later(now, share) };
                     self.away -= 1;
+                    return;
                 }
                 Err(error) => {
-                    connection.state = State::Away { until: later(now, PAUSE_AFTER_FAILURE) };
-                    self.failure = Some(error);
+                    connection.not_taken(error);
                 }
             }
         }
@@ -91,20 +108,24 @@ impl<E: Exchange> Engine<'_, E> {
     pub(super) fn connected(&mut self, index: usize) {
         let now = monotonic_ns();
         let Some(connection) = self.connections.get_mut(index) else { return };
-        let outcome = connection.socket.as_ref().map_or(Ok(()), Socket::connected);
-        match outcome {
+        match connection.socket.as_ref().map_or(Ok(()), Socket::connected) {
             Ok(()) => {
                 connection.state = State::Open;
+                self.targets.worked(connection.tried);
+                (connection.tried, connection.failed) = (0, None);
                 self.open += 1;
                 self.welcome(index, now);
             }
-            Err(error) => {
-                self.failure = Some(error);
-                connection.socket = None;
-                connection.state = State::Away { until: later(now, PAUSE_AFTER_FAILURE) };
-                self.away += 1;
-            }
+            Err(error) => self.not_made(index, now, error),
         }
+    }
+
+    /// An address does not take this connection. The next one is tried at once.
+    fn not_made(&mut self, index: usize, now: u64, error: io::Error) {
+        let Some(connection) = self.connections.get_mut(index) else { return };
+        connection.not_taken(error);
+        self.away += 1;
+        self.open(index, now);
     }
 
     /// A connection ends, and with it the calls it had in flight.
@@ -124,15 +145,6 @@ impl<E: Exchange> Engine<'_, E> {
         self.open -= 1;
         self.away += 1;
     }
-}
-
-/// Whether trying again can help.
-fn passes_by_itself(error: &io::Error) -> bool {
-    use io::ErrorKind as Kind;
-    matches!(
-        error.kind(),
-        Kind::ConnectionRefused | Kind::NotFound | Kind::WouldBlock | Kind::TimedOut | Kind::ConnectionReset
-    )
 }
 
 fn is_out_of_descriptors(error: &io::Error) -> bool {
