@@ -1,16 +1,18 @@
 //! Socket pairs that keep message boundaries and carry descriptors: the ground that lines stand on.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-    socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socketpair,
 };
+// nix gives out no descriptor of a message that did not arrive whole, and so nobody would ever close those that did.
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
 /// Descriptors one message can carry: the kernel's `SCM_MAX_FD`.
 pub(crate) const MOST_DESCRIPTORS: usize = 253;
@@ -41,13 +43,19 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Sends one message whole or not at all; `WouldBlock` when the other end's queue is full.
+///
+/// It reaches a line or nobody. Where a handler has closed the line and its number is another socket's by now, the kernel
+/// refuses: a Unix stream takes no message with an address, TCP none with `MSG_FASTOPEN`, once it is connected. A
+/// sequenced socket heeds neither. To look before each send would leave a moment in which the number can change hands.
 pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let raw: Vec<i32> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &[][..] } else { &rights[..] };
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let only_to_lines = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL | only_to_lines;
+    let nobody = UnixAddr::new_abstract(b"tine")?;
     loop {
-        match sendmsg::<()>(fd.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None) {
+        match sendmsg(fd.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, Some(&nobody)) {
             Err(Errno::EINTR) => {}
             other => return Ok(other.map(drop)?),
         }
@@ -86,42 +94,43 @@ fn set_signalling(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
 
 /// Receives one message into `buffer`.
 pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
-    let mut control = nix::cmsg_space!([std::os::fd::RawFd; MOST_DESCRIPTORS]);
-    let mut slices = [IoSliceMut::new(buffer)];
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let message = loop {
-        match recvmsg::<()>(fd.as_raw_fd(), &mut slices, Some(&mut control), flags) {
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => return Ok(Packet::Nothing),
+        match recvmsg(fd, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => return Ok(Packet::Nothing),
             // Told once, when the other end was closed with messages unread, and before what it sent, which still
             // waits here behind the error.
-            Err(Errno::ECONNRESET) => {}
+            Err(rustix::io::Errno::CONNRESET) => {}
             other => break other?,
         }
     };
+    // All that the kernel has installed are owned here, also where it had no room for the others (MSG_CTRUNC).
     let mut descriptors = Vec::new();
-    if let Ok(controls) = message.cmsgs() {
-        for control in controls {
-            if let ControlMessageOwned::ScmRights(received) = control {
-                for raw in received {
-                    // SAFETY: the kernel has just installed this descriptor in our table for this message, so
-                    // it is open and nobody else owns it.
-                    descriptors.push(unsafe { OwnedFd::from_raw_fd(raw) });
-                }
-            }
+    for control in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = control {
+            descriptors.extend(received);
         }
     }
     // Zero bytes are the end of the connection: lines never send an empty message.
-    if message.bytes == 0 && descriptors.is_empty() {
+    if message.bytes == 0 && descriptors.is_empty() && !message.flags.contains(ReturnFlags::CTRUNC) {
         return Ok(Packet::Closed);
     }
-    let cut_short = message.flags.contains(MsgFlags::MSG_TRUNC);
+    let cut_short = message.flags.contains(ReturnFlags::TRUNC);
     Ok(Packet::Message { length: message.bytes, descriptors, cut_short })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{File, read_dir};
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
     use super::*;
 
@@ -174,5 +183,56 @@ mod tests {
         let (here, _there) = pair().unwrap();
         let error = (0..100_000).find_map(|_| send(here.as_fd(), &[1; 4096], &[]).err()).unwrap();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn descriptors_of_a_message_that_did_not_arrive_whole_are_owned_and_closed() {
+        const INSIDE: &str = "TINE_TEST_CUT_CONTROL";
+        if std::env::var_os(INSIDE).is_none() {
+            // In a process of its own, because the limit is the whole process's.
+            let this_test = "sys::seqpacket::tests::descriptors_of_a_message_that_did_not_arrive_whole_are_owned_and_closed";
+            let mut run = Command::new(std::env::current_exe().unwrap());
+            let run = run.args(["--exact", this_test]).env(INSIDE, "1").output().unwrap();
+            assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+            return;
+        }
+        let open = || read_dir("/proc/self/fd").unwrap().count();
+        let (here, there) = pair().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        // Behind these no number is taken by what the test was started with.
+        let _gaps: Vec<File> = (0..32).map(|_| null.try_clone().unwrap()).collect();
+        let before = open();
+        let lowest_free = null.try_clone().unwrap().as_raw_fd();
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        for room in [0_u64, 1, 3, 10] {
+            let received = |bytes: &[u8]| {
+                send(here.as_fd(), bytes, &[null.as_fd(); 10]).unwrap();
+                setrlimit(Resource::RLIMIT_NOFILE, u64::try_from(lowest_free).unwrap() + room, hard).unwrap();
+                let packet = receive(there.as_fd(), &mut [0; 64]).unwrap();
+                setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+                let Packet::Message { descriptors, .. } = packet else { panic!("expected a message") };
+                descriptors.len() as u64
+            };
+            assert_eq!((received(b"ten"), received(b"")), (room, room));
+            assert_eq!(open(), before, "with room for {room}");
+        }
+    }
+
+    #[test]
+    fn a_message_reaches_no_other_kind_of_socket() {
+        let (stream, mut other_end) = UnixStream::pair().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        for socket in [stream.as_fd(), accepted.as_fd(), null.as_fd()] {
+            for descriptors in [&[][..], &[null.as_fd()]] {
+                let error = send(socket, b"between tine's processes", descriptors).unwrap_err();
+                assert_ne!(error.kind(), io::ErrorKind::WouldBlock);
+            }
+        }
+        drop((stream, accepted));
+        let read = |from: &mut dyn io::Read| from.read(&mut [0; 64]).unwrap();
+        assert_eq!((read(&mut other_end), read(&mut client)), (0, 0));
     }
 }
