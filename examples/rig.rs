@@ -60,6 +60,9 @@ fn rig() -> Server {
         .method("rand", random)
         .method("arm", arm)
         .method("orphan", orphan)
+        .method("shell", shell)
+        .method("fork", fork)
+        .method("hush", hush)
 }
 
 fn misbehave(variable: &str) -> Result<(), BoxError> {
@@ -351,6 +354,52 @@ fn orphan(_call: &Call<'_>, Sleep { ms }: Sleep) -> Result<i32, Error> {
     let left_behind = format!("sleep {}.{:03} >/dev/null & echo $!", ms / 1_000, ms % 1_000);
     let shell = process::Command::new("sh").args(["-c", &left_behind]).output().map_err(Error::internal)?;
     String::from_utf8_lossy(&shell.stdout).trim().parse().map_err(Error::internal)
+}
+
+#[derive(Deserialize)]
+struct Shell {
+    line: String,
+}
+
+/// Runs a line as C code does, with all that a program inherits; answers its exit code.
+#[allow(unsafe_code)]
+fn shell(_call: &Call<'_>, Shell { line }: Shell) -> Result<i32, Error> {
+    let line = std::ffi::CString::new(line).map_err(Error::internal)?;
+    // SAFETY: the line ends in a zero byte and outlives the call.
+    let status = unsafe { nix::libc::system(line.as_ptr()) };
+    Ok(nix::libc::WEXITSTATUS(status))
+}
+
+/// Forks without executing anything, as a crash reporter or a library for parallel work does; answers the child's pid. It ends
+/// after that time.
+#[allow(unsafe_code)]
+fn fork(_call: &Call<'_>, Sleep { ms }: Sleep) -> Result<i32, Error> {
+    // SAFETY: the child calls nothing but usleep and _exit, which are safe there whatever other threads have locked.
+    match unsafe { nix::unistd::fork() }.map_err(Error::internal)? {
+        nix::unistd::ForkResult::Parent { child } => Ok(child.as_raw()),
+        nix::unistd::ForkResult::Child => {
+            let us = u32::try_from(ms * 1_000).unwrap_or(u32::MAX);
+            // SAFETY: it takes a number.
+            unsafe { nix::libc::usleep(us) };
+            // SAFETY: it takes a number and does not return.
+            unsafe { nix::libc::_exit(0) }
+        }
+    }
+}
+
+/// Ends listening for everybody who has one of the sockets that this worker listens on.
+#[allow(unsafe_code)]
+fn hush(_call: &Call<'_>, _params: Option<serde_json::Value>) -> Result<(), Error> {
+    let open = std::fs::read_dir("/proc/self/fd").map_err(Error::internal)?;
+    let numbers: Vec<RawFd> = open.flatten().filter_map(|fd| fd.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers {
+        // SAFETY: the number was open a moment ago; one that is closed meanwhile makes the question fail.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        if getsockopt(&fd, sockopt::AcceptConn) == Ok(true) {
+            nix::sys::socket::shutdown(number, nix::sys::socket::Shutdown::Both).map_err(Error::internal)?;
+        }
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]

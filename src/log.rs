@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
-use nix::libc::O_NONBLOCK;
+use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::write;
@@ -75,7 +75,8 @@ impl Destination {
         if !can_block {
             return Self::Inherited { ask_for_room: false };
         }
-        let opened = OpenOptions::new().append(true).custom_flags(O_NONBLOCK).open("/proc/self/fd/2");
+        let opened =
+            OpenOptions::new().append(true).custom_flags(O_NONBLOCK | O_NOCTTY).open("/proc/self/fd/2");
         opened.map_or(Self::Inherited { ask_for_room: true }, Self::Own)
     }
 

@@ -393,3 +393,56 @@ fn at_drain_pipelined_http_requests_are_all_answered_and_the_last_answer_says_go
     assert!(answers[goodbye..].find("HTTP/1.1").is_none(), "{answers}");
     assert_eq!(service.await_end().code(), Some(0));
 }
+
+/// The kernel signals the whole group of a background job that writes to its terminal (`stty tostop`), and it was taken for an
+/// order: each line of the log took a worker away, while the one that wrote it tried for ever.
+#[test]
+fn what_a_terminal_says_of_a_background_job_is_no_order() {
+    let folder = support::Folder::new();
+    let config = folder.path().join("config.toml");
+    let log = "[log]\nlevel = \"debug\"\nformat = \"json\"\n";
+    std::fs::write(&config, format!("listen = [\"127.0.0.1:0\"]\n{TWO}\n{log}")).expect("config");
+    let job = format!("{} serve --config {}", rig().get_program().display(), config.display());
+    let shell = format!("set -m; stty tostop; {job} & wait");
+    // It has its standard input for a terminal's, and ends with it.
+    let mut terminal = std::process::Command::new("script");
+    terminal.args(["-qfc", &format!("sh -c '{shell}'"), "/dev/null"]);
+    let mut terminal = terminal
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("script(1) runs");
+    let input = terminal.stdin.take();
+    let lines = std::io::BufReader::new(terminal.stdout.take().expect("a pipe"));
+    let mut lines = std::io::BufRead::lines(lines).map_while(Result::ok);
+    let mut seen = Vec::new();
+    let mut await_message = |text: &str| -> Value {
+        for line in lines.by_ref() {
+            let line: Value =
+                serde_json::from_str(line.trim()).unwrap_or_else(|_| json!({ "message": line }));
+            seen.push(line.clone());
+            if line["message"].as_str().is_some_and(|message| message.contains(text)) {
+                return line;
+            }
+        }
+        panic!("no line with {text}; seen: {seen:?}");
+    };
+    let listening = await_message("listening");
+    let pid = pid_in(&listening);
+    await_message("worker ready");
+    await_message("worker ready");
+    let address = listening["listen"].as_str().expect("an address").parse().expect("TCP");
+    for _ in 0..3 {
+        let answer = support::Wire::connect(address).call("panic", json!({ "message": "a line" }));
+        assert_eq!(support::code(&answer), -32603);
+        await_message("a line");
+    }
+    send_signal(pid, Signal::SIGTTIN);
+    await_message("one worker more: 3");
+    send_signal(pid, Signal::SIGTERM);
+    assert_eq!(await_message("signal")["signal"], "SIGTERM");
+    drop(input);
+    terminal.wait().expect("it ends with the job");
+    let is_order = |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains("fewer"));
+    assert_eq!(seen.iter().filter(is_order).count(), 0, "{seen:?}");
+}

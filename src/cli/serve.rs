@@ -7,6 +7,7 @@ use crate::log;
 use crate::rpc::Service;
 use crate::supervisor::{self, Listeners, Setup};
 use crate::sys::exec::Program;
+use crate::sys::signals;
 
 use super::args::ConfigArgs;
 
@@ -26,6 +27,9 @@ pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
         }
     };
     log::init(&config.log);
+    if let Err(error) = signals::write_errors_only() {
+        tracing::warn!(%error, "a write that fails may end the service");
+    }
     let listeners = match Listeners::bind(&config.listeners) {
         Ok(listeners) => listeners,
         Err(reason) => {
@@ -50,6 +54,7 @@ pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
 pub(super) fn go_on(legacy: io::Result<supervisor::Legacy>) -> i32 {
     let ended = legacy.and_then(|legacy| {
         log::init(legacy.log());
+        signals::write_errors_only()?;
         supervisor::go_on(legacy)
     });
     ended.unwrap_or_else(|error| {

@@ -116,6 +116,8 @@ impl Program {
     fn become_it(&self, line: &OwnedFd, parent: Pid, environment: &[CString]) -> io::Error {
         let prepared = || -> nix::Result<()> {
             reset_signals();
+            // User code and what it starts have no part in the job control of the terminal that the supervisor has.
+            nix::unistd::setsid()?;
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
             // The parent may have died before the request took effect; then nobody would ever end us.
             if getppid() != parent {
@@ -179,9 +181,7 @@ fn is_same(path: &Path, file: &File) -> io::Result<bool> {
 /// Call it before any thread is started: the environment is not safe to change afterwards.
 pub(crate) fn take_inherited(variable: &str) -> Option<io::Result<OwnedFd>> {
     let value = std::env::var_os(variable)?;
-    // SAFETY: the process has one thread here, as the function's contract asks, so nobody reads the
-    // environment at the same time.
-    unsafe { std::env::remove_var(variable) };
+    forget_variable(variable);
     let number: Option<RawFd> = value.to_str().and_then(|text| text.parse().ok());
     let Some(number) = number.filter(|number| *number > 2) else {
         return Some(Err(io::Error::other(format!(
@@ -194,6 +194,26 @@ pub(crate) fn take_inherited(variable: &str) -> Option<io::Result<OwnedFd>> {
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         Ok(fd)
     }))
+}
+
+/// Takes a variable out of the environment, and blanks it where the kernel shows the one that this process began with
+/// (`/proc/PID/environ`). The process must have one thread.
+fn forget_variable(variable: &str) {
+    let Ok(name) = CString::new(variable) else { return };
+    // SAFETY: getenv reads the environment, which nobody changes meanwhile in a process with one thread.
+    let value = unsafe { nix::libc::getenv(name.as_ptr()) };
+    if value.is_null() {
+        return;
+    }
+    // SAFETY: getenv returned a text that ends in a zero byte.
+    let length = unsafe { nix::libc::strlen(value) };
+    // SAFETY: the process has one thread here, as the function's contract asks, so nobody reads the environment at the same
+    // time.
+    unsafe { std::env::remove_var(variable) };
+    let head = variable.len() + 1;
+    // SAFETY: `variable=` and the value are one piece of writable memory, to which nothing refers any more: to remove a
+    // variable takes out the reference to it and frees nothing.
+    unsafe { value.sub(head).write_bytes(0, head + length) };
 }
 
 /// Descriptors that what ran in this process before has left open, each of which is taken once.

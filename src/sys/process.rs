@@ -233,18 +233,19 @@ pub(crate) fn kill_this_after(wait: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives every signal its default disposition, except SIGPIPE, which is ignored as in every Rust program, and
-/// empties the mask. For a child after [`fork`], which has its parent's.
+/// Gives every signal its default disposition, except those of [`write_errors_only`](super::signals::write_errors_only),
+/// and empties the mask. For a child after [`fork`], which has its parent's.
 ///
 /// std's own handlers for SIGSEGV and SIGBUS go too: a stack overflow then ends the process by SIGSEGV and
 /// prints nothing.
 pub(crate) fn reset_signals() {
     for signal in 1..=libc::SIGRTMAX() {
-        let disposition = if signal == libc::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
         // Refused for SIGKILL, SIGSTOP and the two that the C library keeps for itself: nothing to reset
         // there.
-        let _ = set_disposition(signal, disposition);
+        let _ = set_disposition(signal, libc::SIG_DFL);
     }
+    // Refused for no signal that has a number.
+    let _ = super::signals::write_errors_only();
     // After the dispositions, because a signal that has waited behind the mask arrives now and must not run a
     // handler of the parent's. An empty mask cannot be refused.
     let _ = SigSet::empty().thread_set_mask();
@@ -363,11 +364,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_leaves_no_handler_no_mask_and_only_sigpipe_ignored() {
+    fn a_reset_leaves_no_mask_and_handlers_only_where_a_write_fails() {
         const INSIDE: &str = "TINE_TEST_RESET_SIGNALS";
         if env::var_os(INSIDE).is_none() {
             // In a process of its own, because other tests may need the dispositions of this one.
-            let this_test = "sys::process::tests::a_reset_leaves_no_handler_no_mask_and_only_sigpipe_ignored";
+            let this_test =
+                "sys::process::tests::a_reset_leaves_no_mask_and_handlers_only_where_a_write_fails";
             let test_binary = env::current_exe().expect("path of the test binary");
             let run = Command::new(test_binary).args(["--exact", this_test]).env(INSIDE, "1").output();
             let run = run.expect("start the test binary");
@@ -384,8 +386,18 @@ mod tests {
         SigSet::all().thread_block().expect("block signals");
         assert_ne!(signals("SigCgt"), 0, "std should have handlers");
         reset_signals();
-        assert_eq!((signals("SigCgt"), signals("SigBlk")), (0, 0));
-        assert_eq!(signals("SigIgn"), 1 << (libc::SIGPIPE - 1));
+        let writes = 1 << (libc::SIGPIPE - 1) | 1 << (libc::SIGXFSZ - 1);
+        assert_eq!((signals("SigCgt"), signals("SigBlk")), (writes, 0));
+        assert_eq!(signals("SigIgn"), 0, "programs that are started would inherit it");
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let error = std::io::Write::write(&mut writer, b"x").expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        let file =
+            nix::sys::memfd::memfd_create(c"test", nix::sys::memfd::MFdFlags::empty()).expect("a file");
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_FSIZE, 0, 0)
+            .expect("less is allowed");
+        assert_eq!(nix::unistd::write(&file, b"x"), Err(Errno::EFBIG));
         exit_now(7);
     }
 

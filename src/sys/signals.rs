@@ -37,6 +37,10 @@ const FOR_THE_SUPERVISOR: [Signal; 7] = [
     Signal::SIGTTOU,
 ];
 
+/// What the kernel sends to whoever writes to a pipe that nobody reads, or past `RLIMIT_FSIZE`. The write fails too, and
+/// that is what our own code looks at.
+const OF_WRITES: [Signal; 2] = [Signal::SIGPIPE, Signal::SIGXFSZ];
+
 /// The supervisor's signals as a descriptor.
 #[derive(Debug)]
 pub(crate) struct Signals(SignalFd);
@@ -49,7 +53,7 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
     }
 
-    /// The next signal that has arrived, if any.
+    /// The next signal that has arrived, if any, but for what a terminal says about reading and writing.
     pub(crate) fn next(&self) -> io::Result<Option<Signal>> {
         loop {
             match self.0.read_signal() {
@@ -57,6 +61,9 @@ impl Signals {
                 Err(errno) => return Err(errno.into()),
                 Ok(None) => return Ok(None),
                 Ok(Some(info)) => {
+                    if is_job_control(info.ssi_signo, info.ssi_code) {
+                        continue;
+                    }
                     if let Ok(signal) =
                         i32::try_from(info.ssi_signo).map_or(Err(Errno::EINVAL), Signal::try_from)
                     {
@@ -66,6 +73,13 @@ impl Signals {
             }
         }
     }
+}
+
+/// SIGTTIN and SIGTTOU are orders only where a process has sent them: the terminal driver sends them to a whole group
+/// of processes one of which has read from the terminal, or written to it, in the background.
+fn is_job_control(signal: u32, code: i32) -> bool {
+    let is_one = [libc::SIGTTIN, libc::SIGTTOU].iter().any(|one| i64::from(*one) == i64::from(signal));
+    is_one && code == libc::SI_KERNEL
 }
 
 impl AsFd for Signals {
@@ -82,6 +96,17 @@ static TERM_WAKES: AtomicI32 = AtomicI32::new(-1);
 pub(crate) fn ignore_what_is_for_the_supervisor() -> io::Result<()> {
     let nothing = SigAction::new(SigHandler::Handler(do_nothing), SaFlags::SA_RESTART, SigSet::empty());
     for signal in FOR_THE_SUPERVISOR {
+        // SAFETY: the handler touches no memory and calls nothing.
+        unsafe { sigaction(signal, &nothing) }?;
+    }
+    Ok(())
+}
+
+/// Has a write that fails only fail: SIGPIPE and SIGXFSZ get a handler that does nothing. They are not ignored, because
+/// programs that user code starts would inherit that: a shell's pipeline would go on after its reader has ended.
+pub(crate) fn write_errors_only() -> io::Result<()> {
+    let nothing = SigAction::new(SigHandler::Handler(do_nothing), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in OF_WRITES {
         // SAFETY: the handler touches no memory and calls nothing.
         unsafe { sigaction(signal, &nothing) }?;
     }
@@ -107,4 +132,27 @@ extern "C" fn write_to_term_wakes(_: libc::c_int) {
     // EBADF and nothing happens.
     unsafe { libc::write(TERM_WAKES.load(Ordering::SeqCst), (&raw const one).cast(), size_of::<u64>()) };
     Errno::set_raw(saved);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_process_orders_workers_by_the_signals_of_job_control() {
+        let number = |signal: libc::c_int| u32::try_from(signal).unwrap();
+        let table = [
+            (libc::SIGTTIN, libc::SI_KERNEL, true),
+            (libc::SIGTTOU, libc::SI_KERNEL, true),
+            (libc::SIGTTIN, libc::SI_USER, false),
+            (libc::SIGTTOU, libc::SI_QUEUE, false),
+            (libc::SIGTTOU, libc::SI_TKILL, false),
+            // Ctrl-C is the terminal's word too, and an order.
+            (libc::SIGINT, libc::SI_KERNEL, false),
+            (libc::SIGHUP, libc::SI_KERNEL, false),
+        ];
+        for (signal, code, is_passed_over) in table {
+            assert_eq!(is_job_control(number(signal), code), is_passed_over, "signal {signal}, code {code}");
+        }
+    }
 }

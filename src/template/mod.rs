@@ -63,6 +63,7 @@ pub(crate) fn run(mut line: Line, overrides: &Overrides, service: Service) -> i3
 fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u32, Config), String> {
     // Before user code, which may have a use for one of them.
     signals::ignore_what_is_for_the_supervisor().map_err(|error| format!("signals: {error}"))?;
+    signals::write_errors_only().map_err(|error| format!("signals: {error}"))?;
     let beginning = receive_beginning(line)?;
     let config = config::check(&beginning.source, overrides).map_err(|error| error.to_string())?;
     config::check_methods(&beginning.source, &service.method_names()).map_err(|error| error.to_string())?;
@@ -175,11 +176,13 @@ enum Grandchild {
 }
 
 /// Forks a child that forks the worker and ends at once, so that the worker's parent becomes the supervisor, as
-/// the nearest subreaper, and it alone reaps it.
+/// the nearest subreaper, and it alone reaps it. Each worker has a session of its own, which it doesn't lead, together with
+/// what its handlers start: a terminal's signals are for the supervisor alone, and a terminal that a handler opens does not
+/// become the worker's own.
 fn fork_twice() -> io::Result<Grandchild> {
     match process::fork()? {
         Forked::Parent { child } => forked_by(child),
-        Forked::Child => match process::fork() {
+        Forked::Child => match nix::unistd::setsid().map_err(io::Error::from).and_then(|_| process::fork()) {
             Ok(Forked::Child) => Ok(Grandchild::Here),
             Ok(Forked::Parent { .. }) => process::exit_now(WORKER_FORKED),
             // An errno of Linux fits an exit code.
