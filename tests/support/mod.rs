@@ -326,17 +326,38 @@ pub fn children_named(pid: i32, name: &str) -> Vec<i32> {
 }
 
 /// Waits until no thread of `pid` is at anything: what it was about to do after an answer that has arrived is done.
+///
+/// Threads are looked at one after the other, and one may have woken the one that was looked at before it. So they are asleep
+/// only where a second look finds each of them asleep, and none has run since the first: it would have slept once more often.
 pub fn await_asleep(pid: i32) {
-    let is_asleep = |task: std::fs::DirEntry| {
-        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('S'))
-    };
     let until = Instant::now() + PATIENCE;
-    let tasks = || std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
-    while !tasks().flatten().all(is_asleep) {
+    let mut before = None;
+    loop {
+        let asleep = sleepers(pid);
+        if asleep.is_some() && asleep == before {
+            return;
+        }
+        before = asleep;
         assert!(Instant::now() < until, "{pid} is always at something");
         std::thread::yield_now();
     }
+}
+
+/// The threads of `pid`, each with how often it has gone to sleep or been put aside; None where one of them is awake.
+fn sleepers(pid: i32) -> Option<Vec<(String, String)>> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    let sleeper = |task: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("State:"))?
+            .trim_start()
+            .starts_with('S')
+            .then_some(())?;
+        let switches = status.lines().filter(|line| line.contains("ctxt_switches")).collect();
+        Some((task.file_name().into_string().ok()?, switches))
+    };
+    tasks.flatten().map(sleeper).collect()
 }
 
 /// The parent of `pid`; None when there is no such process.
