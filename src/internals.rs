@@ -15,6 +15,7 @@ use crate::rpc::{
 use crate::sys::clock;
 use crate::wire::length::LengthFraming;
 use crate::wire::{Accepts, ByteOrder, Decode, Framing, Kind, Kinds, Progress, Step, pieces};
+use crate::{client, config, supervisor};
 
 pub use crate::fail_points::Kind as FailPoint;
 
@@ -169,47 +170,70 @@ impl Counters {
     }
 }
 
-/// What fuzz targets call each framing, and the recognition of a connection's first bytes.
-pub const FUZZ_TARGETS: [&str; 5] = ["length", "stream", "header", "http", "detect"];
+/// Holds one reader of hostile bytes to its contract, and says how much of what it reads was there.
+type Contract = fn(&[u8]) -> Result<usize, String>;
 
-/// Decodes hostile bytes, whole and in pieces, and says whether the decoder kept its contract: the same messages either
-/// way, never a place outside of the bytes, never fewer bytes asked for than are there. How many messages they are.
+/// What each reader of hostile bytes is called by its fuzz target and its corpus.
+const CONTRACTS: [(&str, Contract); 12] = [
+    ("length", |bytes| hold_framing(Kind::Length, bytes)),
+    ("stream", |bytes| hold_framing(Kind::Stream, bytes)),
+    ("header", |bytes| hold_framing(Kind::Header, bytes)),
+    ("http", |bytes| hold_framing(Kind::Http, bytes)),
+    ("detect", hold_detection),
+    ("config", config::contract::hold),
+    ("messages", supervisor::contract::hold_messages),
+    ("legacy", supervisor::contract::hold_legacy),
+    ("record", arena::contract::hold),
+    ("answers", client::contract::hold_answers),
+    ("answers_http", client::contract::hold_http),
+    ("answers_load", client::contract::hold_load),
+];
+
+/// The names of all targets of [`hold_to_contract`].
+pub fn fuzz_targets() -> impl Iterator<Item = &'static str> {
+    CONTRACTS.iter().map(|(name, _)| *name)
+}
+
+/// Has hostile bytes read by what `target` names, and says whether it kept its contract, which stands where that reader is. The
+/// result tells how much of what it reads was in them, such as whole messages.
 ///
 /// # Errors
 ///
-/// It did not, or `target` is none of [`FUZZ_TARGETS`].
+/// It did not, or `target` is none of [`fuzz_targets`].
 pub fn hold_to_contract(target: &str, bytes: &[u8]) -> Result<usize, String> {
+    let contract = CONTRACTS.iter().find(|(name, _)| *name == target);
+    let (_, hold) =
+        contract.ok_or_else(|| format!("expected the name of a fuzz target, found {target:?}"))?;
+    hold(bytes)
+}
+
+/// The same messages whole and in pieces, never a place outside of the bytes, never fewer bytes asked for than are there.
+fn hold_framing(kind: Kind, bytes: &[u8]) -> Result<usize, String> {
     // Small, so that the limit is come upon.
     const MAX_MESSAGE: usize = 512;
     let piece = 2 + bytes.first().map_or(0, |&byte| usize::from(byte % 32));
-    let orders = [ByteOrder::Little, ByteOrder::Big];
-    if target == "detect" {
-        let sets = (1_usize..16)
-            .map(|set| Kinds::of(Kind::ALL.into_iter().filter(|&kind| set >> kind as usize & 1 == 1)));
-        for kinds in sets {
-            for order in orders {
-                pieces::check_detection(bytes, order, kinds)?;
-            }
-        }
-        return Ok(0);
-    }
-    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == target);
-    let kind = kind.ok_or_else(|| format!("expected one of {FUZZ_TARGETS:?}, found {target:?}"))?;
+    let orders = if kind == Kind::Length { &ORDERS[..] } else { &ORDERS[..1] };
     let mut messages = 0;
-    for order in orders {
-        messages += pieces::check(
-            Framing::new(kind, Accepts { kinds: Kinds::default(), order, max_message: MAX_MESSAGE }),
-            bytes,
-            piece,
-        )?
-        .messages
-        .len();
-        if kind != Kind::Length {
-            break;
-        }
+    for &order in orders {
+        let accepts = Accepts { kinds: Kinds::default(), order, max_message: MAX_MESSAGE };
+        messages += pieces::check(Framing::new(kind, accepts), bytes, piece)?.messages.len();
     }
     Ok(messages)
 }
+
+/// The same decision whole and in pieces, whatever a listener takes.
+fn hold_detection(bytes: &[u8]) -> Result<usize, String> {
+    let sets = (1_usize..16)
+        .map(|set| Kinds::of(Kind::ALL.into_iter().filter(|&kind| set >> kind as usize & 1 == 1)));
+    for kinds in sets {
+        for order in ORDERS {
+            pieces::check_detection(bytes, order, kinds)?;
+        }
+    }
+    Ok(0)
+}
+
+const ORDERS: [ByteOrder; 2] = [ByteOrder::Little, ByteOrder::Big];
 
 /// Serves a client of the whole connection that says whatever the fuzzer says, and holds what it hears against that. Only
 /// in a build for fuzzing.

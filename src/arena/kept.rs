@@ -113,6 +113,11 @@ impl KeptArena {
         Ok(Self { memory, layout, held })
     }
 
+    /// Bytes of memory that it has.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
     /// What the record of a connection says. `moved` must have been asked for after the writer's last receive or send.
     ///
     /// # Errors

@@ -19,6 +19,7 @@
 //! A worker may **die between any two stores**, and what a reader then finds is said where the stores are made.
 //! A reader **believes nothing**: a handler may have scribbled over the arena.
 
+pub(crate) mod contract;
 mod error;
 mod gathered;
 mod histogram;

@@ -111,5 +111,11 @@ fn outcome(answer: Answer) -> Outcome {
     }
 }
 
+/// The status and body of an answer that arrives in pieces of so many bytes, and then the end; None where it is none.
+pub(super) fn read_in_pieces(bytes: &[u8], piece: usize) -> Option<(u16, Vec<u8>)> {
+    let answer = answer::read_in_pieces(bytes, piece).ok()?;
+    Some((answer.status, answer.body))
+}
+
 #[cfg(test)]
 mod tests;

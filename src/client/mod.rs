@@ -10,6 +10,7 @@ mod batch;
 mod calls;
 mod connect;
 mod connection;
+pub(crate) mod contract;
 mod error;
 pub(crate) mod http;
 mod input;

@@ -10,6 +10,7 @@
 
 mod address;
 mod checked;
+pub(crate) mod contract;
 mod describe;
 mod endpoint;
 mod error;

@@ -82,6 +82,11 @@ impl Legacy {
     pub(crate) fn log(&self) -> &Log {
         &self.config.understood.log
     }
+
+    /// What it says to the brain, and with which configuration.
+    pub(super) fn into_brain(self) -> (Calm, Config) {
+        (self.brain, self.config.understood)
+    }
 }
 
 /// A checked configuration as the serving generation's template told it. It goes along word for word: the program that

@@ -7,6 +7,7 @@
 mod balance;
 mod blame;
 mod children;
+pub(crate) mod contract;
 mod hand_over;
 mod keeping;
 mod legacy;

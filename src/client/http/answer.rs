@@ -127,6 +127,17 @@ impl Reading {
     }
 }
 
+/// What comes of an answer that arrives in pieces of so many bytes, and then the end.
+pub(super) fn read_in_pieces(bytes: &[u8], piece: usize) -> Result<Answer, Wrong> {
+    let mut reading = Reading::default();
+    for bytes in bytes.chunks(piece) {
+        if let Some(answer) = reading.arrived(bytes)? {
+            return Ok(answer);
+        }
+    }
+    reading.ended()
+}
+
 fn parse(bytes: &[u8]) -> Result<Option<Head>, Wrong> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
@@ -171,28 +182,17 @@ fn too_long(found: usize) -> Wrong {
 mod tests {
     use super::*;
 
-    /// What comes of an answer that arrives in two pieces, cut anywhere, and then the end.
+    /// What comes of an answer, wherever it is cut into pieces.
     fn read(answer: &str) -> Result<(u16, String), Wrong> {
-        let mut found = None;
-        for cut in 0..=answer.len() {
-            let (one, two) = answer.as_bytes().split_at(cut);
-            let mut reading = Reading::default();
-            let one = reading.arrived(one);
-            let result = match one {
-                Ok(None) => reading.arrived(two),
-                done => done,
-            };
-            let result = match result {
-                Ok(None) => reading.ended(),
-                Ok(Some(answer)) => Ok(answer),
-                Err(wrong) => Err(wrong),
-            };
-            let result = result.map(|answer| (answer.status, String::from_utf8(answer.body).expect("text")));
-            if let Some(before) = found.replace(result.clone()) {
-                assert_eq!(before, result, "cut at {cut}: {answer}");
-            }
+        let read = |piece| {
+            read_in_pieces(answer.as_bytes(), piece)
+                .map(|answer| (answer.status, String::from_utf8(answer.body).expect("text")))
+        };
+        let whole = read(answer.len().max(1));
+        for piece in 1..answer.len() {
+            assert_eq!(read(piece), whole, "in pieces of {piece}: {answer}");
         }
-        found.expect("at least one cut")
+        whole
     }
 
     #[test]

@@ -1,0 +1,12 @@
+//! An HTTP answer, as `tine call --http` reads it.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tine::internals::hold_to_contract;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Err(breach) = hold_to_contract("answers_http", bytes) {
+        panic!("{breach}");
+    }
+});

@@ -1,0 +1,12 @@
+//! A server's answers, as the load generator judges them.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tine::internals::hold_to_contract;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Err(breach) = hold_to_contract("answers_load", bytes) {
+        panic!("{breach}");
+    }
+});

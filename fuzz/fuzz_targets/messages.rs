@@ -1,0 +1,12 @@
+//! Messages between the supervisor and its children, one a line.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tine::internals::hold_to_contract;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Err(breach) = hold_to_contract("messages", bytes) {
+        panic!("{breach}");
+    }
+});
