@@ -3,8 +3,8 @@
 //! Each takes an object: `sleep {"ms": 50}`, `spin {"us": 1000}`, `mix {"ms": 5, "us": 500}`. Beside them are the built-in
 //! `ping`, `echo`, `tine.methods`, `tine.worker`.
 //!
-//! Environment variables make it fail before it serves, or after: `RIG_PRELOAD`, `RIG_WORKER_START` and
-//! `RIG_WORKER_STOP` are each `fail`, `exit`, `hang`, `thread` (leaves a thread behind) or `later` (exits soon after). A
+//! Environment variables make it fail before it serves, or after: `RIG_PRELOAD`, `RIG_STATE`, `RIG_WORKER_START` and
+//! `RIG_WORKER_STOP` are each `fail`, `panic`, `segv`, `exit`, `hang`, `thread` (leaves a thread behind) or `later` (exits soon after). A
 //! value that begins with `@` names a file that has such a word, or isn't there: that can change while it runs.
 
 #![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
@@ -41,7 +41,7 @@ fn rig() -> Server {
             let _ = misbehave("RIG_WORKER_STOP");
         })
         .state(|_worker| Ok(FlakyCalls::default()))
-        .state(|_worker| Ok(Counts::default()))
+        .state(|_worker| misbehave("RIG_STATE").map(|()| Counts::default()))
         // Seeded after the fork, or all workers would draw the same numbers.
         .state(|_worker| Ok(Mutex::new(StdRng::try_from_rng(&mut SysRng)?)))
         .method("sleep", sleep)
@@ -73,6 +73,11 @@ fn misbehave(variable: &str) -> Result<(), BoxError> {
     };
     match word.as_str() {
         "fail" => Err(format!("{variable} asked for it").into()),
+        "panic" => panic!("{variable} asked for it"),
+        "segv" => {
+            write_to_nowhere();
+            Ok(())
+        }
         "exit" => process::exit(7),
         "hang" => {
             // In one piece, or lines of other processes could get in between.

@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::context::{States, WorkerInfo};
 use super::registry::Registry;
@@ -60,7 +61,7 @@ impl Service {
     pub(crate) fn make_states(&self, worker: &WorkerInfo) -> Result<States, String> {
         let mut states = States::default();
         for (name, make) in &self.hooks.states {
-            states.insert(make(worker).map_err(|error| format!("state `{name}`: {error}"))?);
+            states.insert(guarded(&format!("state `{name}`"), || make(worker))?);
         }
         Ok(states)
     }
@@ -88,7 +89,21 @@ fn run_all<H: ?Sized>(
     name: &str,
     run: impl Fn(&H) -> Result<(), BoxError>,
 ) -> Result<(), String> {
-    hooks.iter().try_for_each(|hook| run(hook).map_err(|error| format!("{name}: {error}")))
+    hooks.iter().try_for_each(|hook| guarded(name, || run(hook)))
+}
+
+/// What the user's program does before it serves, with its error or its panic as a text. A panic that went on from here
+/// would take the process apart, its line to the supervisor first, before anybody was told why.
+fn guarded<T>(name: &str, run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, String> {
+    let run = || run().map_err(|error| format!("{name}: {error}"));
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let why = format!("{name} panicked: {}", text.unwrap_or("a value that is not text"));
+        // The process is to end, and dropping what somebody else made may panic again.
+        std::mem::forget(payload);
+        Err(why)
+    })
 }
 
 impl fmt::Debug for Service {

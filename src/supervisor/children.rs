@@ -48,6 +48,8 @@ pub(crate) struct Worker {
     pub(crate) started: Instant,
     /// It was told to end, or said that it will: its end is no news.
     pub(crate) end_expected: bool,
+    /// It was killed because its line was closed at its end while it lived.
+    pub(crate) is_deaf: bool,
     /// Its pid is its own no more.
     pub(crate) is_reaped: bool,
     /// Why it can't start, if it said so.
@@ -78,6 +80,14 @@ impl Worker {
         let culprit = self.culprit(snapshot);
         let overflow = matches!(self.arena.culprit(), Some(Culprit::Row { stack_overflow: true, .. }));
         let fault = overflow.then_some("stack overflow");
+        if self.is_deaf && ended.is_by(Signal::SIGKILL) {
+            tracing::error!(
+                slot,
+                pid,
+                "a worker's line to the supervisor was closed at its end, as by a handler that closes descriptors which are \
+                 not its own: it was killed"
+            );
+        }
         if self.end_expected && running.is_empty() {
             tracing::info!(slot, pid, generation, uptime, cause = ended.to_string(), "worker ended");
         } else if self.end_expected {

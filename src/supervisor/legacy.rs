@@ -358,6 +358,7 @@ impl Regained {
             started: ago(left.age),
             stuck,
             end_expected: false,
+            is_deaf: false,
             is_reaped: false,
             boot_failure: None,
             is_ready: true,

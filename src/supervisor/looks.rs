@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::Supervisor;
+use super::children::Worker;
 use super::sign_of_life::{Seen, Verdict};
 use super::state::WorkerId;
 use super::worker_lines::watch_worker;
@@ -45,21 +46,19 @@ impl Supervisor {
         }
     }
 
-    /// Its line has been closed at its end. One that ends does that, and is left alone; in one that lives a handler has closed a
-    /// descriptor that was not its own, and it will hear and say nothing any more.
+    /// Its line has been closed at its end. One that ends does that, and is left alone: the kernel takes its memory before its
+    /// descriptors. In one that has memory a handler has closed a descriptor that was not its own, and it will hear and say
+    /// nothing any more. It is killed at once, and accused only when it has been reaped: one that ended by itself meanwhile
+    /// has another status.
     pub(super) fn end_deaf(&mut self, id: WorkerId, pid: Pid) {
-        // The pid of one that was reaped may be anybody's.
-        let Some(worker) = self.workers.get(id).filter(|worker| !worker.is_reaped) else { return };
-        if !process::is_alive(pid).unwrap_or(false) {
+        // The pid of one that was reaped may be anybody's; one that has said why it can't start ends.
+        let lives = |worker: &&mut Worker| !worker.is_reaped && worker.boot_failure.is_none();
+        let Some(worker) = self.workers.get_mut(id).filter(lives) else { return };
+        if worker.is_deaf || !process::is_alive(pid).unwrap_or(false) {
             return;
         }
+        worker.is_deaf = true;
         let slot = worker.slot;
-        tracing::error!(
-            slot,
-            pid = pid.as_raw(),
-            "a worker's line to the supervisor was closed at its end, as by a handler that closes descriptors which are not \
-             its own: it is killed"
-        );
         if let Err(error) = process::kill(pid, Signal::SIGKILL) {
             tracing::warn!(slot, %pid, %error, "a worker can't be killed");
         }

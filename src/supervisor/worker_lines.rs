@@ -74,6 +74,7 @@ impl Supervisor {
             started: Instant::now(),
             stuck,
             end_expected: false,
+            is_deaf: false,
             is_reaped: false,
             boot_failure: None,
             is_ready: false,
@@ -117,6 +118,10 @@ impl Supervisor {
         };
         if let Err(error) = worker.line.send(message, Vec::new()) {
             tracing::debug!(slot = worker.slot, ?message, "not delivered");
+            if let (io::ErrorKind::BrokenPipe, Some(pid)) = (error.kind(), worker.pid) {
+                // Nobody holds the other end: it ends, or can't hear.
+                return self.end_deaf(id, pid);
+            }
             tracing::warn!(slot = worker.slot, %error, "a worker does not hear the supervisor any more and is killed");
             worker.kill();
         } else if worker.line.has_queued() {

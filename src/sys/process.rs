@@ -95,6 +95,12 @@ pub(crate) enum Ended {
     Signalled { signal: i32, core_dumped: bool },
 }
 
+impl Ended {
+    pub(crate) fn is_by(self, by: Signal) -> bool {
+        matches!(self, Self::Signalled { signal, .. } if signal == by as i32)
+    }
+}
+
 impl fmt::Display for Ended {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {

@@ -1,6 +1,7 @@
 //! A worker's beginning: everything is built after the fork, and the supervisor hears that it is ready or why not.
 
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,15 @@ pub(crate) struct Birth {
 
 /// Lives a worker's life, in a process that was just forked and has one thread.
 pub(crate) fn run(service: Service, config: Config, birth: Birth) -> ! {
+    let life = AssertUnwindSafe(|| live(service, config, birth));
+    match catch_unwind(life) {
+        Ok(never) => never,
+        // Our own mistake. It ends here: further up its line would be closed while it still lives.
+        Err(_) => std::process::abort(),
+    }
+}
+
+fn live(service: Service, config: Config, birth: Birth) -> ! {
     let _ = nix::sys::prctl::set_name(c"tine-worker");
     let mut descriptors = birth.descriptors.into_iter();
     let Some(line) = descriptors.next() else {
