@@ -5,6 +5,7 @@ mod support;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
@@ -16,6 +17,11 @@ fn rig_with(variable: &str, how: &str) -> Command {
     let mut program = rig();
     program.env(variable, how);
     program
+}
+
+/// What was said last.
+fn last_word(log: &str) -> &str {
+    log.lines().last().unwrap_or_default()
 }
 
 /// Waits for the end; the exit code and the whole log.
@@ -40,9 +46,12 @@ fn a_worker_that_can_not_start_backs_off_and_then_ends_the_service_with_1() {
             format!("slot 0 is filled again in {wait} (boot failure {number} of restart.max_restarts = 3)");
         assert!(log.contains(&told), "expected {told:?} in:\n{log}");
     }
-    let why = "giving up: more than restart.max_restarts = 3 boot failures within restart.window (60s)";
+    let why =
+        "giving up: more than restart.max_restarts = 3 boot failures, and no worker was ready between them";
     assert!(log.contains(why), "{log}");
     assert!(!log.contains("worker ready"), "{log}");
+    let why = "the service can't start: a worker ended before it was ready (on_worker_start: RIG_WORKER_START asked for it)";
+    assert!(last_word(&log).contains(why), "{log}");
 }
 
 #[test]
@@ -51,6 +60,8 @@ fn a_worker_that_exits_before_it_is_ready_is_a_boot_failure() {
     let (code, log) = end_of(Service::launch(rig_with("RIG_WORKER_START", "exit"), config));
     assert_eq!(code, Some(1), "{log}");
     assert_eq!(log.matches(r#""cause":"exit 7""#).count(), 2, "{log}");
+    let why = "the service can't start: a worker ended before it was ready (exit 7)";
+    assert!(last_word(&log).contains(why), "{log}");
 }
 
 #[test]
@@ -64,35 +75,96 @@ fn a_worker_that_is_not_ready_in_time_is_killed_and_counted() {
         "{log}"
     );
     assert!(log.contains("giving up"), "{log}");
+    let why = "the service can't start: a worker was not ready within timeouts.boot (1s)";
+    assert!(last_word(&log).contains(why), "{log}");
 }
 
 #[test]
-fn a_worker_killed_before_its_first_answer_is_a_boot_failure() {
-    let config = "processes = 1\nthreads = 1\n[restart]\nmax_restarts = 2\nbackoff = \"10ms\"";
-    let service = Service::start(config);
-    for _ in 0..2 {
-        let mark = service.mark();
-        send_signal(service.workers()[&0], Signal::SIGKILL);
-        service.await_refill(mark, 0);
+fn a_worker_whose_state_or_hook_panics_says_so_and_is_accused_of_nothing_else() {
+    let words = [("RIG_STATE", "state `"), ("RIG_WORKER_START", "on_worker_start panicked")];
+    for (variable, why) in words {
+        let config = "processes = 2\nthreads = 1\n[restart]\nmax_restarts = 30\nbackoff = \"1ms\"\nbackoff_max = \"1ms\"";
+        let (code, log) = end_of(Service::launch(rig_with(variable, "panic"), config));
+        assert_eq!(code, Some(1), "{log}");
+        assert!(last_word(&log).contains(why), "{log}");
+        assert!(last_word(&log).contains(&format!("panicked: {variable} asked for it")), "{log}");
+        assert!(!log.contains("line to the supervisor was closed"), "{log}");
+        assert!(
+            !log.contains(r#""cause":"SIGKILL","generation":1,"level":"ERROR""#),
+            "it ends itself: {log}"
+        );
     }
-    send_signal(service.workers()[&0], Signal::SIGKILL);
-    let (code, log) = end_of(service);
-    assert_eq!(code, Some(1), "{log}");
-    assert!(log.contains("giving up"), "{log}");
 }
 
 #[test]
-fn an_answered_call_makes_a_worker_one_that_has_booted() {
-    let config = "processes = 1\nthreads = 1\n[restart]\nmax_restarts = 1\nbackoff = \"10ms\"";
+fn a_worker_that_was_ready_is_replaced_however_often_it_is_killed_before_its_first_call() {
+    let config = "processes = 1\nthreads = 1\n[restart]\nmax_restarts = 2\nbackoff = \"10ms\"";
     let mut service = Service::start(config);
-    for _ in 0..5 {
+    for _ in 0..8 {
         let mark = service.mark();
-        service.call("ping", json!(1));
-        send_signal(service.workers()[&0], Signal::SIGKILL);
+        send_signal(service.adopted_workers()[&0], Signal::SIGKILL);
         service.await_refill(mark, 0);
     }
     assert_eq!(service.count_since(0, "boot failure"), 0);
+    assert_eq!(service.call("ping", json!(1))["result"], 1);
     assert_eq!(service.stop(), Some(0));
+}
+
+#[test]
+fn boot_failures_are_counted_from_the_last_worker_that_was_ready() {
+    let folder = Folder::new();
+    let how = folder.path().join("how");
+    let config =
+        "processes = 1\nthreads = 1\n[restart]\nmax_restarts = 2\nbackoff = \"1ms\"\nbackoff_max = \"1ms\"";
+    let service = Service::start_with(rig_with("RIG_WORKER_START", &format!("@{}", how.display())), config);
+    let fails_and_boots = |boots: bool| {
+        let mark = service.mark();
+        let worker = service.adopted_workers()[&0];
+        std::fs::write(&how, "exit").expect("our own file");
+        send_signal(worker, Signal::SIGKILL);
+        service.await_text(mark, "boot failure 1 of restart.max_restarts = 2");
+        if boots {
+            std::fs::remove_file(&how).expect("our own file");
+            service.await_refill(mark, 0);
+        }
+    };
+    for _ in 0..5 {
+        fails_and_boots(true);
+    }
+    fails_and_boots(false);
+    let (code, log) = end_of(service);
+    assert_eq!(code, Some(1), "{log}");
+    let why = "the service has given up: a worker ended before it was ready (exit 7)";
+    assert!(last_word(&log).contains(why), "{log}");
+}
+
+#[test]
+fn a_service_that_never_starts_gives_up_after_30s_and_lets_those_go_who_wait() {
+    let config = "processes = 2\n[timeouts]\nboot = \"25s\"";
+    let ways = [
+        (
+            "RIG_WORKER_START",
+            "fail",
+            "a worker ended before it was ready (on_worker_start: RIG_WORKER_START asked for it)",
+        ),
+        ("RIG_PRELOAD", "segv", "the template ended before it was ready (SIGSEGV"),
+    ];
+    let begun = Instant::now();
+    // Both at the same time.
+    let services = ways.map(|(variable, how, why)| {
+        let mut service = Service::launch(rig_with(variable, how), config);
+        service.await_listening();
+        let waiting = service.connect();
+        (service, waiting, why)
+    });
+    for (service, mut waiting, why) in services {
+        let (code, log) = end_of(service);
+        assert_eq!(code, Some(1), "{log}");
+        assert!(log.contains("giving up: no worker was ready within 30s"), "{log}");
+        assert!(last_word(&log).contains(&format!("the service can't start: {why}")), "{log}");
+        assert!(waiting.is_cut_off());
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -114,6 +186,36 @@ fn a_preload_that_fails_ends_the_service_at_once_and_says_why() {
     assert_eq!(code, Some(1), "{log}");
     assert!(log.contains("the template can't start: preload: RIG_PRELOAD asked for it"), "{log}");
     assert_eq!(log.matches("template started").count(), 1, "{log}");
+    let why = "the service can't start: the template can't start: preload: RIG_PRELOAD asked for it";
+    assert!(last_word(&log).contains(why), "{log}");
+}
+
+#[test]
+fn a_preload_that_panics_ends_the_service_at_once_and_says_why() {
+    let (code, log) = end_of(Service::launch(rig_with("RIG_PRELOAD", "panic"), "processes = 1"));
+    assert_eq!(code, Some(1), "{log}");
+    assert_eq!(log.matches("template started").count(), 1, "{log}");
+    assert!(last_word(&log).contains("preload panicked: RIG_PRELOAD asked for it"), "{log}");
+}
+
+#[test]
+fn a_preload_that_fails_when_the_template_is_started_again_ends_the_service_too() {
+    for (how, why) in [
+        ("fail", "the template can't start: preload: RIG_PRELOAD asked for it"),
+        ("panic", "the template can't start: preload panicked: RIG_PRELOAD asked for it"),
+        ("segv", "the template ended before it was ready (SIGSEGV"),
+    ] {
+        let folder = Folder::new();
+        let file = folder.path().join("how");
+        let config = "processes = 1\nthreads = 1\n[restart]\nmax_restarts = 2\nbackoff = \"10ms\"";
+        let program = rig_with("RIG_PRELOAD", &format!("@{}", file.display()));
+        let service = Service::start_with(program, config);
+        std::fs::write(&file, how).expect("our own file");
+        Process::of(service.template()).kill();
+        let (code, log) = end_of(service);
+        assert_eq!(code, Some(1), "{log}");
+        assert!(last_word(&log).contains(&format!("the service has given up: {why}")), "{log}");
+    }
 }
 
 #[test]
@@ -132,6 +234,8 @@ fn a_preload_that_hangs_is_killed_and_counted() {
     let told = "the template was not ready within timeouts.boot (1s) and is killed";
     assert_eq!(log.matches(told).count(), 2, "{log}");
     assert!(log.contains("giving up"), "{log}");
+    let why = "the service can't start: the template was not ready within timeouts.boot (1s)";
+    assert!(last_word(&log).contains(why), "{log}");
 }
 
 #[test]

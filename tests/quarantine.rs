@@ -12,7 +12,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::proc::worker_pid;
-use support::{PATIENCE, Service, Wire, code, framed, send_signal};
+use support::{PATIENCE, Service, Wire, code, send_signal};
 
 const IN_QUARANTINE: i64 = -32004;
 const CRASHED: i64 = -32002;
@@ -25,7 +25,7 @@ fn crash(how: &str) -> Value {
 fn take_a_worker_down(service: &Service, how: &str) -> Value {
     let mark = service.mark();
     let mut wire = service.connect();
-    // A worker that has answered nothing is one that can't boot.
+    // The crash is to end the connection as well, so it has one that is not kept yet.
     wire.call("ping", json!(1));
     wire.request("crash", &crash(how));
     assert!(wire.is_cut_off(), "{how}");
@@ -70,7 +70,7 @@ impl Innocent {
         while !is_over.load(Ordering::SeqCst) {
             let mut connected = wire.take().unwrap_or_else(|| Wire::connect(service));
             let request = json!({ "in": self.method, "params": self.params }).to_string();
-            let Some(answer) = exchange(&mut connected, &request) else { continue };
+            let Some(answer) = connected.exchange(&request) else { continue };
             let counter = if is_in_quarantine(&answer) { &self.refused } else { &self.answered };
             counter.fetch_add(1, Ordering::SeqCst);
             wire = Some(connected);
@@ -80,17 +80,6 @@ impl Innocent {
     fn answered(&self) -> u64 {
         self.answered.load(Ordering::SeqCst)
     }
-}
-
-/// One call; None where the worker ended.
-fn exchange(wire: &mut Wire, request: &str) -> Option<Value> {
-    use std::io::{Read, Write};
-    wire.stream.write_all(&framed(request)).ok()?;
-    let mut length = [0; 4];
-    wire.stream.read_exact(&mut length).ok()?;
-    let mut body = vec![0; u32::from_le_bytes(length) as usize];
-    wire.stream.read_exact(&mut body).ok()?;
-    serde_json::from_slice(&body).ok()
 }
 
 #[test]
@@ -216,7 +205,7 @@ fn one_call_in_the_whole_service_tries_it_again_and_one_that_comes_back_releases
                 threads.spawn(move || {
                     let request = json!({ "in": "crash", "params": crash("segv") }).to_string();
                     while !is_over.load(Ordering::SeqCst) {
-                        match exchange(wire, &request) {
+                        match wire.exchange(&request) {
                             Some(answer) if code(&answer) == CRASHED => return 1,
                             Some(answer) => assert_eq!(code(&answer), IN_QUARANTINE, "{answer}"),
                             None => return 1,

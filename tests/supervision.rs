@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use support::proc::{
     Process, after_setup, is_a_duration, open_descriptors, parent_of, pid_in, status, worker_pid, zombies_of,
 };
-use support::{Service, children_named, children_of, code, rig, send_signal};
+use support::{Service, Wire, children_named, children_of, code, rig, send_signal};
 
 #[test]
 fn each_slot_has_a_worker_that_is_the_supervisors_own_child() {
@@ -98,6 +99,51 @@ fn a_crash_costs_one_worker(params: &Value, cause: &str) {
     assert_eq!(worker_pid(&mut service.connect_to(0)), next);
     assert_eq!(service.adopted_workers()[&0], next);
     assert_eq!(parent_of(next), Some(service.pid()), "the supervisor lives on");
+}
+
+/// Calls on a connection of its own each time, until told to stop; how many were answered, and how many connections ended
+/// with their worker.
+fn calls_of_a_visitor(service: std::net::SocketAddr, is_over: &AtomicBool) -> (usize, usize) {
+    let (mut answered, mut cut_off) = (0, 0);
+    while !is_over.load(Ordering::SeqCst) {
+        // One that waits to be accepted is nobody's yet; one that was accepted may end with its worker, being young.
+        match Wire::connect(service).exchange(&json!({ "in": "ping", "params": answered }).to_string()) {
+            Some(answer) => {
+                assert_eq!(answer["result"], answered, "{answer}");
+                answered += 1;
+            }
+            None => cut_off += 1,
+        }
+    }
+    (answered, cut_off)
+}
+
+#[test]
+fn a_hundred_deaths_before_and_in_first_calls_are_made_good_at_once_beside_a_visitor() {
+    let mut service = Service::start("processes = 2\n[quarantine]\ncrashes = 0");
+    let address = service.socket_address();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let visitor = threads.spawn(|| calls_of_a_visitor(address, &is_over));
+        for turn in 0..100 {
+            let mark = service.mark();
+            let how = ["kill", "segv", "abort", "exit", "stack", "oom"][turn % 6];
+            let mut wire = Wire::connect(address);
+            if how == "kill" {
+                send_signal(service.workers()[&(turn as u64 / 6 % 2)], Signal::SIGKILL);
+            } else {
+                wire.request("crash", &json!({ "how": how }));
+            }
+            let died = service.await_text(mark, "worker died");
+            service.await_refill(mark, died["slot"].as_u64().expect("a slot"));
+        }
+        is_over.store(true, Ordering::SeqCst);
+        let (answered, cut_off) = visitor.join().expect("every answer is right");
+        assert!(answered >= 100 && cut_off <= 100, "{answered} answered, {cut_off} cut off");
+    });
+    assert_eq!(service.count_since(0, "filled again in"), 0, "no slot waits");
+    assert_eq!(service.count_since(0, "worker died"), 100);
+    assert_eq!(service.stop(), Some(0));
 }
 
 #[test]

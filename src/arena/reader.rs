@@ -56,11 +56,6 @@ impl ArenaReader {
         Snapshot { identity: self.identity(now_ns), totals, running }
     }
 
-    /// How many calls a handler of this worker has answered, with a result or an error of its own.
-    pub(crate) fn answered(&self) -> u64 {
-        self.sum(Counter::Ok).saturating_add(self.sum(Counter::Errors))
-    }
-
     /// True while the worker has connections or runs calls, and has not come to its end.
     pub(crate) fn is_busy(&self) -> bool {
         let has_ended = self.load(self.layout.worker_word(WorkerWord::State)) == State::Ended.to_word();
@@ -196,7 +191,6 @@ mod tests {
         let (_arena, reader) = writer_and_reader(3, 2);
         let expected = Totals::of_methods(vec![MethodTotals::default(); 2]);
         assert_eq!(reader.snapshot(1), Snapshot { identity: None, totals: expected, running: vec![] });
-        assert_eq!(reader.answered(), 0);
     }
 
     #[test]
@@ -366,7 +360,6 @@ mod tests {
 
     fn is_bounded(reader: &ArenaReader, rows: usize, methods: usize) -> bool {
         let snapshot = reader.snapshot(u64::MAX);
-        reader.answered();
         snapshot.running.len() <= rows
             && snapshot.totals.methods.len() <= methods
             && snapshot.running.iter().all(|runs| runs.row < rows && runs.method < methods)
@@ -390,7 +383,7 @@ mod tests {
         let all: Vec<_> = (0..size).map(|index| (index, u64::MAX)).collect();
         scribble(fd, &all, size);
         assert!(is_bounded(&reader, 3, 2));
-        assert_eq!(reader.answered(), u64::MAX);
+        assert_eq!(reader.snapshot(1).totals.answered(), u64::MAX);
     }
 
     proptest! {

@@ -374,7 +374,7 @@ mod tests {
                 Counter::ALL.into_iter().filter(|counter| totals.get(*counter) > 0).collect();
             assert_eq!(counted, [counter]);
             assert_eq!((totals.methods[0].ok, totals.methods[0].errors), of_method, "{outcome:?}");
-            assert_eq!((totals.answered(), reader.answered()), (answered, answered), "{outcome:?}");
+            assert_eq!(totals.answered(), answered, "{outcome:?}");
         }
     }
 
@@ -394,7 +394,8 @@ mod tests {
         row.begin(usize::MAX, 1);
         assert_eq!(reader.snapshot(0).running, []);
         row.finish(usize::MAX, Outcome::Ok, 1);
-        assert_eq!((reader.snapshot(0).totals.begun, reader.answered()), (1, 1));
+        let totals = reader.snapshot(0).totals;
+        assert_eq!((totals.begun, totals.answered()), (1, 1));
     }
 
     #[test]

@@ -294,13 +294,14 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         news: std::collections::VecDeque::new(),
         successor_is_wanted: false,
         forks: super::Refusals::default(),
+        last_word: None,
         finished: None,
     };
     supervisor.balance_soon();
     supervisor.carry_out(orders);
     for worker in unreadable {
         let cause = "its arena can't be read".to_owned();
-        supervisor.happened(Event::Worker(worker, WorkerEvent::Ended { answered: true, cause }));
+        supervisor.happened(Event::Worker(worker, WorkerEvent::Ended { called: true, cause }));
     }
     supervisor.begin(actions)
 }

@@ -119,6 +119,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         quarantine,
         successor_is_wanted: false,
         forks: Refusals::default(),
+        last_word: None,
         finished: None,
     };
     supervisor.begin(actions)
@@ -176,6 +177,8 @@ struct Supervisor {
     /// Another program is to take this one's place as soon as nothing is under way.
     successor_is_wanted: bool,
     forks: Refusals,
+    /// What is said when everything has ended.
+    last_word: Option<String>,
     finished: Option<i32>,
 }
 
@@ -193,6 +196,9 @@ impl Supervisor {
         loop {
             if let Some(code) = self.finished {
                 report::ended(self.scoreboard.ended(), &self.all_methods.names);
+                if let Some(why) = &self.last_word {
+                    tracing::error!("{why}");
+                }
                 return Ok(code);
             }
             let arrived = match self.epoll.wait(&mut events, self.timeout()) {
@@ -309,6 +315,7 @@ impl Supervisor {
                 Action::Tell(text) => tracing::info!("{text}"),
                 Action::Warn(text) => tracing::warn!("{text}"),
                 Action::Complain(text) => tracing::error!("{text}"),
+                Action::LastWord(text) => self.last_word = Some(text),
                 Action::Finish { code } => self.finished = Some(code),
             }
         }

@@ -101,13 +101,13 @@ impl Supervisor {
         }
         let last = worker.arena.snapshot(clock::monotonic_ns());
         worker.log_end(ended, &last);
-        let answered = worker.arena.answered() > 0;
+        let called = last.totals.begun > 0;
         self.scoreboard.end(&id, Some(&last.clone().renumber(&worker.methods.numbers)));
         // Before its replacement is asked for, which has to know what is in quarantine.
         self.blame_for(id, &worker, &last);
         self.bequeath(id, ended.to_string());
         let cause = worker.boot_failure.unwrap_or_else(|| ended.to_string());
-        self.happened(Event::Worker(id, WorkerEvent::Ended { answered, cause }));
+        self.happened(Event::Worker(id, WorkerEvent::Ended { called, cause }));
     }
 
     fn template_ended(&mut self, generation: GenerationId, ended: Ended) {

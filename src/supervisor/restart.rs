@@ -1,19 +1,43 @@
-//! When a worker or template that failed to boot is tried again, and when the service gives up.
+//! When a worker or template that failed to boot is tried again, when the service gives up, and when a slot whose workers die
+//! at once slows down.
 //!
-//! Pure: the caller brings the time. A boot failure is a death before ready, or before the first answered call.
+//! Pure: the caller brings the time. A boot failure is a worker that was never ready, or a template that has forked none. A
+//! worker that was ready is replaced at once, whatever it died of; see [`EarlyDeaths`] for the one exception.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+/// A worker that dies sooner than this after it was ready, without a call, has died early.
+const EARLY: Duration = Duration::from_secs(1);
+
+/// Early deaths in a row that a slot is refilled at once after. Workers may be killed from outside a few times.
+const BORNE: u32 = 2;
+
+/// The longest wait after an early death.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// How long a service may try to get its first worker ready, whatever `timeouts.boot` is.
+const LEAST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What it has beyond `timeouts.boot`, so that a worker which hangs is told as one that was not ready in time.
+const BEYOND_BOOT: Duration = Duration::from_secs(5);
 
 /// The numbers of the `[restart]` section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Boot failures within `window` that are still borne; 0 bears any number.
+    /// Boot failures that are borne without a worker ready between them; 0 bears any number.
     pub(crate) max_restarts: u32,
+    /// A slot without a boot failure for this long begins anew with `backoff`.
     pub(crate) window: Duration,
     /// The wait after a first failure; it doubles with each one that follows.
     pub(crate) backoff: Duration,
     pub(crate) backoff_max: Duration,
+}
+
+impl Limits {
+    /// How long after its start a service of which no worker was ever ready gives up, if it ever does.
+    pub(crate) fn patience(&self, boot: Duration) -> Option<Duration> {
+        (self.max_restarts > 0).then(|| boot.saturating_add(BEYOND_BOOT).max(LEAST_PATIENCE))
+    }
 }
 
 /// What follows from a boot failure.
@@ -23,11 +47,14 @@ pub(crate) enum Verdict {
     GiveUp,
 }
 
-/// Boot failures of the whole service.
+/// Boot failures of the whole service since a worker became ready.
+///
+/// They are counted and not timed: waits of up to `backoff_max` and boots of up to `timeouts.boot` lie between them, so
+/// that a number within some time might never be reached.
 #[derive(Debug)]
 pub(crate) struct Restarts {
     limits: Limits,
-    recent: VecDeque<Instant>,
+    in_a_row: u32,
 }
 
 /// What the kernel refuses again and again is said once, and then that it is over.
@@ -56,22 +83,48 @@ pub(crate) struct Streak {
     last: Option<Instant>,
 }
 
+/// Workers of one slot in a row that died early: ready, and dead within [`EARLY`] without having begun a call.
+///
+/// Nobody was served by them, so a slot of which nothing else is seen slows down. That not all slots wait at once is the
+/// brain's business.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct EarlyDeaths {
+    in_a_row: u32,
+}
+
+impl EarlyDeaths {
+    /// A worker that was ready has died, `lived` after that where it is known. How long its slot is to wait.
+    pub(crate) fn died(&mut self, lived: Option<Duration>, called: bool, limits: &Limits) -> Duration {
+        if called || lived.is_none_or(|lived| lived >= EARLY) {
+            *self = Self::default();
+            return Duration::ZERO;
+        }
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        match self.in_a_row.checked_sub(BORNE + 1) {
+            Some(doublings) => doubled(limits.backoff, doublings).min(limits.backoff_max).min(LONGEST),
+            None => Duration::ZERO,
+        }
+    }
+}
+
 impl Restarts {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, recent: VecDeque::new() }
+        Self { limits, in_a_row: 0 }
     }
 
     /// Counts a boot failure of the owner of `streak`.
     pub(crate) fn boot_failed(&mut self, streak: &mut Streak, now: Instant) -> Verdict {
         let wait = self.refused(streak, now);
-        if self.limits.max_restarts > 0 {
-            self.forget_before(now);
-            self.recent.push_back(now);
-            if self.recent.len() > self.limits.max_restarts as usize {
-                return Verdict::GiveUp;
-            }
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        if self.limits.max_restarts > 0 && self.in_a_row > self.limits.max_restarts {
+            return Verdict::GiveUp;
         }
         Verdict::RetryAfter(wait)
+    }
+
+    /// A worker is ready: the program can boot.
+    pub(crate) fn booted(&mut self) {
+        self.in_a_row = 0;
     }
 
     /// The wait after the kernel refused a fork: it backs off like a failure but never ends the service.
@@ -80,28 +133,25 @@ impl Restarts {
         if stale {
             *streak = Streak::default();
         }
-        let doubled = 1_u32.checked_shl(streak.failures).unwrap_or(u32::MAX);
+        let wait = doubled(self.limits.backoff, streak.failures).min(self.limits.backoff_max);
         streak.failures = streak.failures.saturating_add(1);
-        let wait = self.limits.backoff.saturating_mul(doubled).min(self.limits.backoff_max);
         // A wait may be longer than the window; it must not make the streak look stale.
         streak.last = now.checked_add(wait);
         wait
     }
 
     /// Boot failures that count at present.
-    pub(crate) fn counted(&self) -> usize {
-        self.recent.len()
+    pub(crate) fn counted(&self) -> u32 {
+        self.in_a_row
     }
 
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
     }
+}
 
-    fn forget_before(&mut self, now: Instant) {
-        while self.recent.front().is_some_and(|at| now.saturating_duration_since(*at) > self.limits.window) {
-            self.recent.pop_front();
-        }
-    }
+fn doubled(wait: Duration, times: u32) -> Duration {
+    wait.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
@@ -125,22 +175,87 @@ mod tests {
     }
 
     #[test]
-    fn one_more_than_max_restarts_within_the_window_gives_up() {
-        let (mut restarts, now) = (Restarts::new(limits(3)), Instant::now());
-        let mut streaks = [Streak::default(); 4];
-        let verdicts = streaks.each_mut().map(|streak| restarts.boot_failed(streak, now));
-        assert_eq!(verdicts[2], Verdict::RetryAfter(MS(100)), "each slot backs off by itself");
-        assert_eq!(verdicts[3], Verdict::GiveUp);
+    fn one_more_than_max_restarts_without_a_worker_ready_gives_up_whatever_the_time_between_them() {
+        for apart in [0, 1, 30_000, 61_000, 3_600_000].map(MS) {
+            let (mut restarts, mut now) = (Restarts::new(limits(3)), Instant::now());
+            let mut streaks = [Streak::default(); 4];
+            let mut fails = |streak| {
+                now += apart;
+                restarts.boot_failed(streak, now)
+            };
+            let verdicts = streaks.each_mut().map(&mut fails);
+            let retry = Verdict::RetryAfter(MS(100));
+            assert_eq!(
+                verdicts,
+                [retry, retry, retry, Verdict::GiveUp],
+                "slots back off each by itself, {apart:?}"
+            );
+        }
     }
 
     #[test]
-    fn failures_older_than_the_window_are_forgotten() {
-        let (mut restarts, start) = (Restarts::new(limits(3)), Instant::now());
-        for minute in 0..100 {
-            let mut streak = Streak::default();
-            let verdict = restarts.boot_failed(&mut streak, start + MS(21_000) * minute);
-            assert_eq!(verdict, Verdict::RetryAfter(MS(100)), "failure {minute}");
+    fn a_worker_that_is_ready_begins_the_count_anew() {
+        let (mut restarts, now) = (Restarts::new(limits(3)), Instant::now());
+        for _ in 0..100 {
+            for failure in 1..=3 {
+                let verdict = restarts.boot_failed(&mut Streak::default(), now);
+                assert_eq!((verdict, restarts.counted()), (Verdict::RetryAfter(MS(100)), failure));
+            }
+            restarts.booted();
         }
+    }
+
+    #[test]
+    fn patience_is_30s_or_the_time_to_boot_and_5s() {
+        let rows = [
+            (100, 1_000, Some(30_000)),
+            (100, 25_000, Some(30_000)),
+            (100, 25_001, Some(30_001)),
+            (1, 30_000, Some(35_000)),
+            (1, 600_000, Some(605_000)),
+            (0, 30_000, None),
+        ];
+        for (max_restarts, boot, expected) in rows {
+            let patience = limits(max_restarts).patience(MS(boot));
+            assert_eq!(patience, expected.map(MS), "max_restarts {max_restarts}, boot {boot} ms");
+        }
+        assert_eq!(limits(1).patience(Duration::MAX), Some(Duration::MAX));
+    }
+
+    #[test]
+    fn only_workers_that_die_within_a_second_without_a_call_slow_their_slot_down() {
+        // How long each lived once it was ready, whether a call had begun, and what its slot waits then.
+        let early = |wait| (Some(999), false, wait);
+        type Row = (Option<u64>, bool, u64);
+        let rows: [(&str, Vec<Row>); 6] = [
+            ("again and again", [0, 0, 100, 200, 400, 800, 1_000, 1_000].map(early).to_vec()),
+            ("with a call", vec![(Some(0), true, 0); 100]),
+            ("after a second", vec![(Some(1_000), false, 0); 100]),
+            ("nobody knows how long", vec![(None, false, 0); 100]),
+            (
+                "one that served in between",
+                vec![early(0), early(0), early(100), (Some(5), true, 0), early(0), early(0), early(100)],
+            ),
+            (
+                "one that lived in between",
+                vec![early(0), early(0), early(100), (Some(5_000), false, 0), early(0), early(0), early(100)],
+            ),
+        ];
+        let limits = Limits { backoff_max: MS(30_000), ..limits(0) };
+        for (name, course) in rows {
+            let mut deaths = EarlyDeaths::default();
+            for (number, (lived, called, wait)) in course.into_iter().enumerate() {
+                assert_eq!(deaths.died(lived.map(MS), called, &limits), MS(wait), "{name}: death {number}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_early_death_waits_no_longer_than_backoff_max() {
+        let mut deaths = EarlyDeaths::default();
+        let limits = Limits { backoff: MS(5), backoff_max: MS(20), ..limits(0) };
+        let waits = [0; 6].map(|_| deaths.died(Some(MS(1)), false, &limits));
+        assert_eq!(waits, [0, 0, 5, 10, 20, 20].map(MS));
     }
 
     #[test]

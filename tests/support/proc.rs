@@ -4,7 +4,7 @@
 //! so waits here look from a mark on, also through what was read while waiting for something else.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
@@ -185,6 +185,16 @@ impl Service {
 }
 
 impl Wire {
+    /// Sends `request` and gets its answer; None where the connection ended with its worker.
+    pub fn exchange(&mut self, request: &str) -> Option<Value> {
+        self.stream.write_all(&super::framed(request)).ok()?;
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length).ok()?;
+        let mut body = vec![0; u32::from_le_bytes(length) as usize];
+        self.stream.read_exact(&mut body).ok()?;
+        serde_json::from_slice(&body).ok()
+    }
+
     /// True when the connection was ended by the end of its worker. A reset, where it had input left unread.
     pub fn is_cut_off(&mut self) -> bool {
         match self.stream.read(&mut [0; 1]) {

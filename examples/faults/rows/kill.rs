@@ -60,10 +60,9 @@ const BETWEEN_KILLS: Duration = Duration::from_millis(100);
 
 fn killed(extent: Extent, group: Group) -> Result<Judge, BoxError> {
     let mut judge = Judge::default();
-    // A worker that is killed before it has answered anything counts as one that can't boot, and would back off.
     // Many of these clients are more than it can serve at once, and nothing is refused for that here.
     let config = format!(
-        "threads = {THREADS}\n[limits]\nqueue = 10000\nqueue_wait = \"60s\"\n[restart]\nmax_restarts = 0\nbackoff = \"10ms\"\nbackoff_max = \"50ms\"\n[quarantine]\ncrashes = 0"
+        "threads = {THREADS}\n[limits]\nqueue = 10000\nqueue_wait = \"60s\"\n[quarantine]\ncrashes = 0"
     );
     let service = Service::start(4, &config)?;
     let load = Load::start(service.address(), &[group])?;

@@ -60,6 +60,7 @@ impl State {
         state.last_generation = calm.last_generation;
         state.next_worker = calm.next_worker;
         state.first_start = false;
+        state.was_ready = true;
         let mut actions = Vec::new();
         state.fill_slots(&mut actions);
         (state, actions)

@@ -2,10 +2,12 @@
 //!
 //! Which of them serves, and what follows from what happens to it, is decided in the files beside this one.
 
+use std::time::Instant;
+
 use super::succession::{Marks, Predecessor};
 use super::template::Template;
 use super::{Action, GenerationId, Settings, Timer, WorkerId};
-use crate::supervisor::restart::{Restarts, Streak};
+use crate::supervisor::restart::{EarlyDeaths, Restarts, Streak};
 
 #[derive(Debug)]
 pub(super) struct Generation {
@@ -20,7 +22,11 @@ pub(super) struct Generation {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) phase: Phase,
+    /// Its boot failures in a row, and forks that were refused.
     pub(super) streak: Streak,
+    /// Since when its process is ready. None where another program's supervisor saw that.
+    pub(super) ready_since: Option<Instant>,
+    pub(super) early_deaths: EarlyDeaths,
     /// What the ready process has said of itself.
     pub(super) marks: Marks,
     /// It serves until the process of this slot is ready, and leaves then. A ready slot has none.
@@ -78,10 +84,27 @@ impl Generation {
         };
         let left = std::mem::replace(&mut slot.phase, phase);
         slot.marks = Marks::default();
+        slot.ready_since = None;
         if let Some(timer) = left.timer(index)
             && phase.timer(index) != Some(timer)
         {
             actions.push(Action::Disarm(timer));
+        }
+    }
+
+    /// The process of a slot has booted.
+    pub(super) fn is_ready(
+        &mut self,
+        index: usize,
+        worker: WorkerId,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        self.enter(index, Phase::Ready(worker), actions);
+        self.restarts.booted();
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.ready_since = Some(now);
+            slot.streak = Streak::default();
         }
     }
 
@@ -94,6 +117,16 @@ impl Slot {
     /// Somebody of it takes connections.
     pub(super) fn serves(&self) -> bool {
         matches!(self.phase, Phase::Ready(_)) || self.predecessor.is_some()
+    }
+
+    /// It waits, and nobody of it serves.
+    pub(super) fn is_deserted(&self) -> bool {
+        self.phase == Phase::BackingOff && self.predecessor.is_none()
+    }
+
+    /// It waits because its workers die early, and not because none can be had.
+    pub(super) fn is_slowed_down(&self) -> bool {
+        self.phase == Phase::BackingOff && self.streak == Streak::default()
     }
 }
 

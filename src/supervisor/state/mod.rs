@@ -76,9 +76,9 @@ pub(crate) enum WorkerEvent {
     OnlyStuckLeft,
     /// Nobody holds the other end of its line and it has no known pid: it was never forked, or died unborn.
     Vanished,
-    /// It was reaped. `answered`: it had answered a call.
+    /// It was reaped. `called`: a call had begun in it.
     Ended {
-        answered: bool,
+        called: bool,
         cause: String,
     },
 }
@@ -107,6 +107,8 @@ pub(crate) enum Timer {
     Boot(WorkerId),
     /// A slot is to be filled again.
     Refill(usize),
+    /// The service was started, or a reload was asked for, long ago, and no worker was ever ready.
+    NeverReady,
     /// The workers of the next generation have lived long enough.
     Probation,
     /// A worker that was told to leave takes too long.
@@ -162,6 +164,8 @@ pub(crate) enum Action {
     Tell(String),
     Warn(String),
     Complain(String),
+    /// Complain of this when everything is gone: why the service has given up is the last that it says.
+    LastWord(String),
     /// Everything is gone; end with this exit code.
     Finish {
         code: i32,
@@ -191,6 +195,10 @@ pub(crate) struct State {
     ending: BTreeSet<GenerationId>,
     /// No template was ever ready: a failure that is told now is the operator's to see at once.
     first_start: bool,
+    /// A worker was ready at some time, of whatever generation.
+    was_ready: bool,
+    /// Why the last template or worker that failed to boot did.
+    last_failure: Option<String>,
     next_worker: WorkerId,
     last_generation: GenerationId,
     /// Workers that have said that they are wedged, to tell the oldest.
@@ -210,13 +218,17 @@ impl State {
             departing: BTreeMap::new(),
             ending: BTreeSet::new(),
             first_start: true,
+            was_ready: false,
+            last_failure: None,
             next_worker: 0,
             last_generation: generation,
             wedged_so_far: 0,
             finished: false,
         };
         let boot = Action::Arm(Timer::TemplateBoot(generation), settings.boot);
-        (state, vec![Action::StartTemplate { generation }, boot])
+        let mut actions = vec![Action::StartTemplate { generation }, boot];
+        state.begin_patience(&mut actions);
+        (state, actions)
     }
 
     /// Takes in what happened at `now` and says what to do, in order.
@@ -240,6 +252,7 @@ impl State {
             Event::Due(timer) => self.due(timer, now, &mut actions),
             Event::Asked(request) => self.asked(request, &mut actions),
         }
+        self.let_one_come(&mut actions);
         self.arrange_successions(&mut actions);
         self.finish_if_empty(&mut actions);
         actions
@@ -273,6 +286,7 @@ impl State {
             Timer::TemplateRetry => self.retry_template(actions),
             Timer::Boot(worker) => self.boot_timed_out(worker, now, actions),
             Timer::Refill(index) => self.refill(index, actions),
+            Timer::NeverReady => self.was_never_ready(actions),
             Timer::Probation => self.probation_is_over(actions),
             Timer::Depart(worker) => self.departure_timed_out(worker, actions),
             Timer::PreStop => self.pre_stop_is_over(actions),
@@ -291,11 +305,11 @@ impl State {
         if let Some((index, phase)) = self.serving.slot_of(worker) {
             self.event_in_slot(index, phase, worker, event, now, actions);
         } else if let Some(index) = self.serving.slot_after(worker) {
-            self.event_of_predecessor(index, event);
+            self.event_of_predecessor(index, event, actions);
         } else if let Some(departing) = self.departing.get(&worker) {
             self.event_of_departing(worker, departing.stage, event, actions);
         } else if let Some((index, phase)) = self.reload.as_ref().and_then(|next| next.slot_of(worker)) {
-            self.event_in_next(index, phase, worker, event, actions);
+            self.event_in_next(index, phase, worker, event, now, actions);
         }
     }
 

@@ -3,7 +3,7 @@
 //! Its workers are forked with their doors shut, so whatever goes wrong before the switch is undone by killing them:
 //! no client has met one, and the generation that serves has not been touched.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::generation::{Generation, Phase};
 use super::service::Service;
@@ -92,6 +92,7 @@ impl State {
         phase: Phase,
         worker: WorkerId,
         event: WorkerEvent,
+        now: Instant,
         actions: &mut Vec<Action>,
     ) {
         match (phase, event) {
@@ -99,7 +100,10 @@ impl State {
                 self.next_enters(index, Phase::Booting(worker), actions);
             }
             (Phase::Booting(_), WorkerEvent::Ready) => {
-                self.next_enters(index, Phase::Ready(worker), actions);
+                if let Some(next) = &mut self.reload {
+                    next.generation.is_ready(index, worker, now, actions);
+                }
+                self.one_was_ready(actions);
                 self.try_probation(actions);
             }
             (Phase::Requested(_), WorkerEvent::ForkRefused | WorkerEvent::Vanished) => {
@@ -212,6 +216,8 @@ impl State {
         // It has no slots before its template has said how many it wants.
         let generation = Generation::new(number, Settings { processes: 0, ..settings });
         self.reload = Some(Reload { generation, progress: Progress::Template });
+        // What could not start may be mended by it.
+        self.begin_patience(actions);
     }
 
     /// Undoes all that was done for the next generation.

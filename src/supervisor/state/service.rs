@@ -81,12 +81,45 @@ impl State {
     }
 
     pub(super) fn give_up(&mut self, actions: &mut Vec<Action>) {
-        let limits = self.serving.restarts.limits();
+        let most = self.serving.restarts.limits().max_restarts;
         actions.push(Action::Warn(format!(
-            "giving up: more than restart.max_restarts = {} boot failures within restart.window ({:?})",
-            limits.max_restarts, limits.window
+            "giving up: more than restart.max_restarts = {most} boot failures, and no worker was ready between them"
         )));
+        self.say_why_at_the_end(actions);
         self.drain(1, actions);
+    }
+
+    /// The time begins in which some worker must get ready, if none ever was.
+    pub(super) fn begin_patience(&self, actions: &mut Vec<Action>) {
+        let settings = &self.serving.settings;
+        if !self.was_ready
+            && let Some(patience) = settings.restart.patience(settings.boot)
+        {
+            actions.push(Action::Arm(Timer::NeverReady, patience));
+        }
+    }
+
+    pub(super) fn one_was_ready(&mut self, actions: &mut Vec<Action>) {
+        if !std::mem::replace(&mut self.was_ready, true) {
+            actions.push(Action::Disarm(Timer::NeverReady));
+        }
+    }
+
+    pub(super) fn was_never_ready(&mut self, actions: &mut Vec<Action>) {
+        if self.was_ready || !self.is_serving() {
+            return;
+        }
+        let settings = &self.serving.settings;
+        let patience = settings.restart.patience(settings.boot).unwrap_or_default();
+        actions.push(Action::Warn(format!("giving up: no worker was ready within {patience:?}")));
+        self.say_why_at_the_end(actions);
+        self.drain(1, actions);
+    }
+
+    pub(super) fn say_why_at_the_end(&mut self, actions: &mut Vec<Action>) {
+        let what = if self.was_ready { "the service has given up" } else { "the service can't start" };
+        let why = self.last_failure.as_deref().unwrap_or("no worker was ready in time");
+        actions.push(Action::LastWord(format!("{what}: {why}")));
     }
 
     /// Kills everything; what has no pid yet goes with the template, or is killed when it is born.
@@ -100,6 +133,7 @@ impl State {
             Service::Draining { .. } => actions.push(Action::Disarm(Timer::DrainAll)),
             Service::Ending { .. } => {}
         }
+        self.forget_patience(actions);
         self.service = Service::Ending { code };
         self.give_up_reload("the service ends".into(), actions);
         self.empty_slots(Parting::Kill, actions);
@@ -186,6 +220,7 @@ impl State {
         if self.service == Service::PreStop {
             actions.push(Action::Disarm(Timer::PreStop));
         }
+        self.forget_patience(actions);
         self.service = Service::Draining { code };
         self.give_up_reload("the service ends".into(), actions);
         actions.push(Action::CloseListeners);
@@ -193,6 +228,13 @@ impl State {
         self.all_that_leave(Parting::Drain, actions);
         self.empty_slots(Parting::Drain, actions);
         self.end_template(actions);
+    }
+
+    /// Nobody is waited for any more.
+    fn forget_patience(&self, actions: &mut Vec<Action>) {
+        if !self.was_ready {
+            actions.push(Action::Disarm(Timer::NeverReady));
+        }
     }
 
     fn empty_slots(&mut self, how: Parting, actions: &mut Vec<Action>) {

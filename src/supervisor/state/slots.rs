@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::generation::Phase;
+use super::generation::{Phase, Slot};
 use super::service::Service;
 use super::template::Template;
 use super::{Action, State, Timer, WorkerEvent, WorkerId};
-use crate::supervisor::restart::{Streak, Verdict};
+use crate::supervisor::restart::Verdict;
 
 /// Events.
 impl State {
@@ -21,7 +21,12 @@ impl State {
         actions: &mut Vec<Action>,
     ) {
         match (phase, event) {
-            (Phase::Requested(_), WorkerEvent::ForkRefused | WorkerEvent::Vanished) => {
+            (Phase::Requested(_), WorkerEvent::ForkRefused) => {
+                self.last_failure = Some("a worker can't be forked".into());
+                self.fork_refused(index, now, actions);
+            }
+            (Phase::Requested(_), WorkerEvent::Vanished) => {
+                self.last_failure = Some("a worker ended before its first word".into());
                 self.fork_refused(index, now, actions);
             }
             (Phase::Requested(_), WorkerEvent::Born) => {
@@ -29,7 +34,8 @@ impl State {
                 self.serving.enter(index, Phase::Booting(worker), actions);
             }
             (Phase::Booting(_), WorkerEvent::Ready) => {
-                self.serving.enter(index, Phase::Ready(worker), actions);
+                self.serving.is_ready(index, worker, now, actions);
+                self.one_was_ready(actions);
                 if self.service == Service::PreStop {
                     actions.push(Action::TurnRed(worker));
                 }
@@ -40,16 +46,16 @@ impl State {
             (Phase::Ready(_), WorkerEvent::Wedged) => {
                 self.mark(index, |marks, order| marks.wedged = Some(order));
             }
-            (
-                Phase::Requested(_) | Phase::Booting(_) | Phase::TooSlow(_),
-                WorkerEvent::Ended { .. },
-            )
-            | (Phase::Ready(_), WorkerEvent::Ended { answered: false, .. }) => {
-                self.boot_failed(index, now, actions);
+            (Phase::Requested(_) | Phase::Booting(_), WorkerEvent::Ended { cause, .. }) => {
+                self.boot_failed(index, format!("a worker ended before it was ready ({cause})"), now, actions);
             }
-            (Phase::Ready(_), WorkerEvent::Ended { answered: true, .. }) => {
-                self.forget_failures(index);
-                self.vacate(index, actions);
+            (Phase::TooSlow(_), WorkerEvent::Ended { .. }) => {
+                let boot = self.serving.settings.boot;
+                let why = format!("a worker was not ready within timeouts.boot ({boot:?})");
+                self.boot_failed(index, why, now, actions);
+            }
+            (Phase::Ready(_), WorkerEvent::Ended { called, .. }) => {
+                self.ready_one_died(index, called, now, actions);
             }
             // A worker that asks to leave before it is ready has no calls: its end says the rest.
             (
@@ -104,6 +110,7 @@ impl State {
             // It was not forked, or stopped before its first word: either way there is no pid to kill.
             Phase::Requested(worker) => {
                 actions.push(Action::Warn("the template does not fork and is killed".into()));
+                self.last_failure = Some("the template does not fork".into());
                 self.kill_template(actions);
                 actions.push(Action::Abandon(worker));
                 self.fork_refused(index, now, actions);
@@ -160,7 +167,32 @@ impl State {
         }
     }
 
-    fn boot_failed(&mut self, index: usize, now: Instant, actions: &mut Vec<Action>) {
+    /// It is replaced at once, whatever it died of; but where nothing else is seen of a slot it slows down.
+    fn ready_one_died(&mut self, index: usize, called: bool, now: Instant, actions: &mut Vec<Action>) {
+        let Some(slot) = self.serving.slots.get_mut(index) else { return };
+        let lived = slot.ready_since.map(|since| now.saturating_duration_since(since));
+        let wait = slot.early_deaths.died(lived, called, self.serving.restarts.limits());
+        if wait.is_zero() {
+            return self.vacate(index, actions);
+        }
+        actions.push(Action::Warn(format!(
+            "slot {index} is filled again in {wait:?}: its workers die as soon as they are ready, without a call"
+        )));
+        self.back_off(index, wait, actions);
+    }
+
+    /// Slots that slow down never wait all at once: one is always about to serve, or nobody would be.
+    pub(super) fn let_one_come(&mut self, actions: &mut Vec<Action>) {
+        let slots = &self.serving.slots;
+        if slots.iter().all(Slot::is_deserted)
+            && let Some(index) = slots.iter().position(Slot::is_slowed_down)
+        {
+            self.vacate(index, actions);
+        }
+    }
+
+    fn boot_failed(&mut self, index: usize, why: String, now: Instant, actions: &mut Vec<Action>) {
+        self.last_failure = Some(why);
         let Some(slot) = self.serving.slots.get_mut(index) else {
             return;
         };
@@ -179,12 +211,6 @@ impl State {
                 )));
                 self.back_off(index, wait, actions);
             }
-        }
-    }
-
-    fn forget_failures(&mut self, index: usize) {
-        if let Some(slot) = self.serving.slots.get_mut(index) {
-            slot.streak = Streak::default();
         }
     }
 }

@@ -60,14 +60,23 @@ pub(super) enum Parting {
 
 /// Events.
 impl State {
-    pub(super) fn event_of_predecessor(&mut self, index: usize, event: WorkerEvent) {
+    pub(super) fn event_of_predecessor(
+        &mut self,
+        index: usize,
+        event: WorkerEvent,
+        actions: &mut Vec<Action>,
+    ) {
         let order = self.next_wedged();
         let Some(slot) = self.serving.slots.get_mut(index) else {
             return;
         };
         match event {
-            // Whoever was to follow it is the slot's worker already.
-            WorkerEvent::Ended { .. } => slot.predecessor = None,
+            // Whoever was to follow it is the slot's worker already, or waits for its time, which has come now: a worker that
+            // was ready is replaced at once.
+            WorkerEvent::Ended { .. } => {
+                slot.predecessor = None;
+                self.refill(index, actions);
+            }
             WorkerEvent::Wedged => {
                 if let Some(before) = &mut slot.predecessor {
                     before.marks.wedged.get_or_insert(order);

@@ -78,11 +78,12 @@ impl State {
         match (self.whose(generation), self.serving.template) {
             (Whose::Next, _) => self.reload_failed(why, actions),
             (Whose::Serving, Template::Starting | Template::Ready { .. }) => {
-                actions.push(Action::Complain(why));
+                actions.push(Action::Complain(why.clone()));
+                self.last_failure = Some(why);
                 self.kill_template(actions);
                 self.serving.template = Template::Killed { proven: false };
                 if self.first_start && self.is_serving() {
-                    actions.push(Action::Warn("the service can't start".into()));
+                    self.say_why_at_the_end(actions);
                     self.end(1, actions);
                 }
             }
@@ -101,14 +102,14 @@ impl State {
         self.abandon_unborn(generation, actions);
         match self.whose(generation) {
             Whose::Next => self.next_template_ended(&cause, actions),
-            Whose::Serving => self.serving_template_ended(now, actions),
+            Whose::Serving => self.serving_template_ended(&cause, now, actions),
             Whose::NoMore => {
                 self.ending.remove(&generation);
             }
         }
     }
 
-    fn serving_template_ended(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn serving_template_ended(&mut self, cause: &str, now: Instant, actions: &mut Vec<Action>) {
         // Reaped, whatever follows: giving up must not wait for its end once more.
         let before = std::mem::replace(&mut self.serving.template, Template::Gone);
         if before == Template::Starting {
@@ -125,6 +126,13 @@ impl State {
             }
             // One that becomes ready and ends again and again must not do so without pause.
             Template::Starting | Template::Ready { proven: false } | Template::Killed { proven: false } => {
+                // Why one was killed has been said.
+                if before == Template::Starting {
+                    self.last_failure = Some(format!("the template ended before it was ready ({cause})"));
+                } else if before == (Template::Ready { proven: false }) {
+                    self.last_failure =
+                        Some(format!("the template ended before it had forked a worker ({cause})"));
+                }
                 let serving = &mut self.serving;
                 match serving.restarts.boot_failed(&mut serving.template_streak, now) {
                     Verdict::GiveUp => self.give_up(actions),
@@ -154,7 +162,9 @@ impl State {
                     actions.push(Action::Disarm(Timer::TemplateBoot(generation)));
                 }
                 if self.is_serving() {
-                    actions.push(Action::Warn(format!("a template can't be started: {why}")));
+                    let why = format!("a template can't be started: {why}");
+                    actions.push(Action::Warn(why.clone()));
+                    self.last_failure = Some(why);
                     let serving = &mut self.serving;
                     let wait = serving.restarts.refused(&mut serving.template_streak, now);
                     serving.template = Template::Waiting;
@@ -184,10 +194,12 @@ impl State {
         match (self.whose(generation), self.serving.template) {
             (Whose::Next, _) => self.next_template_timed_out(actions),
             (Whose::Serving, Template::Starting) => {
-                actions.push(Action::Warn(format!(
-                    "the template was not ready within timeouts.boot ({:?}) and is killed",
+                let why = format!(
+                    "the template was not ready within timeouts.boot ({:?})",
                     self.serving.settings.boot
-                )));
+                );
+                actions.push(Action::Warn(format!("{why} and is killed")));
+                self.last_failure = Some(why);
                 self.kill_template(actions);
             }
             (

@@ -70,6 +70,8 @@ struct World {
     /// The kernel refuses the next start of a template.
     refuses: bool,
     accepting: bool,
+    /// A worker was ready at some time.
+    was_ready: bool,
     /// The brain said that it gives up.
     failed: bool,
     finished: Option<i32>,
@@ -100,6 +102,7 @@ impl World {
             switches: 0,
             refuses: false,
             accepting: true,
+            was_ready: false,
             failed: false,
             finished: None,
             history: Vec::new(),
@@ -166,7 +169,10 @@ impl World {
                 self.processes.remove(&worker);
             }
             WorkerEvent::Born => move_on(process, Stage::Requested, Stage::Booting),
-            WorkerEvent::Ready => move_on(process, Stage::Booting, Stage::Ready),
+            WorkerEvent::Ready => {
+                move_on(process, Stage::Booting, Stage::Ready);
+                self.was_ready |= process.stage == Stage::Ready;
+            }
             WorkerEvent::Wedged => process.wedged = true,
             WorkerEvent::Leaving | WorkerEvent::Retiring | WorkerEvent::OnlyStuckLeft => {}
         }
@@ -177,8 +183,12 @@ impl World {
     }
 
     fn perform(&mut self, actions: &[Action]) {
+        let mut gives_up = false;
         for action in actions {
-            let is_text = matches!(action, Action::Tell(_) | Action::Warn(_) | Action::Complain(_));
+            let is_text = matches!(
+                action,
+                Action::Tell(_) | Action::Warn(_) | Action::Complain(_) | Action::LastWord(_)
+            );
             assert!(self.finished.is_none() || is_text, "{action:?} after the end");
             match *action {
                 Action::StartTemplate { generation } => {
@@ -249,12 +259,12 @@ impl World {
                 Action::Arm(timer, _) => drop(self.timers.insert(timer)),
                 Action::Disarm(timer) => drop(self.timers.remove(&timer)),
                 Action::Tell(_) | Action::Complain(_) => {}
-                Action::Warn(ref text) => {
-                    self.failed |= text.starts_with("giving up") || text == "the service can't start";
-                }
+                Action::Warn(ref text) => gives_up |= text.starts_with("giving up"),
+                Action::LastWord(_) => self.failed = true,
                 Action::Finish { code } => self.finished = Some(code),
             }
         }
+        assert!(self.failed || !gives_up, "it gives up and won't say why");
     }
 
     /// All that can happen next without anybody asking. What only `chance` brings can also never happen.
@@ -343,7 +353,9 @@ impl World {
 fn is_timeout(event: &Event) -> bool {
     let Event::Due(timer) = event else { return false };
     match timer {
-        Timer::TemplateBoot(_) | Timer::Boot(_) | Timer::Depart(_) | Timer::DrainAll => true,
+        Timer::TemplateBoot(_) | Timer::Boot(_) | Timer::Depart(_) | Timer::DrainAll | Timer::NeverReady => {
+            true
+        }
         Timer::TemplateRetry | Timer::Refill(_) | Timer::Probation | Timer::PreStop => false,
     }
 }
@@ -351,7 +363,7 @@ fn is_timeout(event: &Event) -> bool {
 /// What a process does by itself, and what it may do besides.
 fn of_process(stage: Stage, template_forks: bool) -> (Vec<WorkerEvent>, Vec<WorkerEvent>) {
     use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckLeft, Ready, Retiring, Vanished, Wedged};
-    let ended = |answered| WorkerEvent::Ended { answered, cause: String::new() };
+    let ended = |called| WorkerEvent::Ended { called, cause: String::new() };
     let ends = || vec![ended(true), ended(false)];
     match stage {
         Stage::Requested if template_forks => (vec![Born], vec![ForkRefused, Vanished]),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::super::generation::Slot;
 use super::super::service::Service;
 use super::super::{Action, Event, Timer, WorkerEvent, WorkerId};
 use super::{Before, Process, Stage, TemplateProcess, World};
@@ -66,6 +67,11 @@ impl World {
             for index in 0..brain.serving.slots.len() {
                 assert!(self.is_cared_for(index), "slot {index} is forgotten");
             }
+            let slots = &brain.serving.slots;
+            let all_wait = slots.iter().all(Slot::is_deserted);
+            assert!(!all_wait || !slots.iter().any(Slot::is_slowed_down), "all slots slow down at once");
+            let gives_up = self.settings.restart.max_restarts > 0 && !self.was_ready;
+            assert_eq!(self.timers.contains(&Timer::NeverReady), gives_up, "how long it may take to start");
         } else {
             assert_eq!(self.reloading, None);
             assert_eq!(self.open(), 0, "{:?}", brain.service);
@@ -97,6 +103,7 @@ impl World {
                 self.processes.values().filter(of_it).all(|process| process.stage == Stage::Ready)
             }),
             Timer::Depart(worker) => stage_of(worker) == Some(Stage::Leaving),
+            Timer::NeverReady => !self.was_ready && self.accepting,
             Timer::PreStop => self.brain.service == Service::PreStop,
             Timer::DrainAll => matches!(self.brain.service, Service::Draining { .. }),
         }

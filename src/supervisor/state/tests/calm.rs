@@ -2,9 +2,18 @@
 
 use super::super::generation::Phase;
 use super::super::{Action, Event, Request, Settings, State, Timer, WorkerEvent};
-use super::{ANSWERED, Brain, UNANSWERED, failed, fork, leave, settings};
+use super::{Brain, CALLED, UNCALLED, failed, fork, leave, settings};
 
 use WorkerEvent::{Born, Leaving, Retiring, Wedged};
+
+/// Slot 1 waits until its time has come; the numbers up to 9 are given.
+fn wait(brain: &mut Brain) {
+    brain.worker(1, CALLED);
+    brain.state.next_worker = 9;
+    let Phase::Requested(next) = brain.phases()[1] else { panic!("{:?}", brain.phases()) };
+    brain.worker(next, Born);
+    brain.worker(next, UNCALLED);
+}
 
 type Row = (&'static str, fn(&mut Brain), bool);
 
@@ -12,16 +21,16 @@ type Row = (&'static str, fn(&mut Brain), bool);
 fn it_is_calm_when_nobody_comes_or_leaves() {
     let rows: [Row; 12] = [
         ("all serve", |_| {}, true),
-        ("one is requested", |brain| drop(brain.worker(1, ANSWERED)), false),
+        ("one is requested", |brain| drop(brain.worker(1, CALLED)), false),
         (
             "one boots",
             |brain| {
-                brain.worker(1, ANSWERED);
+                brain.worker(1, CALLED);
                 brain.worker(2, Born);
             },
             false,
         ),
-        ("one waits for its time", |brain| drop(brain.worker(1, UNANSWERED)), true),
+        ("one waits for its time", wait, true),
         ("one is signalled", |brain| drop(brain.worker(1, Leaving)), false),
         ("one is wedged", |brain| drop(brain.worker(1, Wedged)), false),
         ("one retires", |brain| drop(brain.worker(1, Retiring)), false),
@@ -48,17 +57,20 @@ fn it_is_calm_when_nobody_comes_or_leaves() {
 #[test]
 fn a_brain_that_goes_on_fills_what_waited_and_does_what_the_other_would_have_done() {
     let mut before = Brain::serving(3);
-    before.worker(1, UNANSWERED);
+    wait(&mut before);
     let calm = before.state.calm().expect("calm");
     let text = serde_json::to_string(&calm).expect("JSON");
     let calm = serde_json::from_str(&text).expect("the same");
     let slower = Settings { pre_stop: std::time::Duration::ZERO, ..settings(7) };
     let (state, actions) = State::go_on(calm, slower);
     let mut brain = Brain { state, now: before.now, armed: std::collections::BTreeSet::new() };
-    assert_eq!(brain.follow(actions), fork(3, 1));
-    assert_eq!(brain.phases(), [Phase::Ready(0), Phase::Requested(3), Phase::Ready(2)], "not seven");
-    brain.boots(3);
-    assert_eq!(brain.asked(Request::OneFewer), leave(2));
+    assert_eq!(brain.follow(actions), fork(9, 1));
+    assert_eq!(brain.phases(), [Phase::Ready(0), Phase::Requested(9), Phase::Ready(2)], "not seven");
+    assert!(!brain.armed.contains(&Timer::NeverReady), "it has served");
+    assert_eq!(brain.worker(2, UNCALLED), fork(10, 2), "how long it was ready is not known");
+    brain.boots(10);
+    brain.boots(9);
+    assert_eq!(brain.asked(Request::OneFewer), leave(10));
     assert_eq!(brain.asked(Request::Reload)[0], Action::StartTemplate { generation: 2 });
     assert_eq!(brain.on(Event::Due(Timer::TemplateRetry)), [], "its template lives");
 }

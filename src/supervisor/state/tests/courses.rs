@@ -1,11 +1,13 @@
 //! Courses of events: how failing, stopping and scaling go, from the first event to the last.
 
+use std::time::Duration;
+
 use super::super::generation::Phase;
 use super::super::succession::Stage;
 use super::super::template::Template;
 use super::super::{Action, Event, Request, Settings, Timer, WorkerEvent, WorkerId};
 use super::{
-    ANSWERED, Brain, DRAIN, PRE_STOP, UNANSWERED, failed, fork, kill_template, leave, refused, settings,
+    Brain, CALLED, DRAIN, PRE_STOP, UNCALLED, failed, fork, kill_template, leave, refused, settings,
 };
 
 #[test]
@@ -23,7 +25,7 @@ fn a_first_template_that_says_why_it_fails_ends_the_service_and_one_that_dies_is
 #[test]
 fn a_template_that_dies_with_a_request_is_asked_again_without_a_wait_for_the_lost_worker() {
     let mut brain = Brain::serving(2);
-    brain.worker(1, ANSWERED);
+    brain.worker(1, CALLED);
     assert_eq!(brain.phases(), [Phase::Ready(0), Phase::Requested(2)]);
     let actions = brain.template_ended(1);
     assert_eq!(actions[..2], [Action::Abandon(2), Action::Disarm(Timer::Boot(2))]);
@@ -34,7 +36,7 @@ fn a_template_that_dies_with_a_request_is_asked_again_without_a_wait_for_the_los
 #[test]
 fn a_worker_that_is_never_born_is_not_waited_for_again_once_its_template_is_replaced() {
     let mut brain = Brain::serving(1);
-    brain.worker(0, ANSWERED);
+    brain.worker(0, CALLED);
     brain.template_ended(1);
     brain.template_ready(1);
     assert_eq!(brain.due(Timer::Boot(1)), [], "the new template has nothing to do with it");
@@ -43,26 +45,27 @@ fn a_worker_that_is_never_born_is_not_waited_for_again_once_its_template_is_repl
 #[test]
 fn more_boot_failures_than_max_restarts_drain_the_service_and_end_it_with_1() {
     let mut brain = Brain::serving(2);
-    let mut worker = 1;
-    for _ in 0..3 {
-        brain.worker(worker, UNANSWERED);
+    brain.worker(1, CALLED);
+    for worker in 2..5 {
+        brain.worker(worker, WorkerEvent::Born);
+        brain.worker(worker, UNCALLED);
+        brain.now += Duration::from_secs(61);
         brain.due(Timer::Refill(1));
-        worker += 1;
-        brain.boots(worker);
     }
-    let actions = brain.worker(worker, UNANSWERED);
+    brain.worker(5, WorkerEvent::Born);
+    let actions = brain.worker(5, UNCALLED);
     let drained =
         [Action::CloseListeners, Action::Arm(Timer::DrainAll, DRAIN), Action::Drain(0), kill_template(1)];
-    assert_eq!(actions, drained);
+    assert_eq!(actions[1..], drained);
     assert_eq!(brain.asked(Request::Stop), [], "it drains already");
-    assert_eq!(brain.worker(0, ANSWERED), []);
+    assert_eq!(brain.worker(0, CALLED), []);
     assert_eq!(brain.template_ended(1), [Action::Finish { code: 1 }]);
 }
 
 #[test]
 fn refused_forks_never_end_the_service() {
     let mut brain = Brain::serving(1);
-    brain.worker(0, ANSWERED);
+    brain.worker(0, CALLED);
     for worker in 1..50 {
         brain.worker(worker, WorkerEvent::ForkRefused);
         assert_eq!(brain.phases(), [Phase::BackingOff]);
@@ -75,7 +78,7 @@ fn refused_forks_never_end_the_service() {
 fn a_stop_drains_what_serves_kills_what_boots_and_waits_for_what_was_requested() {
     let mut brain = Brain::serving(4);
     for worker in [1, 2, 3] {
-        brain.worker(worker, ANSWERED);
+        brain.worker(worker, CALLED);
     }
     // Slot 0 is ready, 1 boots, 2 is requested, 3 backs off.
     brain.worker(4, WorkerEvent::Born);
@@ -93,9 +96,9 @@ fn a_stop_drains_what_serves_kills_what_boots_and_waits_for_what_was_requested()
     assert_eq!(brain.asked(Request::Stop), stopped);
     assert_eq!(brain.worker(5, WorkerEvent::Born), [Action::Kill(5)]);
     assert_eq!(brain.template_ended(1), []);
-    assert_eq!(brain.worker(5, UNANSWERED), []);
-    assert_eq!(brain.worker(4, UNANSWERED), []);
-    assert_eq!(brain.worker(0, ANSWERED), [Action::Finish { code: 0 }]);
+    assert_eq!(brain.worker(5, UNCALLED), []);
+    assert_eq!(brain.worker(4, UNCALLED), []);
+    assert_eq!(brain.worker(0, CALLED), [Action::Finish { code: 0 }]);
     assert_eq!(brain.asked(Request::End), [], "nothing follows the end");
 }
 
@@ -105,7 +108,7 @@ fn what_has_not_drained_in_time_is_killed() {
     brain.asked(Request::Stop);
     brain.template_ended(1);
     assert_eq!(brain.due(Timer::DrainAll), [Action::Kill(0)]);
-    assert_eq!(brain.worker(0, UNANSWERED), [Action::Finish { code: 0 }]);
+    assert_eq!(brain.worker(0, UNCALLED), [Action::Finish { code: 0 }]);
 }
 
 #[test]
@@ -119,7 +122,12 @@ fn a_second_interrupt_ends_at_once_a_second_stop_does_not() {
 #[test]
 fn an_end_while_the_template_boots_waits_for_it_alone() {
     let mut brain = Brain::new(settings(2));
-    let ended = [Action::CloseListeners, Action::Disarm(Timer::TemplateBoot(1)), kill_template(1)];
+    let ended = [
+        Action::CloseListeners,
+        Action::Disarm(Timer::NeverReady),
+        Action::Disarm(Timer::TemplateBoot(1)),
+        kill_template(1),
+    ];
     assert_eq!(brain.asked(Request::End), ended);
     assert_eq!(brain.template_ready(1), [], "it crossed with the kill");
     assert_eq!(brain.template_ended(1), [Action::Finish { code: 0 }]);
@@ -141,7 +149,7 @@ fn pre_stop_keeps_serving_until_its_time_is_over() {
     brain.boots(0);
     assert_eq!(brain.asked(Request::Stop), [Action::Arm(Timer::PreStop, PRE_STOP), Action::TurnRed(0)]);
     assert_eq!(brain.asked(Request::Stop), []);
-    assert_eq!(brain.worker(0, ANSWERED), fork(1, 0), "it still serves");
+    assert_eq!(brain.worker(0, CALLED), fork(1, 0), "it still serves");
     brain.worker(1, WorkerEvent::Born);
     assert!(
         brain.worker(1, WorkerEvent::Ready).contains(&Action::TurnRed(1)),
@@ -157,13 +165,14 @@ fn one_worker_fewer_takes_the_last_slot_and_the_last_worker_stays() {
     assert_eq!(brain.asked(Request::OneFewer), leave(1));
     assert_eq!(brain.phases(), [Phase::Ready(0)], "the slot is gone");
     assert_eq!(brain.asked(Request::OneFewer), []);
-    assert_eq!(brain.worker(1, ANSWERED), [Action::Disarm(Timer::Depart(1))]);
+    assert_eq!(brain.worker(1, CALLED), [Action::Disarm(Timer::Depart(1))]);
 }
 
 #[test]
 fn one_fewer_while_a_slot_backs_off_takes_its_timer_with_it() {
     let mut brain = Brain::serving(2);
-    brain.worker(1, UNANSWERED);
+    brain.worker(1, CALLED);
+    brain.worker(2, WorkerEvent::ForkRefused);
     assert_eq!(brain.asked(Request::OneFewer), [Action::Disarm(Timer::Refill(1))]);
     assert_eq!(brain.phases(), [Phase::Ready(0)]);
     assert_eq!(brain.due(Timer::Refill(1)), []);
@@ -183,14 +192,14 @@ fn one_fewer_before_the_process_is_born_kills_it_at_birth() {
     assert_eq!(brain.asked(Request::OneMore), fork(1, 1));
     assert_eq!(brain.asked(Request::OneFewer), [Action::Disarm(Timer::Boot(1))]);
     assert_eq!(brain.worker(1, WorkerEvent::Born), [Action::Kill(1)]);
-    assert_eq!(brain.worker(1, UNANSWERED), []);
+    assert_eq!(brain.worker(1, UNCALLED), []);
     assert_eq!(brain.phases(), [Phase::Ready(0)]);
 }
 
 #[test]
 fn the_only_worker_that_is_ready_stays_until_another_one_is_when_its_slot_is_taken_away() {
     let mut brain = Brain::serving(2);
-    brain.worker(0, ANSWERED);
+    brain.worker(0, CALLED);
     assert_eq!(brain.asked(Request::OneFewer), []);
     assert_eq!((brain.phases(), brain.predecessors()), (vec![Phase::Requested(2)], vec![Some(1)]));
     brain.worker(2, WorkerEvent::Born);
@@ -201,7 +210,7 @@ fn the_only_worker_that_is_ready_stays_until_another_one_is_when_its_slot_is_tak
 #[test]
 fn a_worker_that_stands_in_for_another_slot_comes_home_when_its_own_is_back() {
     let mut brain = Brain::serving(2);
-    brain.worker(0, ANSWERED);
+    brain.worker(0, CALLED);
     brain.asked(Request::OneFewer);
     assert_eq!(brain.asked(Request::OneMore), [], "two open workers in slot 1 must never be");
     assert_eq!(brain.phases(), [Phase::Requested(2), Phase::Ready(1)]);
@@ -221,7 +230,7 @@ fn operators_can_ask_for_1024_workers_and_no_more() {
 fn numbers_that_come_round_again_never_meet_a_living_worker() {
     let mut brain = Brain::serving(2);
     brain.state.next_worker = WorkerId::MAX;
-    assert_eq!(brain.worker(1, ANSWERED), fork(WorkerId::MAX, 1));
+    assert_eq!(brain.worker(1, CALLED), fork(WorkerId::MAX, 1));
     assert_eq!(brain.worker(WorkerId::MAX, WorkerEvent::ForkRefused).len(), 2);
     assert_eq!(brain.due(Timer::Refill(1)), fork(1, 1), "0 still lives");
 }

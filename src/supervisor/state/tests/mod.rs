@@ -3,6 +3,7 @@
 mod calm;
 mod courses;
 mod reloads;
+mod starts;
 mod successions;
 mod tables;
 
@@ -20,8 +21,8 @@ const DEPART: Duration = Duration::from_secs(21);
 const PRE_STOP: Duration = Duration::from_secs(30);
 const BACKOFF: Duration = Duration::from_millis(100);
 
-const ANSWERED: WorkerEvent = WorkerEvent::Ended { answered: true, cause: String::new() };
-const UNANSWERED: WorkerEvent = WorkerEvent::Ended { answered: false, cause: String::new() };
+const CALLED: WorkerEvent = WorkerEvent::Ended { called: true, cause: String::new() };
+const UNCALLED: WorkerEvent = WorkerEvent::Ended { called: false, cause: String::new() };
 
 fn settings(processes: usize) -> Settings {
     let restart = Limits {
@@ -69,7 +70,7 @@ impl Brain {
     /// What it does, without what it only says and what changes nothing.
     fn follow(&mut self, mut actions: Vec<Action>) -> Vec<Action> {
         actions.retain(|action| match action {
-            Action::Tell(_) | Action::Warn(_) | Action::Complain(_) => false,
+            Action::Tell(_) | Action::Warn(_) | Action::Complain(_) | Action::LastWord(_) => false,
             Action::Arm(timer, _) => {
                 self.armed.insert(*timer);
                 true
@@ -201,6 +202,6 @@ fn leave(worker: WorkerId) -> [Action; 2] {
 fn all() -> Vec<Event> {
     use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckLeft, Ready, Retiring, Vanished, Wedged};
     let said =
-        [ForkRefused, Born, Ready, Leaving, Wedged, Retiring, OnlyStuckLeft, Vanished, ANSWERED, UNANSWERED];
+        [ForkRefused, Born, Ready, Leaving, Wedged, Retiring, OnlyStuckLeft, Vanished, CALLED, UNCALLED];
     said.map(of).to_vec()
 }

@@ -4,7 +4,7 @@ use super::super::generation::Phase;
 use super::super::succession::Stage;
 use super::super::{Action, Event, Request, Settings, Timer, WorkerEvent, WorkerId};
 use super::{
-    ANSWERED, BOOT, Brain, DRAIN, UNANSWERED, ended, failed, fork, kill_template, leave, refused, settings,
+    BOOT, Brain, CALLED, DRAIN, UNCALLED, ended, failed, fork, kill_template, leave, refused, settings,
 };
 
 use WorkerEvent::{Born, ForkRefused, Leaving, Ready, Retiring, Vanished, Wedged};
@@ -65,7 +65,7 @@ fn a_reload_from_its_first_event_to_the_last() {
     assert_eq!(brain.phases(), [Phase::Ready(1), Phase::Ready(2)]);
     assert_eq!(brain.departing(), [(0, Stage::Leaving)]);
     assert_eq!(brain.template_ended(1), []);
-    assert_eq!(brain.worker(0, ANSWERED), [Action::Disarm(Timer::Depart(0))]);
+    assert_eq!(brain.worker(0, CALLED), [Action::Disarm(Timer::Depart(0))]);
     assert!(brain.state.ending.is_empty() && brain.armed.is_empty());
 }
 
@@ -100,11 +100,11 @@ fn each_way_to_fail_kills_the_next_generation_and_leaves_the_other_as_it_was() {
         ),
         ("fork refused", booting, of(2, ForkRefused), "the worker of slot 1 can't be forked", vec![1], true),
         ("lost fork", booting, of(2, Vanished), "the worker of slot 1 can't be forked", vec![1], true),
-        ("dies at boot", booting, of(1, UNANSWERED), "slot 0 ended before it was ready", vec![], true),
+        ("dies at boot", booting, of(1, UNCALLED), "slot 0 ended before it was ready", vec![], true),
         ("hangs at boot", booting, Event::Due(Timer::Boot(1)), "a worker was not ready", vec![1], true),
         ("not born", booting, Event::Due(Timer::Boot(2)), "a worker was not ready", vec![1], true),
         ("template dies late", booting, ended(2), "the template ended (exit 1)", vec![1], false),
-        ("dies on probation", on_probation, of(2, UNANSWERED), "slot 1 ended within 1s", vec![1], true),
+        ("dies on probation", on_probation, of(2, UNCALLED), "slot 1 ended within 1s", vec![1], true),
         ("template fails late", on_probation, failed(2), "why", vec![1, 2], true),
     ];
     for (name, way, event, why, killed, has_template) in failures {
@@ -124,10 +124,10 @@ fn each_way_to_fail_kills_the_next_generation_and_leaves_the_other_as_it_was() {
         assert_eq!(brain.phases(), [Phase::Ready(0)], "{name}");
         brain.template_ended(2);
         for worker in killed {
-            brain.worker(worker, UNANSWERED);
+            brain.worker(worker, UNCALLED);
         }
         assert!(brain.state.ending.is_empty() && brain.departing().is_empty(), "{name}");
-        assert_eq!(brain.worker(0, ANSWERED), fork(3, 0).map(renumber_if_no_worker_was(name)), "{name}");
+        assert_eq!(brain.worker(0, CALLED), fork(3, 0).map(renumber_if_no_worker_was(name)), "{name}");
     }
 }
 
@@ -164,7 +164,7 @@ fn reloads_during_a_reload_are_one_more() {
 fn what_the_other_generation_is_in_the_middle_of_ends_at_the_switch() {
     let mut brain = Brain::serving(5);
     for worker in [1, 2, 3] {
-        brain.worker(worker, ANSWERED);
+        brain.worker(worker, CALLED);
     }
     // Slot 0 is ready, 1 boots, 2 is requested, 3 backs off, 4 has a predecessor and a successor that boots.
     brain.worker(5, Born);
@@ -185,7 +185,7 @@ fn what_the_other_generation_is_in_the_middle_of_ends_at_the_switch() {
     assert_eq!(brain.worker(6, Born), [Action::Kill(6)]);
     assert_eq!(brain.template_ended(1), [Action::Abandon(8)]);
     for worker in [0, 4, 5, 6] {
-        brain.worker(worker, UNANSWERED);
+        brain.worker(worker, UNCALLED);
     }
     assert!(brain.departing().is_empty());
 }
@@ -224,7 +224,7 @@ fn a_stop_gives_a_reload_up() {
         let actions = brain.asked(request);
         assert!(why_it_failed(&actions).contains("the service"), "{actions:?}");
         for worker in 0..3 {
-            brain.worker(worker, UNANSWERED);
+            brain.worker(worker, UNCALLED);
         }
         brain.template_ended(2);
         assert_eq!(brain.template_ended(1), [Action::Finish { code: 0 }]);

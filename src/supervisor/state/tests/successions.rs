@@ -3,7 +3,7 @@
 use super::super::generation::Phase;
 use super::super::succession::Stage;
 use super::super::{Action, Event, Request, Timer, WorkerEvent};
-use super::{ANSWERED, Brain, UNANSWERED, all, fork, kill_template, leave};
+use super::{Brain, CALLED, UNCALLED, all, fork, kill_template, leave};
 
 use WorkerEvent::{Leaving, OnlyStuckLeft, Retiring, Wedged};
 
@@ -17,7 +17,7 @@ fn who_is_replaced_leaves_when_its_successor_is_ready() {
         let left = brain.worker(2, WorkerEvent::Ready);
         assert_eq!(left[1..], leave(1), "{why:?}");
         assert_eq!(brain.phases(), [Phase::Ready(0), Phase::Ready(2)]);
-        assert_eq!(brain.worker(1, ANSWERED), [Action::Disarm(Timer::Depart(1))]);
+        assert_eq!(brain.worker(1, CALLED), [Action::Disarm(Timer::Depart(1))]);
     }
 }
 
@@ -27,7 +27,7 @@ fn a_successor_that_does_not_get_ready_is_tried_again_while_the_other_goes_on() 
     brain.worker(0, Wedged);
     for successor in 1..4 {
         brain.worker(successor, WorkerEvent::Born);
-        brain.worker(successor, UNANSWERED);
+        brain.worker(successor, UNCALLED);
         assert_eq!((brain.phases(), brain.predecessors()), (vec![Phase::BackingOff], vec![Some(0)]));
         assert_eq!(brain.due(Timer::Refill(0)), fork(successor + 1, 0));
     }
@@ -38,7 +38,7 @@ fn a_successor_that_does_not_get_ready_is_tried_again_while_the_other_goes_on() 
 fn a_worker_that_dies_while_its_successor_boots_leaves_it_the_slot() {
     let mut brain = Brain::serving(1);
     brain.worker(0, Wedged);
-    assert_eq!(brain.worker(0, UNANSWERED), []);
+    assert_eq!(brain.worker(0, UNCALLED), []);
     assert_eq!(brain.predecessors(), [None]);
     assert_eq!(brain.boots(1), [Action::Disarm(Timer::Boot(1))]);
     assert_eq!(brain.phases(), [Phase::Ready(1)]);
@@ -90,9 +90,9 @@ fn workers_retire_one_after_the_other() {
     assert_eq!(brain.worker(2, Retiring), []);
     brain.boots(3);
     assert_eq!(brain.phases(), [Phase::Ready(0), Phase::Ready(3), Phase::Ready(2)], "one leaves");
-    assert_eq!(brain.worker(1, ANSWERED)[1..], fork(4, 0));
+    assert_eq!(brain.worker(1, CALLED)[1..], fork(4, 0));
     brain.boots(4);
-    assert_eq!(brain.worker(0, ANSWERED)[1..], fork(5, 2));
+    assert_eq!(brain.worker(0, CALLED)[1..], fork(5, 2));
 }
 
 #[test]
@@ -110,10 +110,10 @@ fn one_that_waits_to_retire_and_dies_leaves_no_wish_behind() {
     let mut brain = Brain::serving(2);
     brain.worker(0, Retiring);
     brain.worker(1, Retiring);
-    assert_eq!(brain.worker(1, ANSWERED), fork(3, 1));
+    assert_eq!(brain.worker(1, CALLED), fork(3, 1));
     brain.boots(3);
     brain.boots(2);
-    assert_eq!(brain.worker(0, ANSWERED), [Action::Disarm(Timer::Depart(0))]);
+    assert_eq!(brain.worker(0, CALLED), [Action::Disarm(Timer::Depart(0))]);
     assert_eq!(brain.phases(), [Phase::Ready(2), Phase::Ready(3)]);
 }
 

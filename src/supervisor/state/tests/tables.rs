@@ -5,8 +5,7 @@ use super::super::succession::Stage;
 use super::super::template::Template;
 use super::super::{Action, Event, Timer, WorkerEvent};
 use super::{
-    ANSWERED, BACKOFF, BOOT, Brain, UNANSWERED, all, ended, failed, fork, kill_template, of, refused,
-    settings,
+    BACKOFF, BOOT, Brain, CALLED, UNCALLED, all, ended, failed, fork, kill_template, of, refused, settings,
 };
 
 const EMPTY: Phase = Phase::Empty;
@@ -67,11 +66,17 @@ fn a_slot_whose_process_boots_or_serves() {
     slot(
         "an end before ready is a boot failure",
         BOOTING,
-        vec![of(ANSWERED), of(UNANSWERED)],
+        vec![of(CALLED), of(UNCALLED)],
         BACKING_OFF,
         vec![disarm(Timer::Boot(0)), retry()],
     );
-    slot("a worker gets ready", BOOTING, vec![of(Ready)], READY, vec![disarm(Timer::Boot(0))]);
+    slot(
+        "a worker gets ready",
+        BOOTING,
+        vec![of(Ready)],
+        READY,
+        vec![disarm(Timer::Boot(0)), disarm(Timer::NeverReady)],
+    );
     slot(
         "a worker that is too slow to boot is killed",
         BOOTING,
@@ -95,18 +100,11 @@ fn a_slot_whose_process_boots_or_serves() {
         vec![],
     );
     slot(
-        "a worker that has served is replaced at once",
+        "a worker that was ready is replaced at once",
         READY,
-        vec![of(ANSWERED)],
+        vec![of(CALLED), of(UNCALLED)],
         REPLACED,
         vec![replace()],
-    );
-    slot(
-        "an end before the first answer is a boot failure",
-        READY,
-        vec![of(UNANSWERED)],
-        BACKING_OFF,
-        vec![retry()],
     );
     slot(
         "a worker that is to be replaced goes on until another is ready",
@@ -139,7 +137,7 @@ fn a_slot_whose_process_was_too_slow() {
     slot(
         "killed for its boot counts as a boot failure",
         TOO_SLOW,
-        vec![of(ANSWERED), of(UNANSWERED)],
+        vec![of(CALLED), of(UNCALLED)],
         BACKING_OFF,
         vec![retry()],
     );
