@@ -220,17 +220,21 @@ fn a_batch_that_is_refused_costs_no_call_beside_it_and_is_tried_again() {
 fn a_call_that_the_server_cannot_read_is_told_so_among_others() {
     let service = Service::start("processes = 1\nthreads = 4");
     let client = client(&service);
-    let half_a_pair =
-        RawValue::from_string(r#""\ud83d""#.to_owned()).expect("JSON as far as it is looked at");
+    let raw = |json: String| RawValue::from_string(json).expect("JSON as far as it is looked at");
+    let too_deep = raw(format!("{}{}", "[".repeat(128), "]".repeat(128)));
+    let half_a_pair = raw(r#""\ud83d""#.to_owned());
     thread::scope(|scope| {
         let beside = scope.spawn(|| client.call::<Value>("sleep", &json!({ "ms": 100 })));
+        client.notify("echo", &too_deep).expect("the service listens");
         client.notify("echo", &half_a_pair).expect("the service listens");
-        let unread = client.call_raw("echo", Some(&half_a_pair));
+        let unread = client.call_raw("echo", Some(&too_deep));
         assert!(
             matches!(&unread, Err(ClientError::Remote(error)) if error.code == -32700)
                 || matches!(&unread, Err(ClientError::Protocol(_))),
             "{unread:?}"
         );
+        let no_text = client.call_raw("echo", Some(&half_a_pair));
+        assert!(matches!(&no_text, Err(ClientError::Remote(error)) if error.code == -32602), "{no_text:?}");
         beside.join().expect("no panic").expect("it wakes");
     });
 }

@@ -228,6 +228,31 @@ fn what_go_s_net_rpc_jsonrpc_sends_is_answered_as_it_reads() {
     }
 }
 
+// Clients of version 1.0 that say so in the member of version 2.0 were told that it must be 2.0.
+#[test]
+fn a_client_that_says_version_one_gets_answers_of_version_one() {
+    let service = Service::start(ONE);
+    for way in ALL {
+        let mut peer = Peer::of(&service, way);
+        peer.send(r#"{"jsonrpc":"1.0","id":"a","method":"echo","params":[1]}"#);
+        assert_eq!(peer.text(), r#"{"result":[1],"error":null,"id":"a"}"#, "{way:?}");
+        peer.send(r#"{"jsonrpc":"1.0","id":"a","method":"nope","params":[]}"#);
+        let answer = peer.receive();
+        assert!(answer["error"].as_str().is_some_and(|text| text.contains("-32601")), "{way:?}: {answer}");
+        // A batch is of version 2.0: that member alone fails.
+        peer.send(
+            r#"[{"jsonrpc":"1.0","id":1,"method":"echo"},{"jsonrpc":"2.0","id":2,"method":"echo","params":[2]}]"#,
+        );
+        let mut codes: Vec<Value> = peer.receive().as_array().expect("an array").clone();
+        codes.sort_by_key(|answer| answer["id"].as_u64());
+        assert_eq!(
+            (&codes[0]["error"]["code"], &codes[1]["result"]),
+            (&json!(-32600), &json!([2])),
+            "{way:?}"
+        );
+    }
+}
+
 #[test]
 fn discover_describes_every_method() {
     let service = Service::start(ONE);

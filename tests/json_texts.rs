@@ -3,6 +3,7 @@
 
 mod support;
 
+use serde_json::{Value, json};
 use support::Service;
 use support::peer::{ALL, Peer, Reply, Way, post};
 use support::programs::Bystander;
@@ -70,7 +71,7 @@ const OTHERS: [&str; 17] = [
 ];
 
 /// No JSON, and so that a reader of a stream can see it.
-const BAD: [&[u8]; 85] = [
+const BAD: [&[u8]; 81] = [
     // Numbers.
     b"+1",
     b"01",
@@ -114,11 +115,7 @@ const BAD: [&[u8]; 85] = [
     br#""\u12""#,
     br#""\u12G4""#,
     br#""\U0041""#,
-    br#""\ud800""#,
-    br#""\udc00""#,
-    br#""\ud800\ud800""#,
-    br#""\ud800a""#,
-    br#""\udc00\ud800""#,
+    br#""\ud80""#,
     br#""a" "b""#,
     b"\"\t\"",
     b"\"\n\"",
@@ -171,7 +168,7 @@ const UNENDED: [&[u8]; 9] =
 fn bad_messages() -> Vec<Vec<u8>> {
     let deep = |text: &str, times: usize| text.repeat(times).into_bytes();
     let mut bad: Vec<Vec<u8>> = [
-        &b"\xef\xbb\xbf{}"[..],
+        &b"\xef\xbb\xbf\xef\xbb\xbe{}"[..],
         b"\xff\xfe{\0}\0",
         b"\xfe\xff\0{\0}",
         b"{\0}\0",
@@ -249,6 +246,102 @@ fn what_is_json_comes_back_as_it_was_written() {
             assert_eq!(peer.text(), value);
         }
     }
+}
+
+/// JSON by its grammar, and no text.
+const HALF_PAIRS: [&str; 8] = [
+    r#""\ud83d""#,
+    r#""\ude00""#,
+    r#""cut \uD83D""#,
+    r#""\ud83d\ud83d\ude00""#,
+    r#""\ud83d\n""#,
+    r#""\ude00\ud83d""#,
+    r#"{"\ud83d":1}"#,
+    r#"[[{"a":["\udfff"]}]]"#,
+];
+
+// What Python and JavaScript write for a text that was cut inside an emoji took the batch around it, and the stream that it came in.
+#[test]
+fn half_a_surrogate_pair_fails_one_call_and_nothing_beside_it() {
+    let service = Service::start(ONE);
+    let padding = "x".repeat(20_000);
+    for way in ALL {
+        let mut peer = Peer::of(&service, way);
+        for value in HALF_PAIRS {
+            let v2 = |method: &str, params: &str, id: &str| {
+                format!(r#"{{"jsonrpc":"2.0","method":"{method}","params":{params},"id":{id}}}"#)
+            };
+            let [bad, good] = [v2("echo", &format!("[{value}]"), "7"), v2("echo", "[8]", "8")];
+            let is_refused = |answer: &Value, id: Value| {
+                assert_eq!(
+                    (&answer["error"]["code"], &answer["id"]),
+                    (&json!(-32602), &id),
+                    "{way:?} {value}: {answer}"
+                );
+                let message = answer["error"]["message"].as_str().unwrap_or_default();
+                assert!(message.contains("expected both halves of a surrogate pair"), "{answer}");
+            };
+            peer.send(&bad);
+            is_refused(&peer.receive(), json!(7));
+            // A large one is read by another thread.
+            peer.send(&v2("echo", &format!(r#"["{padding}",{value}]"#), "7"));
+            is_refused(&peer.receive(), json!(7));
+            peer.send(&format!(r#"{{"in":"echo","params":{value},"id":7}}"#));
+            let answer = peer.receive();
+            assert_eq!((&answer["result"]["code"], &answer["id"]), (&json!(-32602), &json!(7)), "{answer}");
+            // The id comes back as it was written.
+            let id = r#""\ud83d""#;
+            peer.send(&v2("echo", "[]", id));
+            let answer = peer.text();
+            assert!(
+                answer.contains("\"code\":-32600") && answer.ends_with(&format!(",\"id\":{id}}}")),
+                "{way:?}: {answer}"
+            );
+            // In a batch the others are answered, and a notification is not.
+            let silent = format!(r#"{{"jsonrpc":"2.0","method":"echo","params":[{value}]}}"#);
+            let named = v2(r"\ud83d", "[]", "9");
+            peer.send(&format!("[{bad},{silent},{good},{named}]"));
+            let answers = peer.receive();
+            let answers = answers.as_array().expect("an array");
+            assert_eq!(answers.len(), 3, "{way:?}: {answers:?}");
+            let by_id =
+                |id: u64| answers.iter().find(|answer| answer["id"] == id).expect("an answer to each");
+            is_refused(by_id(7), json!(7));
+            assert_eq!(by_id(8)["result"], json!([8]));
+            assert_eq!(by_id(9)["error"]["code"], -32600);
+        }
+        assert_eq!(peer.call("ping", "on".into())["result"], "on", "{way:?}");
+    }
+    let mut peer = Peer::of(&service, Way::Http);
+    for value in HALF_PAIRS {
+        peer.send_bytes(post("/echo", value.len(), "") + value);
+        let reply = peer.reply();
+        assert_eq!((reply.status, reply.code()), (422, -32602), "{reply:?}");
+    }
+}
+
+/// As .NET's `Encoding.UTF8` and some editors write it.
+#[test]
+fn a_byte_order_mark_before_a_message_is_skipped() {
+    let service = Service::start(ONE);
+    let call = r#"{"jsonrpc":"2.0","method":"ping","params":["x"],"id":1}"#;
+    for way in ALL {
+        let mut peer = Peer::of(&service, way);
+        for message in
+            [call.to_owned(), format!("[{call}]"), r#"{"in":"ping","params":["x"],"id":1}"#.to_owned()]
+        {
+            peer.send(&format!("\u{feff}{message}"));
+            let answer = peer.receive();
+            let answer = answer.get(0).unwrap_or(&answer);
+            assert_eq!((&answer["result"], &answer["id"]), (&json!(["x"]), &json!(1)), "{way:?}: {answer}");
+        }
+        // In the middle of a message it is named.
+        peer.send("{\"in\":\u{feff}\"ping\"}");
+        assert!(peer.text().contains("found a byte order mark"), "{way:?}");
+    }
+    let mut peer = Peer::of(&service, Way::Http);
+    peer.send_bytes(post("/ping", 6, "") + "\u{feff}\"x\"");
+    assert_eq!(peer.text(), "\"x\"");
 }
 
 /// In a stream the brackets of the envelope were counted with those of the params, and the caller was told of an end that was none.

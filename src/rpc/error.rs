@@ -178,6 +178,11 @@ impl Error {
         Error::plain(Error::PARSE, format!("parse error at {what}")).with_data(json!({ "byte": at }))
     }
 
+    /// The params are JSON and can't be read as text at byte `at` of the message, as `what` says.
+    pub(crate) fn half_pair_in_params(at: usize, what: &impl fmt::Display) -> Error {
+        Error::invalid_params(format!("invalid params: {what}")).with_data(json!({ "byte": at }))
+    }
+
     pub(crate) fn invalid_request(what: &impl fmt::Display) -> Error {
         Error::plain(Error::INVALID_REQUEST, format!("invalid request: {what}"))
     }

@@ -39,12 +39,16 @@ impl<'a> RawJson<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::PARSE`] with the place of the first fault, also when values are nested more than 127 deep.
+    /// [`Error::PARSE`] with the place of the first fault, also when values are nested more than 127 deep, or a text has one half
+    /// of a surrogate pair in it.
     pub fn parse(text: &'a str) -> Result<Self, Error> {
         let mut scanner = Scanner::new(text);
         let span = scanner.value()?;
         scanner.end()?;
-        Ok(RawJson(span.of(text)))
+        match scanner.take_half() {
+            Some(half) => Err(Error::parse(half.at, &half)),
+            None => Ok(RawJson(span.of(text))),
+        }
     }
 
     /// The text as it was written, without white space around it.

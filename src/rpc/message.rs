@@ -24,7 +24,7 @@ pub(crate) enum Form {
     Native,
     /// JSON-RPC 2.0.
     V2,
-    /// JSON-RPC 1.0: without `jsonrpc`, with `method`.
+    /// JSON-RPC 1.0: without `jsonrpc`, or with `"1.0"` there, as some clients write it.
     V1,
     /// HTTP's `POST /METHOD`: params and result have no envelope.
     Bare,
@@ -53,15 +53,19 @@ impl<'a> Request<'a> {
     /// A request whose message is its params alone; no message at all is none.
     pub(super) fn bare(method: Cow<'a, str>, message: &'a [u8]) -> Result<Request<'a>, Rejected<'a>> {
         let text = sys::text::text(message)
-            .map_err(|error| Rejected::without_id(Form::Bare, not_utf8(error.valid_up_to())))?;
-        let mut scan = Scanner::new(text);
+            .map_err(|error| Rejected::without_id(Form::Bare, not_utf8(message, error.valid_up_to())))?;
+        let mut scan = Scanner::of_message(text);
         let params = match scan.next_byte() {
             None => Ok(None),
             Some(_) => scan.value().and_then(|params| scan.end().map(|()| Some(params))),
         };
-        match params {
-            Ok(params) => Ok(Request { form: Form::Bare, method, params, id: None, timeout_ms: None, text }),
-            Err(fault) => Err(Rejected::without_id(Form::Bare, fault.into())),
+        let rejected = |error| Err(Rejected::without_id(Form::Bare, error));
+        match (params, scan.take_half()) {
+            (Ok(_), Some(half)) => rejected(Error::half_pair_in_params(half.at, &half)),
+            (Ok(params), None) => {
+                Ok(Request { form: Form::Bare, method, params, id: None, timeout_ms: None, text })
+            }
+            (Err(fault), _) => rejected(fault.into()),
         }
     }
 
@@ -96,6 +100,8 @@ pub(crate) struct Rejected<'a> {
     pub(crate) form: Form,
     pub(crate) error: Error,
     pub(crate) id: Option<RawJson<'a>>,
+    /// It is a notification but for what its params hold: nobody waits for the error.
+    pub(crate) is_silent: bool,
 }
 
 /// An array with at least one member. All of it is JSON; what its members are is found when they are reached.
@@ -127,7 +133,7 @@ impl<'a> Batch<'a> {
 
     /// Where its members are in its text, in their order.
     pub(crate) fn places(&self) -> impl Iterator<Item = Range<usize>> + use<'a> {
-        let mut scan = Scanner::new(self.text);
+        let mut scan = Scanner::of_message(self.text);
         let mut more = scan.first_element().unwrap_or(false);
         // The whole array has been walked before, so no fault is found here.
         std::iter::from_fn(move || {
@@ -140,7 +146,7 @@ impl<'a> Batch<'a> {
     /// The members in their order, each parsed when it is asked for. Nothing is allocated for them.
     pub(crate) fn members(&self) -> impl Iterator<Item = Member<'a>> + use<'a> {
         let text = self.text;
-        let mut scan = Scanner::new(text);
+        let mut scan = Scanner::of_message(text);
         let mut more = scan.first_element().unwrap_or(false);
         // The whole array has been walked before, so no fault is found here.
         std::iter::from_fn(move || {
@@ -163,7 +169,7 @@ pub(crate) fn parse(message: &[u8], fallback: Form) -> Result<Message<'_>, Rejec
         Ok(text) => text,
         Err(error) => return Err(not_text(message, error.valid_up_to(), fallback)),
     };
-    let mut scan = Scanner::new(text);
+    let mut scan = Scanner::of_message(text);
     match scan.next_byte() {
         Some(b'[') => parse_batch(scan, text),
         Some(b'{') | None => {
@@ -171,7 +177,7 @@ pub(crate) fn parse(message: &[u8], fallback: Form) -> Result<Message<'_>, Rejec
             let read = members.read_all(&mut scan, text).and_then(|()| scan.end());
             match read {
                 Ok(()) => members.to_request(text, fallback).map(Message::Single),
-                Err(fault) => Err(Rejected::without_id(members.form_so_far(fallback), fault.into())),
+                Err(fault) => Err(Rejected::without_id(members.form_so_far(text, fallback), fault.into())),
             }
         }
         Some(_) => {
@@ -202,20 +208,24 @@ pub(crate) fn parse_member(text: &[u8]) -> Result<Request<'_>, Rejected<'_>> {
 #[cold]
 fn not_text(message: &[u8], at: usize, fallback: Form) -> Rejected<'_> {
     let before = message.get(..at).and_then(|before| std::str::from_utf8(before).ok()).unwrap_or_default();
-    let mut scan = Scanner::new(before);
+    let mut scan = Scanner::of_message(before);
     let form = if scan.next_byte() == Some(b'[') {
         Form::V2
     } else {
         let mut members = Members::default();
         // What it was before the fault is all that counts here.
         let _ = members.read_all(&mut scan, before);
-        members.form_so_far(fallback)
+        members.form_so_far(before, fallback)
     };
-    Rejected::without_id(form, not_utf8(at))
+    Rejected::without_id(form, not_utf8(message, at))
 }
 
-fn not_utf8(at: usize) -> Error {
-    Error::parse(at, &format_args!("byte {at}: expected UTF-8, found other bytes"))
+fn not_utf8(message: &[u8], at: usize) -> Error {
+    let found = match message {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "UTF-16 with its byte order mark",
+        _ => "other bytes",
+    };
+    Error::parse(at, &format_args!("byte {at}: expected UTF-8, found {found}"))
 }
 
 fn parse_batch<'a>(mut scan: Scanner<'a>, text: &'a str) -> Result<Message<'a>, Rejected<'a>> {
@@ -285,7 +295,7 @@ impl<'a> Message<'a> {
 
 impl Rejected<'_> {
     fn without_id(form: Form, error: Error) -> Self {
-        Rejected { form, error, id: None }
+        Rejected { form, error, id: None, is_silent: false }
     }
 }
 

@@ -14,10 +14,22 @@ use super::json::Span;
 /// are understood or passed through makes no difference.
 pub(crate) const MAX_DEPTH: u32 = 127;
 
+/// What some programs write before a text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// A place in a text, from which it is read on.
 pub(super) struct Scanner<'a> {
     text: &'a str,
     at: usize,
+    half: Option<HalfPair>,
+}
+
+/// An escape that is one half of a surrogate pair, without the other: what Python and JavaScript write for a text that was cut
+/// inside an emoji. The grammar of JSON allows it, and it stands for no character.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HalfPair {
+    /// The byte where the escape begins.
+    pub(super) at: usize,
 }
 
 /// The text is not JSON. Boxed, so that what is right is handed on in registers.
@@ -53,7 +65,7 @@ impl Text {
     pub(super) fn decoded(self, text: &str) -> Cow<'_, str> {
         let quoted = self.span.of(text);
         if self.escaped {
-            // The scanner has checked every escape, so the fallback (the text as written) is never taken.
+            // What has half a surrogate pair in it means no text, and is taken as it was written.
             serde_json::from_str(quoted).map_or(Cow::Borrowed(quoted), Cow::Owned)
         } else {
             Cow::Borrowed(quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default())
@@ -63,7 +75,26 @@ impl Text {
 
 impl<'a> Scanner<'a> {
     pub(super) fn new(text: &'a str) -> Self {
-        Scanner { text, at: 0 }
+        Scanner { text, at: 0, half: None }
+    }
+
+    /// For a whole message, which may begin with a byte order mark (RFC 8259, 8.1, lets a reader ignore it).
+    #[inline]
+    pub(super) fn of_message(text: &'a str) -> Self {
+        let at = if text.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len_utf8() } else { 0 };
+        Scanner { text, at, half: None }
+    }
+
+    /// The first half of a pair that was met since this was asked last.
+    #[inline]
+    pub(super) fn take_half(&mut self) -> Option<HalfPair> {
+        self.half.take()
+    }
+
+    /// What was met from this place on doesn't matter.
+    #[inline]
+    pub(super) fn forget_half_from(&mut self, place: usize) {
+        self.half = self.half.filter(|half| half.at < place);
     }
 
     /// The next byte that is not white space.
@@ -330,28 +361,30 @@ impl<'a> Scanner<'a> {
             Some(b'u') => {
                 self.at += 1;
                 match self.hex4()? {
-                    0xd800..=0xdbff => {
-                        if self.peek() == Some(b'\\')
-                            && self.text.as_bytes().get(self.at + 1) == Some(&b'u')
-                            && {
-                                self.at += 2;
-                                matches!(self.hex4()?, 0xdc00..=0xdfff)
-                            }
-                        {
-                            return Ok(());
-                        }
-                        self.at = backslash;
-                        Err(self.fault("both halves of a surrogate pair"))
+                    0xd800..=0xdbff if self.second_half()? => {}
+                    0xd800..=0xdfff => {
+                        self.half.get_or_insert(HalfPair { at: backslash });
                     }
-                    0xdc00..=0xdfff => {
-                        self.at = backslash;
-                        Err(self.fault("both halves of a surrogate pair"))
-                    }
-                    _ => Ok(()),
+                    _ => {}
                 }
+                Ok(())
             }
             _ => Err(self.fault("an escape that JSON knows")),
         }
+    }
+
+    /// Passes the escape that stands next if it is the second half of a pair, and tells whether it was.
+    fn second_half(&mut self) -> Result<bool, Fault> {
+        let behind = self.at;
+        if !self.text.as_bytes().get(behind..).is_some_and(|rest| rest.starts_with(b"\\u")) {
+            return Ok(false);
+        }
+        self.at += 2;
+        let is_second = matches!(self.hex4()?, 0xdc00..=0xdfff);
+        if !is_second {
+            self.at = behind;
+        }
+        Ok(is_second)
     }
 
     fn hex4(&mut self) -> Result<u32, Fault> {
@@ -442,10 +475,17 @@ impl fmt::Display for Fault {
         let Mismatch { at, expected, found } = &*self.0;
         write!(f, "byte {at}: expected {expected}, found ")?;
         match found {
+            Some(BYTE_ORDER_MARK) => f.write_str("a byte order mark"),
             Some(found) if found.is_control() => write!(f, "`{}`", found.escape_default()),
             Some(found) => write!(f, "`{found}`"),
             None => f.write_str("the end of the message"),
         }
+    }
+}
+
+impl fmt::Display for HalfPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "byte {}: expected both halves of a surrogate pair, found one alone", self.at)
     }
 }
 

@@ -22,6 +22,9 @@ pub(crate) enum Recognised {
 /// The longest method that a request may begin with; any longer word is no HTTP.
 const LONGEST_METHOD: usize = 20;
 
+/// U+FEFF in UTF-8, which some programs write before a text.
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// What a header block begins with, in any case.
 const HEADER_START: &[u8] = b"content-";
 
@@ -84,6 +87,17 @@ fn by_text(first: &[u8], allowed: Kinds) -> Recognised {
         if allowed.contains(kind) { Recognised::Framing(kind) } else { Recognised::Unknown { looks_like } }
     };
     let one_more = Recognised::NeedMore { at_least: first.len() + 1, maybe_whole: false };
+    if BYTE_ORDER_MARK.starts_with(first) {
+        return one_more;
+    }
+    if let Some(behind) = first.strip_prefix(BYTE_ORDER_MARK) {
+        return match behind.first() {
+            Some(b'{' | b'[' | b' ' | b'\t' | b'\n' | b'\r') => {
+                if_allowed(Kind::Stream, "a JSON stream, which its listener does not take")
+            }
+            _ => Recognised::Unknown { looks_like: "a byte order mark before what is no JSON" },
+        };
+    }
     let Some(byte) = first.first() else { return one_more };
     if matches!(byte, b'{' | b'[' | b' ' | b'\t' | b'\n' | b'\r') {
         return if_allowed(Kind::Stream, "a JSON stream, which its listener does not take");
@@ -205,6 +219,8 @@ mod tests {
             (b"{\"in\"", Kind::Stream),
             (b"[]\n{", Kind::Stream),
             (b"  \n\n", Kind::Stream),
+            (b"\xef\xbb\xbf{", Kind::Stream),
+            (b"\xef\xbb\xbf\0", Kind::Length),
             (b"\r\nGET", Kind::Stream),
             (b"{\"a\0", Kind::Length),
             (b"GET\0", Kind::Length),
@@ -238,6 +254,8 @@ mod tests {
             "GET\t/",
             "<xml>",
             ":::::",
+            "\u{feff}GET / HTTP/1.1",
+            "\u{fefe}{",
         ] {
             let is_white = first.starts_with(' ');
             assert_eq!(is_stranger(all(first.as_bytes(), Little)), !is_white, "{first}");
@@ -293,6 +311,7 @@ mod tests {
             b"[]",
             b" ",
             b"\0",
+            BYTE_ORDER_MARK,
             b"ABCDEFGHIJKLMNOPQRS",
         ];
         prop::sample::select(beginnings).prop_map(<[u8]>::to_vec)

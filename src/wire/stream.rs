@@ -3,6 +3,7 @@
 //! Finds where a value ends, by its brackets and quotes; whether it is JSON is for `rpc` to say. What no end can make JSON any
 //! more ends there, so that its caller hears of it at once and does not wait for a bracket. Each answer ends with a line break.
 
+use super::detect::BYTE_ORDER_MARK;
 use super::{Decode, Known, Progress, Step, WireError};
 
 /// The framing as one listener has it configured.
@@ -103,6 +104,12 @@ fn begin(arrived: &[u8]) -> Result<Scan, Step> {
         }
         Some(b'"') => Inside::Text,
         Some(b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => Inside::Scalar,
+        Some(_) if arrived.starts_with(BYTE_ORDER_MARK) => {
+            return Err(Step::Skip { consumed: BYTE_ORDER_MARK.len() });
+        }
+        Some(_) if BYTE_ORDER_MARK.starts_with(arrived) => {
+            return Err(Step::NeedMore { at_least: arrived.len() + 1 });
+        }
         Some(&found) => return Err(Step::Wrong(WireError::Stray { found })),
     };
     Ok(Scan { at: 1, inside, nest })
@@ -180,6 +187,8 @@ mod tests {
             (r#""a b""c\"d"{}"#, &[r#""a b""#, r#""c\"d""#, "{}"]),
             ("1 true null -1.5e+3 ", &["1", "true", "null", "-1.5e+3"]),
             (r#"1{}2[]3"x"4 "#, &["1", "{}", "2", "[]", "3", r#""x""#, "4"]),
+            // As .NET's `Encoding.UTF8` begins a stream.
+            ("\u{feff}{}\u{feff} []\n", &["{}", "[]"]),
             // Whether it is JSON is not asked here.
             ("{]nonsense ", &["{]", "nonsense"]),
             ("", &[]),
@@ -204,7 +213,7 @@ mod tests {
             ("1:", b':'),
             ("hello", b'h'),
             ("{}\0", 0),
-            ("\u{feff}{}", 0xef),
+            ("{}\u{fefe}", 0xef),
             ("'a'", b'\''),
         ] {
             let outcome = decoded(stream.as_bytes());

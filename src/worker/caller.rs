@@ -226,8 +226,8 @@ impl<'a> Asked<'a> {
         Self::Call { request, route, text_at }
     }
 
-    fn nothing(route: Route, Rejected { form, error, id }: Rejected<'a>) -> Self {
-        Self::Nothing { caller: Caller { route: Route { form, ..route }, id }, error }
+    fn nothing(route: Route, Rejected { form, error, id, is_silent }: Rejected<'a>) -> Self {
+        Self::Nothing { caller: Caller { route: Route { form, is_silent, ..route }, id }, error }
     }
 }
 
@@ -293,7 +293,9 @@ impl Route {
                 let is_silent = request.is_notification();
                 Ok((request, Self { is_silent, ..route }))
             }
-            Err(Rejected { error, id, .. }) => Err((Caller { route, id }, error)),
+            Err(Rejected { error, id, is_silent, .. }) => {
+                Err((Caller { route: Self { is_silent, ..route }, id }, error))
+            }
         }
     }
 

@@ -227,7 +227,8 @@ fn ids_come_back_as_they_were_written() {
 #[test]
 fn what_no_request_of_version_two_has_is_an_invalid_request() {
     for (members, part) in [
-        (r#""jsonrpc":"1.0","method":"negate""#, "must be the text \"2.0\"; found `\"1.0\"`"),
+        (r#""jsonrpc":"1.1","method":"negate""#, "must be the text \"2.0\"; found `\"1.1\"`"),
+        (r#""jsonrpc":1.0,"method":"negate""#, "must be the text \"2.0\"; found `1.0`"),
         (r#""jsonrpc":2.0,"method":"negate""#, "found `2.0`"),
         (r#""jsonrpc":null,"method":"negate""#, "found `null`"),
         (r#""jsonrpc":"2","in":"ping""#, "found `\"2\"`"),
@@ -395,7 +396,8 @@ fn a_message_that_is_no_json_is_answered_in_the_form_it_shows() {
         (b"", native, v2),
         (b"nope", native, v2),
         (b"\xff\xfe", native, v2),
-        (b"\xef\xbb\xbf{\"jsonrpc\":\"2.0\"}", native, v2),
+        (b"\xef\xbb\xbf{\"jsonrpc\":\"2.0\"", v2, v2),
+        (b"\xef\xbb\xbf\xef\xbb\xbf{\"jsonrpc\":\"2.0\"}", native, v2),
     ] {
         for (fallback, expected) in [(Form::Native, own), (Form::V2, fallback_v2)] {
             let answer = served_as(message, fallback);
@@ -454,9 +456,7 @@ fn what_is_json_passes_and_what_is_not_does_not() {
         b"\0",
         b"\"\\x41\"",
         b"\"\\u12\"",
-        b"\"\\ud800\"",
-        b"\"\\udc00\\ud800\"",
-        b"\"\\ud800\\u0041\"",
+        b"\"\\ud80\"",
         b"\"\xff\"",
         b"\"\xc0\xaf\"",
         b"\"\xed\xa0\x80\"",

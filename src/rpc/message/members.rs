@@ -5,7 +5,7 @@
 use super::{Form, Rejected, Request};
 use crate::rpc::error::{Error, shortened};
 use crate::rpc::json::Span;
-use crate::rpc::scan::{Fault, Scanner, Text};
+use crate::rpc::scan::{Fault, HalfPair, Scanner, Text};
 
 /// The members of a request that mean something, one bit each.
 mod bit {
@@ -47,6 +47,8 @@ pub(super) struct Members {
     params: Option<Span>,
     id: Option<Span>,
     timeout: Option<Span>,
+    /// In a member that means something.
+    half: Option<HalfPair>,
 }
 
 impl Members {
@@ -58,6 +60,7 @@ impl Members {
             self.read(name, scan, text)?;
             key = scan.next_member()?;
         }
+        self.half = scan.take_half();
         Ok(())
     }
 
@@ -104,6 +107,7 @@ impl Members {
             }
             _ => {
                 scan.value()?;
+                scan.forget_half_from(name.span.range().start);
                 return Ok(());
             }
         };
@@ -115,9 +119,9 @@ impl Members {
     /// The form that the members so far show. A `jsonrpc` may still come behind a `method`, and a client of version 1.0
     /// understands an error of version 2.0 as one.
     #[cold]
-    pub(super) fn form_so_far(&self, fallback: Form) -> Form {
+    pub(super) fn form_so_far(&self, text: &str, fallback: Form) -> Form {
         if self.seen & bit::JSONRPC != 0 {
-            Form::V2
+            self.form_of_version(text)
         } else if self.seen & bit::IN != 0 {
             Form::Native
         } else if self.seen & bit::METHOD != 0 {
@@ -130,7 +134,7 @@ impl Members {
     #[inline]
     pub(super) fn to_request<'a>(&self, text: &'a str, fallback: Form) -> Result<Request<'a>, Rejected<'a>> {
         let form = if self.seen & bit::JSONRPC != 0 {
-            Form::V2
+            self.form_of_version(text)
         } else if self.seen & bit::IN != 0 {
             Form::Native
         } else if self.seen & bit::METHOD != 0 && self.id.is_some() {
@@ -139,6 +143,15 @@ impl Members {
             fallback
         };
         self.to_form(text, form)
+    }
+
+    /// The form that the member `jsonrpc` names. What is no version at all is held to version 2.0, which has that member.
+    #[inline]
+    fn form_of_version(&self, text: &str) -> Form {
+        match self.jsonrpc {
+            Some(Name::Text(version)) if version.decoded(text) == "1.0" => Form::V1,
+            _ => Form::V2,
+        }
     }
 
     /// A batch is JSON-RPC 2.0 and nothing else.
@@ -158,10 +171,28 @@ impl Members {
                     form,
                     error: Error::invalid_request(&what),
                     id: id.map(|span| span.json(text)),
+                    is_silent: false,
                 });
             }
         };
-        Ok(Request { form, method: name.decoded(text), params, id: self.id, timeout_ms, text })
+        let request = Request { form, method: name.decoded(text), params, id: self.id, timeout_ms, text };
+        match self.half {
+            None => Ok(request),
+            Some(half) => Err(self.with_half(&request, half)),
+        }
+    }
+
+    /// A request that would be right if all of its texts were some. Only it is refused, with its id as it was written: what stands
+    /// around it is read in one way alone.
+    #[cold]
+    fn with_half<'a>(&self, request: &Request<'a>, half: HalfPair) -> Rejected<'a> {
+        let is_in_params = self.params.is_some_and(|params| params.range().contains(&half.at));
+        let error = if is_in_params {
+            Error::half_pair_in_params(half.at, &half)
+        } else {
+            Error::invalid_request(&half)
+        };
+        Rejected { form: request.form, error, id: request.id(), is_silent: request.is_notification() }
     }
 
     /// Name, timeout and params, or the first thing that is wrong in this form.
@@ -169,6 +200,8 @@ impl Members {
     fn check(&self, text: &str, form: Form) -> Result<(Text, Option<u64>, Option<Span>), String> {
         if form == Form::V2 {
             self.check_version(text)?;
+        } else if form == Form::V1 && self.id.is_none() {
+            return Err("member `id` is missing; in version 1.0 it is null where no answer is wanted".into());
         }
         if self.twice != 0 {
             self.check_twice(form)?;

@@ -149,8 +149,8 @@ fn a_message_that_is_not_json_is_placed_by_byte() {
         (br#"{"in":"ping"]"#, 12),
         (br#"{"in":"ping"}}"#, 13),
         (b"{\"in\":\"\xff\"}", 7),
-        (b"\xef\xbb\xbf{}", 0),
-        (br#"{"in":"\ud800"}"#, 7),
+        (b"\xef\xbb\xbf\xef\xbb\xbf{}", 3),
+        (b"\xef\xbb\xbf{\"in\"}", 8),
         (br#"{"id":1,"in":nope}"#, 13),
         (b"{\"in\":\"a\0\"}", 8),
         (b"\xff", 0),
@@ -191,6 +191,110 @@ fn json_that_is_no_request_is_an_invalid_request_with_its_id() {
         assert_eq!((code, found), (Error::INVALID_REQUEST, id), "{message}");
         assert!(text.starts_with("invalid request: ") && text.contains(part), "{message}: {text}");
     }
+}
+
+// Python and JavaScript write this for a text that was cut inside an emoji. It took its whole message: the id of its call, the batch
+// around it, and a stream's connection.
+#[test]
+fn half_a_surrogate_pair_fails_its_call_alone_and_by_its_id() {
+    let v2 = r#""jsonrpc":"2.0""#;
+    for (members, code, id) in [
+        (r#""in":"ping","params":"\ud83d","id":7"#.to_owned(), -32602, Some("7")),
+        (r#""id":7,"in":"ping","params":{"a":["\ud83dx"]}"#.to_owned(), -32602, Some("7")),
+        (r#""in":"ping","params":{"\udc00":1},"id":7"#.to_owned(), -32602, Some("7")),
+        (r#""in":"\ud83d\ud83d","id":7"#.to_owned(), -32600, Some("7")),
+        (r#""in":"ping","id":"\ud83d""#.to_owned(), -32600, Some(r#""\ud83d""#)),
+        (r#""in":"ping","id":["\ud83d"]"#.to_owned(), -32600, Some(r#"["\ud83d"]"#)),
+        (format!(r#"{v2},"method":"ping","params":["\ud83d\n"],"id":7"#), -32602, Some("7")),
+        (format!(r#"{v2},"method":"ping","id":"a\udfff""#), -32600, Some(r#""a\udfff""#)),
+        (r#""method":"ping","params":["\ud83d\u0041"],"id":7"#.to_owned(), -32602, Some("7")),
+    ] {
+        let message = format!("{{{members}}}");
+        let (found, text, echoed) = rejected(message.as_bytes());
+        assert_eq!((found, echoed), (code, id), "{message}: {text}");
+        let at = message.find(r"\u").expect("an escape");
+        let what = format!("byte {at}: expected both halves of a surrogate pair, found one alone");
+        assert!(text.ends_with(&what), "{message}: {text}");
+    }
+    // What is wrong beside it is told as ever.
+    assert_eq!(rejected(br#"{"in":"ping","in":"ping","params":"\ud83d"}"#).0, Error::INVALID_REQUEST);
+    // What means nothing may hold it.
+    for message in
+        [r#"{"in":"ping","x":"\ud83d","id":7}"#, r#"{"\ud83d":{"\udc00":"\ud83d"},"in":"ping","id":7}"#]
+    {
+        assert_eq!(served(message.as_bytes()), r#"{"out":"pong","result":null,"id":7}"#, "{message}");
+    }
+    // And whole pairs are characters.
+    assert_eq!(
+        served(br#"{"in":"ping","params":"\ud83d\ude00"}"#),
+        r#"{"out":"pong","result":"\ud83d\ude00"}"#
+    );
+}
+
+#[test]
+fn nobody_is_told_of_half_a_pair_in_a_notification() {
+    for (message, is_silent) in [
+        (r#"{"jsonrpc":"2.0","method":"ping","params":["\ud83d"]}"#, true),
+        (r#"{"method":"ping","params":["\ud83d"],"id":null}"#, true),
+        (r#"{"jsonrpc":"2.0","method":"ping","params":["\ud83d"],"id":1}"#, false),
+        (r#"{"in":"ping","params":["\ud83d"]}"#, false),
+        (r#"{"jsonrpc":"2.0","method":7,"params":["\ud83d"]}"#, false),
+    ] {
+        assert_eq!(native(message.as_bytes()).expect_err(message).is_silent, is_silent, "{message}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_before_a_message_is_skipped_and_anywhere_else_is_named() {
+    assert_eq!(
+        served("\u{feff}{\"in\":\"ping\",\"params\":[1],\"id\":7}".as_bytes()),
+        r#"{"out":"pong","result":[1],"id":7}"#
+    );
+    let Ok(Message::Batch(batch)) =
+        parse("\u{feff} [{\"jsonrpc\":\"2.0\",\"method\":\"ping\",\"id\":7}]".as_bytes(), Form::V2)
+    else {
+        panic!("no batch")
+    };
+    assert_eq!(batch.places().count(), 1);
+    assert!(batch.members().all(|member| member.request.is_ok()));
+    let bare = Request::bare("ping".into(), "\u{feff}[1]".as_bytes()).expect("params");
+    assert_eq!(bare.params.map(|span| span.of("\u{feff}[1]")), Some("[1]"));
+    assert_eq!(Request::bare("ping".into(), "\u{feff}".as_bytes()).expect("no params").params, None);
+    for (message, found) in [
+        ("{\"in\":\u{feff}\"ping\"}".as_bytes(), "found a byte order mark"),
+        (b"\xff\xfe{\0}\0", "found UTF-16 with its byte order mark"),
+        (b"\xfe\xff\0{\0}", "found UTF-16 with its byte order mark"),
+    ] {
+        let (code, text, _) = rejected(message);
+        assert!(code == Error::PARSE && text.contains(found), "{text}");
+    }
+}
+
+// Clients of version 1.0 that say so (bitcoin-cli's readers, jsonrpclib) were told that it must be 2.0.
+#[test]
+fn a_request_that_says_version_one_is_of_version_one() {
+    for (message, answer) in [
+        (
+            r#"{"jsonrpc":"1.0","method":"add","params":[1,2],"id":"a"}"#,
+            r#"{"result":3,"error":null,"id":"a"}"#,
+        ),
+        (
+            r#"{"id":1,"params":[],"method":"ping","json\u0072pc":"1.\u0030"}"#,
+            r#"{"result":[],"error":null,"id":1}"#,
+        ),
+        (
+            r#"{"jsonrpc":"1.0","method":"nope","id":1}"#,
+            r#"{"result":null,"error":"method not found: `nope` (`tine.methods` lists all) (code -32601)","id":1}"#,
+        ),
+        (
+            r#"{"jsonrpc":"1.0","method":"ping"}"#,
+            r#"{"result":null,"error":"invalid request: member `id` is missing; in version 1.0 it is null where no answer is wanted (code -32600)","id":null}"#,
+        ),
+    ] {
+        assert_eq!(served(message.as_bytes()), answer);
+    }
+    let notification = native(br#"{"jsonrpc":"1.0","method":"ping","id":null}"#).expect("a request");
+    assert!(notification.is_notification());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 
+use super::super::RawJson;
 use super::*;
 
 fn scan(text: &str) -> Result<Span, Fault> {
@@ -77,10 +78,8 @@ fn what_json_forbids_is_placed() {
         ("\"\0\"", 1),
         (r#""\x""#, 2),
         (r#""\u12g4""#, 5),
-        (r#""\ud800""#, 1),
-        (r#""\ud800\n""#, 1),
-        (r#""\ud800\ud800""#, 1),
-        (r#""\udc00""#, 1),
+        (r#""\ud800\u""#, 9),
+        (r#""\ud800\x""#, 8),
         ("\"\\", 2),
         (r#""\u"#, 3),
         ("[1,,2]", 3),
@@ -88,6 +87,26 @@ fn what_json_forbids_is_placed() {
     ] {
         let fault = scan(text).expect_err(text);
         assert_eq!(fault.0.at, at, "{text}: {fault}");
+    }
+}
+
+#[test]
+fn the_first_half_of_a_pair_that_is_alone_is_told() {
+    for (text, at) in [
+        (r#""\ud83d\ude00\uD834\udd1e""#, None),
+        (r#""\ud800""#, Some(1)),
+        (r#""a\ud800\n""#, Some(2)),
+        (r#""\ud800\ud83d\ude00""#, Some(1)),
+        (r#""\ud83d\ude00\ude00""#, Some(13)),
+        (r#"[{"\udc00":"\ud800"}]"#, Some(3)),
+        (r#""\ud7ff\ue000""#, None),
+    ] {
+        let mut scan = Scanner::new(text);
+        scan.value().expect(text);
+        scan.end().expect(text);
+        assert_eq!(scan.take_half().map(|half| half.at), at, "{text}");
+        let json = RawJson::parse(text);
+        assert_eq!(json.map_err(|error| error.code()).err(), at.map(|_| Error::PARSE), "{text}");
     }
 }
 

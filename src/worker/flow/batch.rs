@@ -384,6 +384,7 @@ fn write_batch<'a, E: Borrow<Error>>(
                 let caller = Caller { route, id: request.id() };
                 caller.write_error(out, error_of(&request.method).borrow());
             }
+            (None, Err(rejected)) if rejected.is_silent => {}
             (None, Err(rejected)) => Caller { route, id: rejected.id }.write_error(out, &rejected.error),
         }
         if out.len() == start {

@@ -137,10 +137,13 @@ fn wanted(message: &[u8], form: Form) -> Wanted {
         Ok(Message::Single(_)) => Wanted::Nobody,
         Ok(Message::Batch(batch)) => {
             let mut members = batch.members();
-            let any = members.any(|member| member.request.as_ref().map_or(true, is_answered));
+            let any = members.any(|member| {
+                member.request.as_ref().map_or_else(|rejected| !rejected.is_silent, is_answered)
+            });
             if any { Wanted::Answer } else { Wanted::Maybe }
         }
         Err(rejected) if rejected.error.code() == Error::PARSE => Wanted::End,
+        Err(rejected) if rejected.is_silent => Wanted::Nobody,
         Err(_) => Wanted::Answer,
     }
 }
