@@ -28,19 +28,30 @@ use serde::Deserialize;
 use tine::internals::{FailPoint, die_after};
 use tine::{BoxError, Call, Error, Server};
 
+#[path = "support/traps.rs"]
+mod traps;
+
 fn main() -> ExitCode {
+    traps::set_panic_hook("main");
     rig().run()
 }
 
 fn rig() -> Server {
     Server::new()
-        .preload(|| misbehave("RIG_PRELOAD"))
+        .preload(|| {
+            traps::set_panic_hook("preload");
+            misbehave("RIG_PRELOAD")
+        })
         .on_worker_start(|_worker| misbehave("RIG_WORKER_START"))
         .on_worker_stop(|_worker| {
             // Nobody is left to be told of a failure.
             let _ = misbehave("RIG_WORKER_STOP");
         })
-        .state(|_worker| Ok(FlakyCalls::default()))
+        .state(|_worker| {
+            traps::set_panic_hook("state");
+            traps::set_panic_hook("alone");
+            Ok(FlakyCalls::default())
+        })
         .state(|_worker| misbehave("RIG_STATE").map(|()| Counts::default()))
         // Seeded after the fork, or all workers would draw the same numbers.
         .state(|_worker| Ok(Mutex::new(StdRng::try_from_rng(&mut SysRng)?)))
@@ -53,6 +64,7 @@ fn rig() -> Server {
         .method("deafen", deafen)
         .method("panic", panic)
         .method("fail", fail)
+        .method("trap", traps::trap)
         .method("count", count)
         .method("hang", hang)
         .method("leak", leak)

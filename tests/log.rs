@@ -228,7 +228,14 @@ fn a_text_log_is_for_people_and_has_no_escape_codes_where_no_terminal_is() {
     wire.request("crash", &json!({ "how": "exit", "code": 3 }));
     let died = service.read_until("worker died");
     assert!(!died.contains('\u{1b}'), "{died:?}");
-    for part in ["ERROR", "slot=0", &format!("pid={pid}"), "cause=\"exit 3\"", "running=\"crash for "] {
+    for part in [
+        "ERROR",
+        "slot=0",
+        &format!("pid={pid}"),
+        "cause=\"exit 3\"",
+        "running=\"crash for ",
+        "(no id, 127.0.0.1:",
+    ] {
         assert!(died.contains(part), "expected {part} in {died}");
     }
     let uptime = died.split("uptime=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("an uptime");
@@ -242,9 +249,121 @@ fn a_line_that_is_too_long_for_a_pipe_is_cut_and_does_not_run_into_the_next() {
     let mut wire = service.connect();
     wire.call("panic", json!({ "message": "ä".repeat(10_000) }));
     let told = service.read_until("a handler panicked");
-    assert!(told.len() <= 4096 && told.ends_with("… (cut)\n"), "{} bytes", told.len());
+    assert!(
+        told.len() <= 4096 && told.contains("… (cut) slot=0 method=\"panic\""),
+        "{} bytes: {told}",
+        told.len()
+    );
     wire.call("panic", json!({ "message": "short" }));
     service.read_until("a handler panicked: short");
+}
+
+/// What a caller puts into a message, an error or a name, in the hope that the log or its reader's terminal takes it for its own.
+const FORGED: &str =
+    "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[31m \u{9b}31m \u{7f} \u{202e}gol\u{2066} \u{2028}\u{85}";
+
+#[test]
+fn whatever_a_caller_sends_a_record_is_one_line_without_escapes() {
+    for format in ["text", "json"] {
+        let mut service =
+            Piped::start(rig(), &format!("level = \"info\"\nformat = \"{format}\"\nslow = \"1ns\""));
+        let mut wire = service.connect();
+        let id = json!(FORGED);
+        for (method, params) in [
+            ("panic", json!({ "message": FORGED })),
+            ("fail", json!({ "message": FORGED })),
+            ("fail", json!({ "code": 99_999, "message": FORGED })),
+            ("sleep", json!({ "ms": 1 })),
+        ] {
+            wire.send(&json!({ "jsonrpc": "2.0", "method": method, "params": params, "id": id }).to_string());
+            assert_eq!(wire.receive()["id"], id);
+        }
+        wire.send(
+            &json!({ "jsonrpc": "2.0", "method": "crash", "params": { "how": "segv" }, "id": id })
+                .to_string(),
+        );
+        let mut read = String::new();
+        while !read.contains("worker died") {
+            let start = read.len();
+            service.stderr.read_line(&mut read).expect("a line");
+            let line = read[start..].trim_end_matches('\n');
+            let is_escape = |shown: char| shown.is_control() || "\u{202e}\u{2066}\u{2028}".contains(shown);
+            assert!(!line.contains(is_escape), "{line:?}");
+            assert!(!line.starts_with("2026-01-01"), "{line:?}");
+            if format == "json" {
+                assert!(serde_json::from_str::<Value>(line).is_ok(), "{line:?}");
+            }
+        }
+        for record in ["a handler panicked", "internal error", "slow call", "worker died"] {
+            assert!(read.contains(record), "{record} in {read}");
+        }
+    }
+}
+
+#[test]
+fn strangers_have_one_line_a_second_and_the_others_are_counted() {
+    let mut service = Piped::start(rig(), "level = \"info\"\nformat = \"json\"");
+    let began = std::time::Instant::now();
+    for _ in 0..200 {
+        let mut stranger = service.connect();
+        stranger.send_bytes(b"\x16\x03\x01\x02\x00\x01");
+        assert!(stranger.is_closed());
+    }
+    let seconds = began.elapsed().as_secs() + 1;
+    assert_eq!(service.stop(), Some(0));
+    service.writer = None;
+    let mut log = String::new();
+    service.stderr.read_to_string(&mut log).expect("the log to its end");
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let (mut written, mut counted) = (0, 0);
+    for line in &lines {
+        let message = line["message"].as_str().unwrap_or_default();
+        if message.starts_with("expected a framing") {
+            written += 1;
+            counted += line["more"].as_u64().unwrap_or(0);
+            assert!(line["more"].is_null() || line["from"] == "one address", "{line}");
+        } else if message.contains("more records were not written: expected a framing") {
+            counted +=
+                message.split(' ').next().and_then(|count| count.parse::<u64>().ok()).expect("a count");
+            assert_eq!(line["from"], "one address", "{line}");
+        }
+    }
+    assert!((1..=seconds).contains(&written), "{written} in {seconds} s: {log}");
+    assert_eq!(written + counted, 200, "{log}");
+}
+
+#[test]
+fn failures_that_callers_cause_at_will_are_written_at_a_bounded_rate_and_counted() {
+    for (method, record, a_second) in [("fail", "internal error", 10), ("panic", "a handler panicked", 20)] {
+        let mut program = rig();
+        // The pipe takes all that is written.
+        program.env_remove("RUST_BACKTRACE");
+        let mut service = Piped::start(program, "level = \"info\"\nformat = \"json\"");
+        let mut wire = service.connect();
+        let began = std::time::Instant::now();
+        for _ in 0..300 {
+            assert_eq!(code(&wire.call(method, json!({ "message": "A".repeat(300) }))), -32603);
+        }
+        let seconds = began.elapsed().as_secs() + 1;
+        drop(wire);
+        assert_eq!(service.stop(), Some(0));
+        service.writer = None;
+        let mut log = String::new();
+        service.stderr.read_to_string(&mut log).expect("the log to its end");
+        let (mut written, mut counted) = (0, 0);
+        for line in log.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")) {
+            let message = line["message"].as_str().unwrap_or_default();
+            if message.starts_with(record) {
+                written += 1;
+                counted += line["more"].as_u64().unwrap_or(0);
+            } else if message.contains("more records were not written") {
+                counted +=
+                    message.split(' ').next().and_then(|count| count.parse::<u64>().ok()).expect("a count");
+            }
+        }
+        assert!(written <= seconds * a_second, "{written} in {seconds} s");
+        assert_eq!(written + counted, 300);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! header   16 words   magic, version, sizes, offsets: written once, before the worker exists
 //! worker    8 words   pid, generation, slot, state, start: written by whoever is the poller; who took it down
 //! row 0 … row T+1     one for each thread that may run calls, each written by that thread alone
-//!   row    16 words     what it runs, and counters
+//!   row    24 words     what it runs, counters, and who called
 //!   heads   4 words     for each method: ok, errors, time
 //!   histograms 128 words for each method
 //! records  64 words for each connection that the worker may have
@@ -44,8 +44,8 @@ pub(super) const RECORD_WORDS: usize = 64;
 pub(super) const HEADER_WORDS: usize = 16;
 /// Words of the worker section, in the order of [`WorkerWord`].
 pub(super) const WORKER_WORDS: usize = 8;
-/// Words of a row before its methods' words: the call words, then one word for each counter, then spare ones.
-pub(super) const ROW_WORDS: usize = 16;
+/// Words of a row before its methods' words: the call words, one word for each counter, who called, then spare ones.
+pub(super) const ROW_WORDS: usize = 24;
 /// Words of a method's head in a row, in the order of [`HeadWord`]; the last is spare.
 pub(super) const HEAD_WORDS: usize = 4;
 
@@ -57,6 +57,8 @@ pub(super) const ROW_METHOD: usize = 1;
 pub(super) const ROW_SINCE_NS: usize = 2;
 /// Row words: the counters, in the order of `Counter`.
 pub(super) const ROW_COUNTERS: usize = 3;
+/// Row words: who made the call that the call word speaks of, as `called_by` has it.
+pub(super) const ROW_CALLED_BY: usize = 12;
 
 /// The words of the worker section.
 #[derive(Debug, Clone, Copy)]
@@ -271,6 +273,11 @@ impl Layout {
     /// Offset of a row; none if the arena has no such row.
     pub(super) fn row(&self, row: usize) -> Option<usize> {
         (row < self.rows).then(|| self.rows_at + row * self.row_stride)
+    }
+
+    /// Whether rows say who called: those of an older program's arena, with which this one may go on, don't.
+    pub(super) fn has_callers(&self) -> bool {
+        self.heads_in_row >= ROW_WORDS * WORD
     }
 
     /// Offset of the first method's head, in a row.

@@ -19,6 +19,7 @@
 //! A worker may **die between any two stores**, and what a reader then finds is said where the stores are made.
 //! A reader **believes nothing**: a handler may have scribbled over the arena.
 
+mod called_by;
 pub(crate) mod contract;
 mod error;
 mod gathered;
@@ -43,7 +44,7 @@ pub(crate) use record::{Core, Flags, Key, Place, Record, Records, call_runs, unl
 pub(crate) use scoreboard::Scoreboard;
 pub(crate) use snapshot::{Culprit, Snapshot};
 pub(crate) use totals::{Counter, Totals};
-pub(crate) use writer::{ArenaWriter, Outcome, Row};
+pub(crate) use writer::{ArenaWriter, Outcome, OwnRow, Row};
 
 use crate::sys::memory::{self, WORD, WritableMemory};
 use crate::sys::sync::Ordering;

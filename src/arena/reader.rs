@@ -8,10 +8,12 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::State;
+use super::called_by::CalledBy;
 use super::error::ArenaError;
 use super::histogram::{BUCKETS, Histogram};
 use super::layout::{
-    HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_COUNTERS, ROW_METHOD, ROW_SINCE_NS, WorkerWord,
+    HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_CALLED_BY, ROW_COUNTERS, ROW_METHOD,
+    ROW_SINCE_NS, WorkerWord,
 };
 use super::snapshot::{Culprit, Identity, Running, Snapshot};
 use super::totals::{Counter, MethodTotals, Totals};
@@ -105,9 +107,18 @@ impl ArenaReader {
         let (number, pair) = call_of(|index| self.load(at + index * WORD));
         let running = pair.and_then(|(method, since_ns)| {
             let method = usize::try_from(method).ok().filter(|method| *method < self.layout.methods)?;
-            Some(Running { row, method, number, since_ns })
+            Some(Running { row, method, number, since_ns, by: self.called_by(at, number) })
         });
         (number, running)
+    }
+
+    /// Who made a call; unknown where it has ended since, or in an arena that doesn't say.
+    fn called_by(&self, row: usize, number: u64) -> CalledBy {
+        if !self.layout.has_callers() {
+            return CalledBy::UNKNOWN;
+        }
+        let by = CalledBy::read(|index| self.load(row + (ROW_CALLED_BY + index) * WORD));
+        if self.load(row + ROW_CALL * WORD) == number << 1 | 1 { by } else { CalledBy::UNKNOWN }
     }
 
     /// A counter, over all rows.
@@ -223,7 +234,10 @@ mod tests {
             uptime: Duration::from_millis(2),
         };
         assert_eq!(snapshot.identity, Some(identity));
-        assert_eq!(snapshot.running, [Running { row: 1, method: 1, number: 2, since_ns: 3_000 }]);
+        assert_eq!(
+            snapshot.running,
+            [Running { row: 1, method: 1, number: 2, since_ns: 3_000, by: CalledBy::UNKNOWN }]
+        );
         assert_eq!(snapshot.running[0].elapsed(2_001_000), Duration::from_micros(1_998));
         let totals = &snapshot.totals;
         assert_eq!((totals.begun, totals.answered(), totals.connections_open()), (4, 3, 2));

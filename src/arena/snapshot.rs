@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::State;
+use super::called_by::CalledBy;
 use super::totals::Totals;
 
 /// Who works with an arena, as it says itself.
@@ -27,6 +28,7 @@ pub(crate) struct Running {
     pub(crate) number: u64,
     /// When it began, in nanoseconds of the monotonic clock.
     pub(crate) since_ns: u64,
+    pub(crate) by: CalledBy,
 }
 
 impl Running {

@@ -6,19 +6,23 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::State;
+use super::called_by::{self, CalledBy};
 use super::error::ArenaError;
 use super::histogram::{BUCKETS, bucket_of};
 use super::layout::{
-    HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_COUNTERS, ROW_METHOD, ROW_SINCE_NS, ROW_WORDS,
-    WorkerWord,
+    HEAD_WORDS, HEADER_WORDS, HeadWord, Layout, ROW_CALL, ROW_CALLED_BY, ROW_COUNTERS, ROW_METHOD,
+    ROW_SINCE_NS, ROW_WORDS, WorkerWord,
 };
 use super::record::Records;
 use super::totals::Counter;
 use crate::sys::blocks::Pool;
 use crate::sys::memory::{self, WORD, WritableMemory};
+use crate::sys::peer::PeerAddress;
 use crate::sys::sync::{AtomicU64, Ordering};
 
-const _: () = assert!(ROW_COUNTERS + Counter::ALL.len() <= ROW_WORDS, "a row has a word for every counter");
+const _: () =
+    assert!(ROW_COUNTERS + Counter::ALL.len() <= ROW_CALLED_BY, "a row has a word for every counter");
+const _: () = assert!(ROW_CALLED_BY + called_by::WORDS <= ROW_WORDS, "a row has room for who called");
 
 /// How a handler's run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +160,40 @@ pub(crate) struct Row {
     begun: u64,
 }
 
+/// A thread's own look at its row: what it runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OwnRow(&'static [AtomicU64; ROW_WORDS]);
+
+impl OwnRow {
+    /// The method's number, when the call began (monotonic clock) and who made it; None while none runs.
+    pub(crate) fn running(self) -> Option<(usize, u64, CalledBy)> {
+        let word = |index: usize| self.0.get(index).map_or(0, |word| word.load(Ordering::Relaxed));
+        if word(ROW_CALL).is_multiple_of(2) {
+            return None;
+        }
+        let method = usize::try_from(word(ROW_METHOD)).ok()?;
+        Some((method, word(ROW_SINCE_NS), CalledBy::read(|index| word(ROW_CALLED_BY + index))))
+    }
+}
+
 impl Row {
+    /// For the thread whose row it is.
+    pub(crate) fn own(&self) -> OwnRow {
+        OwnRow(self.words)
+    }
+
+    /// Says who makes the call that begins next, by the text of its id.
+    ///
+    /// The stores come before those of [`begin`](Self::begin), and while no call runs: dying between two of them leaves
+    /// words that nobody reads.
+    pub(crate) fn called_by(&mut self, peer: PeerAddress, id: Option<&[u8]>) {
+        CalledBy::write(peer, id, |index, value| {
+            if let Some(word) = self.words.get(ROW_CALLED_BY + index) {
+                release(word, value);
+            }
+        });
+    }
+
     /// Says that a call of `method` begins to run, at `now_ns` of the monotonic clock. The one before is finished.
     pub(crate) fn begin(&mut self, method: usize, now_ns: u64) {
         self.begin_with(method, now_ns, &mut release);
@@ -282,7 +319,7 @@ mod tests {
                 row.begin_with(1, 500, &mut dying_after(stores));
                 let snapshot = reader.snapshot(0);
                 let begun = calls_before + u64::from(stores == 3);
-                let runs = Running { row: 1, method: 1, number: begun, since_ns: 500 };
+                let runs = Running { row: 1, method: 1, number: begun, since_ns: 500, by: CalledBy::UNKNOWN };
                 let expected = if stores == 3 { vec![runs] } else { vec![] };
                 assert_eq!(snapshot.running, expected, "after {stores} stores, {calls_before} calls before");
                 assert_eq!(
@@ -347,7 +384,10 @@ mod tests {
         arena.culprit().unwrap().store(3, Ordering::Release);
         assert_eq!(reader.culprit(), Some(Culprit::Row { row: 2, stack_overflow: false }));
         // What the thread ran is told as for any other death.
-        assert_eq!(reader.snapshot(0).running, [Running { row: 2, method: 0, number: 1, since_ns: 1 }]);
+        assert_eq!(
+            reader.snapshot(0).running,
+            [Running { row: 2, method: 0, number: 1, since_ns: 1, by: CalledBy::UNKNOWN }]
+        );
         arena.culprit().unwrap().store(3 | STACK_OVERFLOW, Ordering::Release);
         assert_eq!(reader.culprit(), Some(Culprit::Row { row: 2, stack_overflow: true }));
         for no_row in [4, STACK_OVERFLOW, STACK_OVERFLOW | 4, STRANGER - 1, STRANGER] {

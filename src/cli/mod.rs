@@ -11,6 +11,7 @@ mod tune;
 use std::process::ExitCode;
 
 use crate::line::TEMPLATE_VARIABLE;
+use crate::rpc::guard;
 use crate::server::Server;
 use crate::supervisor;
 use crate::template;
@@ -55,7 +56,7 @@ impl Server {
         };
         let code = match (template_line, cli.command) {
             (Some(Ok(line)), Command::Serve(args)) => {
-                template::run(line, &serve::overrides(&args.config), service)
+                return exit_code(template::run(line, &serve::overrides(&args.config), service));
             }
             (Some(Ok(_)), _) => {
                 eprintln!("{TEMPLATE_VARIABLE} is set, but not for this command");
@@ -74,6 +75,8 @@ impl Server {
             (None, Command::Bench(args)) => return bench::run(&args),
             (None, Command::Tune(args)) => tune::run(&args),
         };
+        // Nothing that its closures do when they are dropped changes how this ends.
+        let _ = guard::guarded(|| drop(service));
         exit_code(code)
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::json::RawJson;
+use crate::sys::peer::PeerAddress;
 
 /// One call, as its handler sees it.
 ///
@@ -183,12 +184,18 @@ pub enum Peer {
     },
 }
 
+impl Peer {
+    pub(crate) fn address(&self) -> PeerAddress {
+        match *self {
+            Peer::Tcp(address) => PeerAddress::Tcp(address),
+            Peer::Unix { uid, pid } => PeerAddress::Unix { uid, pid },
+        }
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Peer::Tcp(address) => address.fmt(f),
-            Peer::Unix { uid, pid } => write!(f, "unix:uid={uid},pid={pid}"),
-        }
+        self.address().fmt(f)
     }
 }
 

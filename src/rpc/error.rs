@@ -15,6 +15,7 @@ use serde::ser::{SerializeStruct, Serializer};
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use super::guard;
 use crate::wire::WireError;
 
 type Cause = Box<dyn StdError + Send + Sync>;
@@ -134,6 +135,15 @@ impl Error {
             self.status = NonZeroU16::new(status);
         }
         self
+    }
+
+    /// What the caller is not told, as text for the log. The cause itself is the program's, and gone afterwards.
+    pub(crate) fn take_cause(&mut self) -> Option<String> {
+        self.cause.take().map(guard::told)
+    }
+
+    pub(crate) fn is_internal(&self) -> bool {
+        self.code == Error::INTERNAL
     }
 
     /// The HTTP status that the handler chose.

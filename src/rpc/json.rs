@@ -126,7 +126,6 @@ impl Span {
     }
 
     /// The value's bytes, white space around it not among them.
-    #[cfg(test)]
     pub(crate) fn bytes_in(self, message: &[u8]) -> &[u8] {
         message.get(self.range()).unwrap_or_default()
     }

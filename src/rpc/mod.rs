@@ -12,6 +12,7 @@ mod context;
 mod discover;
 pub(crate) mod envelope;
 mod error;
+pub(crate) mod guard;
 mod json;
 mod message;
 mod params;

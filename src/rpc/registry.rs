@@ -12,6 +12,7 @@ use super::builtin;
 use super::context::Call;
 use super::discover::{self, About, Description};
 use super::error::{Error, shortened};
+use super::guard::guarded;
 use super::json::RawJson;
 use super::reply::{Reply, write_value};
 use super::{envelope, params};
@@ -34,7 +35,10 @@ impl Handler {
     {
         Handler(Box::new(move |call, given, out| {
             let result = handler(call, params::decode_optional(given)?)?;
-            write_value(&result, out)
+            let written = guarded(|| write_value(&result, out));
+            // By itself: where writing it and dropping it panic, the second must not do so while the first unwinds.
+            drop(result);
+            written.unwrap_or_else(|panicked| panicked.go_on())
         }))
     }
 

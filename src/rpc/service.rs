@@ -6,9 +6,9 @@
 use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::context::{States, WorkerInfo};
+use super::guard;
 use super::registry::Registry;
 
 /// Why a [state](crate::Server::state) or hook failed: any error, or a text turned into one by `?` or `.into()`.
@@ -61,7 +61,14 @@ impl Service {
     pub(crate) fn make_states(&self, worker: &WorkerInfo) -> Result<States, String> {
         let mut states = States::default();
         for (name, make) in &self.hooks.states {
-            states.insert(guarded(&format!("state `{name}`"), || make(worker))?);
+            match hook(&format!("state `{name}`"), || make(worker)) {
+                Ok(state) => states.insert(state),
+                Err(reason) => {
+                    // What they do when they are dropped must not come between the reason and whoever is told.
+                    std::mem::forget(states);
+                    return Err(reason);
+                }
+            }
         }
         Ok(states)
     }
@@ -73,8 +80,9 @@ impl Service {
 
     /// In the worker, when its last call is answered.
     pub(crate) fn worker_stop(&self, worker: &WorkerInfo) {
-        for hook in &self.hooks.worker_stop {
-            hook(worker);
+        for stop in &self.hooks.worker_stop {
+            // The panic hook has told of it, and the others have their turn.
+            let _ = guard::guarded(|| stop(worker));
         }
     }
 
@@ -89,21 +97,16 @@ fn run_all<H: ?Sized>(
     name: &str,
     run: impl Fn(&H) -> Result<(), BoxError>,
 ) -> Result<(), String> {
-    hooks.iter().try_for_each(|hook| guarded(name, || run(hook)))
+    hooks.iter().try_for_each(|each| hook(name, || run(each)))
 }
 
-/// What the user's program does before it serves, with its error or its panic as a text. A panic that went on from here
-/// would take the process apart, its line to the supervisor first, before anybody was told why.
-fn guarded<T>(name: &str, run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, String> {
-    let run = || run().map_err(|error| format!("{name}: {error}"));
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| {
-        let text = payload.downcast_ref::<&str>().copied();
-        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        let why = format!("{name} panicked: {}", text.unwrap_or("a value that is not text"));
-        // The process is to end, and dropping what somebody else made may panic again.
-        std::mem::forget(payload);
-        Err(why)
-    })
+/// Runs a closure of the program's. The error says which it was and what is wrong. A panic that went on from here would take the
+/// process apart, its line to the supervisor first, before anybody was told why.
+fn hook<T>(name: &str, run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, String> {
+    match guard::guarded(|| run().map_err(guard::told)) {
+        Ok(done) => done.map_err(|reason| format!("{name}: {reason}")),
+        Err(panicked) => Err(format!("{name} {panicked}")),
+    }
 }
 
 impl fmt::Debug for Service {

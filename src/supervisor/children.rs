@@ -116,7 +116,7 @@ impl Worker {
     }
 }
 
-/// What a worker was running when it died: `crash for 1.2ms, sleep for 3.0s`.
+/// What a worker was running when it died: `crash for 1.2ms (id 7, 127.0.0.1:40512), sleep for 3.0s (no id, [::1]:40513)`.
 fn running_calls(snapshot: &Snapshot, methods: &[String]) -> String {
     let now = clock::monotonic_ns();
     let calls: Vec<String> = snapshot
@@ -124,7 +124,7 @@ fn running_calls(snapshot: &Snapshot, methods: &[String]) -> String {
         .iter()
         .map(|call| {
             let method = methods.get(call.method).map_or("?", String::as_str);
-            format!("{method} for {:.1?}", call.elapsed(now))
+            format!("{method} for {:.1?} ({})", call.elapsed(now), call.by)
         })
         .collect();
     calls.join(", ")

@@ -37,6 +37,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::arena::{Scoreboard, Totals};
 use crate::config::{Config, Source};
 use crate::line::{Line, ToWorker};
+use crate::log;
 use crate::sys::exec::Program;
 use crate::sys::limits;
 use crate::sys::process;
@@ -214,6 +215,7 @@ impl Supervisor {
             self.hand_over();
             self.look_for_life();
             self.balance();
+            log::tell_of_counted(false);
             self.give_way_to_successor();
         }
     }

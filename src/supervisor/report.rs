@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::arena::{Counter, Totals};
+use crate::log;
 
 /// Says what is still to be finished.
 pub(crate) fn draining(sum: &Totals) {
@@ -16,6 +17,7 @@ pub(crate) fn draining(sum: &Totals) {
 
 /// Says what every method did in the life of the service, one line for each that was called.
 pub(crate) fn ended(totals: &Totals, methods: &[String]) {
+    log::tell_of_counted(true);
     for (name, method) in methods.iter().zip(&totals.methods) {
         let (ok, errors) = (method.ok, method.errors);
         if ok == 0 && errors == 0 {

@@ -14,6 +14,11 @@ use super::state::{Event, GenerationId, WorkerEvent, WorkerId};
 use super::{FIRST_WORKER, MOST_MESSAGES, Supervisor, template_line, watch};
 use crate::arena::{self, ArenaReader, Room};
 use crate::line::{FromWorker, Line, Received, ToTemplate, ToWorker};
+use crate::log::{self, Counted, More};
+
+/// What a worker says of itself. User code in it can write to its line, as often as it likes.
+static WORDS: Counted = Counted::new("what workers say of themselves", 20);
+static NOT_UNDERSTOOD: Counted = Counted::new("a message of a worker is not understood", 1);
 
 impl Supervisor {
     pub(super) fn request_fork(
@@ -156,7 +161,12 @@ impl Supervisor {
                 }
                 Ok(Received::Message(message, descriptors)) => self.worker_says(id, message, descriptors),
                 Err(error) => {
-                    tracing::warn!(slot = worker.slot, %error, "a message of a worker is not understood");
+                    if let Some(More { count, .. }) = NOT_UNDERSTOOD.admit(0) {
+                        tracing::warn!(
+                            slot = worker.slot, %error, more = count,
+                            "a message of a worker is not understood"
+                        );
+                    }
                     if error.raw_os_error().is_some() {
                         break;
                     }
@@ -204,16 +214,22 @@ impl Supervisor {
                 WorkerEvent::Ready
             }
             FromWorker::BootFailed { reason } => {
-                tracing::error!(slot, generation, "a worker can't start: {reason}");
-                worker.boot_failure = Some(reason);
+                let reason = log::cut(&reason);
+                if let Some(More { count, .. }) = WORDS.admit(0) {
+                    tracing::error!(slot, generation, more = count, "a worker can't start: {reason}");
+                }
+                worker.boot_failure = Some(reason.into_owned());
                 return;
             }
             FromWorker::Leaving => {
-                tracing::info!(
-                    slot,
-                    generation,
-                    "a worker was signalled to end; it is replaced, then it leaves"
-                );
+                if let Some(More { count, .. }) = WORDS.admit(0) {
+                    tracing::info!(
+                        slot,
+                        generation,
+                        more = count,
+                        "a worker was signalled to end; it is replaced, then it leaves"
+                    );
+                }
                 WorkerEvent::Leaving
             }
             FromWorker::HereIAm => {
@@ -223,26 +239,37 @@ impl Supervisor {
             }
             FromWorker::Wedged { method } => {
                 let (pid, stuck) = (worker.pid.map_or(0, Pid::as_raw), worker.stuck);
-                tracing::error!(
-                    slot,
-                    pid,
-                    generation,
-                    method,
-                    "a worker is wedged and is replaced: a call is still in its handler timeouts.stuck ({stuck:?}) \
-                     after its deadline"
-                );
+                if let Some(More { count, .. }) = WORDS.admit(0) {
+                    let method = log::cut(&method);
+                    let method = &*method;
+                    tracing::error!(
+                        slot,
+                        pid,
+                        generation,
+                        method,
+                        more = count,
+                        "a worker is wedged and is replaced: a call is still in its handler timeouts.stuck \
+                         ({stuck:?}) after its deadline"
+                    );
+                }
                 WorkerEvent::Wedged
             }
             FromWorker::Retiring { why } => {
-                tracing::info!(slot, generation, "a worker is to be recycled: {why}");
+                if let Some(More { count, .. }) = WORDS.admit(0) {
+                    let why = log::cut(&why);
+                    tracing::info!(slot, generation, more = count, "a worker is to be recycled: {why}");
+                }
                 WorkerEvent::Retiring
             }
             FromWorker::OnlyStuckLeft => {
-                tracing::info!(
-                    slot,
-                    generation,
-                    "nothing is left in a worker but threads that don't come back"
-                );
+                if let Some(More { count, .. }) = WORDS.admit(0) {
+                    tracing::info!(
+                        slot,
+                        generation,
+                        more = count,
+                        "nothing is left in a worker but threads that don't come back"
+                    );
+                }
                 WorkerEvent::OnlyStuckLeft
             }
             FromWorker::Keep { connections } => return self.keep(id, connections, descriptors),

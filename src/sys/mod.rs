@@ -13,6 +13,7 @@ pub(crate) mod culprit;
 pub(crate) mod exec;
 pub(crate) mod limits;
 pub(crate) mod memory;
+pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod resident;
 pub(crate) mod seqpacket;

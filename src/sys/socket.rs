@@ -19,18 +19,13 @@ use nix::sys::socket::{
 use rustix::net::sockopt::set_tcp_quickack;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::peer::PeerAddress;
+
 /// A bound socket on which connections arrive.
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
-}
-
-/// Who is at the other end of an accepted connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PeerAddress {
-    Tcp(SocketAddr),
-    Unix { uid: u32, pid: i32 },
 }
 
 /// What follows from an error of `accept`.

@@ -14,7 +14,8 @@ use super::flow::{Hand, Prepared};
 use crate::arena::{ArenaError, KeptArena, Key, Moved, Refusal};
 use crate::fail_points::{self, Kind};
 use crate::line::{FromWorker, Taken};
-use crate::sys::socket::{PeerAddress, Socket};
+use crate::sys::peer::PeerAddress;
+use crate::sys::socket::Socket;
 use crate::sys::tcp;
 
 /// When it is tried again to tell a supervisor whose line is full.

@@ -426,6 +426,11 @@ impl Known {
         Caller { route: self.route, id: self.value(self.id, message) }
     }
 
+    /// The id's text, unchecked: for what is only told.
+    pub(super) fn id_text(self, message: &[u8]) -> Option<&[u8]> {
+        Some(self.id?.bytes_in(self.text(message)))
+    }
+
     /// A value of the message. It was a text when it was read. If it is none now some handler writes where it must not, and what this
     /// process would go on to say is noise that somebody may take for an answer: it ends instead, and another one answers.
     pub(super) fn value(self, span: Option<Span>, message: &[u8]) -> Option<RawJson<'_>> {

@@ -132,6 +132,7 @@ impl Desk {
             hand.shared.remind(hand.now() + TIDY, Due::Tidying);
         }
         self.watch_line(&hand.shared);
+        log::tell_of_counted(false);
         let dropped = log::dropped_lines();
         if dropped != self.log_lines_dropped {
             hand.row.log_dropped(dropped.wrapping_sub(self.log_lines_dropped));
@@ -173,6 +174,7 @@ impl Desk {
             self.bound_by_the_kernel(shared);
             shared.site.service.worker_stop(&shared.info);
         }
+        log::tell_of_counted(true);
         process::exit_now(0)
     }
 

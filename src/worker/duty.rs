@@ -16,6 +16,7 @@ use super::poller::Poller;
 use super::role::Term;
 use super::{BELL, Due, FIRST_DOOR, LINE, TERM, WAKE, key_of};
 use crate::fail_points;
+use crate::log;
 use crate::sys::{allocator, process};
 
 /// Deadlines are looked at this often in a round that lasts: with many connections that all have much to say, a round
@@ -205,6 +206,7 @@ impl Hand {
                 Due::DrainEnd => {
                     let slot = self.shared.info.slot();
                     tracing::warn!(slot, "calls still run after timeouts.drain; ended");
+                    log::tell_of_counted(true);
                     process::exit_now(1);
                 }
             }

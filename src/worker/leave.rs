@@ -134,7 +134,7 @@ impl Hand {
                 state.armed = state.interest();
                 let event = EpollEvent::new(state.armed.flags(), token_of(connection.key));
                 if let Err(error) = self.shared.epoll.add(&connection.socket, event) {
-                    tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
+                    connection.can_not_be_watched(error);
                     return self.close(&mut state);
                 }
             }

@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
+use super::counted::TURNED_AWAY;
 use crate::config;
-use crate::sys::socket::{AcceptFailure, Listener, PeerAddress, Socket, sort_accept_error};
+use crate::log::More;
+use crate::sys::peer::PeerAddress;
+use crate::sys::socket::{AcceptFailure, Listener, Socket, sort_accept_error};
 use crate::wire::Accepts;
 
 /// Connections accepted in one go before other events get their turn.
@@ -221,7 +224,15 @@ impl Door {
         if let (PeerAddress::Unix { uid, pid }, Some(allowed)) = (peer, &self.allow_uids)
             && !allowed.contains(&uid)
         {
-            tracing::warn!(uid, pid, "a user that is not among allow_uids was turned away");
+            if let Some(More { count, from }) = TURNED_AWAY.admit(u64::from(uid) + 1) {
+                tracing::warn!(
+                    uid,
+                    pid,
+                    more = count,
+                    from,
+                    "a user that is not among allow_uids was turned away"
+                );
+            }
             return Ok(None);
         }
         Ok(Some((socket, peer)))

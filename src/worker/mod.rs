@@ -15,6 +15,7 @@ mod capacity;
 mod chunk;
 mod concurrency;
 mod connection;
+mod counted;
 mod deadlines;
 mod desk;
 mod dispatch;
@@ -28,6 +29,7 @@ mod life;
 mod listening;
 mod overdue;
 mod pace;
+mod panics;
 mod poller;
 mod pool;
 mod quarantine;
@@ -103,7 +105,7 @@ fn rows(threads: usize) -> usize {
 pub(crate) struct Shared {
     info: WorkerInfo,
     site: &'static Site,
-    states: States,
+    states: &'static States,
     bounds: Bounds,
     /// Each method's own time limit, by its number.
     timeouts: Vec<Duration>,
@@ -170,7 +172,7 @@ enum Due {
 impl Shared {
     fn new(
         site: &'static Site,
-        states: States,
+        states: &'static States,
         config: &Config,
         info: WorkerInfo,
         (records, pool): (Records, &'static Pool),

@@ -16,7 +16,7 @@ use super::life::Life;
 use super::queue::Queue;
 use super::recycle::Limits;
 use super::site::Site;
-use super::{LINE, Shared, TERM, WAKE, capacity, doors, pool, rows};
+use super::{LINE, Shared, TERM, WAKE, capacity, doors, panics, pool, rows};
 use crate::arena::{ArenaWriter, Row, State};
 use crate::config::Config;
 use crate::line::{self, FromWorker, Line, Quarantined};
@@ -118,7 +118,9 @@ impl Gathered {
         line.send(&FromWorker::Born { version: line::VERSION, pid }, Vec::new()).map_err(failed("line"))?;
         crate::sys::allocator::give_back_large_buffers();
         log::init(&config.log);
-        log_panics(info.slot());
+        // From here on it stays for the life of the process: nothing of the program's is dropped by a boot that fails.
+        let site = Site::open(service, config);
+        panics::log_panics(site, info.slot());
         let memory = descriptors.next().ok_or("the arena is missing")?;
         let mut arena = ArenaWriter::open(memory).map_err(|error| format!("arena: {error}"))?;
         arena.identify(info.pid(), info.generation(), info.slot(), clock::monotonic_ns());
@@ -137,14 +139,13 @@ impl Gathered {
                 "expected {expected} listeners, found {found}: the descriptor limit is too low"
             ));
         }
-        let states = service.make_states(&info)?;
-        service.worker_start(&info)?;
+        let states = &*Box::leak(Box::new(site.service.make_states(&info)?));
+        site.service.worker_start(&info)?;
         // The gate bounds what waits; this is room for that, for what threads are about to take, and for the word that
         // somebody should be the watch.
         let queue = Queue::new(config.limits.queue + rows(config.threads));
         let tasks = queue.receiver();
         let memory = (arena.records(), arena.blocks().map_err(|error| format!("arena: {error}"))?);
-        let site = Site::open(service, config);
         let shared = Shared::new(site, states, config, info, memory, queue).map_err(failed("epoll"))?;
         let shared = Arc::new(shared);
         let rows = (0..rows(config.threads)).map(|row| arena.row(row)).collect::<Result<_, _>>();
@@ -167,15 +168,13 @@ fn open(
     let mut rows = rows.into_iter();
     let mut row = move || rows.next().ok_or("the arena has too few rows");
     is_to_blame_as(0)?;
-    shared.site.service.thread_start(&shared.info, 0)?;
-    let hand = Hand::new(Arc::clone(shared), row()?, 0);
+    let hand = begin_thread(Arc::clone(shared), row()?, 0)?;
     // All but the main thread; one of them becomes the watch.
     pool::start(super::rows(config.threads) - 1, tasks, |thread| {
         let (row, shared, desk) = (row()?, Arc::clone(shared), Arc::clone(desk));
         Ok(move || {
             is_to_blame_as(thread)?;
-            shared.site.service.thread_start(&shared.info, thread)?;
-            let mut hand = Hand::new(shared, row, thread);
+            let mut hand = begin_thread(shared, row, thread)?;
             Ok(Box::new(move |task: Task| hand.work(&desk, task)) as Box<dyn FnMut(Task)>)
         })
     })?;
@@ -194,6 +193,13 @@ fn open(
     desk.line.live_on().map_err(failed("line"))?;
     desk.line.send(&FromWorker::Ready, Vec::new()).map_err(failed("line"))?;
     Ok(hand)
+}
+
+/// What a thread does before its first call.
+fn begin_thread(shared: Arc<Shared>, row: Row, thread: usize) -> Result<Hand, String> {
+    panics::this_thread_has(row.own());
+    shared.site.service.thread_start(&shared.info, thread)?;
+    Ok(Hand::new(shared, row, thread))
 }
 
 /// Has this thread named by its row, plus 1, if it takes the process down.
@@ -232,16 +238,4 @@ impl Desk {
             ),
         }
     }
-}
-
-/// A handler's panic goes to the log, with its place; the caller only learns that there was one.
-fn log_panics(slot: usize) {
-    std::panic::set_hook(Box::new(move |panic| {
-        let place = panic.location().map_or_else(|| "an unknown place".to_string(), ToString::to_string);
-        let payload = panic.payload();
-        let text = payload.downcast_ref::<&str>().copied();
-        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        let text = text.unwrap_or("a value that is not text");
-        tracing::error!(slot, place, "a handler panicked: {text}");
-    }));
 }

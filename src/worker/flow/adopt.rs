@@ -15,7 +15,8 @@ use super::begin::Job;
 use crate::arena::{Core, Flags, KeptConnection, Key, Ran, Waited};
 use crate::fail_points::{self, Kind};
 use crate::rpc::{Error, Peer};
-use crate::sys::socket::{PeerAddress, Socket};
+use crate::sys::peer::PeerAddress;
+use crate::sys::socket::Socket;
 use crate::worker::caller::{Asked, Caller, Tongue, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{self, Answered, Connection, InFlight, Locked, Parts, Phase};
@@ -177,7 +178,7 @@ impl Hand {
         let mut state = connection.lock();
         let event = EpollEvent::new(state.armed.flags(), token_of(key));
         if let Err(error) = self.shared.epoll.add(&connection.socket, event) {
-            tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
+            connection.can_not_be_watched(error);
             // They have no place at the gate yet that could be given back.
             state.calls.clear();
             self.close(&mut state);

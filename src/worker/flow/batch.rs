@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::Hand;
 use super::begin::{Job, Parsed};
+use crate::log::More;
 use crate::rpc::{self, Error};
 use crate::worker::buffers::LITTLE;
 use crate::worker::caller::{Asked, Caller, Route, Tongue, Whom};
@@ -19,6 +20,7 @@ use crate::worker::chunk::Chunk;
 use crate::worker::connection::{
     Ahead, Answered, Batch, BegunMember, InFlight, Locked, MOST_GATHERED, Member, Phase,
 };
+use crate::worker::counted::NO_MEMORY;
 use crate::worker::dispatch::Refused;
 use crate::worker::ticket::{Place, Ticket};
 
@@ -252,7 +254,12 @@ impl Hand {
     fn gather(&mut self, state: &mut Locked<'_>, member: Member) {
         if !state.gather(member, &self.answer) {
             let (peer, bytes) = (&state.connection.peer, self.answer.len());
-            tracing::error!(%peer, bytes, "no block of the arena is left for the answer of a batch's call; is limits.buffers low?");
+            if let Some(More { count, from }) = NO_MEMORY.admit(peer.address().number()) {
+                tracing::error!(
+                    %peer, bytes, more = count, from,
+                    "no block of the arena is left for the answer of a batch's call; is limits.buffers low?"
+                );
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Hand;
+use crate::log::More;
 use crate::rpc::web::{self, Wanted};
 use crate::rpc::{Error, MethodIndex, Request, Span};
 use crate::sys::clock;
@@ -18,6 +19,7 @@ use crate::worker::buffers::LITTLE;
 use crate::worker::caller::{Asked, Caller, Known, Route, Tongue, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{Answered, Connection, InFlight, Locked, Member, Pause, Phase, SPARE};
+use crate::worker::counted::STRANGERS;
 use crate::worker::dispatch::Refused;
 use crate::worker::pace::Speed;
 use crate::worker::quarantine::Pass;
@@ -223,7 +225,12 @@ impl Hand {
             }
             Recognised::Unknown { looks_like } => {
                 let peer = &state.connection.peer;
-                tracing::error!(%peer, "expected a framing that this listener takes, found {looks_like}; closed");
+                if let Some(More { count, from }) = STRANGERS.admit(peer.address().number()) {
+                    tracing::error!(
+                        %peer, more = count, from,
+                        "expected a framing that this listener takes, found {looks_like}; closed"
+                    );
+                }
                 state.linger(self.now);
                 ControlFlow::Break(0)
             }

@@ -28,11 +28,14 @@ use super::leave::Going;
 use super::role::Term;
 use super::{Shared, token_of};
 use crate::arena::{Core, Key, Row};
+use crate::log::More;
 use crate::rpc::{Error, MethodIndex, Peer};
 use crate::sys::blocks::Block;
 use crate::sys::clock;
-use crate::sys::socket::{PeerAddress, Socket};
+use crate::sys::peer::PeerAddress;
+use crate::sys::socket::Socket;
 use crate::wire::Accepts;
+use crate::worker::counted::{NO_MEMORY, STRANGERS};
 
 pub(super) use adopt::Prepared;
 pub(super) use begin::Job;
@@ -97,14 +100,20 @@ impl Hand {
     /// Takes in a connection that was just accepted.
     pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, accepts: Accepts) {
         let peer = Peer::from(peer);
-        let (now, shared) = (self.now, &self.shared);
+        let (now, shared, address) = (self.now, &self.shared, peer.address().number());
         let (pool, core) = (shared.pool, Core { flags: connection::flags_of(accepts), ..Core::default() });
         let make = |key| {
             let record = shared.records.open(key, &core)?;
             Some(Connection::new(Parts { key, socket, peer, accepts, pool, record, core }, now))
         };
         let Some(connection) = shared.table.lock().insert(make) else {
-            tracing::error!("the arena has no record left for a connection, which is closed");
+            if let Some(More { count, from }) = NO_MEMORY.admit(address) {
+                tracing::error!(
+                    more = count,
+                    from,
+                    "the arena has no record left for a connection, which is closed"
+                );
+            }
             return;
         };
         self.row.connection_opened();
@@ -114,7 +123,7 @@ impl Hand {
         let added = self.shared.epoll.add(&connection.socket, event);
         let mut state = connection.lock();
         if let Err(error) = added {
-            tracing::warn!(peer = %connection.peer, %error, "a connection can't be watched and is closed");
+            connection.can_not_be_watched(error);
             self.close(&mut state);
         } else {
             if self.shared.lets_go() {
@@ -195,7 +204,12 @@ impl Hand {
     pub(super) fn fail(&mut self, state: &mut Locked<'_>, error: &io::Error) {
         if error.kind() == io::ErrorKind::OutOfMemory {
             let peer = &state.connection.peer;
-            tracing::error!(%peer, "no block of the arena is left for a connection, which is closed; is limits.buffers low?");
+            if let Some(More { count, from }) = NO_MEMORY.admit(peer.address().number()) {
+                tracing::error!(
+                    %peer, more = count, from,
+                    "no block of the arena is left for a connection, which is closed; is limits.buffers low?"
+                );
+            }
         }
         self.close(state);
     }
@@ -236,7 +250,13 @@ impl Hand {
             let why =
                 format!("the message did not arrive whole within timeouts.message ({:?})", bounds.message);
             let Some(caller) = state.late(self.shared.site) else {
-                tracing::error!(peer = %connection.peer, "expected a framing that this listener takes, found the beginning of none; {why}");
+                let peer = &connection.peer;
+                if let Some(More { count, from }) = STRANGERS.admit(peer.address().number()) {
+                    tracing::error!(
+                        %peer, more = count, from,
+                        "expected a framing that this listener takes, found the beginning of none; {why}"
+                    );
+                }
                 return self.end(&mut state);
             };
             self.answer_error(&mut state, &Error::invalid_request(&why), caller, Answered::Message);

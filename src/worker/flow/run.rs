@@ -1,9 +1,7 @@
 //! From a call to its answer: what pool threads do with calls from the queue, and the poller with quick ones.
 
-use std::error::Error as _;
 use std::io;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,15 +10,18 @@ use super::Hand;
 use super::begin::{Job, Next, Parsed};
 use crate::arena::Outcome;
 use crate::fail_points;
-use crate::rpc::{Call, CallParts, Error, envelope};
+use crate::log::{self, More};
+use crate::rpc::guard::guarded;
+use crate::rpc::{Call, CallParts, Error, RawJson, envelope};
 use crate::sys::clock;
 use crate::worker::buffers::LITTLE;
 use crate::worker::caller::{Asked, Caller, Tongue, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::concurrency::Entry;
 use crate::worker::connection::{Answered, Connection, InlineCall, Locked, Phase};
+use crate::worker::counted::{FAILED, SLOW};
 use crate::worker::role::Term;
-use crate::worker::token_of;
+use crate::worker::{panics, token_of};
 
 /// A handler's run, when it is over.
 pub(super) struct Ran {
@@ -327,15 +328,20 @@ impl Hand {
     /// Runs the handler and leaves its framed answer in `self.answer`.
     pub(super) fn invoke(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
         let begun_ns = self.now_ns;
+        self.row.called_by(connection.peer.address(), call.caller.id_text(message));
         self.row.begin(call.method.0, begun_ns);
         let outcome = self.answer(connection, message, call);
         self.look_at_the_clock();
         let took = Duration::from_nanos(self.now_ns - begun_ns);
         let shared = &self.shared;
-        if !shared.slow.is_zero() && took >= shared.slow {
+        if !shared.slow.is_zero()
+            && took >= shared.slow
+            && let Some(More { count, from }) = SLOW.admit(connection.peer.address().number())
+        {
             let (slot, method, peer) =
                 (shared.info.slot(), shared.method_name(call.method), &connection.peer);
-            tracing::warn!(slot, method, ?took, %peer, "slow call");
+            let id = call.caller.caller(message).id.map(RawJson::get).map(log::cut);
+            tracing::warn!(slot, method, ?took, id = id.as_deref(), %peer, more = count, from, "slow call");
         }
         Ran { outcome, took }
     }
@@ -356,35 +362,54 @@ impl Hand {
             id: caller.id,
             peer: &connection.peer,
             worker: &shared.info,
-            states: &shared.states,
+            states: shared.states,
             gone: &connection.gone,
             deadline: parsed.deadline,
             thread: self.thread,
         });
         let begun = route.begin(&mut self.answer);
         let answer = &mut self.answer;
-        // A handler that panics may leave its own state half-changed; that is its state's to survive, as with any
-        // lock that std poisons. What it was writing is thrown away here.
-        let run =
-            catch_unwind(AssertUnwindSafe(|| envelope::answer(answer, route.form(), method, &call, params)));
+        // Of a handler that panics nothing is kept that it was writing.
+        let run = guarded(|| envelope::answer(answer, route.form(), method, &call, params));
         let (outcome, instead) = match run {
             Ok(answered) => {
-                let error = answered.err();
-                if let Some(cause) = error.as_ref().and_then(|error| error.source()) {
-                    // The caller is only told that there was one.
-                    tracing::error!(slot = shared.info.slot(), method = method.name(), %cause, "internal error");
+                let mut error = answered.err();
+                if let Some(error) = &mut error
+                    && let Some(why) =
+                        error.take_cause().or_else(|| error.is_internal().then(|| error.to_string()))
+                {
+                    self.tell_failed(&call, &why);
                 }
                 // An error's answer is written already.
                 match route.end(&mut self.answer, begun, error.as_ref()) {
                     Ok(()) if error.is_none() => return Outcome::Ok,
                     Ok(()) => return Outcome::Error,
-                    Err(too_long) => (Outcome::Error, Error::answer_too_long(&too_long)),
+                    Err(too_long) => {
+                        self.tell_failed(&call, &too_long.to_string());
+                        (Outcome::Error, Error::answer_too_long(&too_long))
+                    }
                 }
             }
-            Err(_) => (Outcome::Panicked, Error::panicked(method.name())),
+            Err(panicked) => {
+                panics::was_caught(shared.site, shared.info.slot(), &panicked);
+                (Outcome::Panicked, Error::panicked(method.name()))
+            }
         };
         self.answer.clear();
         caller.write_error(&mut self.answer, &instead);
         outcome
+    }
+
+    /// Tells why a call is answered that there was an internal error, which its caller is not.
+    #[cold]
+    fn tell_failed(&self, call: &Call<'_>, cause: &str) {
+        let Some(More { count, from }) = FAILED.admit(call.peer().address().number()) else { return };
+        let (slot, method, peer) = (call.slot(), call.method(), call.peer());
+        let id = call.id().map(RawJson::get).map(log::cut);
+        let took = Duration::from_nanos(clock::monotonic_ns().saturating_sub(self.now_ns));
+        tracing::error!(
+            slot, method, id = id.as_deref(), %peer, ?took, more = count, from, cause = %log::cut(cause),
+            "internal error"
+        );
     }
 }

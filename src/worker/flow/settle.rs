@@ -100,7 +100,7 @@ impl Hand {
             state.armed = interest;
             let mut event = EpollEvent::new(interest.flags(), token_of(state.connection.key));
             if let Err(error) = shared.epoll.modify(&state.connection.socket, &mut event) {
-                tracing::warn!(peer = %state.connection.peer, %error, "a connection can't be watched");
+                state.connection.can_not_be_watched(error);
             }
         }
         if state.timer_holds(&shared.bounds) {

@@ -49,7 +49,7 @@ impl Threadless {
         let tasks = queue.receiver();
         let records = (arena.records(), arena.blocks()?);
         let site = Site::open(service, config);
-        let shared = Arc::new(Shared::new(site, states, config, info, records, queue)?);
+        let shared = Arc::new(Shared::new(site, Box::leak(Box::new(states)), config, info, records, queue)?);
         let mut poller = Hand::new(Arc::clone(&shared), arena.row(0)?, 0);
         poller.term = Some(shared.role.first_term());
         let pool = Hand::new(shared, arena.row(1)?, 1);

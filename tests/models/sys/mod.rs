@@ -1,6 +1,9 @@
 //! What stands below the code that is modelled: loom's words instead of the machine's, and memory made of them.
 
 pub(crate) mod memory;
+#[path = "../../../src/sys/peer.rs"]
+#[allow(dead_code, reason = "no model asks who called")]
+pub(crate) mod peer;
 pub(crate) mod sync;
 
 /// What a reader has to know of the word that names a culprit, which no model uses.

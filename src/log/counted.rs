@@ -1,0 +1,197 @@
+//! Records that others can cause at will: so many a second are written, and the others counted.
+//!
+//! Strangers on the port, callers whose calls fail, and workers' own messages decide how many of these there are; unbounded
+//! they would fill the disk and hide everything else. Each kind is a static [`Counted`] beside the place that writes it. Each
+//! process counts for itself.
+//!
+//! What was counted is told by the next record of its kind, or by a line of its own once its second is over. Nobody is woken
+//! for that: [`tell_of_counted`] is called where a process is awake anyway, and when it ends.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::sys::clock;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// The kinds of which something is counted that nobody has told yet. A process that is forked begins with its parent's, which
+/// has one thread and told its own.
+static UNTOLD: Mutex<Vec<&'static Counted>> = Mutex::new(Vec::new());
+/// Its length, to be looked at without the lock.
+static HOW_MANY: AtomicUsize = AtomicUsize::new(0);
+
+/// A kind of record.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    /// What a record of it says, for the line that tells how many more there were.
+    what: &'static str,
+    rate: Mutex<Rate>,
+}
+
+/// How many records of a kind were not written since the last one that was.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct More {
+    /// None where there were none.
+    pub(crate) count: Option<u64>,
+    /// Whether one address or several caused them.
+    pub(crate) from: Option<&'static str>,
+}
+
+impl Counted {
+    /// `a_second`: how many are written.
+    pub(crate) const fn new(what: &'static str, a_second: u32) -> Self {
+        Self { what, rate: Mutex::new(Rate::new(a_second)) }
+    }
+
+    /// Whether a record is to be written, and what it has to say of those that were not. `from`: a number that stands for who
+    /// caused it; the same for the same, and 0 where that is not known.
+    pub(crate) fn admit(&'static self, from: u64) -> Option<More> {
+        let mut rate = self.rate.lock();
+        let admitted = rate.admit(clock::monotonic_ns(), from);
+        if admitted.is_none() && rate.unwritten == 1 {
+            let mut untold = UNTOLD.lock();
+            // It is still there where the record that told of the ones before was written since.
+            if !untold.iter().any(|kind| std::ptr::eq(*kind, self)) {
+                untold.push(self);
+            }
+            HOW_MANY.store(untold.len(), Ordering::Relaxed);
+        }
+        admitted
+    }
+}
+
+/// Tells what was counted more than a second ago, and all of it where the process ends.
+pub(crate) fn tell_of_counted(ends: bool) {
+    if HOW_MANY.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let now = clock::monotonic_ns();
+    // Not under this lock: whoever is admitted takes them in the other order.
+    let untold = std::mem::take(&mut *UNTOLD.lock());
+    let (mut later, mut lines) = (Vec::new(), Vec::new());
+    for kind in untold {
+        let mut rate = kind.rate.lock();
+        if ends || rate.is_over(now) {
+            lines.push((kind.what, rate.take_unwritten()));
+        } else {
+            later.push(kind);
+        }
+    }
+    let mut untold = UNTOLD.lock();
+    untold.append(&mut later);
+    HOW_MANY.store(untold.len(), Ordering::Relaxed);
+    drop(untold);
+    for (what, More { count, from }) in lines {
+        if let Some(count) = count {
+            tracing::warn!(from, "{count} more records were not written: {what}");
+        }
+    }
+}
+
+/// So many a second, and a count of the others.
+#[derive(Debug)]
+struct Rate {
+    a_second: u32,
+    /// When the second began that is counted now, by the monotonic clock.
+    began_ns: Option<u64>,
+    written: u32,
+    unwritten: u64,
+    /// Who caused the first of those.
+    from: u64,
+    from_several: bool,
+}
+
+impl Rate {
+    const fn new(a_second: u32) -> Self {
+        Self { a_second, began_ns: None, written: 0, unwritten: 0, from: 0, from_several: false }
+    }
+
+    fn admit(&mut self, now_ns: u64, from: u64) -> Option<More> {
+        if self.is_over(now_ns) {
+            (self.began_ns, self.written) = (Some(now_ns), 0);
+        }
+        if self.written < self.a_second {
+            self.written += 1;
+            return Some(self.take_unwritten());
+        }
+        if self.unwritten == 0 {
+            self.from = from;
+        }
+        self.from_several |= from != self.from;
+        self.unwritten = self.unwritten.saturating_add(1);
+        None
+    }
+
+    fn is_over(&self, now_ns: u64) -> bool {
+        self.began_ns.is_none_or(|began| now_ns.saturating_sub(began) >= SECOND_NS)
+    }
+
+    fn take_unwritten(&mut self) -> More {
+        let count = Some(std::mem::take(&mut self.unwritten)).filter(|count| *count > 0);
+        let several = std::mem::take(&mut self.from_several);
+        let from = match (several, self.from) {
+            (true, _) => "several addresses",
+            (false, 0) => return More { count, from: None },
+            (false, _) => "one address",
+        };
+        More { count, from: count.map(|_| from) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn so_many_a_second_are_written_and_the_next_one_tells_of_the_others() {
+        let mut rate = Rate::new(2);
+        // When, who, and what is said of those before; None where it is counted.
+        let table = [
+            (0, 1, Some((None, None))),
+            (10, 1, Some((None, None))),
+            (20, 1, None),
+            (30, 1, None),
+            (999, 1, None),
+            (1_000, 2, Some((Some(3), Some("one address")))),
+            (1_001, 2, Some((None, None))),
+            (1_002, 2, None),
+            (1_003, 3, None),
+            // Long after: the second begins with what comes.
+            (60_000, 3, Some((Some(2), Some("several addresses")))),
+            (60_001, 3, Some((None, None))),
+            (60_002, 0, None),
+            (61_000, 0, Some((Some(1), None))),
+        ];
+        for (ms, from, expected) in table {
+            let admitted = rate.admit(ms * MS, from);
+            assert_eq!(admitted, expected.map(|(count, from)| More { count, from }), "after {ms} ms");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_opens_nothing_and_shuts_nothing() {
+        let mut rate = Rate::new(1);
+        assert!(rate.admit(5_000 * MS, 1).is_some());
+        assert!(rate.admit(4_000 * MS, 1).is_none());
+        assert!(rate.admit(6_000 * MS, 1).is_some());
+    }
+
+    #[test]
+    fn what_was_counted_is_told_once() {
+        static KIND: Counted = Counted::new("a test", 1);
+        assert_eq!(KIND.admit(7), Some(More::default()));
+        for _ in 0..3 {
+            assert_eq!(KIND.admit(7), None);
+        }
+        let is_untold = || UNTOLD.lock().iter().filter(|kind| std::ptr::eq(**kind, &raw const KIND)).count();
+        assert_eq!(is_untold(), 1);
+        KIND.rate.lock().take_unwritten();
+        assert_eq!(KIND.admit(7), None);
+        assert_eq!(is_untold(), 1, "the record that told of them leaves no second entry");
+        tell_of_counted(true);
+        assert_eq!((is_untold(), KIND.rate.lock().unwritten), (0, 0));
+    }
+}
