@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::restart::Limits;
 pub(crate) use calm::Calm;
-use generation::{Generation, Phase, Slot};
+use generation::{Generation, Phase};
 use reload::Reload;
 use service::Service;
 use succession::{Departing, Stage};
@@ -261,18 +261,22 @@ impl State {
     /// Workers that can take connections of others. When the service ends, those that drain: what has arrived on a
     /// connection is still to be answered.
     pub(crate) fn adopters(&self) -> Vec<WorkerId> {
-        let in_slot = |slot: &Slot| match slot.phase {
+        let slots = || self.serving.slots.iter();
+        let ready = slots().filter_map(|slot| match slot.phase {
             Phase::Ready(worker) => Some(worker),
-            // What it was asked to end for is not known; but others may have nobody else.
             Phase::Empty
             | Phase::BackingOff
             | Phase::Requested(_)
             | Phase::Booting(_)
-            | Phase::TooSlow(_) => slot.predecessor.map(|before| before.worker),
-        };
-        let serving = self.serving.slots.iter().filter_map(in_slot);
+            | Phase::TooSlow(_) => None,
+        });
         let draining = self.departing.iter().filter(|(_, departing)| departing.stage == Stage::Draining);
-        serving.chain(draining.map(|(worker, _)| *worker)).collect()
+        let adopters: Vec<WorkerId> = ready.chain(draining.map(|(worker, _)| *worker)).collect();
+        if adopters.is_empty() {
+            // A predecessor may be wedged, and its threads run nothing; but there is nobody else.
+            return slots().filter_map(|slot| slot.predecessor.map(|before| before.worker)).collect();
+        }
+        adopters
     }
 
     /// The service ends: no worker will ever be ready again.

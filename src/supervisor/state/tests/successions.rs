@@ -34,6 +34,21 @@ fn a_successor_that_does_not_get_ready_is_tried_again_while_the_other_goes_on() 
     assert_eq!(brain.boots(4)[1..], leave(0));
 }
 
+/// It may be wedged, and would give them away again as soon as its successor is ready.
+#[test]
+fn who_is_about_to_be_replaced_is_given_connections_where_there_is_nobody_else() {
+    let mut brain = Brain::serving(2);
+    assert_eq!(brain.state.adopters(), [0, 1]);
+    brain.worker(0, Wedged);
+    assert_eq!(brain.state.adopters(), [1]);
+    brain.worker(1, Leaving);
+    assert_eq!(brain.state.adopters(), [0, 1]);
+    brain.boots(3);
+    assert_eq!(brain.state.adopters(), [3]);
+    brain.asked(Request::Stop);
+    assert_eq!(brain.state.adopters(), [0, 1, 3], "all of them drain");
+}
+
 #[test]
 fn a_worker_that_dies_while_its_successor_boots_leaves_it_the_slot() {
     let mut brain = Brain::serving(1);
