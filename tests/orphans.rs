@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use support::proc::{Process, timed};
-use support::{PATIENCE, Service, children_of, rig};
+use support::{PATIENCE, Service, await_asleep, children_of, rig};
 
 /// Far above what an end takes that waits for nothing, far below `timeouts.drain` as it is by default.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -162,6 +162,8 @@ fn a_worker_that_was_draining_already_ends_too() {
     let mut service = Service::start("processes = 2\nthreads = 1\n[timeouts]\ndrain = \"300ms\"");
     let mut busy = service.connect_to(1);
     busy.request("hang", &json!(null));
+    // Before it runs it would go elsewhere.
+    await_asleep(service.workers()[&1]);
     let mark = service.mark();
     service.signal(Signal::SIGTTOU);
     service.await_text(mark, "one worker fewer");

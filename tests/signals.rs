@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::proc::{pid_in, timed, worker_pid};
-use support::{PATIENCE, Service, children_named, rig, send_signal};
+use support::{PATIENCE, Service, await_asleep, children_named, rig, send_signal};
 
 /// Far above what an end takes that waits for nothing, far below `timeouts.drain` as it is by default.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -295,6 +295,8 @@ fn a_worker_taken_away_ends_when_drain_is_up_and_its_connections_stay() {
     let mark = service.mark();
     let mut busy = service.connect_to(1);
     busy.request("hang", &json!(null));
+    // Before it runs it would go elsewhere.
+    await_asleep(service.workers()[&1]);
     service.signal(Signal::SIGTTOU);
     let ended = service.await_text(mark, "worker ended with calls running");
     assert_eq!((ended["slot"].as_u64(), ended["cause"].as_str()), (Some(1), Some("exit 0")), "{ended}");

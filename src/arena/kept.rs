@@ -50,14 +50,16 @@ pub(crate) struct KeptConnection {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ran {
     pub(crate) message: Vec<u8>,
-    /// The answers of a batch's calls that were there, with the calls' numbers in the batch.
+    /// The answers of a batch's calls that were there, with the calls' numbers in the batch. Empty for notifications that were run.
     pub(crate) gathered: Vec<(u32, Vec<u8>)>,
 }
 
-/// A call that had not been started.
+/// A call that had not been started, or a batch of which some calls are still to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Waited {
     pub(crate) message: Vec<u8>,
+    /// Of a batch: its calls that have been run, with their answers, which are empty for notifications.
+    pub(crate) gathered: Vec<(u32, Vec<u8>)>,
     /// When, in nanoseconds of the monotonic clock, which all processes share. How long it may take stands in its message, which
     /// its worker may not have read.
     pub(crate) arrived_ns: u64,
@@ -201,12 +203,13 @@ impl KeptArena {
         let (mut ran, mut waited) = (Vec::new(), Vec::new());
         let mut left = self.held;
         for call in calls {
+            let gathered = self.gathered(call.gathered, left).ok_or(Refusal::Senseless("batch"))?;
+            left -= gathered.iter().map(|(_, answer)| answer.len()).sum::<usize>();
+            let Linked { message, arrived_ns, .. } = call;
             if call.runs {
-                let gathered = self.gathered(call.gathered, left).ok_or(Refusal::Senseless("batch"))?;
-                left -= gathered.iter().map(|(_, answer)| answer.len()).sum::<usize>();
-                ran.push(Ran { message: call.message, gathered });
+                ran.push(Ran { message, gathered });
             } else {
-                waited.push(Waited { message: call.message, arrived_ns: call.arrived_ns });
+                waited.push(Waited { message, gathered, arrived_ns });
             }
         }
         if core.inline.length > 0 {

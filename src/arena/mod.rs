@@ -40,7 +40,9 @@ pub(crate) use error::ArenaError;
 pub(crate) use gathered::{Gathered, NotGathered};
 pub(crate) use kept::{KeptArena, KeptConnection, Moved, Ran, Refusal, Waited};
 pub(crate) use reader::ArenaReader;
-pub(crate) use record::{Core, Flags, Key, Place, Record, Records, call_runs, unlink_next, write_call};
+pub(crate) use record::{
+    Core, Flags, Key, Place, Record, Records, call_runs, call_waits, unlink_next, write_call,
+};
 pub(crate) use scoreboard::Scoreboard;
 pub(crate) use snapshot::{Culprit, Snapshot};
 pub(crate) use totals::{Counter, Totals};

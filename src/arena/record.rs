@@ -45,7 +45,8 @@ pub(super) mod call_word {
     pub(crate) const NUMBER: usize = 0;
     /// The place of the next call's block; 0 at the end.
     pub(crate) const NEXT: usize = 1;
-    /// 0 while the call waits for a thread, 1 from when one runs it.
+    /// 1 from when a thread runs the call, or takes the batch apart that it is; 0 before, and again where what is left of a
+    /// batch goes to another worker.
     pub(crate) const RUNS: usize = 2;
     /// Until when it is to be answered, in nanoseconds of the monotonic clock.
     pub(crate) const ARRIVED_NS: usize = 3;
@@ -260,6 +261,12 @@ pub(crate) fn write_call(
 /// A thread is about to run the call: from here on a death answers it instead of having it run again.
 pub(crate) fn call_runs(head: &[AtomicU64; HEAD_WORDS]) {
     store(&head[call_word::RUNS], 1);
+}
+
+/// No thread is in the call any more, or in any call of the batch that it is, and what has not been answered of it is to be
+/// run by whoever goes on with its connection.
+pub(crate) fn call_waits(head: &[AtomicU64; HEAD_WORDS]) {
+    store(&head[call_word::RUNS], 0);
 }
 
 /// Takes the call that follows this one out of the list. Its answer has been published, so a reader finds it in the

@@ -265,6 +265,11 @@ impl State {
         self.calls.iter().map(InFlight::on_their_way).sum()
     }
 
+    /// A thread is in a call of it, so that it can't go to another worker.
+    pub(super) fn is_bound(&self) -> bool {
+        self.runs_inline() || self.calls.iter().any(InFlight::is_bound)
+    }
+
     /// True when all that was asked is answered and sent.
     pub(super) fn is_quiet(&self) -> bool {
         self.calls.is_empty() && self.output.is_empty() && !self.runs_inline()

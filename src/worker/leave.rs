@@ -1,8 +1,11 @@
 //! Letting connections go: a worker that ends while the service goes on, and one of which another takes a part.
 //!
-//! Nothing more is begun on a connection that is to go. Once its last call is answered it leaves epoll and the deadlines with
-//! all that it has, read or not sent, and is *offered*: another worker goes on from its record. Its place here is used again when
-//! the supervisor says that the other has it. Nobody touches its socket in between.
+//! No message is begun on a connection that is to go. As soon as no thread is in a call of it, it leaves epoll and the deadlines
+//! with all that it has, read, waiting for a thread or not sent, and is *offered*: another worker goes on from its record, and runs
+//! what waited. Its place here is used again when the supervisor says that the other has it. Nobody touches its socket in between.
+//!
+//! Calls that wait on a connection of which another call runs are run here where a thread is free for them first; when the time to
+//! drain is up, the one that runs is answered and they go.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +28,7 @@ const GIVE_UP_LETTING_GO: Duration = Duration::from_secs(1);
 pub(super) enum Going {
     #[default]
     Not,
-    /// It begins nothing more.
+    /// It reads and begins no further message.
     Asked,
     /// It is no longer this worker's to touch; its record stays until another has it, or nobody will: then it goes on here, in
     /// the phase it had.
@@ -54,7 +57,7 @@ impl Desk {
     }
 
     /// Lets some connections go that have lived a while: `busy` ones before others, or those of which nobody waits for
-    /// anything; and before all those on which nothing runs, since the others begin nothing until they can go. Those that
+    /// anything; and before all those on which nothing runs, since the others read nothing until they can go. Those that
     /// were asked before and have not gone yet count.
     pub(super) fn let_some_go(&mut self, shared: &Shared, count: usize, busy: bool) {
         let mut are_going = 0;
@@ -67,8 +70,7 @@ impl Desk {
                 are_going += usize::from(state.going == Going::Asked);
                 let may_go = state.phase == Phase::Open && state.going == Going::Not;
                 let is_busy = !state.is_quiet() || !state.input.is_empty();
-                let runs = state.inline_call().is_some()
-                    || state.calls.iter().any(|call| call.queued_since.is_none());
+                let runs = state.is_bound();
                 drop(state);
                 may_go.then_some(((is_busy != busy, runs), connection))
             })
@@ -97,7 +99,7 @@ impl Hand {
         }
     }
 
-    /// Begins nothing more on a connection, and offers it as soon as it can be.
+    /// Reads nothing more from a connection, and offers it as soon as it can be.
     pub(super) fn let_connection_go(&mut self, connection: &Arc<Connection>) {
         let mut state = connection.lock();
         if state.phase != Phase::Closed {
@@ -133,6 +135,7 @@ impl Hand {
                 state.stays = !self.shared.notes.lock().takes_back(connection.key);
                 state.armed = state.interest();
                 let event = EpollEvent::new(state.armed.flags(), token_of(connection.key));
+                self.wait_here_again(&mut state);
                 if let Err(error) = self.shared.epoll.add(&connection.socket, event) {
                     connection.can_not_be_watched(error);
                     return self.close(&mut state);
@@ -157,17 +160,22 @@ impl Hand {
         self.drain(connection);
     }
 
-    /// Offers a connection that is to go, once all that has begun on it is answered. True when it has left.
+    /// Offers a connection that is to go, once no thread is in a call of it. True when it has left.
     pub(super) fn offer(&mut self, state: &mut Locked<'_>) -> bool {
         let connection = state.connection;
         let may_go = state.going == Going::Asked
             && matches!(state.phase, Phase::Open | Phase::Finishing)
-            && state.calls.is_empty()
+            && !state.is_bound()
             && state.in_hand.is_none()
-            && connection.kept.load(Ordering::Relaxed);
+            && connection.kept.load(Ordering::Relaxed)
+            && state.tell_what_has_run();
         if !may_go {
             return false;
         }
+        for call in &state.calls {
+            self.shared.withdraw(call);
+        }
+        state.all_wait(self.now());
         // Explicitly, because the duplicates of the descriptor would keep the entry alive.
         let _ = self.shared.epoll.delete(&connection.socket);
         if let Some(timer) = state.timer.take() {
@@ -193,22 +201,31 @@ impl Hand {
             state.leave_record();
             self.shared.table.lock().remove(key);
             state.going = Going::Not;
+            // They are no longer this worker's to answer. Their places were given back when they were let go.
+            state.calls.clear();
             self.forget(&mut state);
         }
     }
 
-    /// The time that running calls had is up: their callers are told, and their connections go.
+    /// The time that running calls had is up: their callers are told, and their connections go with what waits.
     pub(super) fn end_leaving(&mut self) {
         if !self.shared.lets_go() {
             return;
         }
         for connection in self.shared.all_connections() {
             let mut state = connection.lock();
-            self.end_calls(&mut state);
+            if state.phase == Phase::Closed {
+                continue;
+            }
+            // The time may be up before the poller has come to it.
+            state.going = Going::Asked;
+            self.end_running_calls(&mut state);
+            self.go_on(&mut state);
             let stays = state.going == Going::Asked;
-            drop(state);
             if stays {
                 // It is not kept, so it can't go on anywhere.
+                self.end_calls(&mut state);
+                drop(state);
                 self.finish(&connection);
             }
         }
@@ -219,10 +236,33 @@ impl Hand {
     pub(super) fn end_all_calls(&mut self) {
         for connection in self.shared.all_connections() {
             let mut state = connection.lock();
+            // What waits on one that was let go is no longer this worker's to answer.
+            if state.phase == Phase::Closed {
+                continue;
+            }
             if state.phase == Phase::Open {
                 state.phase = Phase::Finishing;
             }
             self.end_calls(&mut state);
+        }
+    }
+
+    /// Tells the callers of calls that a thread is in that they will not be answered.
+    fn end_running_calls(&mut self, state: &mut Locked<'_>) {
+        let connection = state.connection;
+        if state.is_bound() {
+            // Nobody waits for what they still do.
+            connection.caller_is_gone();
+        }
+        let bound = state.calls.iter().filter(|call| call.is_bound());
+        let numbers: Vec<(u64, bool)> = bound.map(|call| (call.number, call.apart().is_some())).collect();
+        for (number, is_batch) in numbers {
+            if is_batch {
+                self.end_running_members(state, number);
+            } else if let Some(call) = state.take_call(number) {
+                self.answer_unfinished(state, &call, Error::drained);
+                self.shared.gave_up(connection.key, &call);
+            }
         }
     }
 

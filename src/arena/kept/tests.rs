@@ -120,7 +120,7 @@ fn calls_that_ran_are_told_from_calls_that_waited_and_from_one_that_is_done() {
             record::call_runs(arena.blocks[index].words());
         }
     }
-    let waits = |message: &[u8]| Waited { message: message.to_vec(), arrived_ns: 77 };
+    let waits = |message: &[u8]| Waited { message: message.to_vec(), gathered: Vec::new(), arrived_ns: 77 };
     let kept = arena.read(0, 0).unwrap();
     assert_eq!(messages(&kept), [b"five.", b"seven"]);
     assert_eq!(kept.waited, [waits(b"six.."), waits(b"eight")]);

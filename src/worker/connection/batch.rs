@@ -2,6 +2,7 @@
 //!
 //! Its message is one call of the connection, in the arena too; `flow` takes it apart and runs what is in it.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,6 +47,10 @@ pub(in crate::worker) struct Batch {
     /// Those that have begun and are not answered.
     pub(in crate::worker) begun: Vec<BegunMember>,
     gathered: Gathered,
+    /// Notifications that have been run. They have no answer, so nothing in the arena says so before the connection is let go.
+    silent: Vec<u32>,
+    /// An answer could not be kept: who went on with the batch would run its call again.
+    has_lost: bool,
 }
 
 /// A call of a batch that waits or runs.
@@ -71,8 +76,17 @@ impl Batch {
         mut ahead: Vec<Ahead>,
     ) -> Self {
         ahead.reverse();
-        let (begun, gathered) = (Vec::new(), Gathered::default());
-        Self { route, text_at, timeout, arrived, waits_since: arrived, ahead, begun, gathered }
+        let (begun, gathered, silent) = (Vec::new(), Gathered::default(), Vec::new());
+        let (waits_since, has_lost) = (arrived, false);
+        Self { route, text_at, timeout, arrived, waits_since, ahead, begun, gathered, silent, has_lost }
+    }
+
+    /// With the answers that are there already, of a batch that is taken apart once more.
+    pub(in crate::worker) fn with_answers_of(mut self, before: Option<Box<Self>>) -> Self {
+        if let Some(before) = before {
+            (self.gathered, self.silent, self.has_lost) = (before.gathered, before.silent, before.has_lost);
+        }
+        self
     }
 
     /// True when there is an answer for each of its calls that wants one.
@@ -88,7 +102,42 @@ impl Batch {
         answer: &[u8],
         pool: &'static Pool,
     ) -> Result<(), NotGathered> {
-        if answer.is_empty() { Ok(()) } else { self.gathered.add(head, index, answer, pool) }
+        if answer.is_empty() {
+            self.silent.push(index);
+            return Ok(());
+        }
+        let gathered = self.gathered.add(head, index, answer, pool);
+        self.has_lost |= gathered.is_err();
+        gathered
+    }
+
+    /// Has the arena say which of its calls have been run, those without an answer too. False where there is no room for that.
+    fn tell_what_has_run(&mut self, head: &[AtomicU64; HEAD_WORDS], pool: &'static Pool) -> bool {
+        while let Some(index) = self.silent.last() {
+            if self.gathered.add(head, *index, b"", pool).is_err() {
+                return false;
+            }
+            self.silent.pop();
+        }
+        true
+    }
+
+    /// The numbers of its calls that have been run.
+    pub(in crate::worker) fn have_run(&self) -> HashSet<u32> {
+        self.silent.iter().copied().chain(self.answers().map(|(index, _)| index)).collect()
+    }
+
+    /// Its calls that a thread is in, taken out.
+    pub(in crate::worker) fn take_running(&mut self) -> Vec<BegunMember> {
+        let begun = std::mem::take(&mut self.begun);
+        let (running, waiting) = begun.into_iter().partition(|member| member.queued_since.is_none());
+        self.begun = waiting;
+        running
+    }
+
+    /// True where it can't go to another worker as it is: a thread is in a call of it, or an answer of it is lost.
+    pub(super) fn is_bound(&self) -> bool {
+        self.has_lost || self.runs_some()
     }
 
     pub(in crate::worker) fn answers(&self) -> impl Iterator<Item = (u32, &[u8])> {
@@ -183,6 +232,21 @@ impl Locked<'_> {
             call.batch.as_ref().and_then(|batch| batch.due(bounds)).is_some_and(|due| due <= now)
         };
         self.calls.iter().find(is_due).map(|call| call.number)
+    }
+
+    /// The calls of a batch that have been run in another worker, or before its connection was let go in vain.
+    pub(in crate::worker) fn have_run(&self, number: u64) -> HashSet<u32> {
+        let call = self.calls.iter().find(|call| call.number == number);
+        call.and_then(|call| call.batch.as_ref()).map(|batch| batch.have_run()).unwrap_or_default()
+    }
+
+    /// Has the arena say of every batch which of its calls have been run. False where there is no room for that.
+    pub(in crate::worker) fn tell_what_has_run(&mut self) -> bool {
+        let pool = self.pool;
+        self.calls.iter_mut().all(|call| {
+            let head = call.message.block().words();
+            call.batch.as_mut().is_none_or(|batch| batch.tell_what_has_run(head, pool))
+        })
     }
 
     /// The message of a call.

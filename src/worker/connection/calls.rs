@@ -16,14 +16,14 @@ pub(in crate::worker) struct InFlight {
     pub(in crate::worker) number: u64,
     pub(in crate::worker) allowed: Duration,
     pub(in crate::worker) deadline: Instant,
-    /// None once a thread runs it.
+    /// None once a thread runs it, or has taken the batch apart that it is.
     pub(in crate::worker) queued_since: Option<Instant>,
     /// Nothing may begin beside it: it has no id, so that answers keep their order, or nobody knows yet whether it has.
     pub(in crate::worker) ordered: bool,
     /// It stands at the start of its block, whose head links it to the others in the arena.
     pub(in crate::worker) message: Chunk,
     pub(in crate::worker) caller: Whom,
-    /// Once it was taken apart, if it is one.
+    /// Once it was taken apart, if it is one. One that waits to be taken apart once more has the answers that are there.
     pub(in crate::worker) batch: Option<Box<Batch>>,
     /// Where it is on its way to a thread.
     pub(in crate::worker) ticket: Arc<Ticket>,
@@ -93,8 +93,18 @@ impl InFlight {
         self.batch.as_ref().map_or(1, |batch| batch.begun.len().max(1))
     }
 
+    /// The batch that it is, while that is taken apart.
+    pub(in crate::worker) fn apart(&self) -> Option<&Batch> {
+        self.batch.as_deref().filter(|_| self.queued_since.is_none())
+    }
+
+    /// True where it can't go to another worker as it is: a thread is in it.
+    pub(in crate::worker) fn is_bound(&self) -> bool {
+        self.apart().map_or(self.queued_since.is_none(), Batch::is_bound)
+    }
+
     pub(super) fn due(&self, bounds: &Bounds) -> Instant {
-        if let Some(batch) = &self.batch {
+        if let Some(batch) = self.apart() {
             return batch.due(bounds).unwrap_or(self.deadline);
         }
         self.queued_since.map_or(self.deadline, |since| self.deadline.min(since + bounds.queue_wait))

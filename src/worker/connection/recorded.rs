@@ -13,11 +13,12 @@
 //! - **sending**: the kernel says how much it took of what was published.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::calls::{InFlight, InHand};
 use super::input::room_for;
 use super::{Chunk, Flags, Phase, Place, State};
-use crate::arena::{call_runs, unlink_next, write_call};
+use crate::arena::{call_runs, call_waits, unlink_next, write_call};
 use crate::sys::blocks::Block;
 use crate::worker::caller::Whom;
 use crate::worker::chunk::Scratch;
@@ -160,6 +161,20 @@ impl State {
         call.queued_since = None;
         call_runs(call.message.block().words());
         Some(call)
+    }
+
+    /// What has begun waits again, all of it, for whoever goes on with the connection: since `now`, where that is this worker.
+    /// No thread may be in any of it. Dying before a call's word is stored leaves a batch as one that was taken apart, with
+    /// errors for what is left of it; dying after it leaves one of which the rest is run.
+    pub(in crate::worker) fn all_wait(&mut self, now: Instant) {
+        for call in &mut self.calls {
+            if let Some(batch) = &mut call.batch {
+                batch.begun.clear();
+            }
+            if call.queued_since.replace(now).is_none() {
+                call_waits(call.message.block().words());
+            }
+        }
     }
 
     /// Brings call `number`, which the poller ran when it was relieved, among those that any thread runs, and what

@@ -19,7 +19,7 @@ use crate::sys::peer::PeerAddress;
 use crate::sys::socket::Socket;
 use crate::worker::caller::{Asked, Caller, Tongue, Whom};
 use crate::worker::chunk::Chunk;
-use crate::worker::connection::{self, Answered, Connection, InFlight, Locked, Parts, Phase};
+use crate::worker::connection::{self, Answered, Batch, Connection, InFlight, Locked, Member, Parts, Phase};
 use crate::worker::leave::Going;
 use crate::worker::ticket::Ticket;
 use crate::worker::token_of;
@@ -126,6 +126,9 @@ impl Hand {
     fn wait_again(&mut self, state: &mut Locked<'_>, waited: &Waited, jobs: &mut Vec<Job>) -> bool {
         let Some(framing) = state.framing else { return true };
         let tongue = Tongue::new(framing, self.shared.site);
+        let age = Duration::from_nanos(self.now_ns.saturating_sub(waited.arrived_ns));
+        let arrived = self.now.checked_sub(age).unwrap_or(self.now);
+        let mut batch_so_far = None;
         let (whom, allowed) = match tongue.read(&waited.message) {
             Asked::Call { request, route, text_at } => {
                 match self.shared.understand(&request, route, text_at, self.now) {
@@ -136,14 +139,15 @@ impl Hand {
                     }
                 }
             }
-            Asked::Batch { timeout_ms, .. } => {
+            Asked::Batch { route, text_at, timeout_ms, .. } => {
+                if !waited.gathered.is_empty() {
+                    batch_so_far = Some(Box::new(Batch::new(route, text_at, None, arrived, Vec::new())));
+                }
                 (Whom::NotParsed(tongue), self.shared.allowed_unread(timeout_ms))
             }
             Asked::Page { .. } => (Whom::NotParsed(tongue), self.shared.allowed_unread(None)),
             Asked::Nothing { caller, error } => return self.answer_instead(state, &error, caller),
         };
-        let age = Duration::from_nanos(self.now_ns.saturating_sub(waited.arrived_ns));
-        let arrived = self.now.checked_sub(age).unwrap_or(self.now);
         let Some(message) = Chunk::copy_of(&waited.message, 0, self.shared.pool) else {
             return false;
         };
@@ -151,7 +155,18 @@ impl Hand {
         let ticket = Arc::new(Ticket::default());
         let mut in_flight = InFlight::queued(number, message.clone(), whom, allowed, self.now).with(&ticket);
         in_flight.deadline = arrived + allowed;
+        in_flight.batch = batch_so_far;
         state.enqueue(in_flight, waited.arrived_ns);
+        let gathered =
+            waited.gathered.iter().map(|(index, answer)| (Member { batch: number, index: *index }, answer));
+        for (member, answer) in gathered {
+            if !state.gather(member, answer) {
+                return false;
+            }
+        }
+        if !state.tell_what_has_run() {
+            return false;
+        }
         let connection = Arc::clone(state.connection);
         // Its thread parses it once more, and asks then whether its method may run: it is late enough for that.
         jobs.push(Job { connection, number, message, arrived, call: None, member: None, ticket });
@@ -203,8 +218,32 @@ impl Hand {
         if !self.shared.enqueue(job)
             && let Some(call) = state.take_call(number)
         {
-            let refused = self.shared.full();
-            self.refuse(state, refused, (call.caller, &call.message), Answered::Call(&call));
+            self.row.refused();
+            let retry_after = self.shared.full().retry_after;
+            self.answer_waiting(state, &call, || Error::overloaded(retry_after));
+        }
+    }
+
+    /// Has everything wait for a thread again that was let go with its connection, which nobody else can have.
+    pub(in crate::worker) fn wait_here_again(&mut self, state: &mut Locked<'_>) {
+        let connection = Arc::clone(state.connection);
+        let mut jobs = Vec::new();
+        state.all_wait(self.now);
+        for call in &mut state.calls {
+            // Whoever still has the job of before finds its ticket given up.
+            call.ticket = Arc::default();
+            jobs.push(Job {
+                connection: Arc::clone(&connection),
+                number: call.number,
+                message: call.message.clone(),
+                arrived: call.deadline.checked_sub(call.allowed).unwrap_or(self.now),
+                call: None,
+                member: None,
+                ticket: Arc::clone(&call.ticket),
+            });
+        }
+        for job in jobs {
+            self.queue_again(state, job);
         }
     }
 

@@ -42,12 +42,13 @@ impl Hand {
         batch: &rpc::Batch<'_>,
         (route, text_at, timeout_ms): (Route, usize, Option<u64>),
     ) {
-        let ahead = (0..).zip(batch.places()).collect();
+        let have_run = state.have_run(job.number);
+        let ahead = (0..).zip(batch.places()).filter(|(index, _)| !have_run.contains(index)).collect();
         let timeout = timeout_ms.map(Duration::from_millis);
         let batch = Batch::new(route, text_at, timeout, job.arrived, ahead);
         if let Some(call) = state.runs(job.number) {
             call.ordered = route.is_ordered(true);
-            call.batch = Some(Box::new(batch));
+            call.batch = Some(Box::new(batch.with_answers_of(call.batch.take())));
             self.feed_batch(state, job.number);
         }
         self.go_on(state);
@@ -189,7 +190,9 @@ impl Hand {
     /// Runs a call of a batch, on a pool thread.
     pub(super) fn run_member(&mut self, job: &Job, member: Member, call: &Parsed) {
         let mut state = job.connection.lock();
-        if !state.batch_at(member.batch).is_some_and(|batch| batch.runs(member.index)) {
+        let is_wanted = !job.ticket.is_given_up()
+            && state.batch_at(member.batch).is_some_and(|batch| batch.runs(member.index));
+        if !is_wanted {
             drop(state);
             self.shared.came_back((job.connection.key, job.number));
             self.shared.release(call.method, self.now_ns);
@@ -311,6 +314,38 @@ impl Hand {
         self.put_out(state, route, Answered::Call(call));
     }
 
+    /// Answers a call that waits for a thread and is not run, or the rest of a batch that does.
+    pub(super) fn answer_waiting(
+        &mut self,
+        state: &mut Locked<'_>,
+        call: &InFlight,
+        error: impl Fn() -> Error,
+    ) {
+        if call.batch.is_some() {
+            return self.answer_unfinished(state, call, |_| error());
+        }
+        self.answer_unrun(state, (call.caller, &call.message), Answered::Call(call), error);
+    }
+
+    /// Answers the calls of a batch that a thread is in, as ended with this worker; those that wait go on waiting.
+    pub(in crate::worker) fn end_running_members(&mut self, state: &mut Locked<'_>, number: u64) {
+        let running = state.batch_at(number).map(Batch::take_running).unwrap_or_default();
+        let key = state.connection.key;
+        for member in running {
+            self.shared.gave_up_ticket((key, member.number), &member.ticket, member.deadline);
+            let method = member.ticket.method().map_or("?", |method| self.shared.method_name(method));
+            let error = Error::drained(method);
+            self.answer.clear();
+            if let Some(message) = state.message_of(number) {
+                member.caller.caller(&message).write_error(&mut self.answer, &error);
+            }
+            self.gather(state, Member { batch: number, index: member.index });
+        }
+        if state.batch_at(number).is_some_and(|batch| batch.is_complete()) {
+            self.end_batch(state, number);
+        }
+    }
+
     /// Answers a message of which nothing is run. A batch that nobody has taken apart yet is read for that: who waits for
     /// its calls knows them by their ids alone.
     pub(super) fn answer_unrun(
@@ -379,6 +414,7 @@ fn write_batch<'a, E: Borrow<Error>>(
         let start = out.len();
         let route = route.of_member();
         match (answers.get(&index), member.request) {
+            (Some([]), _) => {}
             (Some(answer), request) if start - first + answer.len() > most => {
                 let length = answer.len();
                 let why = format!("its answer of {length} bytes does not fit into that of the batch");

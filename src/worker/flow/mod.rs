@@ -275,7 +275,7 @@ impl Hand {
         let queue_wait = self.shared.bounds.queue_wait;
         let mut index = 0;
         while let Some(call) = state.calls.get(index) {
-            if call.batch.is_some() {
+            if call.apart().is_some() {
                 index += 1;
                 continue;
             }
@@ -291,7 +291,7 @@ impl Hand {
             let call = state.calls.remove(index);
             self.shared.gave_up(state.connection.key, &call);
             let (allowed, retry_after) = (call.allowed, self.shared.gate.retry_after());
-            self.answer_unrun(state, (call.caller, &call.message), Answered::Call(&call), || {
+            self.answer_waiting(state, &call, || {
                 if is_late { Error::deadline(allowed) } else { Error::overloaded(retry_after) }
             });
         }

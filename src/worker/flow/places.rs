@@ -99,7 +99,7 @@ impl Shared {
 
     /// A call has left its connection without the answer of a thread; what it had is given back.
     pub(in crate::worker) fn gave_up(&self, key: Key, call: &InFlight) {
-        let Some(batch) = &call.batch else {
+        let Some(batch) = call.apart() else {
             // The thread that has it, or will take it out of the queue, says when its message is gone.
             self.buffers.hold_on(call.message.len());
             return self.gave_up_ticket((key, call.number), &call.ticket, call.deadline);
@@ -117,6 +117,28 @@ impl Shared {
             (Place::Queued, method) => self.leave_queue(method),
             (Place::Taken, method) => self.is_overdue(run, method, deadline),
             (Place::GivenUp | Place::Listed, _) => {}
+        }
+    }
+
+    /// A call that no thread has begun goes to another worker: the places that it has here are given back. Whoever comes to its
+    /// job finds that.
+    pub(in crate::worker) fn withdraw(&self, call: &InFlight) {
+        match call.apart() {
+            Some(batch) => batch.begun.iter().for_each(|member| self.withdraw_ticket(&member.ticket)),
+            None => {
+                self.buffers.hold_on(call.message.len());
+                self.withdraw_ticket(&call.ticket);
+            }
+        }
+    }
+
+    fn withdraw_ticket(&self, ticket: &Ticket) {
+        let method = ticket.method();
+        match (ticket.give_up(), method) {
+            (Place::Listed, Some(method)) => self.concurrency.gave_up(method),
+            (Place::Queued, method) => self.leave_queue(method),
+            // A thread has it that waits for the connection's lock: it gives the place back itself.
+            (Place::Taken | Place::GivenUp | Place::Listed, _) => {}
         }
     }
 

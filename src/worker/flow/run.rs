@@ -286,7 +286,8 @@ impl Hand {
     /// The connection of a job whose call somebody still waits for.
     fn still_wanted<'a>(&mut self, job: &'a Job) -> Option<Locked<'a>> {
         let state = job.connection.lock();
-        if state.calls.iter().any(|call| call.number == job.number) {
+        // One that was let go with its connection may be on the list still, or again.
+        if !job.ticket.is_given_up() && state.calls.iter().any(|call| call.number == job.number) {
             return Some(state);
         }
         drop(state);

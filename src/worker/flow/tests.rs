@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Receiver;
 use proptest::prelude::*;
@@ -57,6 +58,8 @@ enum Act {
     Read(u8),
     /// A thread of the pool takes the call of this number among those that wait.
     Run(u8),
+    /// The worker lets the connection go, and has to go on with it itself.
+    LetGo,
 }
 
 /// What the client has said, and who looks on.
@@ -107,7 +110,11 @@ impl Scene {
             assert_eq!(members.len(), ran.gathered.len(), "no call of a batch is answered twice");
             assert!(ran.gathered.iter().all(|(_, answer)| id_of(answer) == id), "answers are whole");
         }
-        kept.waited.iter().for_each(|call| note(id_of(self.way.text_of(&call.message))));
+        for call in &kept.waited {
+            let id = id_of(self.way.text_of(&call.message));
+            note(id);
+            assert!(call.gathered.iter().all(|(_, answer)| id_of(answer) == id), "answers are whole");
+        }
 
         let mut expected: BTreeMap<Option<u64>, usize> = BTreeMap::new();
         for (_, id) in self.messages.borrow().iter().filter(|(end, _)| *end <= begun) {
@@ -265,6 +272,16 @@ fn play(way: Way, acts: &[Act]) -> u64 {
                     pool.run(&job);
                 }
             }
+            Act::LetGo => {
+                connection.kept.store(true, Ordering::Relaxed);
+                poller.let_connection_go(&connection);
+                assert!(
+                    matches!(connection.lock().going, Going::Offered { .. }),
+                    "no thread is in a call of it"
+                );
+                scene.look();
+                poller.stay(&connection);
+            }
         }
         let turns = std::mem::take(&mut *poller.shared.turns.lock());
         for key in turns {
@@ -286,7 +303,14 @@ fn play(way: Way, acts: &[Act]) -> u64 {
         }
     }
     assert!(connection.lock().is_quiet(), "all messages are answered");
-    assert_eq!(poller.shared.gate.retry_after(), std::time::Duration::ZERO);
+    waiting.extend(tasks.try_iter());
+    for task in waiting {
+        let Task::Run(job) = task else { continue };
+        assert!(job.ticket.is_given_up(), "calls that somebody waits for are answered");
+        pool.run(&job);
+    }
+    assert!(poller.shared.gate.is_idle(), "every place is given back");
+    assert_eq!(poller.shared.buffers.held(), 0);
     let looks = scene.looks.get();
     looking::at_each_step(|| {});
     looks
@@ -302,6 +326,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Send(Kind::Empty)),
         4 => any::<u8>().prop_map(Act::Read),
         2 => any::<u8>().prop_map(Act::Run),
+        1 => Just(Act::LetGo),
     ]
 }
 
@@ -328,6 +353,19 @@ fn a_worker_may_die_at_every_step_of_a_batch() {
     let batches: Vec<Act> = (0..4).map(|index| Act::Send(Kind::Batch(index * 200))).collect();
     for way in WAYS {
         assert!(play(way, &batches) > 100, "steps are looked at");
+    }
+}
+
+#[test]
+fn a_worker_may_die_at_every_step_of_letting_go_what_waits_and_taking_it_back() {
+    let mut acts: Vec<Act> =
+        [Kind::Slow(10), Kind::Batch(10), Kind::Slow(20_000), Kind::Batch(300)].map(Act::Send).into();
+    acts.extend([Act::Read(255), Act::LetGo]);
+    for _ in 0..8 {
+        acts.extend([Act::Run(0), Act::LetGo, Act::Read(255)]);
+    }
+    for way in WAYS {
+        assert!(play(way, &acts) > 100, "steps are looked at");
     }
 }
 
