@@ -65,6 +65,7 @@ fn rig() -> Server {
         .method("panic", panic)
         .method("fail", fail)
         .method("trap", traps::trap)
+        .method("started_as", started_as)
         .method("count", count)
         .method("hang", hang)
         .method("leak", leak)
@@ -334,6 +335,11 @@ fn count(call: &Call<'_>, Count { of, add }: Count) -> Result<u64, Error> {
     let count = counts.entry(of).or_default();
     *count = count.saturating_add(add);
     Ok(*count)
+}
+
+/// Answers the arguments that it finds itself started with, and one variable of its environment.
+fn started_as(_call: &Call<'_>, _params: Option<serde_json::Value>) -> Result<(Vec<String>, String), Error> {
+    Ok((std::env::args().skip(1).collect(), std::env::var("RIG_MARK").unwrap_or_default()))
 }
 
 /// Never returns, and doesn't look whether it should.

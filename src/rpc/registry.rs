@@ -96,9 +96,15 @@ pub(crate) struct Registry {
     methods: Vec<Method>,
     /// Its hash is quick and has no secret: names are the program's own, and callers only look them up.
     by_name: FxHashMap<Box<str>, MethodIndex>,
+    title: Box<str>,
 }
 
 impl Registry {
+    /// The service's name.
+    pub(super) fn title(&self) -> &str {
+        &self.title
+    }
+
     /// The number of a method, which stays the same as long as this registry lives.
     pub(crate) fn find(&self, name: &str) -> Option<MethodIndex> {
         self.by_name.get(name).copied()
@@ -204,7 +210,7 @@ impl RegistryBuilder {
         let by_name = (methods.iter().enumerate())
             .map(|(index, method)| (method.name.clone(), MethodIndex(index)))
             .collect();
-        Ok(Registry { methods, by_name })
+        Ok(Registry { methods, by_name, title: self.about.title.into() })
     }
 
     /// Behind all others, which it describes.

@@ -47,6 +47,11 @@ impl Service {
         &self.registry
     }
 
+    /// The service's name: what the program said of itself, or its file's name.
+    pub(crate) fn title(&self) -> &str {
+        self.registry.title()
+    }
+
     /// The methods' names, in the order of their numbers.
     pub(crate) fn method_names(&self) -> Vec<String> {
         self.registry.names().map(str::to_owned).collect()

@@ -22,3 +22,4 @@ pub(crate) mod socket;
 pub(crate) mod sync;
 pub(crate) mod tcp;
 pub(crate) mod text;
+pub(crate) mod title;

@@ -17,6 +17,7 @@ use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
 use crate::rpc::Service;
 use crate::sys::process::{self, Forked};
 use crate::sys::signals;
+use crate::sys::title;
 use crate::worker::{self, Birth};
 
 /// What the intermediate process of a fork tells the template by its exit code.
@@ -65,6 +66,8 @@ fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u
     signals::ignore_what_is_for_the_supervisor().map_err(|error| format!("signals: {error}"))?;
     signals::write_errors_only().map_err(|error| format!("signals: {error}"))?;
     let beginning = receive_beginning(line)?;
+    // A help to people only, so a failure is no failure.
+    let _ = title::set(&format!("tine: template gen {} ({})", beginning.generation, service.title()));
     let config = config::check(&beginning.source, overrides).map_err(|error| error.to_string())?;
     config::check_methods(&beginning.source, &service.method_names()).map_err(|error| error.to_string())?;
     service.preload().map_err(|error| format!("the template can't start: {error}"))?;

@@ -28,6 +28,7 @@ use crate::sys::limits;
 use crate::sys::process;
 use crate::sys::signals;
 use crate::sys::socket::Listener;
+use crate::sys::title;
 
 /// What a worker is born with.
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub(crate) fn run(service: Service, config: Config, birth: Birth) -> ! {
 
 fn live(service: Service, config: Config, birth: Birth) -> ! {
     let _ = nix::sys::prctl::set_name(c"tine-worker");
+    let title = format!("tine: worker {} gen {} ({})", birth.slot, birth.generation, service.title());
+    let _ = title::set(&title);
     let mut descriptors = birth.descriptors.into_iter();
     let Some(line) = descriptors.next() else {
         process::exit_now(1);
