@@ -203,6 +203,10 @@ enum How {
     Exit,
     Stack,
     Oom,
+    /// Without a word to anybody who would like to hear of it.
+    Vanish,
+    /// All its threads, until somebody has it go on or kills it.
+    Stop,
     /// It doesn't, this time.
     None,
 }
@@ -218,9 +222,18 @@ fn crash(_call: &Call<'_>, Crash { how, code }: Crash) -> Result<(), Error> {
         }
         // What the kernel does to a process when memory runs out, without the risk that it picks another one.
         How::Oom => raise(Signal::SIGKILL).map_err(Error::internal)?,
+        How::Vanish => vanish(code),
+        How::Stop => raise(Signal::SIGSTOP).map_err(Error::internal)?,
         How::None => {}
     }
     Ok(())
+}
+
+/// Ends the process without its exit handlers.
+#[allow(unsafe_code)]
+fn vanish(code: i32) {
+    // SAFETY: it returns to nobody, so nothing of this process can be misused after it.
+    unsafe { nix::libc::_exit(code) }
 }
 
 /// A real access to memory that isn't there, as in a C library with a bug.

@@ -89,6 +89,8 @@ pub(super) enum Pause {
     Starved,
     /// It waits until the poller comes round to it.
     Turn,
+    /// A handler would run next, and the supervisor must first be sent this connection, or others that wait for that.
+    Unkept,
 }
 
 /// What epoll was last asked to report.
@@ -122,6 +124,10 @@ pub(super) struct State {
     pub(super) message_since: Option<Instant>,
     /// Why it is not read from at present, if so.
     pub(super) paused: Option<Pause>,
+    /// Since when the supervisor can't be sent it, and calls wait for that.
+    pub(super) unkept_since: Option<Instant>,
+    /// They have waited for long enough: what has arrived is refused.
+    pub(super) refuses_unkept: bool,
     pub(super) calls: Vec<InFlight>,
     pub(super) output: Output,
     pub(super) armed: Interest,
@@ -236,6 +242,8 @@ impl State {
             input_ended: false,
             message_since: None,
             paused: None,
+            unkept_since: None,
+            refuses_unkept: false,
             calls: Vec::new(),
             output: Output::after(core.sent),
             armed: Interest { input: true, output: false },
@@ -337,10 +345,15 @@ impl State {
             Phase::Lingering { .. } => Interest { input: true, output: false },
             Phase::Finishing => Interest { input: false, output: !self.output.is_empty() },
             Phase::Open => Interest {
-                input: !self.input_ended && self.paused.is_none() && self.going == Going::Not,
+                input: !self.input_ended && self.is_read() && self.going == Going::Not,
                 output: !self.output.is_empty(),
             },
         }
+    }
+
+    /// What holds it up only until the end of the poller's round is not worth two calls to epoll.
+    fn is_read(&self) -> bool {
+        self.paused.is_none() || (self.paused == Some(Pause::Unkept) && self.unkept_since.is_none())
     }
 
     /// True when the entry among the deadlines is early enough, seen without working out when it should be: so after most
@@ -349,6 +362,7 @@ impl State {
         self.phase == Phase::Open
             && self.calls.is_empty()
             && self.message_since.is_none()
+            && self.unkept_since.is_none()
             && self.timer.is_some_and(|timer| timer <= self.last_progress + bounds.idle)
     }
 
@@ -362,7 +376,13 @@ impl State {
         let deadlines = self.calls.iter().map(|call| call.due(bounds));
         let message = self.message_due(bounds).into_iter().chain(self.rest_due());
         let idle = self.idle_due(bounds);
-        deadlines.chain(message).chain(idle).min()
+        deadlines.chain(message).chain(idle).chain(self.unkept_due(bounds)).min()
+    }
+
+    /// When the calls have waited too long that can't begin before the supervisor was sent the connection.
+    pub(super) fn unkept_due(&self, bounds: &Bounds) -> Option<Instant> {
+        let waits = self.paused == Some(Pause::Unkept) && self.phase == Phase::Open;
+        self.unkept_since.filter(|_| waits)?.checked_add(bounds.queue_wait)
     }
 
     /// When the message that is arriving has taken too long. A message that has to wait for calls before it

@@ -14,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::adopt::Adoption;
 use super::connection::Connection;
+use super::doors::is_door;
 use super::flow::Hand;
 use super::life::Life;
 use super::listening::Door;
@@ -77,6 +78,8 @@ pub(super) struct Desk {
     /// The number of the thread that is the poller.
     pub(super) poller: usize,
     pub(super) adoptions: VecDeque<Adoption>,
+    /// Connections could not be sent to the supervisor, and calls on them wait for that.
+    pub(super) asking_waits: bool,
     /// Connections were let go, and the line does not take the word of it.
     pub(super) offers_wait: bool,
     /// Epoll is to say when the line takes messages again.
@@ -114,16 +117,23 @@ impl Desk {
     }
 
     pub(super) fn put(&mut self, events: &[EpollEvent]) {
-        self.todo.extend(events.iter().map(|event| Todo::Event(event.data(), event.events())));
+        // Whoever is accepted is served or kept before the round ends, so nothing else comes in between.
+        for doors in [false, true] {
+            let these = events.iter().filter(|event| is_door(event.data()) == doors);
+            self.todo.extend(these.map(|event| Todo::Event(event.data(), event.events())));
+        }
     }
 
     /// All that was to do is done: the last call may have been answered.
     pub(super) fn end_round(&mut self, hand: &mut Hand) {
-        let shared = &hand.shared;
-        self.tell_offers(shared);
-        if shared.table.lock().len() == 0 {
-            self.end_without_connections(shared, hand.now());
+        self.keep_who_ask(hand);
+        // Only now: another process may be given this core.
+        self.give_way(&hand.shared);
+        self.tell_offers(&hand.shared);
+        if hand.shared.table.lock().len() == 0 {
+            self.end_without_connections(hand);
         }
+        let shared = &hand.shared;
         if self.recycle.is_time(hand.now()) {
             self.look_at_limits(hand.now());
         }
@@ -140,15 +150,16 @@ impl Desk {
         }
     }
 
-    fn end_without_connections(&mut self, shared: &Shared, now: Instant) {
+    fn end_without_connections(&mut self, hand: &mut Hand) {
+        let shared = Arc::clone(&hand.shared);
         let is_leaving = shared.leaving.load(Ordering::SeqCst);
         let nothing_runs = shared.gate.is_idle();
         // What outlives the time to drain in a service that ends is the supervisor's to kill, and to tell of.
         let may_close = shared.site.is_closing() && (nothing_runs || !self.has_left);
         if may_close || (is_leaving && (nothing_runs || self.has_left)) {
-            self.tell_notes(shared, now);
+            self.tell_notes(hand);
             // What still runs after the time to drain may never end, and hold the very lock that a stop hook waits for.
-            self.end(shared, nothing_runs || !self.has_left);
+            self.end(&shared, nothing_runs || !self.has_left);
         }
         if is_leaving && shared.overdue.lock().has_stuck() {
             self.say_only_stuck();
@@ -214,7 +225,7 @@ impl Desk {
 
     /// Has the poller woken when the line takes messages again, if some wait for that.
     fn watch_line(&mut self, shared: &Shared) {
-        let waits = self.line.has_queued() || self.offers_wait;
+        let waits = self.line.has_queued() || self.offers_wait || self.asking_waits;
         if waits == self.line_is_full {
             return;
         }
@@ -291,7 +302,9 @@ impl Desk {
     pub(super) fn close_doors(&mut self, hand: &mut Hand) {
         let epoll = Arc::clone(&hand.shared.epoll);
         for door in self.doors.iter_mut().filter_map(Option::take) {
-            door.close(&epoll, |socket, peer, accepts| hand.accepted(socket, peer, accepts));
+            door.close(&epoll, |socket, peer, accepts| {
+                hand.accepted(socket, peer, accepts);
+            });
         }
     }
 

@@ -12,10 +12,10 @@ use std::time::Instant;
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
-use super::desk::Desk;
+use super::desk::{Desk, Todo};
 use super::flow::Hand;
 use super::listening::{Door, LOOK_AGAIN, Shut, Standing, Visit};
-use super::{BELL, Due, FIRST_DOOR, Shared};
+use super::{BELL, Due, FIRST_DOOR, Shared, token_of};
 use crate::config::Config;
 use crate::sys::clock;
 use crate::sys::socket::Listener;
@@ -31,6 +31,12 @@ pub(super) fn make(listeners: Vec<Listener>, config: &Config) -> Vec<Option<Door
             Some(Door::new(listener, configured, token, config.limits.max_message))
         })
         .collect()
+}
+
+/// True of the tokens of listeners.
+pub(super) fn is_door(token: u64) -> bool {
+    let index = token & u64::from(u32::MAX);
+    (FIRST_DOOR - 65_536 + 1..=FIRST_DOOR).contains(&index)
 }
 
 impl Desk {
@@ -93,9 +99,12 @@ impl Desk {
         let shared = Arc::clone(&hand.shared);
         let door = self.doors.get_mut(number).and_then(Option::as_mut)?;
         let was_empty = shared.table.lock().len() == 0;
+        let mut accepted = Vec::new();
         let visit = door.visit(&shared.epoll, standing, |socket, peer, accepts| {
-            hand.accepted(socket, peer, accepts);
+            accepted.extend(hand.accepted(socket, peer, accepts));
         });
+        // Most have sent their call by then: it begins in this very round.
+        self.todo.extend(accepted.into_iter().map(|key| Todo::Event(token_of(key), EpollFlags::EPOLLIN)));
         if let Visit::Shut { why, .. } = visit {
             shared.look_again_at(number, why);
             self.open_doors(&shared);
@@ -104,6 +113,17 @@ impl Desk {
             self.is_wanted_again(hand.now());
         }
         Some(visit)
+    }
+
+    /// Goes to the end of the line of workers at each listener where somebody was taken in this round.
+    pub(super) fn give_way(&mut self, shared: &Shared) {
+        for (number, door) in self.doors.iter_mut().enumerate() {
+            if let Some(door) = door
+                && let Visit::Shut { why, .. } = door.give_way(&shared.epoll)
+            {
+                shared.look_again_at(number, why);
+            }
+        }
     }
 
     fn tell_others(&self) {

@@ -11,6 +11,7 @@ use nix::sys::epoll::EpollFlags;
 use parking_lot::Mutex;
 
 use super::desk::{Desk, Todo};
+use super::doors::is_door;
 use super::flow::{Hand, Job};
 use super::poller::Poller;
 use super::role::Term;
@@ -146,7 +147,7 @@ impl Hand {
             Todo::Event(TERM, _) => desk.lock().ask_to_leave(),
             Todo::Event(WAKE, _) => desk.lock().woken(self),
             Todo::Event(BELL, _) => desk.lock().rung(self),
-            Todo::Event(token, _) if token & u64::from(u32::MAX) > FIRST_DOOR - 65_536 => {
+            Todo::Event(token, _) if is_door(token) => {
                 desk.lock().visit(usize::try_from(FIRST_DOOR - token).unwrap_or(usize::MAX), self);
             }
             Todo::Event(token, flags) => self.connection_event(token, flags),
@@ -184,7 +185,7 @@ impl Hand {
             match due {
                 Due::Connection(key) => self.due(key, at),
                 Due::Door(number) => desk.lock().look_again(number, self),
-                Due::Notes => desk.lock().tell_notes(&self.shared, self.now()),
+                Due::Notes => desk.lock().tell_notes(self),
                 Due::TakeBack(key) => self.take_back(key),
                 Due::Adoptions => desk.lock().tell_adoptions(self),
                 Due::Tidying => {

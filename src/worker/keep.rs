@@ -1,8 +1,13 @@
 //! What the supervisor is to hear of connections: which are old enough to outlive this worker, which of those have ended,
 //! which were let go.
 //!
+//! No handler runs on a connection before the supervisor was sent a duplicate of it: a call that would be its first waits until
+//! the end of the poller's round, which has one message for all that are new in it. Nobody waits for an answer, because the
+//! supervisor reads all that a dead worker has said before it decides anything. `keep_after` is for connections on which no
+//! handler runs.
+//!
 //! Any thread leaves a note; the poller tells, many at a time, since each message costs the supervisor what ten connections
-//! do. A connection that ends young costs its entry here and nothing else.
+//! do. A connection that ends young, and has called nothing, costs its entry here and nothing else.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -13,9 +18,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 
-use super::connection::{Connection, Phase};
+use super::connection::{Connection, Pause, Phase};
 use super::desk::{Desk, Todo};
+use super::flow::Hand;
 use super::{Due, Shared};
 use crate::arena::Key;
 use crate::line::{FromWorker, MOST_DESCRIPTORS};
@@ -32,6 +39,8 @@ pub(super) struct Notes {
     keep_after: Duration,
     /// Since when the worker has them; the oldest first.
     young: VecDeque<(Instant, Key)>,
+    /// Those that wait for the end of the poller's round: to be kept, or for others that are about to be.
+    asking: Vec<Key>,
     /// Kept, and closed since.
     closed: Vec<Key>,
     offered: Vec<Key>,
@@ -48,7 +57,8 @@ pub(super) struct Arm {
 
 impl Notes {
     pub(super) fn new(keep_after: Duration) -> Self {
-        Self { keep_after, young: VecDeque::new(), closed: Vec::new(), offered: Vec::new(), timer: None }
+        let (young, asking) = (VecDeque::new(), Vec::new());
+        Self { keep_after, young, asking, closed: Vec::new(), offered: Vec::new(), timer: None }
     }
 
     /// There is a connection that is not kept, since `now`.
@@ -124,6 +134,38 @@ impl Shared {
         }
     }
 
+    /// A connection was accepted `now`. Where a handler runs it is kept at once, because that may end this process.
+    pub(super) fn began(&self, key: Key, now: Instant) {
+        if self.gate.is_idle() && !self.notes.lock().keep_after.is_zero() {
+            self.has_new.store(true, Ordering::Relaxed);
+            self.note(|notes| notes.began(key, now));
+        } else {
+            self.ask_to_keep(key);
+        }
+    }
+
+    /// Has the poller send the supervisor a connection at the end of its round, and all that are new, and then go on with it.
+    pub(super) fn ask_to_keep(&self, key: Key) {
+        self.notes.lock().asking.push(key);
+        self.has_new.store(true, Ordering::Relaxed);
+    }
+
+    /// The round is over: those that ask, and if there are any all others that are not kept.
+    pub(super) fn take_unkept(&self) -> Vec<Arc<Connection>> {
+        let mut notes = self.notes.lock();
+        if notes.asking.is_empty() {
+            return Vec::new();
+        }
+        self.has_new.store(false, Ordering::Relaxed);
+        let mut keys = mem::take(&mut notes.asking);
+        keys.extend(notes.young.drain(..).map(|(_, key)| key));
+        drop(notes);
+        keys.sort_unstable();
+        keys.dedup();
+        let table = self.table.lock();
+        keys.into_iter().filter_map(|key| table.get(key)).collect()
+    }
+
     /// A connection that may outlive this worker.
     fn to_be_kept(&self, key: Key) -> Option<Arc<Connection>> {
         let connection = self.find(key)?;
@@ -133,42 +175,28 @@ impl Shared {
         (may_be_kept && !connection.kept.load(Ordering::Relaxed)).then_some(connection)
     }
 
-    /// The supervisor has been sent a duplicate of it. Not before, or another thread might offer what is kept nowhere.
-    fn is_kept(&self, connection: &Arc<Connection>, now: Instant) {
+    /// The supervisor has been sent a duplicate of it. Not before, or another thread might offer what is kept nowhere. True
+    /// where a call waits for that.
+    fn is_kept(&self, connection: &Arc<Connection>, now: Instant) -> bool {
         let state = connection.lock();
         let has_ended = state.phase == Phase::Closed;
+        let waits = state.paused == Some(Pause::Unkept);
         connection.kept.store(!has_ended, Ordering::Relaxed);
         drop(state);
         if has_ended {
             self.note(|notes| notes.closed(connection.key, now));
         }
+        waits && !has_ended
     }
 }
 
 impl Desk {
     /// It is time to tell what was gathered.
-    pub(super) fn tell_notes(&mut self, shared: &Shared, now: Instant) {
+    pub(super) fn tell_notes(&mut self, hand: &mut Hand) {
+        let (shared, now) = (Arc::clone(&hand.shared), hand.now());
         let old = shared.notes.lock().old(now);
         let old: Vec<Arc<Connection>> = old.into_iter().filter_map(|key| shared.to_be_kept(key)).collect();
-        let mut later = Vec::new();
-        for batch in old.chunks(MOST_DESCRIPTORS) {
-            let connections: Vec<Key> = batch.iter().map(|connection| connection.key).collect();
-            let descriptors: Vec<BorrowedFd<'_>> =
-                batch.iter().map(|connection| connection.socket.as_fd()).collect();
-            if let Err(error) =
-                self.line.send_now(&FromWorker::Keep { connections: connections.clone() }, &descriptors)
-            {
-                self.complain(shared, &error);
-                later.extend(connections);
-                continue;
-            }
-            for connection in batch {
-                shared.is_kept(connection, now);
-            }
-            if shared.lets_go() {
-                self.todo.extend(batch.iter().cloned().map(Todo::LetGo));
-            }
-        }
+        let later = self.keep(hand, &old).into_iter().map(|connection| connection.key).collect();
         let closed = mem::take(&mut shared.notes.lock().closed);
         for keys in closed.chunks(MOST_KEYS) {
             self.tell(&FromWorker::Closed { connections: keys.to_vec() });
@@ -177,6 +205,89 @@ impl Desk {
             notes.keep_later(later, now);
             notes.look_again(now)
         });
+    }
+
+    /// The round is over: keeps those that ask for it, and has those go on that wait for that.
+    pub(super) fn keep_who_ask(&mut self, hand: &mut Hand) {
+        let (shared, mut unkept) = (Arc::clone(&hand.shared), Vec::new());
+        self.asking_waits = false;
+        for connection in shared.take_unkept() {
+            let mut state = connection.lock();
+            // What was offered in vain can be kept nowhere.
+            state.refuses_unkept |= state.stays;
+            let goes_on = state.stays || connection.kept.load(Ordering::Relaxed);
+            drop(state);
+            if goes_on {
+                self.todo.push_back(Todo::Turn(connection.key));
+            } else {
+                unkept.push(connection);
+            }
+        }
+        let later = self.keep(hand, &unkept);
+        if later.is_empty() {
+            return;
+        }
+        // The line says when it takes more. What else there may be passes without a word. Calls on kept ones don't wait for that.
+        self.asking_waits = true;
+        shared.note(|notes| {
+            notes.asking.extend(later.iter().map(|connection| connection.key));
+            notes.arm(hand.now() + GATHER)
+        });
+        for connection in later {
+            hand.can_not_be_kept_yet(&connection);
+        }
+    }
+
+    /// Sends the supervisor duplicates of connections, which are kept from then on, and has those go on that wait for that.
+    /// Returns those that could not be sent.
+    fn keep(&mut self, hand: &mut Hand, connections: &[Arc<Connection>]) -> Vec<Arc<Connection>> {
+        let mut later = Vec::new();
+        for batch in connections.chunks(MOST_DESCRIPTORS) {
+            match self.send_duplicates(batch) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error().map(Errno::from_raw) == Some(Errno::EBADF) => {
+                    later.extend(self.keep_each(hand, batch));
+                    continue;
+                }
+                // There is no supervisor any more, and so nobody who could go on with them.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                Err(error) => {
+                    self.complain(&hand.shared, &error);
+                    later.extend_from_slice(batch);
+                    continue;
+                }
+            }
+            for connection in batch {
+                if hand.shared.is_kept(connection, hand.now()) {
+                    self.todo.push_back(Todo::Turn(connection.key));
+                }
+            }
+            if hand.shared.lets_go() {
+                self.todo.extend(batch.iter().cloned().map(Todo::LetGo));
+            }
+        }
+        later
+    }
+
+    /// A handler has closed the descriptor of one of these, which must not be everybody's loss; or that of the line, and then the
+    /// supervisor ends this worker.
+    fn keep_each(&mut self, hand: &mut Hand, batch: &[Arc<Connection>]) -> Vec<Arc<Connection>> {
+        if let [connection] = batch {
+            if fcntl(connection.socket.as_fd(), FcntlArg::F_GETFD).is_ok() {
+                return vec![Arc::clone(connection)];
+            }
+            tracing::error!(peer = %connection.peer, "the descriptor of a connection was closed, as by a handler; it is given up");
+            hand.close(&mut connection.lock());
+            return Vec::new();
+        }
+        batch.iter().flat_map(|connection| self.keep(hand, std::slice::from_ref(connection))).collect()
+    }
+
+    fn send_duplicates(&self, batch: &[Arc<Connection>]) -> io::Result<()> {
+        let connections = batch.iter().map(|connection| connection.key).collect();
+        let descriptors: Vec<BorrowedFd<'_>> =
+            batch.iter().map(|connection| connection.socket.as_fd()).collect();
+        self.line.send_now(&FromWorker::Keep { connections }, &descriptors)
     }
 
     /// Tells what was let go. Its clients wait, so this is not gathered for longer than a round lasts.
@@ -198,13 +309,11 @@ impl Desk {
     }
 
     fn complain(&mut self, shared: &Shared, error: &io::Error) {
-        let passes = error.kind() == io::ErrorKind::WouldBlock
-            || error.raw_os_error().map(Errno::from_raw) == Some(Errno::EPIPE);
-        if !passes && !mem::replace(&mut self.has_complained, true) {
+        if error.kind() != io::ErrorKind::WouldBlock && !mem::replace(&mut self.has_complained, true) {
             tracing::warn!(
                 slot = shared.info.slot(),
                 %error,
-                "connections can't be kept for now and would end with this worker (said once)"
+                "connections can't be kept for now, and calls on new ones wait for that (said once)"
             );
         }
     }

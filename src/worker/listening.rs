@@ -39,6 +39,8 @@ pub(super) struct Door {
     shut: Option<Shut>,
     /// When it was shut last.
     shut_since: Instant,
+    /// It has taken a connection, and goes to the end of the line of workers when it has been seen to.
+    gives_way: bool,
     complained: bool,
 }
 
@@ -103,6 +105,7 @@ impl Door {
             allow_uids: config.allow_uids.clone(),
             shut: Some(Shut::NotYet),
             shut_since: Instant::now(),
+            gives_way: false,
             complained: false,
         }
     }
@@ -183,13 +186,17 @@ impl Door {
                 },
             }
         }
-        if took_any && standing.has_siblings { self.give_way(epoll) } else { Visit::Done }
+        self.gives_way |= took_any && standing.has_siblings;
+        Visit::Done
     }
 
-    /// Goes to the end of the line of workers: the kernel wakes the first that waits, which would be the same one for
+    /// Goes to the end of the line of workers, where it has taken a connection: the kernel wakes the first that waits, which would be the same one for
     /// every connection that comes while nobody is busy. A connection that comes in between is reported by the entry
     /// that is added.
-    fn give_way(&mut self, epoll: &Epoll) -> Visit {
+    pub(super) fn give_way(&mut self, epoll: &Epoll) -> Visit {
+        if !std::mem::take(&mut self.gives_way) || self.shut.is_some() {
+            return Visit::Done;
+        }
         let _ = epoll.delete(&self.listener);
         self.shut = Some(Shut::Refused);
         // Another that was woken by the next one of a burst may wait for this very core.
@@ -348,6 +355,7 @@ mod tests {
             assert!(scene.is_called(), "what waits is reported by the entry that was added anew");
             assert_eq!(scene.visit(Standing { has_siblings: true, ..FREE }), Visit::Done);
             assert_eq!(scene.accepted.len(), taken);
+            assert_eq!(scene.door.give_way(&scene.epoll), Visit::Done);
             assert_eq!(scene.door.shut(), None);
         }
         assert!(!scene.is_called());

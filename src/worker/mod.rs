@@ -138,6 +138,8 @@ pub(crate) struct Shared {
     /// This worker ends and the service goes on: connections go to others.
     leaving: AtomicBool,
     notes: Mutex<Notes>,
+    /// There are connections that the supervisor was not sent at the end of the poller's last round.
+    has_new: AtomicBool,
     /// The word that there is no watch lies in the queue.
     wants_watch: AtomicBool,
     /// A door is shut until a connection leaves: the poller wants to hear of it.
@@ -222,6 +224,7 @@ impl Shared {
             buffers: Buffers::new(limits.buffers),
             leaving: AtomicBool::new(false),
             notes: Mutex::new(Notes::new(config.timeouts.keep_after)),
+            has_new: AtomicBool::new(false),
             wants_watch: AtomicBool::new(false),
             wants_room: AtomicBool::new(false),
             wants_thread: AtomicBool::new(false),

@@ -226,6 +226,7 @@ impl Desk {
             poller: 0,
             told_crowding: None,
             adoptions: std::collections::VecDeque::new(),
+            asking_waits: false,
             offers_wait: false,
             line_is_full: false,
             has_complained: false,

@@ -2,7 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt};
 use serde_json::{Value, json};
@@ -92,6 +93,15 @@ impl Peer {
         stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
         stream.set_nodelay(true).expect("the option exists");
         Self { stream, way, arrived: Vec::new() }
+    }
+
+    /// The same by the socket file of this name in the service's folder.
+    pub fn by_file(service: &Service, name: &str, way: Way) -> Self {
+        let socket = UnixStream::connect(service.folder().join(name)).expect("the service accepts");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        socket.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        // Read and written like any other socket.
+        Self { stream: TcpStream::from(OwnedFd::from(socket)), way, arrived: Vec::new() }
     }
 
     /// One that takes little at a time, so that a hundred kilobytes of answers already wait in the service.

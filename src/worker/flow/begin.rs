@@ -4,6 +4,7 @@
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Hand;
@@ -69,8 +70,19 @@ enum Begun {
     Blocked { consumed: usize },
     /// The poller goes on with it when it comes round.
     Turn { consumed: usize },
+    /// It goes on when the supervisor has been sent what it must have before a handler runs.
+    Unkept { consumed: usize },
     /// This thread was relieved as poller, and the rest is with the connection.
     Relieved,
+}
+
+/// What a message is.
+enum Read {
+    Call(Parsed),
+    /// A thread of the pool parses what is large and takes batches apart. This long it may take.
+    Unread(Duration),
+    /// No call. It has been answered.
+    Answered,
 }
 
 /// What comes after a message.
@@ -78,6 +90,8 @@ pub(super) enum Next {
     Message,
     /// This very message is for the poller.
     LeaveToPoller,
+    /// This very message waits until the supervisor has been sent the connection.
+    Unkept,
     /// This thread is not the poller any more; the connection has been moved on.
     Relieved,
 }
@@ -93,7 +107,7 @@ impl Hand {
 
     /// Begins what it can of the input that waits.
     pub(super) fn begin_waiting(&mut self, state: &mut Locked<'_>) {
-        if state.paused != Some(Pause::Turn)
+        if !matches!(state.paused, Some(Pause::Turn | Pause::Unkept))
             && let Some(chunk) = state.input.take()
         {
             self.begin(state, chunk);
@@ -107,6 +121,9 @@ impl Hand {
             return;
         }
         state.in_hand = None;
+        if !matches!(begun, Begun::Unkept { .. }) {
+            (state.unkept_since, state.refuses_unkept) = (None, false);
+        }
         if state.phase == Phase::Open {
             if !state.keep(chunk.skip(begun.consumed()), begun.needs(), &self.scratch) {
                 return self.fail(state, &io::ErrorKind::OutOfMemory.into());
@@ -114,6 +131,8 @@ impl Hand {
             begun.note(state, self.now);
             if matches!(begun, Begun::Turn { .. }) {
                 self.leave_to_poller(state);
+            } else if matches!(begun, Begun::Unkept { .. }) {
+                self.wait_to_be_kept(state);
             }
         }
     }
@@ -182,13 +201,20 @@ impl Hand {
                             state.back_to(mark);
                             return Begun::Turn { consumed };
                         }
+                        Next::Unkept => {
+                            state.back_to(mark);
+                            return Begun::Unkept { consumed };
+                        }
                         Next::Relieved => return Begun::Relieved,
                     }
                 }
                 Step::Assembled { message, consumed: length } => {
-                    state.begun_to(chunk, consumed, consumed + length);
+                    let mark = state.begun_to(chunk, consumed, consumed + length);
+                    if let Next::Unkept = self.begin_assembled(state, tongue, &message) {
+                        state.back_to(mark);
+                        return Begun::Unkept { consumed };
+                    }
                     consumed += length;
-                    self.begin_assembled(state, tongue, &message);
                 }
                 Step::Wrong(error) => {
                     // Before the answer is published: who goes on with the connection must not answer it again.
@@ -248,10 +274,18 @@ impl Hand {
         opened: Option<&Opened<'a>>,
     ) -> Next {
         let message = chunk.get(place.clone()).unwrap_or_default();
-        let Some(call) = self.read_call(state, tongue, message, opened) else {
-            return Next::Message;
+        let call = match self.read_call(state, tongue, message, opened) {
+            Read::Call(call) => call,
+            Read::Unread(allowed) => return self.begin_unread(state, tongue, message, allowed),
+            Read::Answered => return Next::Message,
         };
-        let is_for_poller = match self.shared.paces.speed(call.method) {
+        let speed = self.shared.paces.speed(call.method);
+        if speed != Speed::NeverBlocks
+            && let Some(instead) = self.instead_of_unkept(state, Whom::Known(call.caller), message)
+        {
+            return instead;
+        }
+        let is_for_poller = match speed {
             Speed::Slow => false,
             Speed::Quick => self.shared.role.is_watched(),
             Speed::NeverBlocks => true,
@@ -275,46 +309,90 @@ impl Hand {
 
     /// Begins a message whose bytes came in pieces. They are in no chunk of the connection's input, so a thread of the pool runs it,
     /// however quick it may be.
-    fn begin_assembled(&mut self, state: &mut Locked<'_>, tongue: Tongue, message: &[u8]) {
+    fn begin_assembled(&mut self, state: &mut Locked<'_>, tongue: Tongue, message: &[u8]) -> Next {
         let opened = http::open(message).ok();
-        if let Some(call) = self.read_call(state, tongue, message, opened.as_ref()) {
-            self.enqueue_call(state, message, call);
+        match self.read_call(state, tongue, message, opened.as_ref()) {
+            Read::Call(call) => {
+                if let Some(instead) = self.instead_of_unkept(state, Whom::Known(call.caller), message) {
+                    return instead;
+                }
+                self.enqueue_call(state, message, call);
+                Next::Message
+            }
+            Read::Unread(allowed) => self.begin_unread(state, tongue, message, allowed),
+            Read::Answered => Next::Message,
         }
     }
 
-    /// The call that a message makes. None where it makes none, and has been answered or left to a thread of the pool, which
-    /// parses what is large and takes batches apart.
+    fn begin_unread(
+        &mut self,
+        state: &mut Locked<'_>,
+        tongue: Tongue,
+        message: &[u8],
+        allowed: Duration,
+    ) -> Next {
+        let whom = Whom::NotParsed(tongue);
+        if let Some(instead) = self.instead_of_unkept(state, whom, message) {
+            return instead;
+        }
+        self.enqueue(state, message, whom, (None, allowed));
+        Next::Message
+    }
+
+    /// No handler begins while this worker has connections that would end with it: whatever that handler does, its caller
+    /// is to be answered, and who calls beside it. None where the supervisor has been sent them all, and the call may begin.
+    fn instead_of_unkept(&mut self, state: &mut Locked<'_>, whom: Whom, message: &[u8]) -> Option<Next> {
+        let is_kept = state.connection.kept.load(Ordering::Relaxed);
+        if is_kept && !self.shared.has_new.load(Ordering::Relaxed) {
+            return None;
+        }
+        if is_kept || !state.refuses_unkept {
+            return Some(Next::Unkept);
+        }
+        let refused = self.shared.full();
+        self.refuse(state, refused, (whom, message), Answered::Message);
+        Some(Next::Message)
+    }
+
+    /// Nothing more is read or begun until the supervisor was sent what it must have first.
+    fn wait_to_be_kept(&mut self, state: &mut Locked<'_>) {
+        state.paused = Some(Pause::Unkept);
+        self.shared.ask_to_keep(state.connection.key);
+        if self.term.is_none() {
+            self.shared.wake_poller();
+        }
+    }
+
+    /// What a message is, which has been answered where it makes no call.
     fn read_call<'a>(
         &mut self,
         state: &mut Locked<'_>,
         tongue: Tongue,
         message: &'a [u8],
         opened: Option<&Opened<'a>>,
-    ) -> Option<Parsed> {
+    ) -> Read {
         if message.len() > LARGE {
             let timeout_ms = web::timeout_ms(opened.and_then(|opened| opened.head.timeout_ms));
-            self.enqueue_unread(state, tongue, message, timeout_ms);
-            return None;
+            return Read::Unread(self.shared.allowed_unread(timeout_ms));
         }
         let (caller, error) = match tongue.read_opened(message, opened) {
             Asked::Call { request, route, text_at } => {
                 match self.shared.understand(&request, route, text_at, self.now) {
-                    Ok(call) => return Some(call),
+                    Ok(call) => return Read::Call(call),
                     Err(error) => (Caller { route, id: request.id() }, error),
                 }
             }
             Asked::Batch { timeout_ms, .. } => {
-                self.enqueue_unread(state, tongue, message, timeout_ms);
-                return None;
+                return Read::Unread(self.shared.allowed_unread(timeout_ms));
             }
             Asked::Nothing { caller, error } => (caller, error),
             Asked::Page { page, route } => {
                 self.answer_page(state, &page, route, Answered::Message);
-                return None;
+                return Read::Answered;
             }
         };
         self.answer_error(state, &error, caller, Answered::Message);
-        None
+        Read::Answered
     }
 
     fn enqueue_call(&mut self, state: &mut Locked<'_>, message: &[u8], call: Parsed) {
@@ -325,17 +403,6 @@ impl Hand {
                 self.answer_error(state, &error, call.caller.caller(message), Answered::Message);
             }
         }
-    }
-
-    fn enqueue_unread(
-        &mut self,
-        state: &mut Locked<'_>,
-        tongue: Tongue,
-        message: &[u8],
-        timeout_ms: Option<u64>,
-    ) {
-        let allowed = self.shared.allowed_unread(timeout_ms);
-        self.enqueue(state, message, Whom::NotParsed(tongue), (None, allowed));
     }
 
     fn enqueue(
@@ -452,9 +519,10 @@ impl Hand {
 impl Begun {
     fn consumed(&self) -> usize {
         match self {
-            Self::Incomplete { consumed, .. } | Self::Blocked { consumed } | Self::Turn { consumed } => {
-                *consumed
-            }
+            Self::Incomplete { consumed, .. }
+            | Self::Blocked { consumed }
+            | Self::Turn { consumed }
+            | Self::Unkept { consumed } => *consumed,
             Self::Relieved => 0,
         }
     }
@@ -462,7 +530,7 @@ impl Begun {
     fn needs(&self) -> usize {
         match self {
             Self::Incomplete { needs, .. } => *needs,
-            Self::Blocked { .. } | Self::Turn { .. } | Self::Relieved => 0,
+            Self::Blocked { .. } | Self::Turn { .. } | Self::Unkept { .. } | Self::Relieved => 0,
         }
     }
 
@@ -472,7 +540,7 @@ impl Begun {
             Self::Incomplete { .. } if state.input.is_empty() => None,
             Self::Incomplete { consumed: 0, .. } => state.message_since.or(Some(now)),
             Self::Incomplete { .. } => Some(now),
-            Self::Blocked { .. } | Self::Turn { .. } | Self::Relieved => None,
+            Self::Blocked { .. } | Self::Turn { .. } | Self::Unkept { .. } | Self::Relieved => None,
         };
     }
 }

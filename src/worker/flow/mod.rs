@@ -97,8 +97,8 @@ impl Hand {
         self.now
     }
 
-    /// Takes in a connection that was just accepted.
-    pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, accepts: Accepts) {
+    /// Takes in a connection that was just accepted. None where that can't be.
+    pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, accepts: Accepts) -> Option<Key> {
         let peer = Peer::from(peer);
         let (now, shared, address) = (self.now, &self.shared, peer.address().number());
         let (pool, core) = (shared.pool, Core { flags: connection::flags_of(accepts), ..Core::default() });
@@ -114,10 +114,10 @@ impl Hand {
                     "the arena has no record left for a connection, which is closed"
                 );
             }
-            return;
+            return None;
         };
         self.row.connection_opened();
-        self.shared.note(|notes| notes.began(connection.key, now));
+        self.shared.began(connection.key, now);
         let flags = connection.lock().armed.flags();
         let event = EpollEvent::new(flags, token_of(connection.key));
         let added = self.shared.epoll.add(&connection.socket, event);
@@ -125,12 +125,13 @@ impl Hand {
         if let Err(error) = added {
             connection.can_not_be_watched(error);
             self.close(&mut state);
-        } else {
-            if self.shared.lets_go() {
-                state.going = Going::Asked;
-            }
-            self.settle(&mut state);
+            return None;
         }
+        if self.shared.lets_go() {
+            state.going = Going::Asked;
+        }
+        self.settle(&mut state);
+        Some(connection.key)
     }
 
     /// The socket has something to read, or its peer is gone.
@@ -168,7 +169,8 @@ impl Hand {
 
     fn read(&mut self, state: &mut Locked<'_>) {
         // Epoll may have seen it before it was told not to look.
-        if state.input_ended || state.paused == Some(Pause::Turn) || state.going != Going::Not {
+        let waits = matches!(state.paused, Some(Pause::Turn | Pause::Unkept));
+        if state.input_ended || waits || state.going != Going::Not {
             return;
         }
         if !state.may_begin(&self.shared.bounds) {
@@ -246,6 +248,9 @@ impl Hand {
         }
         self.end_due_calls(&mut state, now);
         let bounds = self.shared.bounds;
+        if state.unkept_due(&bounds).is_some_and(|due| due <= now) {
+            (state.paused, state.refuses_unkept) = (None, true);
+        }
         if state.message_due(&bounds).is_some_and(|due| due <= now) {
             let why =
                 format!("the message did not arrive whole within timeouts.message ({:?})", bounds.message);
@@ -316,10 +321,20 @@ impl Hand {
     pub(super) fn take_turn(&mut self, key: Key) {
         if let Some(connection) = self.shared.find(key) {
             let mut state = connection.lock();
-            if state.paused == Some(Pause::Turn) {
+            if matches!(state.paused, Some(Pause::Turn | Pause::Unkept)) {
                 state.paused = None;
             }
             self.go_on(&mut state);
+        }
+    }
+
+    /// The supervisor can't be sent this connection now. Its calls wait for that, though not for ever.
+    pub(super) fn can_not_be_kept_yet(&mut self, connection: &Arc<Connection>) {
+        let mut state = connection.lock();
+        if state.paused == Some(Pause::Unkept) {
+            let now = self.now;
+            state.unkept_since.get_or_insert(now);
+            self.settle(&mut state);
         }
     }
 

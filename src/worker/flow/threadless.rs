@@ -4,6 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -63,6 +64,12 @@ impl Threadless {
         self.poller.look_at_the_clock();
         for event in events.iter().take(count) {
             self.poller.connection_event(event.data(), event.events());
+        }
+        // There is no supervisor that could keep them, and nobody to be told of their ends.
+        for connection in self.poller.shared.take_unkept() {
+            connection.kept.store(true, Ordering::Relaxed);
+            self.poller.take_turn(connection.key);
+            connection.kept.store(false, Ordering::Relaxed);
         }
         // As a poller that sleeps would: what nobody wakes it for does not happen.
         let is_woken = self.poller.shared.wake.read().is_ok();
