@@ -3,6 +3,7 @@
 use serde::de::DeserializeOwned;
 
 mod members;
+mod words;
 
 use super::error::Error;
 use super::json::{RawJson, Span};
@@ -128,11 +129,9 @@ fn decode_nothing<P: DeserializeOwned>() -> Result<P, Error> {
     serde_json::from_str("null").or_else(|from_null: serde_json::Error| {
         serde_json::from_str("{}").map_err(|from_object: serde_json::Error| {
             let from_object = reason(&from_object);
-            if from_object.starts_with("missing field") {
-                Error::invalid_params(format!("no params given: {from_object}"))
-            } else {
-                Error::invalid_params(format!("no params given: {}", reason(&from_null)))
-            }
+            let reason =
+                if from_object.starts_with("missing field") { from_object } else { reason(&from_null) };
+            Error::invalid_params(format!("no params given: {}", words::in_words(&reason)))
         })
     })
 }
@@ -141,24 +140,38 @@ fn decode_nothing<P: DeserializeOwned>() -> Result<P, Error> {
 #[cold]
 fn decode_tracking<P: DeserializeOwned>(params: &str, place: &str) -> Result<P, Error> {
     let mut deserializer = serde_json::Deserializer::from_str(params);
-    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let reason = reason(error.inner());
-        // The path of the value itself, rather than one inside it, is `.`.
-        let path = match error.path().to_string() {
-            path if path == "." => place.to_owned(),
-            path if place.is_empty() || path.starts_with('[') => format!("{place}{path}"),
-            path => format!("{place}.{path}"),
-        };
-        if path.is_empty() {
-            Error::invalid_params(format!("invalid params: {reason}"))
-        } else {
-            Error::invalid_params(format!("invalid params: `{path}`: {reason}"))
-        }
-    })
+    let tracked = serde_path_to_error::deserialize(&mut deserializer);
+    // Of the value itself, so that what is behind it is its own fault.
+    let (path, error) = match tracked {
+        Ok(value) => match deserializer.end() {
+            Ok(()) => return Ok(value),
+            Err(error) => (".".to_owned(), error),
+        },
+        Err(error) => (error.path().to_string(), error.into_inner()),
+    };
+    Err(told(params, place, &path, &error))
 }
 
-/// What serde says, in words that need no look at the handler's source; without a line and column: they'd count from the
-/// params, which the caller hasn't counted.
+fn told(params: &str, place: &str, path: &str, error: &serde_json::Error) -> Error {
+    let reason = if is_cut_number(params, error) {
+        "expected a whole number".to_owned()
+    } else {
+        words::in_words(&reason(error))
+    };
+    // The path of the value itself, rather than one inside it, is `.`, and a name that could not be read is `?`.
+    let path = match path.strip_suffix('?').unwrap_or(path).trim_end_matches('.') {
+        "" => place.to_owned(),
+        path if place.is_empty() || path.starts_with('[') => format!("{place}{path}"),
+        path => format!("{place}.{path}"),
+    };
+    if path.is_empty() {
+        Error::invalid_params(format!("invalid params: {reason}"))
+    } else {
+        Error::invalid_params(format!("invalid params: `{path}`: {reason}"))
+    }
+}
+
+/// What serde says, without a line and column: they'd count from the params, which the caller hasn't counted.
 fn reason(error: &serde_json::Error) -> String {
     let mut text = error.to_string();
     if error.line() > 0
@@ -166,21 +179,21 @@ fn reason(error: &serde_json::Error) -> String {
     {
         text.truncate(end);
     }
-    // The text is JSON and nothing is behind it: only an array can have gone on.
-    if text == "trailing characters" {
-        return "the array has more elements than are expected".to_owned();
-    }
-    without_struct(&text).unwrap_or(text)
+    text
 }
 
-/// The text with what a struct is to JSON in place of its name, if it ends with that.
-fn without_struct(text: &str) -> Option<String> {
-    let (found, name) = text.rsplit_once("expected struct ")?;
-    let expected = match name.split_once(" with ") {
-        Some((_, elements)) => format!("an array of {elements}"),
-        None => "an object".to_owned(),
+/// Of the numbers that have more than 64 bits `serde_json` reads the digits alone, and then misses what is to follow.
+fn is_cut_number(params: &str, error: &serde_json::Error) -> bool {
+    let Some(line) = error.line().checked_sub(1).and_then(|line| params.split('\n').nth(line)) else {
+        return false;
     };
-    Some(format!("{found}expected {expected}"))
+    let bytes = line.as_bytes();
+    let is_behind_a_digit = |at: usize| {
+        matches!(bytes.get(at), Some(b'.' | b'e' | b'E'))
+            && at.checked_sub(1).and_then(|before| bytes.get(before)).is_some_and(u8::is_ascii_digit)
+    };
+    error.is_syntax()
+        && (is_behind_a_digit(error.column()) || error.column().checked_sub(1).is_some_and(is_behind_a_digit))
 }
 
 #[cfg(test)]
@@ -220,8 +233,14 @@ mod tests {
     #[test]
     fn wrong_params_name_the_field_and_what_was_expected() {
         for (params, message) in [
-            (r#"{"ms":"10"}"#, r#"invalid params: `ms`: invalid type: string "10", expected u64"#),
-            (r#"{"ms":-1}"#, "invalid params: `ms`: invalid value: integer `-1`, expected u64"),
+            (
+                r#"{"ms":"10"}"#,
+                r#"invalid params: `ms`: invalid type: string "10", expected a whole number from 0 to 18446744073709551615"#,
+            ),
+            (
+                r#"{"ms":-1}"#,
+                "invalid params: `ms`: invalid value: integer `-1`, expected a whole number from 0 to 18446744073709551615",
+            ),
             ("{}", "invalid params: missing field `ms`"),
             ("7", "invalid params: invalid type: integer `7`, expected an object"),
             (
@@ -245,7 +264,10 @@ mod tests {
     #[test]
     fn a_number_beyond_every_type_is_the_params_fault() {
         assert!(fails::<f64>("1e400").contains("number out of range"));
-        assert!(fails::<u64>("18446744073709551616").contains("expected u64"));
+        assert!(
+            fails::<u64>("18446744073709551616")
+                .contains("expected a whole number from 0 to 18446744073709551615")
+        );
     }
 
     #[test]
@@ -318,29 +340,35 @@ mod tests {
         assert_eq!(taken::<Option<u64>>("[]"), None);
         assert_eq!(taken::<AllOptional>("[]"), AllOptional { limit: 0 });
         assert_eq!(taken::<HashMap<String, u8>>("[]"), HashMap::new());
-        assert_eq!(fails::<()>("[1]"), "invalid params: `[0]`: invalid type: integer `1`, expected unit");
-        assert_eq!(fails::<()>(r#"{"a":1}"#), "invalid params: invalid type: map, expected unit");
+        assert_eq!(fails::<()>("[1]"), "invalid params: `[0]`: invalid type: integer `1`, expected null");
+        assert_eq!(fails::<()>(r#"{"a":1}"#), "invalid params: invalid type: object, expected null");
         assert_eq!(fails::<Option<Nap>>("{}"), "invalid params: missing field `ms`");
     }
 
     #[test]
     fn of_two_ways_to_read_an_array_the_nearer_one_is_told() {
         for (message, found) in [
-            ("invalid params: `[0]`: invalid type: string \"x\", expected u64", fails::<u64>(r#"["x"]"#)),
             (
-                "invalid params: `[0].ms`: invalid type: string \"x\", expected u64",
+                "invalid params: `[0]`: invalid type: string \"x\", expected a whole number from 0 to 18446744073709551615",
+                fails::<u64>(r#"["x"]"#),
+            ),
+            (
+                "invalid params: `[0].ms`: invalid type: string \"x\", expected a whole number from 0 to 18446744073709551615",
                 fails::<Nap>(r#"[{"ms":"x"}]"#),
             ),
             ("invalid params: `[0]`: missing field `ms`", fails::<Nap>("[{}]")),
             (
-                "invalid params: `[0]`: invalid type: string \"x\", expected u64",
+                "invalid params: `[0]`: invalid type: string \"x\", expected a whole number from 0 to 18446744073709551615",
                 fails::<Vec<u64>>(r#"["x"]"#),
             ),
             (
                 "invalid params: `[0].name`: invalid type: integer `5`, expected a string",
                 fails::<Vec<Tag>>(r#"[{"name":5}]"#),
             ),
-            ("invalid params: invalid type: sequence, expected u64", fails::<u64>("[1, 2]")),
+            (
+                "invalid params: invalid type: array, expected a whole number from 0 to 18446744073709551615",
+                fails::<u64>("[1, 2]"),
+            ),
         ] {
             assert_eq!(found, message);
         }
@@ -349,7 +377,7 @@ mod tests {
     #[test]
     fn too_few_or_too_many_params_by_position_are_told_by_their_number() {
         for (params, message) in [
-            ("[1, 2]", "invalid params: `[1]`: invalid type: integer `2`, expected a sequence"),
+            ("[1, 2]", "invalid params: `[1]`: invalid type: integer `2`, expected an array"),
             ("[1, [], 3]", "invalid params: the array has more elements than are expected"),
             (
                 r#"[1, [["a", "b"]]]"#,
@@ -359,7 +387,10 @@ mod tests {
         ] {
             assert_eq!(fails::<Nap>(params), message);
         }
-        assert_eq!(fails::<(u8, u8)>("[1]"), "invalid params: invalid length 1, expected a tuple of size 2");
+        assert_eq!(
+            fails::<(u8, u8)>("[1]"),
+            "invalid params: invalid length 1, expected an array of 2 elements"
+        );
         assert_eq!(
             fails::<(u8, u8)>("[1, 2, 3]"),
             "invalid params: the array has more elements than are expected"
@@ -371,6 +402,9 @@ mod tests {
         let missed = decode_optional::<Nap>(None).unwrap_err();
         assert_eq!(missed.message(), "no params given: missing field `ms`");
         let missed = decode_optional::<u64>(None).unwrap_err();
-        assert_eq!(missed.message(), "no params given: invalid type: null, expected u64");
+        assert_eq!(
+            missed.message(),
+            "no params given: invalid type: null, expected a whole number from 0 to 18446744073709551615"
+        );
     }
 }

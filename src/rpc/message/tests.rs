@@ -103,7 +103,7 @@ fn typed_handlers_are_answered_with_their_result_or_with_what_is_wrong() {
     assert_eq!(served(br#"{"in":"add","params":[2,40]}"#), r#"{"out":"add","result":42}"#);
     assert_eq!(
         served(br#"{"in":"add","params":[2,"40"]}"#),
-        r#"{"out":"error","result":{"code":-32602,"message":"invalid params: `[1]`: invalid type: string \"40\", expected i64"}}"#
+        r#"{"out":"error","result":{"code":-32602,"message":"invalid params: `[1]`: invalid type: string \"40\", expected a whole number from -9223372036854775808 to 9223372036854775807"}}"#
     );
     assert_eq!(served(br#"{"in":"\"odd\""}"#), r#"{"out":"\"odd\"","result":null}"#);
 }
