@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::config::span;
+
 const SERVE_EXIT: &str = "\
 Exit codes:
   0  asked to stop, and every call was answered
@@ -18,7 +20,7 @@ Exit codes:
 
 const CHECK_EXIT: &str = "\
 Exit codes:
-  0  `serve` would start with this
+  0  `serve` would start with this; warnings are on standard error
   2  bad command line or config";
 
 const CALL_EXIT: &str = "\
@@ -252,8 +254,8 @@ fn some_time(text: &str, what: &str) -> Result<Duration, String> {
 }
 
 fn time(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write a number with its unit, such as 500ms, 30s or 1m"))
+    span::parse(text)
+        .map_err(|why| format!("{why}; write a number with its unit, such as 500ms, 30s or 1m 30s"))
 }
 
 fn whole(text: &str) -> Result<usize, String> {
@@ -269,10 +271,10 @@ fn from_one(text: &str) -> Result<usize, String> {
 
 /// Below some milliseconds the clock's steps would be measured, above an hour nobody waits.
 fn round_time(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
+    match span::parse(text) {
         Ok(time) if (ROUND_TIME.0..=ROUND_TIME.1).contains(&time) => Ok(time),
         Ok(_) => Err("expected 10ms to 1h".to_owned()),
-        Err(error) => Err(format!("{error}; write a number with its unit, such as 400ms or 2s")),
+        Err(why) => Err(format!("{why}; write a number with its unit, such as 400ms or 2s")),
     }
 }
 

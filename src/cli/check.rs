@@ -1,7 +1,8 @@
-//! `tine check`: whether the configuration and the handlers are good, and what would run.
+//! `tine check`: whether the configuration and the handlers are good, what would run, and what of it hardly anybody wants.
 
 use std::io::{self, Write};
 
+use crate::config;
 use crate::rpc::Service;
 
 use super::args::ConfigArgs;
@@ -9,8 +10,15 @@ use super::serve;
 
 /// Prints what would run, or what is wrong; the result is the exit code, 0 or 2.
 pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
-    match serve::load(args, service) {
+    let loaded = serve::load(args, service).and_then(|(source, config)| {
+        config::check_places(&source, &serve::overrides(args)).map_err(|error| error.to_string())?;
+        Ok((source, config))
+    });
+    match loaded {
         Ok((source, config)) => {
+            for warning in config::warnings(&source, &config) {
+                eprintln!("warning: {warning}");
+            }
             let methods = service.method_names().join(", ");
             let text = format!("{}: good\n{}methods: {methods}\n", source.name, config.describe());
             // A reader that has seen enough (`| head`) is no reason to panic.

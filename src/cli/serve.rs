@@ -30,6 +30,9 @@ pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
     if let Err(error) = signals::write_errors_only() {
         tracing::warn!(%error, "a write that fails may end the service");
     }
+    for warning in config::warnings(&source, &config) {
+        tracing::warn!("{warning}");
+    }
     let listeners = match Listeners::bind(&config.listeners) {
         Ok(listeners) => listeners,
         Err(reason) => {

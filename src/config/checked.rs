@@ -17,6 +17,7 @@ use super::listener::{self, Listener};
 use super::origin::origin;
 use super::raw::{self, Section};
 use super::size::format_size;
+use super::span;
 use super::values::{
     choice, count, count_u32, count_usize, count_words, duration, share, size, size_or_none,
 };
@@ -379,7 +380,7 @@ fn restart(mut section: Section<'_, '_>) -> Restart {
     };
     if section.problem_count() == problems_before {
         let longest = ("backoff_max", restart.backoff_max);
-        in_order(&mut section, ("backoff", restart.backoff), longest, show_duration);
+        in_order(&mut section, ("backoff", restart.backoff), longest, span::show);
     }
     section.finish();
     restart
@@ -459,10 +460,6 @@ fn in_order<T: PartialOrd + Copy>(
 
 fn show_size(bytes: usize) -> String {
     format_size(bytes as u64)
-}
-
-fn show_duration(time: Duration) -> String {
-    humantime::format_duration(time).to_string()
 }
 
 fn apply(overrides: &Overrides, config: &mut Config, problems: &mut Problems) {

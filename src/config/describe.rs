@@ -5,9 +5,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use humantime::format_duration;
-
 use super::size::format_size;
+use super::span::show;
 use super::{Config, Listener, LogFormat};
 use crate::wire::{ByteOrder, Kind};
 
@@ -133,10 +132,6 @@ fn line(text: &mut String, name: &str, value: &str) {
 
 fn bytes(count: usize) -> String {
     format_size(count as u64)
-}
-
-fn show(time: Duration) -> String {
-    format_duration(time).to_string()
 }
 
 fn or_word(zero_or_more: Duration, word_for_zero: &str) -> String {

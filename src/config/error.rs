@@ -85,6 +85,14 @@ impl Problems {
         self.found.len()
     }
 
+    /// The same for what is no reason to refuse anything.
+    pub(super) fn into_lines(self, source: &Source) -> Vec<String> {
+        match self.into_result(source, ()) {
+            Ok(()) => Vec::new(),
+            Err(error) => error.lines,
+        }
+    }
+
     pub(super) fn into_result<T>(mut self, source: &Source, value: T) -> Result<T, ConfigError> {
         if self.found.is_empty() {
             return Ok(value);

@@ -3,7 +3,9 @@
 //! Called by `checked`. Names of users and groups become numbers here, so that the supervisor, which sets
 //! a socket file's owner, asks no name service.
 
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{Group, User};
 use serde::{Deserialize, Serialize};
@@ -187,14 +189,64 @@ fn address(text: &str) -> Result<Address, String> {
     text.parse().map_err(|error: super::AddressError| error.to_string())
 }
 
-/// Port 0 is a new port every time, so it may stand twice.
 fn new_to(others: &[Listener], address: Address) -> Result<Address, String> {
-    let any_port = matches!(&address, Address::Tcp(address) if address.port() == 0);
-    if !any_port && others.iter().any(|other| other.address == address) {
-        let address = address.to_string();
-        return Err(format!("expected each address once, found {} again", quoted(&address)));
+    match others.iter().find(|other| overlap(&other.address, &address, v6_takes_v4())) {
+        None => Ok(address),
+        Some(other) if other.address == address => {
+            Err(format!("expected each address once, found {} again", quoted(&address.to_string())))
+        }
+        Some(other) => Err(format!(
+            "expected addresses that do not overlap, found {}, which is a part of {} or the same",
+            quoted(&address.to_string()),
+            quoted(&other.address.to_string())
+        )),
     }
-    Ok(address)
+}
+
+/// Whether the kernel refuses to bind one beside the other. `v6_takes_v4`: a socket at `[::]` takes IPv4 too.
+fn overlap(one: &Address, other: &Address, v6_takes_v4: bool) -> bool {
+    match (one, other) {
+        (Address::Tcp(one), Address::Tcp(other)) => {
+            // Port 0 is a new port every time.
+            one.port() == other.port() && one.port() != 0 && hosts_overlap(one, other, v6_takes_v4)
+        }
+        (Address::Unix(one), Address::Unix(other)) => spelled_out(one) == spelled_out(other),
+        (Address::Tcp(_), Address::Unix(_)) | (Address::Unix(_), Address::Tcp(_)) => false,
+    }
+}
+
+fn hosts_overlap(one: &SocketAddr, other: &SocketAddr, v6_takes_v4: bool) -> bool {
+    let takes_all_of = |any: IpAddr, other: IpAddr| match any {
+        IpAddr::V4(any) => any.is_unspecified() && other.is_ipv4(),
+        IpAddr::V6(any) => any.is_unspecified() && (v6_takes_v4 || other.is_ipv6()),
+    };
+    // The same link-local address is another one on each interface.
+    let scope = |address: &SocketAddr| match address {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(address) => address.scope_id(),
+    };
+    let (first, second) = (one.ip().to_canonical(), other.ip().to_canonical());
+    takes_all_of(first, second)
+        || takes_all_of(second, first)
+        || (first == second && scope(one) == scope(other))
+}
+
+/// As Linux has it unless the administrator chose otherwise.
+fn v6_takes_v4() -> bool {
+    !std::fs::read("/proc/sys/net/ipv6/bindv6only").is_ok_and(|setting| setting.starts_with(b"1"))
+}
+
+/// A socket file's path by which two spellings of it are the same, as far as its directory is there.
+fn spelled_out(path: &Path) -> PathBuf {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match (directory.canonicalize(), path.file_name()) {
+        (Ok(directory), Some(name)) => directory.join(name),
+        // Without the steps that lead nowhere it may still be seen.
+        _ => path.components().collect(),
+    }
 }
 
 fn mode_value(value: &toml::de::DeValue<'_>) -> Result<u32, String> {
@@ -257,6 +309,35 @@ fn number_or(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // `check` found them good, and `serve` could not bind.
+    #[test]
+    fn addresses_that_the_kernel_binds_once_overlap() {
+        for (one, other, with_v4, without) in [
+            ("0.0.0.0:80", "127.0.0.1:80", true, true),
+            ("0.0.0.0:80", "127.0.0.1:81", false, false),
+            ("0.0.0.0:0", "127.0.0.1:0", false, false),
+            ("127.0.0.1:80", "127.0.0.2:80", false, false),
+            ("[::]:80", "[::1]:80", true, true),
+            ("[::]:80", "127.0.0.1:80", true, false),
+            ("[::]:80", "0.0.0.0:80", true, false),
+            ("[::1]:80", "127.0.0.1:80", false, false),
+            ("[::1]:80", "0.0.0.0:80", false, false),
+            ("[::ffff:127.0.0.1]:80", "127.0.0.1:80", true, true),
+            ("[::ffff:127.0.0.1]:80", "0.0.0.0:80", true, true),
+            ("unix:/tmp/a", "unix:/tmp/b", false, false),
+            ("unix:/tmp/a", "unix:/tmp/../tmp/./a", true, true),
+            ("unix:a", "unix:./a", true, true),
+            ("unix:nowhere/a", "unix:nowhere/./a", true, true),
+            ("unix:/tmp/a", "127.0.0.1:80", false, false),
+        ] {
+            let [one, other] = [one, other].map(|text| text.parse::<Address>().expect(text));
+            for (v6_takes_v4, expected) in [(true, with_v4), (false, without)] {
+                assert_eq!(overlap(&one, &other, v6_takes_v4), expected, "{one} {other} {v6_takes_v4}");
+                assert_eq!(overlap(&other, &one, v6_takes_v4), expected, "{other} {one} {v6_takes_v4}");
+            }
+        }
+    }
 
     #[test]
     fn owners_are_names_or_numbers() {

@@ -11,14 +11,17 @@
 mod address;
 mod checked;
 pub(crate) mod contract;
+mod contradictions;
 mod describe;
 mod endpoint;
 mod error;
 mod listener;
 mod origin;
+mod places;
 mod raw;
 mod size;
 mod source;
+pub(crate) mod span;
 mod values;
 
 #[cfg(test)]
@@ -26,9 +29,11 @@ mod tests;
 
 pub(crate) use address::{Address, AddressError};
 pub(crate) use checked::{Config, Log, LogFormat, Recycle, check, check_methods};
+pub(crate) use contradictions::warnings;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use error::ConfigError;
 pub(crate) use listener::Listener;
+pub(crate) use places::check_places;
 pub(crate) use source::{DEFAULTS, Source, read_source, read_source_again};
 
 /// What the command line says instead of the file.

@@ -26,6 +26,17 @@ pub(super) fn parse<'t>(text: &'t str, problems: &mut Problems) -> Option<DeTabl
     }
 }
 
+/// Where the value stands that these names lead to, from table to table.
+pub(super) fn place(document: &DeTable<'_>, path: &[String]) -> Option<usize> {
+    let (last, tables) = path.split_last()?;
+    let table =
+        tables.iter().try_fold(document, |table, name| match table.get(name.as_str())?.get_ref() {
+            DeValue::Table(inner) => Some(inner),
+            _ => None,
+        })?;
+    table.get(last.as_str()).map(|value| value.span().start)
+}
+
 /// One table of the file, or the absence of one. Every key is asked for once; [`Section::finish`] then
 /// reports the others.
 pub(super) struct Section<'t, 'p> {

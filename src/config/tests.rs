@@ -293,11 +293,11 @@ fn a_mistake_is_told_with_line_key_and_what_would_be_right() {
         ),
         (
             "timeouts.boot = 'soon'",
-            "1: timeouts.boot: expected a duration such as \"30s\", found \"soon\" (expected number at 0)",
+            "1: timeouts.boot: expected a duration such as \"30s\", found \"soon\" (it starts with a number)",
         ),
         (
             "[methods.fetch]\ntimeout = '-1s'",
-            "2: methods.fetch.timeout: expected a duration such as \"30s\", found \"-1s\" (expected number at 0)",
+            "2: methods.fetch.timeout: expected a duration such as \"30s\", found \"-1s\" (it can't be negative)",
         ),
         // Numbers
         ("threads = 0", "1: threads: expected a whole number from 1 to 4096, found 0"),

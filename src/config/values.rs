@@ -10,6 +10,7 @@ use toml::de::{DeInteger, DeValue};
 
 use super::error::quoted;
 use super::size::{format_size, parse_size};
+use super::span;
 
 const MIB: u64 = 1 << 20;
 
@@ -126,15 +127,11 @@ pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&DeValue<'_>)
             }
             _ => return Err(format!("{kind}, found {}", found(value))),
         };
-        let refused = |why: humantime::DurationError| {
-            format!("{kind}, found {} ({})", found(value), cut(&why.to_string()))
-        };
-        let time = humantime::parse_duration(text).map_err(refused)?;
+        let time = span::parse(text).map_err(|why| format!("{kind}, found {} ({why})", found(value)))?;
         if range.contains(&time) {
             return Ok(time);
         }
-        let (shortest, longest) =
-            (humantime::format_duration(*range.start()), humantime::format_duration(*range.end()));
+        let (shortest, longest) = (span::show(*range.start()), span::show(*range.end()));
         Err(format!("expected a duration from {shortest} to {longest}, found {}", found(value)))
     }
 }

@@ -39,6 +39,9 @@ pub(crate) enum FromTemplate {
         config: serde_json::Value,
         #[serde(default)]
         legacy: u32,
+        /// What in the configuration contradicts itself, a line each.
+        #[serde(default)]
+        warnings: Vec<String>,
     },
     /// It can't serve and ends itself.
     Failed { reason: String },

@@ -12,6 +12,9 @@ use super::{FIRST_TEMPLATE, MOST_MESSAGES, Supervisor, watch};
 use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
 use crate::sys::process;
 
+/// A template says no more of its configuration than a person reads.
+const MOST_WARNINGS: usize = 20;
+
 impl Supervisor {
     pub(super) fn start_template(&mut self, generation: GenerationId) {
         if let Err(error) = self.try_start_template(generation) {
@@ -86,7 +89,15 @@ impl Supervisor {
 
     fn template_says(&mut self, generation: GenerationId, message: FromTemplate) {
         match message {
-            FromTemplate::Ready { version, methods, config, legacy } if version == line::VERSION => {
+            FromTemplate::Ready { version, methods, config, legacy, warnings }
+                if version == line::VERSION =>
+            {
+                // Those of the generation that serves have been told.
+                if generation != self.origin.number {
+                    for warning in warnings.iter().take(MOST_WARNINGS) {
+                        tracing::warn!(generation, "{warning}");
+                    }
+                }
                 let event = self.template_is_ready(generation, methods, config);
                 self.successor_understands(generation, legacy);
                 self.happened(event);

@@ -77,7 +77,8 @@ fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u
     let methods = service.method_names();
     let checked = serde_json::to_value(&config).map_err(|error| format!("the configuration: {error}"))?;
     let (version, legacy) = (line::VERSION, line::LEGACY_VERSION);
-    let ready = FromTemplate::Ready { version, methods, config: checked, legacy };
+    let warnings = config::warnings(&beginning.source, &config);
+    let ready = FromTemplate::Ready { version, methods, config: checked, legacy, warnings };
     line.send(&ready, Vec::new())
         .map_err(|error| format!("the supervisor can't be told that the template is ready: {error}"))?;
     Ok((beginning.generation, config))

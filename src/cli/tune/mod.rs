@@ -92,7 +92,7 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
         "{title}; on {}\nat most {} settings, {}; half of that while nothing else uses the machine\n\n",
         counted(grid.cpus, "CPU"),
         at_most.settings,
-        humantime::format_duration(whole_seconds(longest))
+        crate::config::span::show(whole_seconds(longest))
     ));
 
     let sweep = Sweep {
