@@ -9,6 +9,9 @@
 
 #![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
 
+#[path = "support/meddle.rs"]
+mod meddle;
+
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::io::Write;
@@ -20,7 +23,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
-use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::time::{ClockId, clock_gettime};
 use rand::rngs::{StdRng, SysRng};
 use rand::{Rng, SeedableRng};
@@ -61,7 +64,12 @@ fn rig() -> Server {
         .method("flaky", flaky)
         .method("crash", crash)
         .method("scribble", scribble)
-        .method("deafen", deafen)
+        .method("deafen", meddle::deafen)
+        .method("meddle", meddle::meddle)
+        .method("open", meddle::open)
+        .method("selectable", meddle::selectable)
+        .method("tell", meddle::tell)
+        .method("limits", meddle::limits)
         .method("panic", panic)
         .method("fail", fail)
         .method("trap", traps::trap)
@@ -273,21 +281,6 @@ fn scribble(_call: &Call<'_>, Seed { seed }: Seed) -> Result<(), Error> {
         }
     }
     raise(Signal::SIGKILL).map_err(Error::internal)
-}
-
-/// Closes the sockets by which this worker talks to its supervisor, as a handler does that closes what isn't its own.
-#[allow(unsafe_code)]
-fn deafen(_call: &Call<'_>, _params: Option<serde_json::Value>) -> Result<(), Error> {
-    let open = std::fs::read_dir("/proc/self/fd").map_err(Error::internal)?;
-    let numbers: Vec<RawFd> = open.flatten().filter_map(|fd| fd.file_name().to_str()?.parse().ok()).collect();
-    for number in numbers {
-        // SAFETY: the number was open a moment ago; one that is closed meanwhile makes the question fail.
-        let fd = unsafe { BorrowedFd::borrow_raw(number) };
-        if getsockopt(&fd, sockopt::SockType) == Ok(SockType::SeqPacket) {
-            nix::unistd::close(number).map_err(Error::internal)?;
-        }
-    }
-    Ok(())
 }
 
 /// Bytes that `scribble` overwrites at the beginning of a mapping.

@@ -129,18 +129,17 @@ fn connections_are_kept_by_the_new_program_too() {
     assert_ne!(worker_pid(&mut wire), worker, "another one goes on with it");
 }
 
-/// Overwrites the beginning of all that a worker shares with the supervisor, as a handler's wild pointer might.
-fn scribble(pid: i32) {
-    let folder = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors");
-    let is_arena = |fd: &PathBuf| {
-        std::fs::read_link(fd).is_ok_and(|link| link.to_string_lossy().contains("memfd:tine-arena"))
-    };
-    let arenas: Vec<PathBuf> = folder.flatten().map(|fd| fd.path()).filter(is_arena).collect();
-    assert!(!arenas.is_empty());
-    for arena in arenas {
-        let file = std::fs::OpenOptions::new().write(true).open(arena).expect("a memfd can be opened anew");
-        file.write_all_at(&[0xff; 64], 0).expect("it is writable");
-    }
+/// Overwrites the beginning of what a worker shares with the supervisor, as a handler's wild pointer might. The worker has
+/// no descriptor of it.
+fn scribble(worker: i32, supervisor: i32) {
+    let maps = std::fs::read_to_string(format!("/proc/{worker}/maps")).expect("it lives");
+    let inode_of = |line: &str| line.split_whitespace().nth(4)?.parse::<u64>().ok();
+    let arena = maps.lines().find(|line| line.contains("memfd:tine-arena")).and_then(inode_of);
+    let folder = std::fs::read_dir(format!("/proc/{supervisor}/fd")).expect("its descriptors");
+    let is_arena = |fd: &PathBuf| std::fs::metadata(fd).is_ok_and(|found| Some(found.ino()) == arena);
+    let file = folder.flatten().map(|fd| fd.path()).find(is_arena).expect("the supervisor keeps it");
+    let file = std::fs::OpenOptions::new().write(true).open(file).expect("a memfd can be opened anew");
+    file.write_all_at(&[0xff; 64], 0).expect("it is writable");
 }
 
 #[test]
@@ -160,7 +159,7 @@ fn a_worker_whose_arena_makes_no_sense_is_replaced_by_the_new_program() {
     service.await_text(mark, "reloaded");
     let served_by = std::iter::repeat_with(|| worker_pid(&mut service.connect()));
     let doomed = served_by.take(1_000).find(|pid| !before.contains(pid)).expect("the next generation serves");
-    scribble(doomed);
+    scribble(doomed, service.pid());
     send_signal(hangs, Signal::SIGKILL);
     service.await_text(mark, TAKEN_OVER);
     let told = service.await_text(mark, "a worker can't be gone on with");

@@ -41,10 +41,10 @@ pub(crate) enum Outcome {
 /// The worker's writable arena; there must be one for each arena, in the worker alone.
 #[derive(Debug)]
 pub(crate) struct ArenaWriter {
-    fd: OwnedFd,
+    /// Until the blocks are mapped: afterwards the arena needs none.
+    fd: Option<OwnedFd>,
     memory: &'static WritableMemory,
     layout: Layout,
-    has_blocks: bool,
     is_taken: Vec<bool>,
 }
 
@@ -61,7 +61,7 @@ impl ArenaWriter {
         drop(memory);
         let layout = Layout::read(&header, memory::sealed_size(fd.as_fd())?)?;
         let memory = Box::leak(Box::new(WritableMemory::map(fd.as_fd(), layout.words_end())?));
-        Ok(Self { fd, memory, layout, has_blocks: false, is_taken: vec![false; layout.rows] })
+        Ok(Self { fd: Some(fd), memory, layout, is_taken: vec![false; layout.rows] })
     }
 
     /// The pool of the arena's blocks; to be asked for once.
@@ -70,11 +70,9 @@ impl ArenaWriter {
         let expected = spans.bytes().unwrap_or(usize::MAX);
         let Layout { data_at, data, .. } = self.layout;
         // No mapping that is written to may overlap another one.
-        if data < expected || data_at < self.layout.words_end() || self.has_blocks {
-            return Err(ArenaError::NoBlocks { found: data, expected });
-        }
-        self.has_blocks = true;
-        Ok(Pool::open(self.fd.as_fd(), data_at, &spans)?)
+        let fits = data >= expected && data_at >= self.layout.words_end();
+        let fd = self.fd.take().filter(|_| fits).ok_or(ArenaError::NoBlocks { found: data, expected })?;
+        Ok(Pool::open(fd.as_fd(), data_at, &spans)?)
     }
 
     /// Introduces the worker, as booting since `now_ns` (monotonic clock). To be called once.

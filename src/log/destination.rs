@@ -11,6 +11,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::write;
 
+use crate::sys::descriptors;
+
 /// Standard error, opened or guarded such that a write can't block.
 #[derive(Debug)]
 pub(super) enum Destination {
@@ -38,7 +40,8 @@ impl Destination {
         }
         let opened =
             OpenOptions::new().append(true).custom_flags(O_NONBLOCK | O_NOCTTY).open("/proc/self/fd/2");
-        opened.map_or(Self::Inherited { ask_for_room: true }, Self::Own)
+        let own = |file: File| Self::Own(descriptors::control(file.into()).into());
+        opened.map_or(Self::Inherited { ask_for_room: true }, own)
     }
 
     pub(super) fn write_line(&self, line: &[u8]) -> bool {

@@ -38,6 +38,7 @@ use crate::arena::{Scoreboard, Totals};
 use crate::config::{Config, Source};
 use crate::line::{Line, ToWorker};
 use crate::log;
+use crate::sys::descriptors;
 use crate::sys::exec::Program;
 use crate::sys::limits;
 use crate::sys::process;
@@ -139,16 +140,23 @@ fn listen() -> io::Result<(Epoll, Signals)> {
 
 /// For this process and, as they inherit it, for all that come from it.
 fn raise_descriptor_limit(config: &Config) {
-    let descriptors = limits::raise_descriptors().unwrap_or_else(|error| {
+    let limit = limits::raise_descriptors().unwrap_or_else(|error| {
         tracing::warn!(%error, "the limit on open descriptors can't be raised");
         limits::descriptors()
     });
-    let (wanted, allowed) = (config.limits.max_connections, crate::worker::connections(config, descriptors));
+    let (wanted, allowed) = (config.limits.max_connections, crate::worker::connections(config, limit));
     if allowed < wanted {
         tracing::warn!(
-            descriptors,
+            descriptors = limit,
             "limits.max_connections is lowered from {wanted} to {allowed}: the descriptor limit allows no more; \
              raise the hard limit (ulimit -Hn, LimitNOFILE=) for the rest"
+        );
+    }
+    if descriptors::crowd_out_select(limit, allowed as u64) {
+        tracing::warn!(
+            descriptors = limit,
+            "the descriptor limit leaves too few numbers above 1,023 for all connections: with many of them handlers get \
+             numbers that `select` can't wait for; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
         );
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod child;
 pub(crate) mod clock;
 pub(crate) mod cpus;
 pub(crate) mod culprit;
+pub(crate) mod descriptors;
 pub(crate) mod exec;
 pub(crate) mod limits;
 pub(crate) mod memory;

@@ -14,6 +14,8 @@ use nix::sys::socket::{
 // nix gives out no descriptor of a message that did not arrive whole, and so nobody would ever close those that did.
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
+use super::descriptors;
+
 /// Descriptors one message can carry: the kernel's `SCM_MAX_FD`.
 pub(crate) const MOST_DESCRIPTORS: usize = 253;
 
@@ -57,7 +59,8 @@ pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'
     loop {
         match sendmsg(fd.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, Some(&nobody)) {
             Err(Errno::EINTR) => {}
-            other => return Ok(other.map(drop)?),
+            Err(errno) => return Err(lost_by(errno.into())),
+            Ok(_) => return Ok(()),
         }
     }
 }
@@ -104,7 +107,8 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packe
             // Told once, when the other end was closed with messages unread, and before what it sent, which still
             // waits here behind the error.
             Err(rustix::io::Errno::CONNRESET) => {}
-            other => break other?,
+            Err(error) => return Err(lost_by(error.into())),
+            Ok(message) => break message,
         }
     };
     // All that the kernel has installed are owned here, also where it had no room for the others (MSG_CTRUNC).
@@ -120,6 +124,11 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packe
     }
     let cut_short = message.flags.contains(ReturnFlags::TRUNC);
     Ok(Packet::Message { length: message.bytes, descriptors, cut_short })
+}
+
+fn lost_by(error: io::Error) -> io::Error {
+    descriptors::lost_by("the line to the supervisor", &error);
+    error
 }
 
 #[cfg(test)]

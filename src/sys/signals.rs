@@ -3,14 +3,17 @@
 //! No handler here decides anything: it returns at once or wakes a loop that decides.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::descriptors;
 
 /// What the supervisor listens to; all of it is blocked in that process and read from here instead.
 const SUPERVISOR: [Signal; 9] = [
@@ -26,7 +29,7 @@ const SUPERVISOR: [Signal; 9] = [
 ];
 
 /// What a terminal, a service manager or a `pkill` by name sends to the whole family though it means the supervisor.
-/// A worker then gives SIGTERM a meaning of its own, see [`wake_on_term`].
+/// A worker then gives SIGTERM a meaning of its own, see [`OnTerm`].
 const FOR_THE_SUPERVISOR: [Signal; 7] = [
     Signal::SIGTERM,
     Signal::SIGINT,
@@ -88,8 +91,12 @@ impl AsFd for Signals {
     }
 }
 
-/// The descriptor that `wake_on_term` writes to, for the handler; -1 before.
-static TERM_WAKES: AtomicI32 = AtomicI32::new(-1);
+/// SIGTERM has come, and nobody has been told.
+static TERM_CAME: AtomicBool = AtomicBool::new(false);
+/// The epoll, the descriptor and the token by which [`OnTerm`] is reported, for the handler; the epoll is -1 before.
+static TERM_EPOLL: AtomicI32 = AtomicI32::new(-1);
+static TERM_EVENT: AtomicI32 = AtomicI32::new(-1);
+static TERM_TOKEN: AtomicU64 = AtomicU64::new(0);
 
 /// Makes the signals that mean the supervisor harmless here, in a template or worker. They get a handler that does
 /// nothing rather than `SIG_IGN`, which programs started by user code would inherit.
@@ -113,24 +120,58 @@ pub(crate) fn write_errors_only() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes SIGTERM readable on the returned descriptor. For a worker's main thread, once.
-pub(crate) fn wake_on_term() -> io::Result<EventFd> {
-    let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-    TERM_WAKES.store(event.as_raw_fd(), Ordering::SeqCst);
-    let wake = SigAction::new(SigHandler::Handler(write_to_term_wakes), SaFlags::SA_RESTART, SigSet::empty());
-    // SAFETY: the handler only loads an atomic, calls write(2), which is async-signal-safe, and restores errno.
-    unsafe { sigaction(Signal::SIGTERM, &wake) }?;
-    Ok(event)
+/// SIGTERM as an event of an epoll. It is told by arming an entry there, not by a write, which would reach whatever has the
+/// number by then if a handler has closed it.
+#[derive(Debug)]
+pub(crate) struct OnTerm(OwnedFd);
+
+impl OnTerm {
+    /// Notes SIGTERM from now on. For a worker's main thread, once.
+    pub(crate) fn catch() -> io::Result<Self> {
+        let always_readable =
+            EventFd::from_value_and_flags(1, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let event = descriptors::control(always_readable.into());
+        let note = SigAction::new(SigHandler::Handler(note_term), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler uses atomics, and calls epoll_ctl(2) and _exit(2), both bare system calls; it restores errno.
+        unsafe { sigaction(Signal::SIGTERM, &note) }?;
+        Ok(Self(event))
+    }
+
+    /// Has it reported there under this token, also where it has come already.
+    pub(crate) fn report_to(&self, epoll: &Epoll, token: u64) -> io::Result<()> {
+        epoll.add(&self.0, EpollEvent::new(EpollFlags::EPOLLONESHOT, token))?;
+        TERM_EVENT.store(self.0.as_raw_fd(), Ordering::SeqCst);
+        TERM_TOKEN.store(token, Ordering::SeqCst);
+        TERM_EPOLL.store(epoll.0.as_raw_fd(), Ordering::SeqCst);
+        if TERM_CAME.load(Ordering::SeqCst) {
+            epoll.modify(
+                &self.0,
+                &mut EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, token),
+            )?;
+        }
+        Ok(())
+    }
 }
 
 extern "C" fn do_nothing(_: libc::c_int) {}
 
-extern "C" fn write_to_term_wakes(_: libc::c_int) {
-    let one: u64 = 1;
+extern "C" fn note_term(_: libc::c_int) {
+    TERM_CAME.store(true, Ordering::SeqCst);
+    let epoll = TERM_EPOLL.load(Ordering::SeqCst);
+    if epoll < 0 {
+        return;
+    }
     let saved = Errno::last_raw();
-    // SAFETY: writes eight bytes from a live local. If the descriptor was closed in between, write fails with
-    // EBADF and nothing happens.
-    unsafe { libc::write(TERM_WAKES.load(Ordering::SeqCst), (&raw const one).cast(), size_of::<u64>()) };
+    let events = (EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT).bits().cast_unsigned();
+    let mut event = libc::epoll_event { events, u64: TERM_TOKEN.load(Ordering::SeqCst) };
+    let number = TERM_EVENT.load(Ordering::SeqCst);
+    // SAFETY: the call reads one event from a live local. Numbers that mean something else by now are refused, as the entry
+    // is found by its number and its file.
+    if unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_MOD, number, &raw mut event) } != 0 {
+        // A handler has closed what the worker stands on. It was asked to end, and can't do so in order.
+        // SAFETY: takes a number and does not return.
+        unsafe { libc::_exit(1) };
+    }
     Errno::set_raw(saved);
 }
 

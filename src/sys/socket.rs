@@ -19,6 +19,7 @@ use nix::sys::socket::{
 use rustix::net::sockopt::set_tcp_quickack;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::descriptors::{self, Descriptor};
 use super::peer::PeerAddress;
 
 /// A bound socket on which connections arrive.
@@ -88,13 +89,13 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept()?;
-                Ok((Socket(stream.into()), PeerAddress::Tcp(address)))
+                Ok((Socket(Descriptor::of_connection(stream.into())?), PeerAddress::Tcp(address)))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
                 let credentials = getsockopt(&stream, sockopt::PeerCredentials)?;
                 let peer = PeerAddress::Unix { uid: credentials.uid(), pid: credentials.pid() };
-                Ok((Socket(stream.into()), peer))
+                Ok((Socket(Descriptor::of_connection(stream.into())?), peer))
             }
         }
     }
@@ -148,7 +149,7 @@ pub(crate) fn sort_accept_error(error: &io::Error) -> AcceptFailure {
 
 /// An accepted connection.
 #[derive(Debug)]
-pub(crate) struct Socket(OwnedFd);
+pub(crate) struct Socket(Descriptor);
 
 impl Socket {
     /// A connection that another process accepted, and who is at its other end.
@@ -162,7 +163,7 @@ impl Socket {
             Some(AddressFamily::Inet | AddressFamily::Inet6) => {
                 let stream = std::net::TcpStream::from(fd);
                 let peer = PeerAddress::Tcp(stream.peer_addr()?);
-                return Ok((Self(stream.into()), peer));
+                return Ok((Self(Descriptor::of_connection(stream.into())?), peer));
             }
             Some(AddressFamily::Unix) => {
                 let credentials = getsockopt(&fd, sockopt::PeerCredentials)?;
@@ -173,7 +174,7 @@ impl Socket {
                 return Err(io::Error::other(text));
             }
         };
-        Ok((Self(fd), peer))
+        Ok((Self(Descriptor::of_connection(fd)?), peer))
     }
 
     /// Receives what is there; `Ok(0)` is the peer's FIN, `WouldBlock` means nothing is there now.
@@ -197,12 +198,12 @@ impl Socket {
     /// Sends FIN after what was sent; input can still be received.
     pub(crate) fn shut_down_sending(&self) {
         // ENOTCONN means the peer has reset already: there is nobody left to tell.
-        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Write);
+        let _ = shutdown(self.0.as_fd().as_raw_fd(), Shutdown::Write);
     }
 
     /// Ends both directions at once, also for other holders of the descriptor.
     pub(crate) fn shut_down(&self) {
-        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
+        let _ = shutdown(self.0.as_fd().as_raw_fd(), Shutdown::Both);
     }
 
     /// True when the peer's kernel has all that was sent and no input waits unread: closing now cannot turn
@@ -217,7 +218,7 @@ impl Socket {
     /// A connection and its client's end.
     pub(crate) fn pair() -> (Self, std::os::unix::net::UnixStream) {
         let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
-        (Self(here.into()), there)
+        (Self(OwnedFd::from(here).into()), there)
     }
 }
 
@@ -231,7 +232,12 @@ fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(rustix::io::Errno::INTR) => {}
-            other => return Ok(other?),
+            Err(error) => {
+                let error = error.into();
+                descriptors::lost_by_connection(&error);
+                return Err(error);
+            }
+            Ok(done) => return Ok(done),
         }
     }
 }

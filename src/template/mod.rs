@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use crate::config::{self, Config, Overrides, Source};
 use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
 use crate::rpc::Service;
+use crate::sys::descriptors;
 use crate::sys::process::{self, Forked};
 use crate::sys::signals;
 use crate::sys::title;
@@ -40,7 +41,8 @@ struct Beginning {
 /// Takes the line that a supervisor left for this process. Call it before any thread is started.
 pub(crate) fn inherited_line() -> Option<io::Result<Line>> {
     let line = crate::sys::exec::take_inherited(line::TEMPLATE_VARIABLE)?;
-    Some(line.map(Line::from))
+    // Out of the way of what `preload` opens.
+    Some(line.map(|line| Line::from(descriptors::control(line))))
 }
 
 /// Runs the template to its end; the result is its exit code.

@@ -4,6 +4,7 @@ use nix::errno::Errno;
 
 use super::connection::Connection;
 use crate::log::{Counted, More};
+use crate::sys::descriptors;
 
 /// Who speaks nothing that is spoken here: scanners, and clients of other ports.
 pub(super) static STRANGERS: Counted = Counted::new("expected a framing that this listener takes", 1);
@@ -19,6 +20,7 @@ static NOT_WATCHED: Counted = Counted::new("a connection can't be watched", 1);
 impl Connection {
     /// Its epoll entry was refused: it ends, if it can.
     pub(super) fn can_not_be_watched(&self, error: Errno) {
+        descriptors::lost_by("a connection", &error.into());
         if let Some(More { count, from }) = NOT_WATCHED.admit(self.peer.address().number()) {
             tracing::warn!(peer = %self.peer, %error, more = count, from, "a connection can't be watched and is closed");
         }

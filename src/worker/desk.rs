@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
-use nix::sys::eventfd::EventFd;
 
 use super::adopt::Adoption;
 use super::connection::Connection;
@@ -23,7 +22,8 @@ use super::{Due, LINE, Shared};
 use crate::arena::{ArenaWriter, Key, State};
 use crate::line::{FromWorker, Line, Received, ToWorker};
 use crate::log;
-use crate::sys::process;
+use crate::sys::signals::OnTerm;
+use crate::sys::{descriptors, process};
 
 /// What a worker without a supervisor gets beyond the time to drain, to say that it ends.
 const GRACE: Duration = Duration::from_secs(1);
@@ -72,7 +72,7 @@ pub(super) struct Desk {
     /// Other workers may have a free thread when this one has none.
     pub(super) has_siblings: bool,
     pub(super) drain: Duration,
-    pub(super) term: EventFd,
+    pub(super) term: OnTerm,
     pub(super) todo: VecDeque<Todo>,
     pub(super) log_lines_dropped: u64,
     /// The number of the thread that is the poller.
@@ -196,7 +196,10 @@ impl Desk {
                 Ok(Received::Message(message, descriptors)) => self.told(hand, message, descriptors),
                 Ok(Received::Closed) => {
                     let shared = &hand.shared;
-                    let _ = shared.epoll.delete(&self.line);
+                    if let Err(errno) = shared.epoll.delete(&self.line) {
+                        // What ended was something else.
+                        descriptors::lost_by("the line to the supervisor", &errno.into());
+                    }
                     tracing::warn!(
                         slot = shared.info.slot(),
                         "the supervisor is gone; finishing what has begun"
@@ -276,7 +279,6 @@ impl Desk {
 
     /// SIGTERM to this process alone: the supervisor has it leave as soon as another has taken its place.
     pub(super) fn ask_to_leave(&mut self) {
-        let _ = self.term.read();
         self.say(&FromWorker::Leaving);
     }
 
@@ -310,7 +312,6 @@ impl Desk {
 
     pub(super) fn woken(&mut self, hand: &mut Hand) {
         let shared = &hand.shared;
-        let _ = shared.wake.read();
         for message in std::mem::take(&mut *shared.outbox.lock()) {
             // Where the supervisor is gone its line says so too.
             let _ = self.line.send(&message, Vec::new());

@@ -17,8 +17,8 @@ use super::flow::Hand;
 use super::listening::{Door, LOOK_AGAIN, Shut, Standing, Visit};
 use super::{BELL, Due, FIRST_DOOR, Shared, token_of};
 use crate::config::Config;
-use crate::sys::clock;
 use crate::sys::socket::Listener;
+use crate::sys::{clock, descriptors};
 
 /// A door at each listener, shut.
 pub(super) fn make(listeners: Vec<Listener>, config: &Config) -> Vec<Option<Door>> {
@@ -128,8 +128,10 @@ impl Desk {
 
     fn tell_others(&self) {
         if self.has_siblings {
-            // It fails only when the counter is full, in hundreds of years.
-            let _ = nix::unistd::write(&self.bell, &1_u64.to_ne_bytes());
+            // Beside that it fails only when the counter is full, in hundreds of years.
+            if let Err(errno) = nix::unistd::write(&self.bell, &1_u64.to_ne_bytes()) {
+                descriptors::lost_by("the bell", &errno.into());
+            }
         }
     }
 

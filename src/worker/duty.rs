@@ -18,7 +18,7 @@ use super::role::Term;
 use super::{BELL, Due, FIRST_DOOR, LINE, TERM, WAKE, key_of};
 use crate::fail_points;
 use crate::log;
-use crate::sys::{allocator, process};
+use crate::sys::{allocator, descriptors, process};
 
 /// Deadlines are looked at this often in a round that lasts: with many connections that all have much to say, a round
 /// may take as long as all their turns.
@@ -106,6 +106,7 @@ impl Hand {
             match poller.wait() {
                 Ok(events) => desk.lock().put(events),
                 Err(error) => {
+                    descriptors::lost_by("epoll", &error);
                     tracing::error!(slot = self.shared.info.slot(), %error, "epoll failed");
                     process::exit_now(1);
                 }

@@ -19,6 +19,7 @@ use super::flow::Hand;
 use super::{Due, Shared, token_of};
 use crate::arena::{Key, State};
 use crate::rpc::Error;
+use crate::sys::descriptors;
 
 /// How long a connection waits for its last call before it is served on here, where it was only to go for balance.
 const GIVE_UP_LETTING_GO: Duration = Duration::from_secs(1);
@@ -177,7 +178,9 @@ impl Hand {
         }
         state.all_wait(self.now());
         // Explicitly, because the duplicates of the descriptor would keep the entry alive.
-        let _ = self.shared.epoll.delete(&connection.socket);
+        if let Err(error) = self.shared.epoll.delete(&connection.socket) {
+            descriptors::lost_by_connection(&error.into());
+        }
         if let Some(timer) = state.timer.take() {
             self.shared.deadlines.remove(timer, Due::Connection(connection.key));
         }

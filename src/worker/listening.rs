@@ -11,6 +11,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use super::counted::TURNED_AWAY;
 use crate::config;
 use crate::log::More;
+use crate::sys::descriptors::{self, Identity};
 use crate::sys::peer::PeerAddress;
 use crate::sys::socket::{AcceptFailure, Listener, Socket, sort_accept_error};
 use crate::wire::Accepts;
@@ -28,6 +29,9 @@ const LOOK_AT_OTHERS: Duration = Duration::from_millis(20);
 /// How long a worker that the kernel refuses descriptors waits before it looks again.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// After so many visits in a row that met nobody it is looked whether the listener is still there.
+const MOST_IN_VAIN: u32 = 16;
+
 /// A listener as this worker uses it.
 #[derive(Debug)]
 pub(super) struct Door {
@@ -42,6 +46,10 @@ pub(super) struct Door {
     /// It has taken a connection, and goes to the end of the line of workers when it has been seen to.
     gives_way: bool,
     complained: bool,
+    /// None where the kernel could not tell.
+    identity: Option<Identity>,
+    /// Visits in a row that met nobody.
+    in_vain: u32,
 }
 
 /// Why a door is shut for a while.
@@ -98,6 +106,7 @@ impl Shut {
 
 impl Door {
     pub(super) fn new(listener: Listener, config: &config::Listener, token: u64, max_message: usize) -> Self {
+        let identity = Identity::of(&listener).ok();
         Self {
             listener,
             token,
@@ -107,6 +116,8 @@ impl Door {
             shut_since: Instant::now(),
             gives_way: false,
             complained: false,
+            identity,
+            in_vain: 0,
         }
     }
 
@@ -116,7 +127,7 @@ impl Door {
             let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
             let added = epoll.add(&self.listener, EpollEvent::new(flags, self.token));
             self.shut = added.is_err().then_some(Shut::Refused);
-            added?;
+            added.map_err(|errno| self.look_who_failed(errno.into()))?;
         }
         Ok(())
     }
@@ -171,7 +182,10 @@ impl Door {
                     took_any = true;
                 }
                 Ok(None) => took_any = true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.met_nobody(took_any, error);
+                    break;
+                }
                 Err(error) => match sort_accept_error(&error) {
                     AcceptFailure::NextConnection => {}
                     AcceptFailure::Pause => {
@@ -179,6 +193,7 @@ impl Door {
                         return self.shut_for(Shut::Refused, epoll, took_any);
                     }
                     AcceptFailure::GiveUp => {
+                        let error = self.look_who_failed(error);
                         tracing::error!(%error, "a listener is unusable; this worker accepts no more from it");
                         let _ = epoll.delete(&self.listener);
                         break;
@@ -243,6 +258,24 @@ impl Door {
             return Ok(None);
         }
         Ok(Some((socket, peer)))
+    }
+
+    /// An operation on the listener has failed: because its number refers to something else by now? Then this worker ends.
+    fn look_who_failed(&self, error: io::Error) -> io::Error {
+        if self.identity.is_some_and(|identity| !identity.is_still(&self.listener)) {
+            descriptors::lost("a listener", &error);
+        }
+        error
+    }
+
+    /// It was called to the door and nobody was there. Mostly another worker was faster. Where that goes on, epoll may
+    /// report a listener that this number no longer refers to.
+    fn met_nobody(&mut self, took_any: bool, error: io::Error) {
+        self.in_vain = if took_any { 0 } else { self.in_vain + 1 };
+        if self.in_vain == MOST_IN_VAIN {
+            self.in_vain = 0;
+            self.look_who_failed(error);
+        }
     }
 
     fn complain(&mut self, error: &io::Error) {

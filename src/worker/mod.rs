@@ -40,7 +40,9 @@ mod site;
 mod start;
 mod table;
 mod ticket;
+mod vitals;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -54,7 +56,7 @@ use crate::config::Config;
 use crate::line::FromWorker;
 use crate::rpc::{MethodIndex, States, WorkerInfo};
 use crate::sys::blocks::Pool;
-use crate::sys::clock;
+use crate::sys::{clock, descriptors};
 use site::Site;
 
 use buffers::Buffers;
@@ -112,7 +114,8 @@ pub(crate) struct Shared {
     request_timeout: Duration,
     slow: Duration,
     epoll: Arc<Epoll>,
-    wake: EventFd,
+    /// Always readable, and in epoll as a one-shot that is armed to wake the poller.
+    wake: OwnedFd,
     table: Mutex<Table>,
     /// The longest message that is read, on whatever connection.
     max_message: usize,
@@ -189,6 +192,10 @@ impl Shared {
         let timeout_of = |name: &str| config.methods.get(name).and_then(|method| method.timeout);
         let request_timeout = config.timeouts.request;
         let timeouts = registry.names().map(|name| timeout_of(name).unwrap_or(request_timeout)).collect();
+        let epoll = Epoll(descriptors::control(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?.0));
+        let wake = EventFd::from_value_and_flags(1, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let wake = descriptors::control(wake.into());
+        epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLONESHOT, WAKE))?;
         Ok(Self {
             info,
             states,
@@ -203,8 +210,8 @@ impl Shared {
             timeouts,
             request_timeout,
             slow: config.log.slow,
-            epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?),
-            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            epoll: Arc::new(epoll),
+            wake,
             table: Mutex::default(),
             max_message: limits.max_message,
             records,
@@ -297,11 +304,6 @@ impl Shared {
     fn tell(&self, message: FromWorker) {
         self.outbox.lock().push(message);
         self.wake_poller();
-    }
-
-    fn wake_poller(&self) {
-        // It fails only when the counter is full, and then the poller is awake enough.
-        let _ = self.wake.write(1);
     }
 
     fn method_name(&self, method: MethodIndex) -> &str {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 
 use super::desk::Desk;
@@ -16,7 +15,7 @@ use super::life::Life;
 use super::queue::Queue;
 use super::recycle::Limits;
 use super::site::Site;
-use super::{LINE, Shared, TERM, WAKE, capacity, doors, panics, pool, rows};
+use super::{LINE, Shared, TERM, capacity, doors, panics, pool, rows, vitals};
 use crate::arena::{ArenaWriter, Row, State};
 use crate::config::Config;
 use crate::line::{self, FromWorker, Line, Quarantined};
@@ -24,9 +23,10 @@ use crate::log;
 use crate::rpc::{Service, WorkerInfo};
 use crate::sys::clock;
 use crate::sys::culprit;
+use crate::sys::descriptors;
 use crate::sys::limits;
 use crate::sys::process;
-use crate::sys::signals;
+use crate::sys::signals::{self, OnTerm};
 use crate::sys::socket::Listener;
 use crate::sys::title;
 
@@ -57,10 +57,12 @@ fn live(service: Service, config: Config, birth: Birth) -> ! {
     let _ = nix::sys::prctl::set_name(c"tine-worker");
     let title = format!("tine: worker {} gen {} ({})", birth.slot, birth.generation, service.title());
     let _ = title::set(&title);
-    let mut descriptors = birth.descriptors.into_iter();
+    vitals::guard(birth.slot);
+    let mut descriptors = birth.descriptors.into_iter().map(descriptors::control);
     let Some(line) = descriptors.next() else {
         process::exit_now(1);
     };
+    descriptors::make_room(&line, capacity::share(&config, limits::descriptors()));
     let mut line = Line::from(line);
     let info = WorkerInfo::new(birth.slot, std::process::id(), u64::from(birth.generation), Instant::now());
     let gathered = match Gathered::gather(service, &config, info, &mut line, descriptors) {
@@ -98,7 +100,7 @@ struct Gathered {
     arena: ArenaWriter,
     rows: Vec<Row>,
     tasks: Receiver<Task>,
-    term: EventFd,
+    term: OnTerm,
     bell: OwnedFd,
     listeners: Vec<Listener>,
 }
@@ -116,7 +118,7 @@ impl Gathered {
         signals::ignore_what_is_for_the_supervisor().map_err(failed("signals"))?;
         // Hooks and states may never return, and then nobody here would see that the supervisor is gone.
         line.die_with_other_end().map_err(failed("line"))?;
-        let term = signals::wake_on_term().map_err(failed("SIGTERM"))?;
+        let term = OnTerm::catch().map_err(failed("SIGTERM"))?;
         let pid = i32::try_from(info.pid()).unwrap_or_default();
         line.send(&FromWorker::Born { version: line::VERSION, pid }, Vec::new()).map_err(failed("line"))?;
         crate::sys::allocator::give_back_large_buffers();
@@ -185,8 +187,7 @@ fn open(
 
     let mut desk = desk.lock();
     shared.add(&desk.line, LINE).map_err(failed("line"))?;
-    shared.add(&shared.wake, WAKE).map_err(failed("eventfd"))?;
-    shared.add(&desk.term, TERM).map_err(failed("eventfd"))?;
+    desk.term.report_to(&shared.epoll, TERM).map_err(failed("SIGTERM"))?;
     shared.listen_for(&desk.bell).map_err(failed("bell"))?;
     desk.doors = doors::make(listeners, config);
     if !doors_shut {
@@ -211,7 +212,7 @@ fn is_to_blame_as(thread: usize) -> Result<(), String> {
 }
 
 impl Desk {
-    fn new(line: Line, arena: ArenaWriter, bell: OwnedFd, term: EventFd, config: &Config) -> Self {
+    fn new(line: Line, arena: ArenaWriter, bell: OwnedFd, term: OnTerm, config: &Config) -> Self {
         Self {
             line,
             arena,

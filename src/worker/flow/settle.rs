@@ -8,6 +8,7 @@ use nix::sys::epoll::EpollEvent;
 
 use super::Hand;
 use super::begin::TURN;
+use crate::sys::descriptors;
 use crate::worker::buffers::LITTLE;
 use crate::worker::connection::{Input, Locked, Output, Pause, Phase};
 use crate::worker::{Due, token_of};
@@ -153,7 +154,9 @@ impl Hand {
             return;
         }
         // Explicitly, because a duplicate of the descriptor elsewhere would keep the entry alive.
-        let _ = self.shared.epoll.delete(&connection.socket);
+        if let Err(error) = self.shared.epoll.delete(&connection.socket) {
+            descriptors::lost_by_connection(&error.into());
+        }
         if let Some(timer) = state.timer.take() {
             self.shared.deadlines.remove(timer, Due::Connection(connection.key));
         }

@@ -18,7 +18,7 @@ use crate::worker::duty::Task;
 use crate::worker::keep::Notes;
 use crate::worker::queue::Queue;
 use crate::worker::site::Site;
-use crate::worker::{Due, Shared};
+use crate::worker::{Due, Shared, WAKE};
 
 /// Events taken from the kernel in one go; there are few connections.
 const EVENTS: usize = 8;
@@ -72,7 +72,7 @@ impl Threadless {
             connection.kept.store(false, Ordering::Relaxed);
         }
         // As a poller that sleeps would: what nobody wakes it for does not happen.
-        let is_woken = self.poller.shared.wake.read().is_ok();
+        let is_woken = events.iter().take(count).any(|event| event.data() == WAKE);
         if is_woken {
             for key in self.poller.shared.buffers.feed() {
                 self.poller.feed(key);
