@@ -3,13 +3,14 @@
 mod support;
 
 use std::io::Read;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use support::proc::{Process, kill, open_descriptors, worker_pid};
-use support::{Service, Wire, await_asleep, code, send_signal};
+use support::proc::{Process, after_setup, copy_for_everyone, kill, open_descriptors, worker_pid};
+use support::{Folder, Service, Wire, await_asleep, code, rig, send_signal};
 
 const ONE: &str = "processes = 1\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\n[quarantine]\ncrashes = 0";
 
@@ -126,4 +127,40 @@ fn descriptors_that_a_worker_sends_with_any_message_are_closed_by_the_supervisor
     wire.call("echo", Value::Null);
     await_asleep(service.pid());
     assert!(open_descriptors(service.pid()) <= before + 1, "the one of the connection that is kept");
+}
+
+/// `limits` of `rig`: in the worker, in a child by `fork`, in what such a child executes, in what `posix_spawn` starts.
+fn soft_limits(service: &Service) -> Vec<u64> {
+    let answer = service.call("limits", json!(null));
+    serde_json::from_value(answer["result"].clone()).unwrap_or_else(|_| panic!("four limits, found {answer}"))
+}
+
+#[test]
+fn children_that_handlers_fork_have_the_soft_limit_that_the_service_was_started_with() {
+    let folder = Folder::new();
+    let program = copy_for_everyone(&rig(), folder.path());
+    let service = Service::start_with(after_setup("ulimit -Sn 200", &program), "processes = 1\nthreads = 1");
+    let before = soft_limits(&service);
+    let (raised, forked) = (before[0], &before[1..3]);
+    assert!(raised > 200, "tine needs more for itself");
+    assert_eq!(forked, [200, 200]);
+    assert_eq!(before[3], raised, "as README says");
+
+    // The supervisor becomes a new program, whose template and workers know it too.
+    let path = folder.path().join("program");
+    let next = path.with_extension("next");
+    let made = Command::new("sh")
+        .args(["-c", "cp \"$1\" \"$2\" && echo >> \"$2\"", "sh"])
+        .args([&path, &next])
+        .status();
+    assert!(made.expect("a shell").success());
+    std::fs::rename(&next, &path).expect("in its place");
+    let mark = service.mark();
+    service.signal(Signal::SIGHUP);
+    service.await_text(mark, "the supervisor runs the new program");
+    assert_eq!(soft_limits(&service), before);
+    let mark = service.mark();
+    service.signal(Signal::SIGHUP);
+    service.await_text(mark, "reloaded");
+    assert_eq!(soft_limits(&service), before, "a template that the new supervisor started");
 }

@@ -12,7 +12,14 @@ pub(crate) const VERSION: u32 = 1;
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(crate) enum ToTemplate {
     /// The first message. Its one descriptor holds the text of the configuration, which errors call `source`.
-    Begin { version: u32, generation: u32, source: String },
+    /// `descriptors` is the soft limit that the service was started with.
+    Begin {
+        version: u32,
+        generation: u32,
+        source: String,
+        #[serde(default)]
+        descriptors: Option<u64>,
+    },
     /// Fork the worker process number `worker` for `slot`. Its descriptors are the worker's line, its arena, the bell and
     /// then every listener in the order of the configuration. `doors_shut`: it accepts nothing before it is told to open.
     /// `quarantine` is what holds from its birth on.

@@ -32,6 +32,7 @@ use crate::arena::{ArenaReader, Key, Scoreboard, Totals};
 use crate::config::{Config, Log, Source};
 use crate::line::{LEGACY_VERSION, Line};
 use crate::sys::exec::{self, LeftOpen, Program};
+use crate::sys::limits;
 use crate::sys::process;
 
 /// The environment variable by which a process learns that it goes on as a supervisor, and which descriptor has its legacy.
@@ -53,6 +54,9 @@ pub(crate) struct Legacy {
     quarantine: Vec<quarantine::Left>,
     listeners: Vec<Left>,
     bell: RawFd,
+    /// The soft limit on descriptors that the service was started with. A program that doesn't know of it does without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    descriptors: Option<u64>,
     template: TemplateLeft,
     workers: Vec<WorkerLeft>,
 }
@@ -198,6 +202,7 @@ impl Supervisor {
             quarantine: self.quarantine.leave(Instant::now()),
             listeners: self.terms.listeners.as_ref()?.leave(),
             bell: self.bell.as_fd().as_raw_fd(),
+            descriptors: limits::started_with(),
             template: TemplateLeft {
                 generation: self.origin.number,
                 pid: template.pid.as_raw(),
@@ -228,6 +233,9 @@ impl Supervisor {
 /// The kernel refuses what the loop itself stands on, or the legacy is not what it says.
 pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     let (epoll, signals) = super::listen()?;
+    if let Some(limit) = legacy.descriptors {
+        limits::was_started_with(limit);
+    }
     let mut descriptors = LeftOpen::default();
     let now = Instant::now();
     let generation = legacy.template.generation;

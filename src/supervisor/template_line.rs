@@ -10,7 +10,7 @@ use super::children::{self, Template};
 use super::state::{Event, GenerationId, WorkerEvent};
 use super::{FIRST_TEMPLATE, MOST_MESSAGES, Supervisor, watch};
 use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
-use crate::sys::process;
+use crate::sys::{limits, process};
 
 /// A template says no more of its configuration than a person reads.
 const MOST_WARNINGS: usize = 20;
@@ -27,8 +27,12 @@ impl Supervisor {
         let origin = self.origin(generation).ok_or_else(|| io::Error::other("its generation is gone"))?;
         let (mut line, far_end) = Line::pair()?;
         let config = children::text_in_memory(&origin.source.text)?;
-        let begin =
-            ToTemplate::Begin { version: line::VERSION, generation, source: origin.source.name.clone() };
+        let begin = ToTemplate::Begin {
+            version: line::VERSION,
+            generation,
+            source: origin.source.name.clone(),
+            descriptors: limits::started_with(),
+        };
         line.send(&begin, vec![config])?;
         self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(generation)))?;
         let pid = origin.program.start(line::TEMPLATE_VARIABLE, &far_end, |far_end, error| {

@@ -11,6 +11,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -30,6 +31,14 @@ pub(crate) enum Forked {
     Child,
 }
 
+/// True while [`fork`] copies this process.
+static FORKS_FOR_ITSELF: AtomicBool = AtomicBool::new(false);
+
+/// Whether the child that asks is one of [`fork`], and not of user code: for hooks that run in every child.
+pub(super) fn forks_for_itself() -> bool {
+    FORKS_FOR_ITSELF.load(Ordering::SeqCst)
+}
+
 /// Copies this process.
 ///
 /// # Errors
@@ -45,9 +54,12 @@ pub(crate) fn fork() -> io::Result<Forked> {
              locked in the child for ever"
         )));
     }
+    FORKS_FOR_ITSELF.store(true, Ordering::SeqCst);
     // SAFETY: the calling thread is the only one, so no other can hold a lock or be in the middle of a change
     // that the child would inherit unfinished; the child may do whatever the parent may.
-    match unsafe { unistd::fork() }? {
+    let forked = unsafe { unistd::fork() };
+    FORKS_FOR_ITSELF.store(false, Ordering::SeqCst);
+    match forked? {
         unistd::ForkResult::Parent { child } => Ok(Forked::Parent { child }),
         unistd::ForkResult::Child => Ok(Forked::Child),
     }

@@ -16,6 +16,7 @@ use crate::config::{self, Config, Overrides, Source};
 use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
 use crate::rpc::Service;
 use crate::sys::descriptors;
+use crate::sys::limits;
 use crate::sys::process::{self, Forked};
 use crate::sys::signals;
 use crate::sys::title;
@@ -92,11 +93,15 @@ fn receive_beginning(line: &mut Line) -> Result<Beginning, String> {
         Ok(None) => return Err("the supervisor is gone".into()),
         Err(error) => return Err(format!("the template's first message is not understood: {error}")),
     };
-    let ToTemplate::Begin { version, generation, source: name } = message else {
+    let ToTemplate::Begin { version, generation, source: name, descriptors: limit } = message else {
         return Err(format!("expected the message that begins a template, found {message:?}"));
     };
     if version != line::VERSION {
         return Err(format!("expected messages of version {}, found {version}", line::VERSION));
+    }
+    if let Some(limit) = limit {
+        limits::was_started_with(limit);
+        limits::restore_in_forks().map_err(|error| format!("a hook for children: {error}"))?;
     }
     let mut text = String::new();
     let config = descriptors.into_iter().next().ok_or("the configuration is missing")?;
