@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -63,7 +64,7 @@ fn processes_0_is_one_worker_for_each_cpu_that_may_be_used() {
 }
 
 /// What the log says of a worker that died while it ran `crash`.
-fn assert_told_of_crash(line: &Value, slot: u64, pid: i32, cause: &str) {
+fn assert_told_of_crash(line: &Value, slot: u64, pid: i32, cause: &str, peer: SocketAddr) {
     assert_eq!(line["level"], "ERROR", "{line}");
     assert_eq!((line["slot"].as_u64(), pid_in(line)), (Some(slot), pid), "{line}");
     assert!(is_a_duration(line["uptime"].as_str().expect("an uptime")), "{line}");
@@ -73,14 +74,19 @@ fn assert_told_of_crash(line: &Value, slot: u64, pid: i32, cause: &str) {
     let culprit = if cause == "SIGKILL" { Value::Null } else { json!("crash") };
     assert_eq!(line["culprit"], culprit, "{line}");
     let running = line["running"].as_str().expect("what it ran");
-    let since = running.strip_prefix("crash for ").unwrap_or_else(|| panic!("{line}"));
+    let (since, caller) = running
+        .strip_prefix("crash for ")
+        .and_then(|rest| rest.strip_suffix(')')?.split_once(" ("))
+        .unwrap_or_else(|| panic!("{line}"));
     assert!(is_a_duration(since), "{line}");
+    assert_eq!(caller, format!("no id, {peer}"), "{line}");
 }
 
 fn a_crash_costs_one_worker(params: &Value, cause: &str) {
     let service = Service::start("processes = 2\nthreads = 1");
     let (victim, other) = (service.workers()[&0], service.workers()[&1]);
     let mut doomed = service.connect_to(0);
+    let peer = doomed.stream.local_addr().expect("an address");
     let mut unharmed = service.connect_to(1);
     let mark = service.mark();
     unharmed.request("sleep", &json!({ "ms": 100 }));
@@ -91,7 +97,7 @@ fn a_crash_costs_one_worker(params: &Value, cause: &str) {
         assert_eq!(code(&answer), -32002, "{answer}");
     }
     let died = service.await_text(mark, "worker died");
-    assert_told_of_crash(&died, 0, victim, cause);
+    assert_told_of_crash(&died, 0, victim, cause, peer);
     let next = service.await_refill(mark, 0);
     assert_ne!(next, victim);
     assert_eq!(unharmed.receive()["out"], "sleep");
