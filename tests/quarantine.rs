@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::proc::worker_pid;
-use support::{PATIENCE, Service, Wire, code, send_signal};
+use support::proc::{copy_for_everyone, worker_pid};
+use support::{Folder, PATIENCE, Service, Wire, await_asleep, await_gone, code, rig, send_signal};
 
 const IN_QUARANTINE: i64 = -32004;
 const CRASHED: i64 = -32002;
@@ -276,6 +276,8 @@ fn a_call_that_waited_since_before_the_quarantine_is_not_run() {
     let mut other = service.connect_to(1);
     let mark = service.mark();
     first.request("sleep", &json!({ "ms": 500 }));
+    // It has the only thread.
+    await_asleep(service.workers()[&0]);
     waiting.request("crash", &crash("segv"));
     other.request("crash", &crash("segv"));
     assert!(other.is_cut_off());
@@ -291,5 +293,91 @@ fn no_method_is_ever_refused_where_it_is_turned_off() {
     for _ in 0..5 {
         take_a_worker_down(&service, "exit");
     }
+    assert_eq!(service.call("crash", crash("none"))["out"], "crash");
+}
+
+#[test]
+fn a_method_that_ran_in_workers_which_were_all_killed_at_once_is_not_refused() {
+    let service = Service::start("processes = 4\nthreads = 1");
+    let mut wires: Vec<Wire> = (0..4).map(|slot| service.connect_to(slot)).collect();
+    let workers = service.workers();
+    for wire in &mut wires {
+        wire.request("sleep", &json!({ "ms": 60_000 }));
+    }
+    for pid in workers.values() {
+        // Its handler has begun.
+        await_asleep(*pid);
+    }
+    let mark = service.mark();
+    for slot in 0..3 {
+        send_signal(workers[&slot], Signal::SIGKILL);
+    }
+    for slot in 0..3 {
+        let died = service
+            .await_since(mark, "its death", |line| line["message"] == "worker died" && line["slot"] == slot);
+        assert!(died["running"].as_str().is_some_and(|ran| ran.contains("sleep for")), "{died}");
+        service.await_refill(mark, slot);
+    }
+    assert_eq!(service.call("sleep", json!({ "ms": 1 }))["out"], "sleep");
+    assert_eq!(service.count_since(mark, "in quarantine"), 0);
+}
+
+/// Asks for a reload, and waits until it is done and the workers before it have ended.
+fn reload(service: &Service) -> usize {
+    let (mark, before) = (service.mark(), service.worker_pids());
+    service.signal(Signal::SIGHUP);
+    service.await_text(mark, "reloaded");
+    for pid in before {
+        assert!(await_gone(pid, PATIENCE), "worker {pid} stays");
+    }
+    mark
+}
+
+fn await_release(service: &Service, mark: usize, why: &str) {
+    let told = service.await_text(mark, "method released from quarantine");
+    assert_eq!(told["message"], format!("method released from quarantine: {why}"), "{told}");
+    assert_eq!(told["method"], "crash", "{told}");
+}
+
+#[test]
+fn a_reload_that_changes_the_methods_table_clears_it_and_one_that_changes_nothing_does_not() {
+    let config = "listen = [\"127.0.0.1:0\"]\nprocesses = 2\nthreads = 1\n[quarantine]\ncrashes = 1\n\
+                  [log]\nlevel = \"debug\"\nformat = \"json\"\n";
+    let service = Service::start(config);
+    take_a_worker_down(&service, "segv");
+    assert_eq!(code(&service.call("crash", crash("none"))), IN_QUARANTINE);
+
+    let mark = reload(&service);
+    assert_eq!(code(&service.call("crash", crash("none"))), IN_QUARANTINE);
+    assert_eq!(service.count_since(mark, "released"), 0);
+
+    for (table, released) in
+        [("[methods.sleep]\ntimeout = \"9s\"\n", 0), ("[methods.crash]\ntimeout = \"9s\"\n", 1)]
+    {
+        std::fs::write(service.folder().join("config.toml"), format!("{config}{table}")).expect("its folder");
+        let mark = reload(&service);
+        assert_eq!(service.count_since(mark, "released"), released, "{table}");
+        if released == 1 {
+            await_release(&service, mark, "a reload changed its [methods] table");
+        }
+    }
+    for slot in 0..2 {
+        assert_eq!(service.connect_to(slot).call("crash", crash("none"))["out"], "crash");
+    }
+}
+
+#[test]
+fn a_reload_that_brings_a_new_program_clears_what_the_old_one_did() {
+    let folder = Folder::new();
+    let program = copy_for_everyone(&rig(), folder.path());
+    let service = Service::start_with(program, "processes = 1\nthreads = 1\n[quarantine]\ncrashes = 1");
+    take_a_worker_down(&service, "segv");
+    assert_eq!(code(&service.call("crash", crash("none"))), IN_QUARANTINE);
+    let next = Folder::new();
+    copy_for_everyone(&rig(), next.path());
+    std::fs::rename(next.path().join("program"), folder.path().join("program")).expect("in its place");
+    let mark = reload(&service);
+    await_release(&service, mark, "a reload brought a new program");
+    service.await_text(mark, "the supervisor runs the new program");
     assert_eq!(service.call("crash", crash("none"))["out"], "crash");
 }

@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 use super::Supervisor;
 use super::children::Worker;
-use super::quarantine::{Blame, Limits, Order, Quarantine, Suspect};
+use super::quarantine::{Blame, Limits, Order, Quarantine, Released, Suspect};
+use super::reload::Terms;
 use super::state::WorkerId;
 use crate::arena::Snapshot;
 use crate::config::Config;
 use crate::line::{Quarantined, ToWorker};
 use crate::rpc;
+use crate::sys::process::Ended;
 
 pub(super) fn limits(config: &Config) -> Limits {
     let quarantine = &config.quarantine;
@@ -29,16 +31,19 @@ fn whole_ms(wait: Duration) -> u64 {
 
 impl Supervisor {
     /// A worker has ended, and its totals are with those of the ended ones.
-    pub(super) fn blame_for(&mut self, id: WorkerId, worker: &Worker, last: &Snapshot) {
-        let blame = match worker.culprit(last) {
-            Some(method) => Blame::On(method.to_owned()),
+    pub(super) fn blame_for(&mut self, id: WorkerId, worker: &Worker, ended: Ended, last: &Snapshot) {
+        let blame = match (worker.culprit(last), ended) {
+            // What it ran may be another program than the one that serves by now.
+            _ if worker.generation != self.origin.number => Blame::Nobody,
+            (Some(method), _) => Blame::On(method.to_owned()),
             // One that dies while it boots runs no calls, and says nothing about those that do.
-            None if worker.end_expected || !worker.is_ready => Blame::Nobody,
-            None => Blame::Unclear,
+            (None, _) if worker.end_expected || !worker.is_ready => Blame::Nobody,
+            (None, Ended::Signalled { .. }) => Blame::Killed,
+            (None, Ended::Exited(_)) => Blame::Unclear,
         };
         let suspects = self.suspects(&blame, worker, last);
         let now = Instant::now();
-        let orders = self.quarantine.ended(id, &blame, suspects, now);
+        let orders = self.quarantine.ended(id, &blame, suspects, worker.started, now);
         self.carry_out(orders);
         self.quarantine_due(now);
     }
@@ -51,7 +56,7 @@ impl Supervisor {
         let names = &worker.methods.names;
         ran.retain(|method| names.get(*method).is_some_and(|name| !rpc::is_builtin(name)));
         // Everybody's arena is read, so only where it matters.
-        let answered = if *blame == Blame::Unclear && !ran.is_empty() {
+        let answered = if matches!(blame, Blame::Killed | Blame::Unclear) && !ran.is_empty() {
             self.workers.observe(&mut self.scoreboard);
             self.scoreboard.sum().methods
         } else {
@@ -83,6 +88,9 @@ impl Supervisor {
     }
 
     pub(super) fn trial_wanted(&mut self, id: WorkerId, method: &str) {
+        if !self.serves(id) {
+            return;
+        }
         let orders = self.quarantine.asked(id, method);
         self.carry_out(orders);
         self.quarantine_due(Instant::now());
@@ -94,9 +102,14 @@ impl Supervisor {
         self.quarantine_due(Instant::now());
     }
 
-    /// The configuration that serves is another one.
-    pub(super) fn change_quarantine(&mut self) {
-        let orders = self.quarantine.change(limits(&self.terms.config));
+    /// Another generation serves. What is known of a method holds for one program and the method's settings in it.
+    pub(super) fn change_quarantine(&mut self, is_new_program: bool, before: &Terms) {
+        let mut orders = self.quarantine.change(limits(&self.terms.config));
+        let terms = &self.terms;
+        orders.extend(self.quarantine.forgive(|method| match (is_new_program, before.table_of(method)) {
+            (true, _) => Some(Released::NewProgram),
+            (false, table) => (table != terms.table_of(method)).then_some(Released::NewTable),
+        }));
         self.carry_out(orders);
     }
 
@@ -123,9 +136,20 @@ impl Supervisor {
                 Order::TakeBack { method, worker } => {
                     self.tell_if_ready(worker, &ToWorker::Quarantine { method, for_ms: 0 });
                 }
-                Order::Release { method } => {
-                    tracing::info!(method, "method released from quarantine");
-                    self.tell_all(&ToWorker::Release { method });
+                Order::Release { method, why } => {
+                    tracing::info!(method, "method released from quarantine: {why}");
+                    let message = ToWorker::Release { method };
+                    match why {
+                        Released::CameBack | Released::TurnedOff => self.tell_all(&message),
+                        // The others may still run what crashes.
+                        Released::NewProgram | Released::NewTable => {
+                            for id in self.workers.ids() {
+                                if self.serves(id) {
+                                    self.tell_if_ready(id, &message);
+                                }
+                            }
+                        }
+                    }
                 }
                 Order::Remind { method, worker } => {
                     self.tell_if_ready(worker, &ToWorker::Release { method });
@@ -138,6 +162,10 @@ impl Supervisor {
         for id in self.workers.ids() {
             self.tell_if_ready(id, message);
         }
+    }
+
+    fn serves(&self, id: WorkerId) -> bool {
+        self.workers.get(id).is_some_and(|worker| worker.generation == self.origin.number)
     }
 
     /// One that boots must not be sent anything, and catches up.

@@ -271,7 +271,7 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     let limits = blame::limits(&terms.config);
     let (mut quarantine, mut orders) = Quarantine::restored(limits, legacy.quarantine, now);
     for worker in &unreadable {
-        orders.extend(quarantine.ended(*worker, &Blame::Nobody, Vec::new(), now));
+        orders.extend(quarantine.ended(*worker, &Blame::Nobody, Vec::new(), now, now));
     }
     let (state, actions) = State::go_on(legacy.brain, reload::settings(&terms.config));
     let bell = descriptors.take(legacy.bell)?;

@@ -104,7 +104,7 @@ impl Supervisor {
         let called = last.totals.begun > 0;
         self.scoreboard.end(&id, Some(&last.clone().renumber(&worker.methods.numbers)));
         // Before its replacement is asked for, which has to know what is in quarantine.
-        self.blame_for(id, &worker, &last);
+        self.blame_for(id, &worker, ended, &last);
         self.bequeath(id, ended.to_string());
         let cause = worker.boot_failure.unwrap_or_else(|| ended.to_string());
         self.happened(Event::Worker(id, WorkerEvent::Ended { called, cause }));

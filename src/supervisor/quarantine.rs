@@ -14,19 +14,19 @@
 //! Workers refuse the method from the first order on until [`Order::Release`], whatever the time is: only [`Order::Try`]
 //! lets one of them run it, once. So no more than one trial runs in the whole service.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod unclear;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::state::WorkerId;
+use unclear::{Death, UnclearDeaths};
 
 /// A trial that no caller comes for is given to another worker whose callers ask, after this.
 const LEASE: Duration = Duration::from_secs(1);
-
-/// A method that answers more calls than this for each death it was seen at is worth more than it costs, as long as nobody
-/// knows that the deaths are its doing.
-const WORTH: u64 = 10;
 
 /// The numbers of the `[quarantine]` section.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +42,9 @@ pub(crate) struct Limits {
 pub(crate) enum Blame {
     /// The thread that ran this method crashed, or called `exit`.
     On(String),
-    /// Nobody knows: it was killed, as when memory runs out, or ended in a way that leaves no trace.
+    /// Nobody knows: a signal ended it that no thread of it had caused, as when memory runs out.
+    Killed,
+    /// Nobody knows: it ended by itself, in a way that leaves no trace.
     Unclear,
     /// It was to end.
     Nobody,
@@ -66,9 +68,33 @@ pub(crate) enum Order {
     /// One: give the trial back if no call has used it.
     TakeBack { method: String, worker: WorkerId },
     /// All: it is a method like any other again.
-    Release { method: String },
+    Release { method: String, why: Released },
     /// One: it has missed that.
     Remind { method: String, worker: WorkerId },
+}
+
+/// Why a method is refused no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Released {
+    /// The call that was tried has come back.
+    CameBack,
+    /// A reload has turned quarantine off.
+    TurnedOff,
+    /// A reload brought another program.
+    NewProgram,
+    /// A reload changed the method's table, `[methods.NAME]`.
+    NewTable,
+}
+
+impl fmt::Display for Released {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::CameBack => "the call that was tried came back",
+            Self::TurnedOff => "a reload turned quarantine off",
+            Self::NewProgram => "a reload brought a new program",
+            Self::NewTable => "a reload changed its [methods] table",
+        })
+    }
 }
 
 /// All methods that are not beyond doubt.
@@ -76,8 +102,7 @@ pub(crate) enum Order {
 pub(crate) struct Quarantine {
     limits: Limits,
     methods: BTreeMap<String, Standing>,
-    /// The last deaths that nobody can explain, with what ran.
-    unclear: VecDeque<(Instant, Vec<Suspect>)>,
+    unclear: UnclearDeaths,
 }
 
 /// A method in quarantine as it is left to the supervisor that takes this one's place.
@@ -103,7 +128,7 @@ type Asking = Vec<WorkerId>;
 
 impl Quarantine {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, methods: BTreeMap::new(), unclear: VecDeque::new() }
+        Self { limits, methods: BTreeMap::new(), unclear: UnclearDeaths::default() }
     }
 
     /// What another supervisor can go on with.
@@ -143,15 +168,30 @@ impl Quarantine {
         self.unclear.clear();
         let methods = std::mem::take(&mut self.methods).into_iter();
         let shut = methods.filter(|(_, standing)| !matches!(standing, Standing::Watched { .. }));
-        shut.map(|(method, _)| Order::Release { method }).collect()
+        shut.map(|(method, _)| Order::Release { method, why: Released::TurnedOff }).collect()
     }
 
-    /// A worker has died that was running the calls of `suspects`.
+    /// What was seen of some methods says nothing of them any more, by what a reload has changed: `why` says of which.
+    pub(crate) fn forgive(&mut self, why: impl Fn(&str) -> Option<Released>) -> Vec<Order> {
+        self.unclear.forget(|method| why(method).is_some());
+        let mut orders = Vec::new();
+        self.methods.retain(|method, standing| {
+            let Some(why) = why(method) else { return true };
+            if !matches!(standing, Standing::Watched { .. }) {
+                orders.push(Order::Release { method: method.clone(), why });
+            }
+            false
+        });
+        orders
+    }
+
+    /// A worker has died that was `born` then and was running the calls of `suspects`.
     pub(crate) fn ended(
         &mut self,
         worker: WorkerId,
         blame: &Blame,
         suspects: Vec<Suspect>,
+        born: Instant,
         now: Instant,
     ) -> Vec<Order> {
         let mut orders = Vec::new();
@@ -162,12 +202,15 @@ impl Quarantine {
                     orders.extend(self.shut(method, now));
                 }
             }
-            Blame::Unclear if tried.is_none() => {
-                for method in self.common_to_unclear(suspects, now) {
+            Blame::Killed | Blame::Unclear if tried.is_none() && self.limits.crashes > 0 => {
+                let Limits { crashes, window, .. } = self.limits;
+                let death = Death { was_killed: *blame == Blame::Killed, born, at: now, suspects };
+                // One alone tells nothing: whatever ran beside it would be refused too.
+                for method in self.unclear.died(death, crashes.max(2) as usize, window) {
                     orders.extend(self.shut(&method, now));
                 }
             }
-            Blame::Unclear | Blame::Nobody => {}
+            Blame::Killed | Blame::Unclear | Blame::Nobody => {}
         }
         if let Some(method) = tried {
             orders.extend(self.shut(&method, now));
@@ -181,7 +224,7 @@ impl Quarantine {
             Some(Standing::Trying { worker: trying, asking, .. }) if *trying == worker => {
                 if ok {
                     self.methods.remove(method);
-                    return vec![Order::Release { method: method.to_owned() }];
+                    return vec![Order::Release { method: method.to_owned(), why: Released::CameBack }];
                 }
                 let asking = std::mem::take(asking);
                 self.methods.insert(method.to_owned(), Standing::Due { asking });
@@ -285,7 +328,7 @@ impl Quarantine {
                     let is_at_fault = match blame {
                         Blame::On(culprit) => culprit == method,
                         // No other call of it was to run there.
-                        Blame::Unclear | Blame::Nobody => {
+                        Blame::Killed | Blame::Unclear | Blame::Nobody => {
                             suspects.iter().any(|suspect| suspect.method == *method)
                         }
                     };
@@ -316,45 +359,6 @@ impl Quarantine {
             // A call that had begun before.
             Standing::Cooling { .. } | Standing::Due { .. } | Standing::Trying { .. } => false,
         }
-    }
-
-    /// The methods that ran in each of the last deaths that nobody can explain, if there were enough of them. One alone
-    /// tells nothing: whatever ran beside it would be refused too.
-    fn common_to_unclear(&mut self, suspects: Vec<Suspect>, now: Instant) -> BTreeSet<String> {
-        let Limits { crashes, window, .. } = self.limits;
-        if crashes == 0 {
-            return BTreeSet::new();
-        }
-        let enough = crashes.max(2) as usize;
-        self.unclear.push_back((now, suspects));
-        self.unclear.retain(|(death, _)| now.saturating_duration_since(*death) <= window);
-        while self.unclear.len() > enough {
-            self.unclear.pop_front();
-        }
-        let (Some((_, first)), Some((_, last))) = (self.unclear.front(), self.unclear.back()) else {
-            return BTreeSet::new();
-        };
-        if self.unclear.len() < enough {
-            return BTreeSet::new();
-        }
-        let worth = WORTH.saturating_mul(enough as u64);
-        let ran_in_all = |method: &str| {
-            self.unclear.iter().all(|(_, suspects)| suspects.iter().any(|one| one.method == method))
-        };
-        let since = |suspect: &Suspect| {
-            let before = first.iter().find(|one| one.method == suspect.method).map_or(0, |one| one.answered);
-            suspect.answered.saturating_sub(before)
-        };
-        let candidates = || last.iter().filter(|one| ran_in_all(&one.method) && since(one) <= worth);
-        // What answers while another method does not is more likely to have been beside it.
-        let least = candidates().map(since).min();
-        let found: BTreeSet<String> =
-            candidates().filter(|one| Some(since(one)) == least).map(|one| one.method.clone()).collect();
-        if !found.is_empty() {
-            // Explained now.
-            self.unclear.clear();
-        }
-        found
     }
 
     fn shut(&mut self, method: &str, now: Instant) -> Option<Order> {

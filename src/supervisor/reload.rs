@@ -48,6 +48,13 @@ pub(super) struct Next {
     begun: Instant,
 }
 
+impl Terms {
+    /// The table that a method has in the configuration, with all keys that its template knows.
+    pub(super) fn table_of(&self, method: &str) -> Option<&Value> {
+        self.told.get("methods")?.get(method)
+    }
+}
+
 impl Supervisor {
     /// A number that is not known yet begins the next generation, from what the paths of program and configuration lead
     /// to now.
@@ -142,9 +149,10 @@ impl Supervisor {
         if let (Some(listeners), Some(before)) = (&terms.listeners, &self.terms.listeners) {
             listeners.settle(before);
         }
+        let is_new_program = !origin.program.is(&self.origin.program);
         self.origin = origin;
-        self.terms = terms;
-        self.change_quarantine();
+        let before = std::mem::replace(&mut self.terms, terms);
+        self.change_quarantine(is_new_program, &before);
         self.successor_is_wanted = !self.origin.program.runs_here();
         if self.successor_is_wanted && legacy != line::LEGACY_VERSION {
             tracing::warn!(

@@ -60,6 +60,12 @@ impl Program {
         is_same(Path::new("/proc/self/exe"), &self.file).unwrap_or(true)
     }
 
+    /// Whether it is the very file that `other` is.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let file = |program: &Self| program.file.metadata().map(|file| (file.dev(), file.ino()));
+        matches!((file(self), file(other)), (Ok(this), Ok(other)) if this == other)
+    }
+
     /// Has this process go on as the program, with its pid, its children, its signal mask, and those descriptors that are
     /// not closed on exec. `variable` is set to `number` in its environment.
     ///

@@ -8,8 +8,12 @@ const SECOND: Duration = Duration::from_secs(1);
 enum Step {
     /// A worker's thread crashed in a call of this method, and those ran.
     Crash(WorkerId, &'static str, &'static str),
-    /// A worker was killed while these ran, each with the calls of it answered so far.
-    Kill(WorkerId, &'static [(&'static str, u64)]),
+    /// A worker was killed while these ran, each with the calls of it answered so far. It had been there from the beginning.
+    Kill(WorkerId, Ran),
+    /// One was killed that was forked just now.
+    KillNew(WorkerId, Ran),
+    /// One ended by itself and left no trace.
+    Quit(WorkerId, Ran),
     /// A worker that was to end did, while these ran.
     End(WorkerId, &'static str),
     Ask(WorkerId, &'static str),
@@ -23,13 +27,15 @@ enum Step {
 
 use Step::*;
 
+type Ran = &'static [(&'static str, u64)];
+
 /// Written short: `shut a`, `try a 2`, `take back a 2`, `release a`.
 fn told(order: &Order) -> String {
     match order {
         Order::Shut { method, .. } => format!("shut {method}"),
         Order::Try { method, worker } => format!("try {method} {worker}"),
         Order::TakeBack { method, worker } => format!("take back {method} {worker}"),
-        Order::Release { method } => format!("release {method}"),
+        Order::Release { method, .. } => format!("release {method}"),
         Order::Remind { method, worker } => format!("remind {worker} of {method}"),
     }
 }
@@ -47,22 +53,24 @@ fn course(name: &str, steps: &[(u64, Step, &str)]) {
 fn course_of(crashes: u32, name: &str, steps: &[(u64, Step, &str)]) {
     let limits = Limits { crashes, window: 60 * SECOND, cool_down: 30 * SECOND };
     let mut quarantine = Quarantine::new(limits);
-    let start = Instant::now();
+    let born = Instant::now();
+    let start = born + 3_600 * SECOND;
+    let dies = |quarantine: &mut Quarantine, worker, blame, methods: Ran, (born, now)| {
+        let one =
+            |(method, answered): &(&str, u64)| Suspect { method: (*method).to_owned(), answered: *answered };
+        quarantine.ended(worker, &blame, methods.iter().map(one).collect(), born, now)
+    };
     for (number, (second, step, expected)) in steps.iter().enumerate() {
         let now = start + u32::try_from(*second).unwrap() * SECOND;
         let mut orders = match *step {
             Crash(worker, method, beside) => {
                 let suspects = [ran(method), ran(beside)].concat();
-                quarantine.ended(worker, &Blame::On(method.to_owned()), suspects, now)
+                quarantine.ended(worker, &Blame::On(method.to_owned()), suspects, born, now)
             }
-            Kill(worker, methods) => {
-                let one = |(method, answered): &(&str, u64)| Suspect {
-                    method: (*method).to_owned(),
-                    answered: *answered,
-                };
-                quarantine.ended(worker, &Blame::Unclear, methods.iter().map(one).collect(), now)
-            }
-            End(worker, methods) => quarantine.ended(worker, &Blame::Nobody, ran(methods), now),
+            Kill(worker, methods) => dies(&mut quarantine, worker, Blame::Killed, methods, (born, now)),
+            KillNew(worker, methods) => dies(&mut quarantine, worker, Blame::Killed, methods, (now, now)),
+            Quit(worker, methods) => dies(&mut quarantine, worker, Blame::Unclear, methods, (born, now)),
+            End(worker, methods) => quarantine.ended(worker, &Blame::Nobody, ran(methods), born, now),
             Ask(worker, method) => quarantine.asked(worker, method),
             Back(worker, method) => quarantine.trial_ended(worker, method, true),
             Unused(worker, method) => quarantine.trial_ended(worker, method, false),
@@ -108,9 +116,12 @@ fn a_trial_that_runs_is_the_only_one_for_another_supervisor_too() {
     assert_eq!(unused.trial_ended(4, "bad", false), []);
     assert_eq!(unused.due(now), tried);
     let mut came_back = asked();
-    assert_eq!(came_back.trial_ended(4, "bad", true), [Order::Release { method: "bad".into() }]);
+    assert_eq!(
+        came_back.trial_ended(4, "bad", true),
+        [Order::Release { method: "bad".into(), why: Released::CameBack }]
+    );
     let mut gone = asked();
-    assert_eq!(gone.ended(4, &Blame::Nobody, Vec::new(), now), []);
+    assert_eq!(gone.ended(4, &Blame::Nobody, Vec::new(), now, now), []);
     assert_eq!(gone.due(now), tried);
 }
 
@@ -334,13 +345,104 @@ fn a_method_that_ran_in_every_one_of_the_last_unclear_deaths_is_taken_for_their_
     );
     // An operator who kills workers by hand kills them at their work, which goes on well in between.
     course(
-        "a method that answers much more than it is seen to die",
+        "a method that answers more than it is seen to die",
         &[
             (0, Kill(1, &[("a", 1_000), ("b", 10)]), ""),
-            (1, Kill(2, &[("a", 1_020), ("b", 20)]), ""),
-            (2, Kill(3, &[("a", 1_031), ("b", 40)]), "shut b"),
+            (1, Kill(2, &[("a", 1_004), ("b", 13)]), ""),
+            (2, Kill(3, &[("a", 1_007), ("b", 16)]), "shut b"),
         ],
     );
+}
+
+#[test]
+fn workers_that_are_killed_at_once_are_one_event() {
+    course(
+        "a group",
+        &[
+            (5, Kill(1, &[("a", 9)]), ""),
+            (5, Kill(2, &[("a", 9)]), ""),
+            (5, Kill(3, &[("a", 9)]), ""),
+            (5, Kill(4, &[("a", 9)]), ""),
+            (9, Kill(5, &[("a", 9_000)]), ""),
+            (9, Kill(6, &[("a", 9_000)]), ""),
+            (20, Kill(7, &[("a", 20_000)]), ""),
+            (20, Kill(8, &[("a", 20_000)]), ""),
+        ],
+    );
+    course(
+        "three groups without an answer in between",
+        &[
+            (0, Kill(1, &[("a", 9)]), ""),
+            (0, Kill(2, &[("a", 9)]), ""),
+            (1, Kill(3, &[("a", 9)]), ""),
+            (1, Kill(4, &[("a", 9)]), ""),
+            (2, Kill(5, &[("a", 9)]), "shut a"),
+        ],
+    );
+    course(
+        "one of each group has what the whole is killed for, beside a busy method",
+        &[
+            (0, Kill(1, &[("b", 100)]), ""),
+            (0, Kill(2, &[("a", 0), ("b", 100)]), ""),
+            (1, Kill(3, &[("a", 0)]), ""),
+            (1, Kill(4, &[("b", 300)]), ""),
+            (2, Kill(5, &[("b", 500)]), ""),
+            (2, Kill(6, &[("b", 500), ("a", 0)]), "shut a"),
+        ],
+    );
+    course(
+        "a method that kills each worker that takes its place",
+        &[
+            (0, Kill(1, &[("a", 0)]), ""),
+            (0, Kill(2, &[("a", 0)]), ""),
+            (0, KillNew(3, &[("a", 0)]), ""),
+            (0, KillNew(4, &[("a", 0)]), "shut a"),
+        ],
+    );
+    course(
+        "workers that end by themselves at once",
+        &[(0, Quit(1, &[("a", 0)]), ""), (0, Quit(2, &[("a", 0)]), ""), (0, Quit(3, &[("a", 0)]), "shut a")],
+    );
+}
+
+#[test]
+fn a_reload_that_changes_what_a_method_is_clears_it_and_what_was_seen_of_it() {
+    let limits = Limits { crashes: 2, window: 60 * SECOND, cool_down: 30 * SECOND };
+    let now = Instant::now();
+    let blame = |method: &str| Blame::On(method.to_owned());
+    let seen = || {
+        let mut quarantine = Quarantine::new(limits);
+        for worker in 0..2 {
+            quarantine.ended(worker, &blame("shut"), ran("shut"), now, now);
+        }
+        quarantine.ended(3, &blame("watched"), ran("watched"), now, now);
+        quarantine.ended(4, &Blame::Unclear, ran("unclear"), now, now);
+        quarantine
+    };
+    for why in [Released::NewProgram, Released::NewTable] {
+        let mut quarantine = seen();
+        assert_eq!(quarantine.forgive(|_| Some(why)), [Order::Release { method: "shut".into(), why }]);
+        assert_eq!(quarantine.in_force(now), []);
+        for worker in 5..7 {
+            let shut = usize::from(worker == 6);
+            assert_eq!(quarantine.ended(worker, &blame("watched"), ran("watched"), now, now).len(), shut);
+            assert_eq!(quarantine.ended(worker, &Blame::Unclear, ran("unclear"), now, now).len(), shut);
+        }
+    }
+    let mut quarantine = seen();
+    let only = |which: &'static str| move |method: &str| (method == which).then_some(Released::NewTable);
+    assert_eq!(quarantine.forgive(only("other")), []);
+    assert_eq!(quarantine.forgive(only("watched")), []);
+    assert_eq!(quarantine.in_force(now).len(), 1, "`shut` is as it was");
+    assert_eq!(quarantine.ended(5, &blame("watched"), ran("watched"), now, now).len(), 0);
+    assert_eq!(quarantine.ended(6, &Blame::Unclear, ran("unclear"), now, now).len(), 1);
+
+    // A trial that runs when the method is cleared is nothing any more.
+    let mut quarantine = seen();
+    quarantine.asked(7, "shut");
+    assert_eq!(quarantine.due(now + 30 * SECOND).len(), 1);
+    assert_eq!(quarantine.forgive(only("shut")).len(), 1);
+    assert_eq!(quarantine.trial_ended(7, "shut", true), []);
 }
 
 #[test]
@@ -358,8 +460,8 @@ fn a_new_worker_is_told_what_it_must_refuse() {
     let start = Instant::now();
     let blame = |method: &str| Blame::On(method.to_owned());
     assert_eq!(quarantine.in_force(start), []);
-    quarantine.ended(1, &blame("a"), ran("a"), start);
-    quarantine.ended(2, &blame("b"), ran("b"), start + 5 * SECOND);
+    quarantine.ended(1, &blame("a"), ran("a"), start, start);
+    quarantine.ended(2, &blame("b"), ran("b"), start, start + 5 * SECOND);
     let now = start + 10 * SECOND;
     assert_eq!(quarantine.in_force(now), [("a".to_owned(), 20 * SECOND), ("b".to_owned(), 25 * SECOND)]);
     let now = start + 31 * SECOND;
@@ -376,11 +478,12 @@ fn limits_that_change_hold_for_what_comes_and_0_releases_everything() {
     let mut quarantine = Quarantine::new(limits(1));
     let now = Instant::now();
     let crash = |quarantine: &mut Quarantine, method: &str| {
-        quarantine.ended(1, &Blame::On(method.to_owned()), ran(method), now).len()
+        quarantine.ended(1, &Blame::On(method.to_owned()), ran(method), now, now).len()
     };
     assert_eq!(crash(&mut quarantine, "a"), 1);
     assert_eq!(quarantine.change(limits(2)), []);
     assert_eq!(crash(&mut quarantine, "b"), 0);
-    assert_eq!(quarantine.change(limits(0)), [Order::Release { method: "a".into() }]);
+    let released = Order::Release { method: "a".into(), why: Released::TurnedOff };
+    assert_eq!(quarantine.change(limits(0)), [released]);
     assert_eq!((crash(&mut quarantine, "b"), quarantine.next_due()), (0, None));
 }
