@@ -120,6 +120,28 @@ impl KeptArena {
         self.held
     }
 
+    /// The same without what its connections hold: enough to ask which [are busy](Self::is_busy).
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::open`].
+    pub(crate) fn open_records(fd: impl AsFd) -> Result<Self, ArenaError> {
+        let size = memory::sealed_size(fd.as_fd())?;
+        let header = ReadableMemory::map(fd.as_fd(), size.min(HEADER_WORDS * WORD))?;
+        let header =
+            std::array::from_fn::<_, HEADER_WORDS, _>(|index| header.load(index * WORD).unwrap_or(0));
+        let layout = Layout::read(&header, size)?;
+        let (first, words) = layout.records();
+        let memory = ReadableMemory::map(fd.as_fd(), first + words * WORD)?;
+        Ok(Self { memory, layout, held: 0 })
+    }
+
+    /// Whether a call of the connection waited or ran. Good for an order in which connections are looked at, and no more:
+    /// nothing of it is checked.
+    pub(crate) fn is_busy(&self, key: Key) -> bool {
+        self.record(key).is_ok_and(|core| core.calls != 0 || core.inline.length != 0)
+    }
+
     /// What the record of a connection says. `moved` must have been asked for after the writer's last receive or send.
     ///
     /// # Errors

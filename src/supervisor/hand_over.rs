@@ -9,12 +9,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Supervisor;
 use super::balance::{self, Has};
 use super::keeping::{Handing, Keeping};
 use super::state::WorkerId;
-use crate::arena::Key;
+use crate::arena::{KeptArena, Key};
 use crate::line::{Taken, ToWorker};
 use crate::sys::limits;
 
@@ -180,6 +181,7 @@ impl Supervisor {
         };
         let mut adopters: Vec<(WorkerId, usize)> =
             adopters.into_iter().filter(can_take).map(|worker| weight(self.has(worker))).collect();
+        self.keeper.keeping.put_urgent_first(are_urgent);
         // One that can't take anything is left out and the rest planned anew: the next plan would else be the same again.
         while let Some((adopter, error)) = self.hand_over_to(&adopters) {
             self.try_again_later();
@@ -248,6 +250,18 @@ impl Supervisor {
             self.tell(worker, &ToWorker::Released { connections: some.to_vec() });
         }
     }
+}
+
+/// On which of these somebody waits for the next worker: there is something to read, or a call waited or ran.
+fn are_urgent(arena: &OwnedFd, waiting: &[(Key, OwnedFd)]) -> Vec<bool> {
+    let mut sockets: Vec<PollFd<'_>> =
+        waiting.iter().map(|(_, socket)| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
+    // Where the one or the other can't be looked at, the order is another one and nothing is lost.
+    let _ = poll(&mut sockets, PollTimeout::ZERO);
+    let records = KeptArena::open_records(arena).ok();
+    let is_busy = |key: Key| records.as_ref().is_some_and(|records| records.is_busy(key));
+    let is_readable = |socket: &PollFd<'_>| socket.any() == Some(true);
+    waiting.iter().zip(&sockets).map(|((key, _), socket)| is_readable(socket) || is_busy(*key)).collect()
 }
 
 /// Balance.

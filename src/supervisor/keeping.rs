@@ -13,8 +13,9 @@ use super::state::WorkerId;
 use crate::arena::Key;
 use crate::line::Taken;
 
-/// The most connections handed over in one message: the arena travels with them.
-pub(crate) const MOST_AT_ONCE: usize = crate::line::MOST_DESCRIPTORS - 1;
+/// The most connections handed over in one message. An adopter serves those of one before it looks at the next, so that its
+/// callers wait for a few milliseconds at most.
+pub(crate) const MOST_AT_ONCE: usize = 64;
 
 /// How often an adopter may have no room for a connection before it is closed: for seconds, as it is tried again every 20 ms.
 const MOST_PUT_OFF: u32 = 250;
@@ -33,8 +34,11 @@ struct Estate<D, A> {
     cause: Option<String>,
     /// Those that it serves. None when it has died.
     served: HashMap<Key, D>,
-    /// Those that nobody serves.
+    /// Those that nobody serves, in the order in which they are handed over.
     waiting: VecDeque<(Key, D)>,
+    /// So many at the front of `waiting` are in an order that was asked for, and of these so many are urgent.
+    ordered: usize,
+    urgent: usize,
     /// Those that others were asked to go on with, in the order in which they were asked.
     on_the_way: Vec<Sent<D>>,
     /// How often adopters had no room for these.
@@ -97,9 +101,18 @@ impl<D, A> Keeping<D, A> {
     /// A worker process that is about to be forked has this arena.
     pub(crate) fn begin(&mut self, worker: WorkerId, arena: A) {
         let (served, waiting, on_the_way) = (HashMap::new(), VecDeque::new(), Vec::new());
-        let (put_off, put_off_by) = (HashMap::new(), None);
-        self.estates
-            .insert(worker, Estate { arena, cause: None, served, waiting, on_the_way, put_off, put_off_by });
+        let estate = Estate {
+            arena,
+            cause: None,
+            served,
+            waiting,
+            ordered: 0,
+            urgent: 0,
+            on_the_way,
+            put_off: HashMap::new(),
+            put_off_by: None,
+        };
+        self.estates.insert(worker, estate);
     }
 
     /// A worker asks to have connections kept. Those for which no descriptor arrived are returned.
@@ -205,6 +218,21 @@ impl<D, A> Keeping<D, A> {
 
 /// Handing over.
 impl<D, A> Keeping<D, A> {
+    /// Puts those first of what waits for which somebody waits. `are_urgent` is asked once about each.
+    pub(crate) fn put_urgent_first(&mut self, are_urgent: impl Fn(&A, &[(Key, D)]) -> Vec<bool>) {
+        for estate in self.estates.values_mut().filter(|estate| estate.ordered < estate.waiting.len()) {
+            let mut are_urgent = are_urgent(&estate.arena, estate.waiting.make_contiguous()).into_iter();
+            let (urgent, mut others): (Vec<_>, Vec<_>) =
+                estate.waiting.drain(..).partition(|_| are_urgent.next().unwrap_or(false));
+            // Records that lie together are read together.
+            others.sort_unstable_by_key(|(key, _)| *key);
+            estate.urgent = urgent.len();
+            estate.waiting.extend(urgent);
+            estate.waiting.extend(others);
+            estate.ordered = estate.waiting.len();
+        }
+    }
+
     /// Who should go on with what waits, so that those with the fewest connections get them. `adopters` are the
     /// workers that take connections, each with the number that it has beside those on their way to it. None of them
     /// gets back what it has let go itself unless it is the only one, nor what it just had no room for.
@@ -223,12 +251,17 @@ impl<D, A> Keeping<D, A> {
                 *load += 1;
                 *counts.entry(*worker).or_default() += 1;
             }
-            for (to, mut count) in counts {
-                while count > 0 {
-                    let batch = count.min(MOST_AT_ONCE);
-                    plan.push(Handing { from: *from, to, count: batch });
-                    count -= batch;
-                }
+            // By turns, as the first that wait are the most urgent; and these by themselves, so that they wait for no others.
+            let mut urgent = estate.urgent;
+            while !counts.is_empty() {
+                counts.retain(|to, count| {
+                    let most = if urgent == 0 { MOST_AT_ONCE } else { urgent.min(MOST_AT_ONCE) };
+                    let batch = (*count).min(most);
+                    urgent -= batch.min(urgent);
+                    plan.push(Handing { from: *from, to: *to, count: batch });
+                    *count -= batch;
+                    *count > 0
+                });
             }
         }
         plan
@@ -250,6 +283,8 @@ impl<D, A> Keeping<D, A> {
     pub(crate) fn sent(&mut self, handing: Handing) {
         if let Some(estate) = self.estates.get_mut(&handing.from) {
             let count = handing.count.min(estate.waiting.len());
+            estate.ordered = estate.ordered.saturating_sub(count);
+            estate.urgent = estate.urgent.saturating_sub(count);
             let connections = estate.waiting.drain(..count).collect();
             estate.on_the_way.push(Sent { to: handing.to, connections });
         }
@@ -260,6 +295,7 @@ impl<D, A> Keeping<D, A> {
         let mut released = Vec::new();
         for (worker, estate) in &mut self.estates {
             let waiting = std::mem::take(&mut estate.waiting);
+            (estate.ordered, estate.urgent) = (0, 0);
             if estate.cause.is_none() && !waiting.is_empty() {
                 released.push((*worker, waiting.into_iter().map(|(key, _)| key).collect()));
             }

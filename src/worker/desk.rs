@@ -193,7 +193,15 @@ impl Desk {
         loop {
             match self.line.receive() {
                 Ok(Received::Nothing) => break,
-                Ok(Received::Message(message, descriptors)) => self.told(hand, message, descriptors),
+                Ok(Received::Message(message, descriptors)) => {
+                    let adopts = matches!(message, ToWorker::Adopt { .. });
+                    self.told(hand, message, descriptors);
+                    if adopts {
+                        // Those are served before the next ones are looked at, and so is everybody else: epoll reports the
+                        // line again.
+                        break;
+                    }
+                }
                 Ok(Received::Closed) => {
                     let shared = &hand.shared;
                     if let Err(errno) = shared.epoll.delete(&self.line) {

@@ -305,3 +305,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn those_that_somebody_waits_for_go_first_and_by_turns() {
+    let most = u32::try_from(MOST_AT_ONCE).unwrap();
+    let (count, urgent) = (4 * most, most + 10);
+    let mut keeping = keeping(count);
+    keeping.ended(0, "SIGSEGV".into());
+    // In whatever order they wait.
+    let is_urgent = |key: Key| key.index < urgent;
+    keeping.put_urgent_first(|arena, waiting| {
+        assert_eq!((*arena, waiting.len()), ("arena", count as usize));
+        waiting.iter().map(|(key, _)| is_urgent(*key)).collect()
+    });
+    keeping.put_urgent_first(|_, _| panic!("nothing has come that was not asked about"));
+    let mut to = Vec::new();
+    for handing in keeping.plan(&[(1, 0), (2, 0)]) {
+        let parcel = keeping.parcel(0, handing.count).unwrap();
+        let urgent = parcel.connections.iter().filter(|key| is_urgent(**key)).count();
+        to.push((handing.to, handing.count, urgent));
+        keeping.sent(handing);
+    }
+    let (all, some) = (MOST_AT_ONCE, MOST_AT_ONCE - 10);
+    assert_eq!(to, [(1, all, all), (2, 10, 10), (1, all, 0), (2, all, 0), (2, some, 0)]);
+}
