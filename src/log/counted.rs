@@ -4,7 +4,7 @@
 //! they would fill the disk and hide everything else. Each kind is a static [`Counted`] beside the place that writes it. Each
 //! process counts for itself.
 //!
-//! What was counted is told by the next record of its kind, or by a line of its own once its second is over. Nobody is woken
+//! What was counted is told by the next record of its kind, or by a line of its own once no more of them come. Nobody is woken
 //! for that: [`tell_of_counted`] is called where a process is awake anyway, and when it ends.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +14,9 @@ use parking_lot::Mutex;
 use crate::sys::clock;
 
 const SECOND_NS: u64 = 1_000_000_000;
+/// What was counted has a line of its own only when no further record has come to tell of it: while they come, that would be a second
+/// line in each second.
+const QUIET_NS: u64 = 2 * SECOND_NS;
 
 /// The kinds of which something is counted that nobody has told yet. A process that is forked begins with its parent's, which
 /// has one thread and told its own.
@@ -61,7 +64,7 @@ impl Counted {
     }
 }
 
-/// Tells what was counted more than a second ago, and all of it where the process ends.
+/// Tells what was counted of kinds that have become quiet, and all of it where the process ends.
 pub(crate) fn tell_of_counted(ends: bool) {
     if HOW_MANY.load(Ordering::Relaxed) == 0 {
         return;
@@ -72,7 +75,7 @@ pub(crate) fn tell_of_counted(ends: bool) {
     let (mut later, mut lines) = (Vec::new(), Vec::new());
     for kind in untold {
         let mut rate = kind.rate.lock();
-        if ends || rate.is_over(now) {
+        if ends || rate.is_quiet(now) {
             lines.push((kind.what, rate.take_unwritten()));
         } else {
             later.push(kind);
@@ -127,6 +130,11 @@ impl Rate {
         self.began_ns.is_none_or(|began| now_ns.saturating_sub(began) >= SECOND_NS)
     }
 
+    /// A second has passed in which nothing of the kind has come.
+    fn is_quiet(&self, now_ns: u64) -> bool {
+        self.began_ns.is_none_or(|began| now_ns.saturating_sub(began) >= QUIET_NS)
+    }
+
     fn take_unwritten(&mut self) -> More {
         let count = Some(std::mem::take(&mut self.unwritten)).filter(|count| *count > 0);
         let several = std::mem::take(&mut self.from_several);
@@ -169,6 +177,16 @@ mod tests {
             let admitted = rate.admit(ms * MS, from);
             assert_eq!(admitted, expected.map(|(count, from)| More { count, from }), "after {ms} ms");
         }
+    }
+
+    #[test]
+    fn what_was_counted_waits_for_the_next_record_while_they_come() {
+        let mut rate = Rate::new(1);
+        for ms in 0..5_000 {
+            rate.admit(ms * MS, 1);
+            assert!(!rate.is_quiet(ms * MS), "after {ms} ms");
+        }
+        assert!(rate.is_quiet(6_000 * MS) && rate.unwritten == 999);
     }
 
     #[test]
