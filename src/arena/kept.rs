@@ -40,6 +40,10 @@ pub(crate) struct KeptConnection {
     pub(crate) input: Vec<u8>,
     /// Answers that come next on the wire, perhaps from within the first of them.
     pub(crate) output: Vec<u8>,
+    /// When something moved on it last, or when it began to linger, in nanoseconds of the monotonic clock; 0 where that is not known.
+    pub(crate) moved_ns: u64,
+    /// When the message at the start of the input began to arrive, which is not whole; 0 where that is not known.
+    pub(crate) message_ns: u64,
     /// Calls that ran and will not be answered by who ran them, oldest first.
     pub(crate) ran: Vec<Ran>,
     /// Calls that waited for a thread, oldest first.
@@ -163,6 +167,8 @@ impl KeptArena {
             sent,
             input: if is_ending { Vec::new() } else { self.input(&core, taken)? },
             output: self.output(&core, sent)?,
+            moved_ns: core.moved_ns,
+            message_ns: core.message_ns,
             ran,
             waited,
         })

@@ -88,6 +88,13 @@ pub(crate) struct Core {
     pub(crate) taken: u64,
     /// Bytes handed to the kernel; for a Unix socket.
     pub(crate) sent: u64,
+    /// When something moved on the connection last, in nanoseconds of the monotonic clock: it was accepted, bytes came, an answer was
+    /// published or sent. Of one that lingers: when that began. A worker that dies in between leaves the moment before, of a
+    /// program that doesn't know this 0.
+    pub(crate) moved_ns: u64,
+    /// When the first byte came of the message at the end of the input that is not whole; 0 where there is none. A worker that
+    /// dies after it has received that byte and before it has looked at it leaves 0: then it came when somebody looks.
+    pub(crate) message_ns: u64,
 }
 
 /// What is true of a connection, one bit each.
@@ -105,6 +112,8 @@ impl Flags {
     pub(crate) const IN_IO: Self = Self(8);
     /// Lengths come and go with the highest byte first.
     pub(crate) const BIG_ENDIAN: Self = Self(16);
+    /// The client was told to send the rest of the message that is not whole, or will be by what is in the output.
+    pub(crate) const INVITED: Self = Self(32);
 
     /// Where the byte about the framing stands.
     const FRAMING_AT: u32 = 8;
@@ -128,7 +137,7 @@ impl Flags {
 }
 
 /// The number of words of a [`Core`].
-pub(super) const CORE_WORDS: usize = 14;
+pub(super) const CORE_WORDS: usize = 15;
 
 impl Core {
     pub(super) fn to_words(self) -> [u64; CORE_WORDS] {
@@ -146,13 +155,14 @@ impl Core {
             self.flags.0,
             self.taken,
             self.sent,
-            0,
+            self.moved_ns,
+            self.message_ns,
         ]
     }
 
     pub(super) fn from_words(words: [u64; CORE_WORDS]) -> Self {
         let [begun, in_at, in_length, out_from, out_at, out_length, inline_at, inline_length, ..] = words;
-        let [.., calls, answered, flags, taken, sent, _] = words;
+        let [.., calls, answered, flags, taken, sent, moved_ns, message_ns] = words;
         Self {
             begun,
             input: Place { at: in_at, length: in_length },
@@ -164,6 +174,8 @@ impl Core {
             flags: Flags(flags),
             taken,
             sent,
+            moved_ns,
+            message_ns,
         }
     }
 }
@@ -292,9 +304,7 @@ mod tests {
     }
 
     fn core(seed: u64) -> Core {
-        Core::from_words(std::array::from_fn(
-            |index| if index == CORE_WORDS - 1 { 0 } else { seed + index as u64 },
-        ))
+        Core::from_words(std::array::from_fn(|index| seed + index as u64))
     }
 
     fn read(words: &[AtomicU64]) -> Core {
@@ -346,8 +356,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_core_comes_back_from_its_words(mut words: [u64; CORE_WORDS]) {
-            words[CORE_WORDS - 1] = 0;
+        fn a_core_comes_back_from_its_words(words: [u64; CORE_WORDS]) {
             prop_assert_eq!(Core::from_words(words).to_words(), words);
         }
     }

@@ -25,6 +25,7 @@ use super::site::Site;
 use crate::arena::{Core, Flags, Key, Place, Record};
 use crate::rpc::Peer;
 use crate::sys::blocks::Pool;
+use crate::sys::clock::Moment;
 use crate::sys::socket::Socket;
 use crate::wire::detect;
 use crate::wire::{Accepts, ByteOrder, Framing, Kind, Kinds, Progress};
@@ -142,7 +143,7 @@ pub(super) struct State {
     record: Option<Record>,
     /// What the record says, or will with the next commit.
     core: Core,
-    /// No answer is published in the core and not yet in the record.
+    /// Nothing of the core was put off that others need to find in the record once the lock is released.
     is_committed: bool,
 }
 
@@ -334,8 +335,23 @@ impl State {
         self.core.taken
     }
 
-    pub(super) fn progressed(&mut self, now: Instant) {
-        self.last_progress = now;
+    /// Something moves on it.
+    pub(super) fn progressed(&mut self, now: Moment) {
+        self.last_progress = now.instant;
+        self.core.moved_ns = now.ns;
+    }
+
+    /// When something moved on it last, here or elsewhere.
+    pub(super) fn last_moved(&self) -> Moment {
+        Moment { instant: self.last_progress, ns: self.core.moved_ns }
+    }
+
+    /// The message at the end of the input is not whole, and has been arriving since then. None where there is none.
+    pub(super) fn message_arrives(&mut self, since: Option<Moment>) {
+        self.message_since = since.map(|since| since.instant);
+        let since_ns = since.map_or(0, |since| since.ns);
+        self.is_committed &= self.core.message_ns == since_ns;
+        self.core.message_ns = since_ns;
     }
 
     /// What epoll should report now.

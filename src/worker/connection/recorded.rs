@@ -86,12 +86,23 @@ impl State {
         let before = Mark { begun: self.core.begun, input: self.core.input };
         self.core.begun += (end - start) as u64;
         self.core.input = chunk.place_behind(end);
+        // They are of a message that was not whole, and that has begun.
+        self.core.message_ns = 0;
+        self.core.flags.set(Flags::INVITED, false);
         before
     }
 
     /// The last of them has not begun after all.
     pub(in crate::worker) fn back_to(&mut self, mark: Mark) {
         (self.core.begun, self.core.input) = (mark.begun, mark.input);
+    }
+
+    /// The client is told to send the rest of its message; to be said right before what publishes that. False where it was told
+    /// already, by this worker or another.
+    pub(in crate::worker) fn may_invite(&mut self) -> bool {
+        let was_invited = self.core.flags.contains(Flags::INVITED);
+        self.core.flags.set(Flags::INVITED, true);
+        !was_invited
     }
 
     /// Keeps what was not begun of a chunk; `needs` is how many bytes the message has that it begins with, as far as is
@@ -194,7 +205,7 @@ impl State {
         };
         self.input.put(chunk.skip(rest), 0);
         // The call's own message has arrived whole. What is behind it, if anything, is looked at anew.
-        self.message_since = None;
+        self.message_arrives(None);
         self.end_inline();
         let call = InFlight {
             number,

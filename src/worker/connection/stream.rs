@@ -1,12 +1,13 @@
 //! Bytes between a connection and its socket.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Flags, Input, Locked, Phase, Place};
 use crate::fail_points::{self, Kind};
 use crate::rpc::Peer;
 use crate::sys::blocks::Block;
+use crate::sys::clock::Moment;
 use crate::worker::chunk::{Chunk, NoBlock, Scratch};
 
 /// How long input is still read and thrown away after our FIN, so that the last answer is not lost to a reset.
@@ -68,14 +69,14 @@ impl Locked<'_> {
     /// # Errors
     ///
     /// The connection is broken.
-    pub(in crate::worker) fn flush(&mut self, now: Instant, spare: &mut Option<Block>) -> io::Result<()> {
+    pub(in crate::worker) fn flush(&mut self, now: Moment, spare: &mut Option<Block>) -> io::Result<()> {
         self.commit_what_was_put_off();
         while !self.output.is_empty() {
             self.begin_io();
             let sent = self.connection.socket.send(self.output.waiting());
             if let Ok(sent) = sent {
                 self.output.sent(sent);
-                self.last_progress = now;
+                self.progressed(now);
             }
             self.end_io();
             match sent {
@@ -88,9 +89,10 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// Sends our FIN and from then on only throws input away.
-    pub(in crate::worker) fn linger(&mut self, now: Instant) {
-        self.phase = Phase::Lingering { until: now + LINGER };
+    /// Sends our FIN and from then on only throws input away. It began to linger at `since`, here or in another worker.
+    pub(in crate::worker) fn linger(&mut self, since: Moment) {
+        self.phase = Phase::Lingering { until: since.instant + LINGER };
+        self.progressed(since);
         self.commit();
         fail_points::step(Kind::Path);
         self.connection.socket.shut_down_sending();

@@ -39,6 +39,11 @@ fn put_out(state: &mut State, answer: &[u8]) {
     assert!(state.publish(answer, Answered::Message, &mut None));
 }
 
+/// What other processes make of it is nobody's concern here.
+fn moment(instant: Instant) -> Moment {
+    Moment { instant, ns: 1 }
+}
+
 /// Input waits.
 fn put_in(state: &mut State, bytes: &[u8]) {
     let chunk = chunk(bytes, state);
@@ -183,7 +188,7 @@ fn a_connection_without_calls_is_idle_since_it_last_moved() {
     let (mut state, now) = fresh();
     assert_eq!(state.due(&BOUNDS), Some(now + IDLE));
     let later = now + Duration::from_secs(5);
-    state.progressed(later);
+    state.progressed(moment(later));
     assert_eq!(state.due(&BOUNDS), Some(later + IDLE));
     call(&mut state, now, false);
     assert_eq!(state.idle_due(&BOUNDS), None, "a call runs");
@@ -231,7 +236,7 @@ fn a_timer_that_is_early_enough_is_seen_without_working_it_out() {
     assert!(!state.timer_holds(&BOUNDS), "there is none");
     state.timer = state.due(&BOUNDS);
     assert!(state.timer_holds(&BOUNDS));
-    state.progressed(now + REQUEST);
+    state.progressed(moment(now + REQUEST));
     assert!(state.timer_holds(&BOUNDS), "it is looked at again when it is due, and not later than needed");
     state.timer = Some(now + REQUEST + IDLE + MESSAGE);
     assert!(!state.timer_holds(&BOUNDS), "after a call that might have taken longer than one may be idle");
@@ -341,13 +346,13 @@ fn a_client_that_does_not_read_keeps_its_answers_waiting() {
     let mut state = connection.lock();
     let answer = vec![7; 4 << 20];
     put_out(&mut state, &answer);
-    state.flush(Instant::now(), &mut None).unwrap();
+    state.flush(moment(Instant::now()), &mut None).unwrap();
     assert!(!state.output.is_empty(), "the test needs more than the socket takes");
     let mut read = vec![0; 64 << 10];
     let mut total = 0;
     while total < answer.len() {
         total += client.read(&mut read).unwrap();
-        state.flush(Instant::now(), &mut None).unwrap();
+        state.flush(moment(Instant::now()), &mut None).unwrap();
     }
     assert!(state.is_quiet());
     assert_eq!(state.held(), 0);
@@ -360,7 +365,7 @@ fn to_a_client_that_is_gone_nothing_is_sent() {
     drop(client);
     let mut state = connection.lock();
     put_out(&mut state, b"answer");
-    assert!(state.flush(Instant::now(), &mut None).is_err());
+    assert!(state.flush(moment(Instant::now()), &mut None).is_err());
 }
 
 #[test]
@@ -370,8 +375,8 @@ fn lingering_tells_the_client_that_nothing_follows_and_forgets_its_input() {
     let (mut state, now) = (connection.lock(), Instant::now());
     put_out(&mut state, b"answer");
     put_in(&mut state, b"more");
-    state.flush(Instant::now(), &mut None).unwrap();
-    state.linger(now);
+    state.flush(moment(Instant::now()), &mut None).unwrap();
+    state.linger(moment(now));
     assert_eq!(state.phase, Phase::Lingering { until: now + LINGER });
     assert_eq!(state.held(), 0);
     let mut answer = String::new();

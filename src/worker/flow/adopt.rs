@@ -51,11 +51,13 @@ impl Hand {
     ) -> Option<Prepared> {
         let accepts = connection::accepts_of(kept.flags, self.shared.max_message);
         let pool = self.shared.pool;
+        let moved = self.moment().earlier(kept.moved_ns);
         let core = Core {
             begun: kept.taken.saturating_sub(kept.input.len() as u64),
             out_from: kept.sent,
             taken: kept.taken,
             sent: kept.sent,
+            moved_ns: moved.ns,
             flags: kept.flags,
             ..Core::default()
         };
@@ -66,7 +68,7 @@ impl Hand {
         };
         let peer = Peer::from(peer);
         let parts = Parts { key, socket, peer, accepts, pool, record, core };
-        let connection = Arc::new(Connection::new(parts, self.now));
+        let connection = Arc::new(Connection::new(parts, moved.instant));
         connection.kept.store(true, Ordering::Relaxed);
         let mut state = connection.lock();
         let jobs = self.fill(&mut state, kept, cause);
@@ -84,9 +86,13 @@ impl Hand {
     /// Brings all that was left into a new connection. None where there is no memory for it.
     fn fill(&mut self, state: &mut Locked<'_>, kept: KeptConnection, cause: &str) -> Option<Vec<Job>> {
         if kept.flags.contains(Flags::LINGERING) {
+            // It begins to where it is taken in.
             state.phase = Phase::Lingering { until: self.now };
         } else if kept.flags.contains(Flags::FINISHING) {
             state.phase = Phase::Finishing;
+        }
+        if kept.message_ns != 0 && !kept.input.is_empty() {
+            state.message_arrives(Some(self.moment().earlier(kept.message_ns)));
         }
         if !state.adopt_input(&kept.input) {
             return None;
@@ -200,7 +206,8 @@ impl Hand {
             return key;
         }
         if matches!(state.phase, Phase::Lingering { .. }) {
-            state.linger(self.now);
+            let since = state.last_moved();
+            state.linger(since);
         }
         if self.shared.lets_go() {
             state.going = Going::Asked;

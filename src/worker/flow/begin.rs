@@ -11,7 +11,7 @@ use super::Hand;
 use crate::log::More;
 use crate::rpc::web::{self, Wanted};
 use crate::rpc::{Error, MethodIndex, Request, Span};
-use crate::sys::clock;
+use crate::sys::clock::{self, Moment};
 use crate::wire::Step;
 use crate::wire::detect::{self, Recognised};
 use crate::wire::http::{self, Opened};
@@ -125,10 +125,12 @@ impl Hand {
             (state.unkept_since, state.refuses_unkept) = (None, false);
         }
         if state.phase == Phase::Open {
-            if !state.keep(chunk.skip(begun.consumed()), begun.needs(), &self.scratch) {
+            let rest = chunk.skip(begun.consumed());
+            // First: where the rest moves to a block of its own both are one commit.
+            begun.note(state, &rest, self.moment());
+            if !state.keep(rest, begun.needs(), &self.scratch) {
                 return self.fail(state, &io::ErrorKind::OutOfMemory.into());
             }
-            begun.note(state, self.now);
             if matches!(begun, Begun::Turn { .. }) {
                 self.leave_to_poller(state);
             } else if matches!(begun, Begun::Unkept { .. }) {
@@ -257,7 +259,7 @@ impl Hand {
                         "expected a framing that this listener takes, found {looks_like}; closed"
                     );
                 }
-                state.linger(self.now);
+                state.linger(self.moment());
                 ControlFlow::Break(0)
             }
         }
@@ -487,8 +489,11 @@ impl Hand {
         self.put_out(state, route, answered);
     }
 
-    /// Tells a client to send the rest of its request. Who goes on with the connection may tell it again, which is allowed.
+    /// Tells a client to send the rest of its request, once, whichever workers the connection has until that is there.
     fn invite(&mut self, state: &mut Locked<'_>) {
+        if !state.may_invite() {
+            return;
+        }
         self.answer.clear();
         self.answer.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         if !state.publish(&self.answer, Answered::Message, &mut self.spare) {
@@ -507,6 +512,7 @@ impl Hand {
         if ends && state.phase == Phase::Open {
             state.phase = Phase::Finishing;
         }
+        state.progressed(self.moment());
         if !state.publish(&self.answer, answered, &mut self.spare) {
             self.fail(state, &io::ErrorKind::OutOfMemory.into());
         }
@@ -535,13 +541,15 @@ impl Begun {
     }
 
     /// Keeps the time since which an incomplete message has been arriving.
-    fn note(&self, state: &mut Locked<'_>, now: Instant) {
-        state.message_since = match self {
-            Self::Incomplete { .. } if state.input.is_empty() => None,
-            Self::Incomplete { consumed: 0, .. } => state.message_since.or(Some(now)),
+    fn note(&self, state: &mut Locked<'_>, rest: &[u8], now: Moment) {
+        let since = match self {
+            Self::Incomplete { .. } if rest.is_empty() => None,
+            // It has been known for a while.
+            Self::Incomplete { consumed: 0, .. } if state.message_since.is_some() => return,
             Self::Incomplete { .. } => Some(now),
             Self::Blocked { .. } | Self::Turn { .. } | Self::Unkept { .. } | Self::Relieved => None,
         };
+        state.message_arrives(since);
     }
 }
 

@@ -31,7 +31,7 @@ use crate::arena::{Core, Key, Row};
 use crate::log::More;
 use crate::rpc::{Error, MethodIndex, Peer};
 use crate::sys::blocks::Block;
-use crate::sys::clock;
+use crate::sys::clock::{self, Moment};
 use crate::sys::peer::PeerAddress;
 use crate::sys::socket::Socket;
 use crate::wire::Accepts;
@@ -90,6 +90,11 @@ impl Hand {
         self.now
     }
 
+    /// The moment at which what is done now began, for whoever goes on with it elsewhere too.
+    pub(super) fn moment(&self) -> Moment {
+        Moment { instant: self.now, ns: self.now_ns }
+    }
+
     /// Something new begins, now.
     pub(super) fn look_at_the_clock(&mut self) -> Instant {
         let before = std::mem::replace(&mut self.now, Instant::now());
@@ -101,7 +106,10 @@ impl Hand {
     pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, accepts: Accepts) -> Option<Key> {
         let peer = Peer::from(peer);
         let (now, shared, address) = (self.now, &self.shared, peer.address().number());
-        let (pool, core) = (shared.pool, Core { flags: connection::flags_of(accepts), ..Core::default() });
+        let (pool, core) = (
+            shared.pool,
+            Core { flags: connection::flags_of(accepts), moved_ns: self.now_ns, ..Core::default() },
+        );
         let make = |key| {
             let record = shared.records.open(key, &core)?;
             Some(Connection::new(Parts { key, socket, peer, accepts, pool, record, core }, now))
@@ -150,7 +158,7 @@ impl Hand {
         if state.phase == Phase::Closed {
             return;
         }
-        if state.flush(self.now, &mut self.spare).is_err() {
+        if state.flush(self.moment(), &mut self.spare).is_err() {
             self.close(&mut state);
         } else {
             self.go_on(&mut state);
@@ -192,7 +200,7 @@ impl Hand {
                 self.go_on(state);
             }
             Ok(Some(chunk)) => {
-                state.progressed(self.now);
+                state.progressed(self.moment());
                 self.begin(state, chunk);
                 state.ask_for_the_rest();
                 self.settle(state);

@@ -77,7 +77,7 @@ impl Hand {
         let began = self.now;
         loop {
             let before = state.output.len();
-            state.flush(self.now, &mut self.spare)?;
+            state.flush(self.moment(), &mut self.spare)?;
             let has_sent = state.output.len() < before;
             // What is known to be incomplete has been looked at.
             let waits = !state.input.is_empty() && state.message_since.is_none();
@@ -137,7 +137,7 @@ impl Hand {
         if state.phase == Phase::Open && state.is_quiet() && state.connection.socket.is_settled() {
             return self.close(state);
         }
-        state.linger(self.now);
+        state.linger(self.moment());
         self.watch(state);
         self.account(state);
     }

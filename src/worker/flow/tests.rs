@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use super::threadless::Threadless;
 use super::*;
-use crate::arena::{KeptArena, Moved};
+use crate::arena::{KeptArena, KeptConnection, Moved};
 use crate::config::Config;
 use crate::fail_points::looking;
 use crate::sys::socket::Listener;
@@ -79,13 +79,18 @@ struct Scene {
 }
 
 impl Scene {
+    /// What another worker would find in the arena, if this one died now.
+    fn kept(&self) -> KeptConnection {
+        let progress = tcp::progress(&self.socket).unwrap();
+        let moved = Moved::Counted { taken: progress.taken, sent: progress.sent };
+        KeptArena::open(&self.arena).unwrap().kept(self.key, moved).unwrap()
+    }
+
     /// Reads the arena as another worker would, if this one died now.
     fn look(&self) {
         self.looks.set(self.looks.get() + 1);
-        let progress = tcp::progress(&self.socket).unwrap();
-        let (taken, sent) = (progress.taken, progress.sent);
-        let arena = KeptArena::open(&self.arena).unwrap();
-        let kept = arena.kept(self.key, Moved::Counted { taken, sent }).unwrap();
+        let kept = self.kept();
+        let (taken, sent) = (kept.taken, kept.sent);
         let begun = usize::try_from(taken).unwrap() - kept.input.len();
         let said = self.said.borrow();
         assert_eq!(kept.input, said[begun..usize::try_from(taken).unwrap()], "input is what was said");
@@ -367,6 +372,41 @@ fn a_worker_may_die_at_every_step_of_letting_go_what_waits_and_taking_it_back() 
     for way in WAYS {
         assert!(play(way, &acts) > 100, "steps are looked at");
     }
+}
+
+#[test]
+fn who_goes_on_knows_when_something_moved_last_and_since_when_a_message_arrives() {
+    let (mut poller, _pool, _tasks, connection, scene) = begin(Way::Length);
+    let accepted_ns = poller.moment().ns;
+    assert_eq!((scene.kept().moved_ns, scene.kept().message_ns), (accepted_ns, 0), "nothing has come yet");
+    let mut messages = Vec::new();
+    for id in 0..2 {
+        let (bytes, id) = Way::Length.message(Kind::Unknown, id);
+        scene.said.borrow_mut().extend(bytes);
+        messages.push((scene.said.borrow().len(), id));
+    }
+    let (first, both) = (messages[0].0, messages[1].0);
+    scene.messages.replace(messages);
+    let mut written = 0;
+    let mut read = |upto| {
+        arrive(&scene, &mut written, upto);
+        poller.look_at_the_clock();
+        poller.readable(&connection);
+        (poller.moment().ns, scene.kept())
+    };
+    let (began_ns, kept) = read(3);
+    assert_eq!((kept.moved_ns, kept.message_ns), (began_ns, began_ns), "a part of the first");
+    let (_, kept) = read(first - 1);
+    assert_eq!(kept.message_ns, began_ns, "more of it");
+    let (now_ns, kept) = read(first + 5);
+    assert_eq!(
+        (kept.moved_ns, kept.message_ns),
+        (now_ns, now_ns),
+        "the first is answered, a part of the second is there"
+    );
+    let (now_ns, kept) = read(both);
+    assert_eq!((kept.moved_ns, kept.message_ns), (now_ns, 0), "both are answered");
+    looking::at_each_step(|| {});
 }
 
 proptest! {
