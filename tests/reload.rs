@@ -275,6 +275,15 @@ fn a_program_that_cannot_be_executed_leaves_the_service_as_it_was_and_its_templa
         ("echo no program > \"$2\"; chmod 755 \"$2\"", "the program can't be executed: "),
         ("cp \"$1\" \"$2\"; chmod 644 \"$2\"", "the program can't be executed: "),
         ("cp \"$(command -v env)\" \"$2\"", "the template ended before it was ready (exit 127)"),
+        // It is started by its descriptor, which no interpreter can open; the kernel says of it what it says of a missing file.
+        (
+            "printf '#!/bin/sh -e\\nexec true\\n' > \"$2\"; chmod 755 \"$2\"",
+            "/program: expected a program, found a script (#!/bin/sh -e). ",
+        ),
+        (
+            "printf '#!/nowhere/at/all' > \"$2\"; chmod 755 \"$2\"",
+            "/program: expected a program, found a script (#!/nowhere/at/all). ",
+        ),
     ] {
         replace(&program, how);
         let told = service.reload_fails();

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -15,6 +15,9 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 
 use super::process::{Forked, fork, reset_signals};
+
+/// What is read of a file to see whether it is a script: as much of its first line as the kernel looks at.
+const FIRST_LINE: usize = 256;
 
 /// A program to execute: its file, held open so that a later file of the same name cannot take its place, and the
 /// arguments that this process was started with.
@@ -75,9 +78,7 @@ impl Program {
             Ok(environment) => environment,
             Err(error) => return error,
         };
-        self.execute(&environment)
-            .err()
-            .map_or_else(|| io::Error::other("execveat returned"), io::Error::from)
+        self.not_executed(self.execute(&environment))
     }
 
     /// What the kernel calls a process that was started by its path.
@@ -132,7 +133,36 @@ impl Program {
             fcntl(line, FcntlArg::F_SETFD(FdFlag::empty()))?;
             self.execute(environment)
         };
-        prepared().err().map_or_else(|| io::Error::other("execveat returned"), io::Error::from)
+        self.not_executed(prepared())
+    }
+
+    /// Why the program was not executed, with its path. The kernel says of a script only that something was not found: it
+    /// executes the interpreter, and tells that to open the script by a descriptor that is closed by then.
+    fn not_executed(&self, executed: nix::Result<()>) -> io::Error {
+        let path = self.path.display();
+        let Err(errno) = executed else {
+            return io::Error::other(format!("{path}: execveat returned"));
+        };
+        let error = io::Error::from(errno);
+        if error.kind() != io::ErrorKind::NotFound {
+            return io::Error::new(error.kind(), format!("{path}: {error}"));
+        }
+        let mut start = [0; FIRST_LINE];
+        let read = self.file.read_at(&mut start, 0).unwrap_or(0);
+        let start = start.get(..read).unwrap_or_default();
+        let why = match start.strip_prefix(b"#!") {
+            Some(_) => {
+                let line = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
+                let line = String::from_utf8_lossy(line);
+                format!(
+                    "{path}: expected a program, found a script ({}). A running service executes the file by its descriptor, \
+                     which an interpreter can't open. Put the program itself there, or restart the service through the script",
+                    line.trim_end().escape_debug()
+                )
+            }
+            None => format!("{path}: {error}: the loader that the program names is not on this system"),
+        };
+        io::Error::new(error.kind(), why)
     }
 }
 
