@@ -254,6 +254,30 @@ fn what_waits_beside_a_call_that_ends_goes_with_its_end() {
     assert_ne!(peer.worker(), worker);
 }
 
+/// Nobody else can answer them, and who made the call that lasts may be somebody else than who makes these.
+#[test]
+fn a_connection_whose_call_lasts_is_served_on_where_it_is_and_goes_when_that_ends() {
+    for way in [Way::Length, Way::Stream, Way::Header] {
+        let service = Service::start(&format!("{}{LONG_DRAIN}", ONE.replace("threads = 1", "threads = 2")));
+        let mut peer = Peer::of(&service, way);
+        let worker = peer.worker();
+        let mark = service.mark();
+        peer.send(&json_rpc("sleep", &json!([3_000]), 0));
+        await_asleep(worker);
+        send_signal(worker, Signal::SIGTERM);
+        service.await_refill(mark, 0);
+        peer.send(&json_rpc("tine.worker", &json!([]), 1));
+        let answer = peer.receive();
+        assert_eq!(
+            (&answer["id"], &answer["result"]["pid"]),
+            (&json!(1), &json!(worker)),
+            "{way:?}: {answer}"
+        );
+        assert_eq!(peer.receive()["id"], 0);
+        assert_ne!(peer.worker(), worker, "{way:?}");
+    }
+}
+
 #[test]
 fn a_batch_goes_with_the_answers_it_has_and_the_rest_is_run_elsewhere() {
     for way in ALL {

@@ -262,7 +262,7 @@ impl State {
     /// True when another message may be looked at.
     pub(super) fn may_begin(&self, bounds: &Bounds) -> bool {
         self.phase == Phase::Open
-            && self.going == Going::Not
+            && self.going.is_served()
             && !self.runs_inline()
             && self.on_their_way() < bounds.in_flight
             && self.output.len() < bounds.output
@@ -361,7 +361,7 @@ impl State {
             Phase::Lingering { .. } => Interest { input: true, output: false },
             Phase::Finishing => Interest { input: false, output: !self.output.is_empty() },
             Phase::Open => Interest {
-                input: !self.input_ended && self.is_read() && self.going == Going::Not,
+                input: !self.input_ended && self.is_read() && self.going.is_served(),
                 output: !self.output.is_empty(),
             },
         }
@@ -410,7 +410,7 @@ impl State {
 
     /// When what has arrived is taken for all of a short message.
     pub(super) fn rest_due(&self) -> Option<Instant> {
-        let rests = self.may_be_whole && self.phase == Phase::Open && self.going == Going::Not;
+        let rests = self.may_be_whole && self.phase == Phase::Open && self.going.is_served();
         self.message_since.filter(|_| rests).map(|since| since + REST)
     }
 

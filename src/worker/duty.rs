@@ -196,6 +196,8 @@ impl Hand {
                     }
                     desk.lock().tidies = false;
                 }
+                Due::LeaveLate => self.serve_late_ones(),
+                Due::LeaveLast => self.begin_no_more(),
                 Due::LeaveEnd => {
                     desk.lock().has_left = true;
                     self.end_leaving();

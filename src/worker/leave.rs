@@ -5,7 +5,8 @@
 //! what waited. Its place here is used again when the supervisor says that the other has it. Nobody touches its socket in between.
 //!
 //! Calls that wait on a connection of which another call runs are run here where a thread is free for them first; when the time to
-//! drain is up, the one that runs is answered and they go.
+//! drain is up, the one that runs is answered and they go. Where that call lasts, messages are begun here again meanwhile: their
+//! callers need not wait for it. Shortly before the time is up no more are, so that little runs then.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,7 +22,8 @@ use crate::arena::{Key, State};
 use crate::rpc::Error;
 use crate::sys::descriptors;
 
-/// How long a connection waits for its last call before it is served on here, where it was only to go for balance.
+/// How long a connection waits for its last call before it is served on here: for good where it was only to go for balance, and
+/// in a worker that leaves until so long before the time to drain is up.
 const GIVE_UP_LETTING_GO: Duration = Duration::from_secs(1);
 
 /// How far a connection is on its way out of this worker.
@@ -31,9 +33,23 @@ pub(super) enum Going {
     Not,
     /// It reads and begins no further message.
     Asked,
+    /// It could not go yet, as a call of it lasts: it is served on, and goes as soon as no thread is in a call of it.
+    Late,
     /// It is no longer this worker's to touch; its record stays until another has it, or nobody will: then it goes on here, in
     /// the phase it had.
     Offered { was: Phase },
+}
+
+impl Going {
+    /// Further messages are read and begun.
+    pub(super) fn is_served(self) -> bool {
+        matches!(self, Self::Not | Self::Late)
+    }
+
+    /// It goes as soon as it can.
+    fn is_to_go(self) -> bool {
+        matches!(self, Self::Asked | Self::Late)
+    }
 }
 
 impl Desk {
@@ -51,8 +67,16 @@ impl Desk {
         let not_kept = connections.iter().filter(|connection| !connection.kept.load(Ordering::Relaxed));
         let not_kept: Vec<Key> = not_kept.map(|connection| connection.key).collect();
         shared.note(|notes| notes.keep_at_once(&not_kept, hand.now()));
-        if let Some(end) = Instant::now().checked_add(self.drain) {
+        let now = Instant::now();
+        let end = now.checked_add(self.drain);
+        if let Some(end) = end {
             shared.remind(end, Due::LeaveEnd);
+        }
+        if self.drain > 2 * GIVE_UP_LETTING_GO {
+            shared.remind(now + GIVE_UP_LETTING_GO, Due::LeaveLate);
+            if let Some(last) = end.and_then(|end| end.checked_sub(GIVE_UP_LETTING_GO)) {
+                shared.remind(last, Due::LeaveLast);
+            }
         }
         self.todo.extend(connections.into_iter().map(Todo::LetGo));
     }
@@ -127,7 +151,7 @@ impl Hand {
         let mut state = connection.lock();
         match state.going {
             Going::Not => {}
-            Going::Asked => state.going = Going::Not,
+            Going::Asked | Going::Late => state.going = Going::Not,
             Going::Offered { was } => {
                 state.going = Going::Not;
                 state.phase = was;
@@ -154,7 +178,7 @@ impl Hand {
     /// A connection that can't go is finished here, as when the service ends.
     pub(super) fn finish(&mut self, connection: &Arc<Connection>) {
         let mut state = connection.lock();
-        if state.going == Going::Asked {
+        if state.going.is_to_go() {
             state.going = Going::Not;
         }
         drop(state);
@@ -164,7 +188,7 @@ impl Hand {
     /// Offers a connection that is to go, once no thread is in a call of it. True when it has left.
     pub(super) fn offer(&mut self, state: &mut Locked<'_>) -> bool {
         let connection = state.connection;
-        let may_go = state.going == Going::Asked
+        let may_go = state.going.is_to_go()
             && matches!(state.phase, Phase::Open | Phase::Finishing)
             && !state.is_bound()
             && state.in_hand.is_none()
@@ -207,6 +231,29 @@ impl Hand {
             // They are no longer this worker's to answer. Their places were given back when they were let go.
             state.calls.clear();
             self.forget(&mut state);
+        }
+    }
+
+    /// Serves on those that could not go yet. They go as soon as no thread is in a call of them.
+    pub(super) fn serve_late_ones(&mut self) {
+        self.change_going(Going::Asked, Going::Late);
+    }
+
+    /// The time that running calls have is nearly up: no more are begun of those that could not go yet.
+    pub(super) fn begin_no_more(&mut self) {
+        self.change_going(Going::Late, Going::Asked);
+    }
+
+    fn change_going(&mut self, from: Going, to: Going) {
+        if !self.shared.lets_go() {
+            return;
+        }
+        for connection in self.shared.all_connections() {
+            let mut state = connection.lock();
+            if state.going == from {
+                state.going = to;
+                self.go_on(&mut state);
+            }
         }
     }
 

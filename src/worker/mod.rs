@@ -164,6 +164,10 @@ enum Due {
     Tidying,
     /// A connection that was to go to a worker with less to do could not go, and is served again.
     TakeBack(Key),
+    /// A worker that leaves serves those connections on that could not go yet.
+    LeaveLate,
+    /// The time to drain is nearly up for a worker that leaves.
+    LeaveLast,
     /// The time to drain is up for a worker that leaves.
     LeaveEnd,
     /// A thread has been in this call of a connection for too long.

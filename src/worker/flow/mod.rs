@@ -178,7 +178,7 @@ impl Hand {
     fn read(&mut self, state: &mut Locked<'_>) {
         // Epoll may have seen it before it was told not to look.
         let waits = matches!(state.paused, Some(Pause::Turn | Pause::Unkept));
-        if state.input_ended || waits || state.going != Going::Not {
+        if state.input_ended || waits || !state.going.is_served() {
             return;
         }
         if !state.may_begin(&self.shared.bounds) {
