@@ -70,6 +70,7 @@ fn rig() -> Server {
         .method("selectable", meddle::selectable)
         .method("tell", meddle::tell)
         .method("limits", meddle::limits)
+        .method("trip", trip)
         .method("panic", panic)
         .method("fail", fail)
         .method("trap", traps::trap)
@@ -257,6 +258,45 @@ fn write_to_nowhere() {
 fn recurse_for_ever(depth: u64) -> u64 {
     let frame = black_box([depth; 64]);
     recurse_for_ever(depth + 1) + frame[0]
+}
+
+/// Params or a result of which one is only as good as what its name says: its type has code of its own, as types do that check what
+/// they hold.
+struct Tripping(String);
+
+impl<'de> Deserialize<'de> for Tripping {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Plain {
+            at: String,
+        }
+        let Plain { at } = Plain::deserialize(from)?;
+        stumble(&at, "params");
+        Ok(Self(at))
+    }
+}
+
+impl serde::Serialize for Tripping {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        stumble(&self.0, "result");
+        to.serialize_str(&self.0)
+    }
+}
+
+/// `crash in params` crashes there, `hang in result` never comes back from there.
+fn stumble(how: &str, here: &str) {
+    match how.split_once(" in ") {
+        Some(("crash", there)) if there == here => write_to_nowhere(),
+        Some(("hang", there)) if there == here => loop {
+            thread::park();
+        },
+        _ => {}
+    }
+}
+
+/// Answers how it was asked to go wrong `at` reading its params, or writing its result.
+fn trip(_call: &Call<'_>, at: Tripping) -> Result<Tripping, Error> {
+    Ok(at)
 }
 
 /// Overwrites all that this worker shares with the supervisor by noise of this seed, and takes the worker down: what a

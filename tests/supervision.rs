@@ -12,7 +12,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use support::proc::{
-    Process, after_setup, is_a_duration, open_descriptors, parent_of, pid_in, status, worker_pid, zombies_of,
+    Process, after_setup, is_a_duration, kill_at_rest, open_descriptors, parent_of, pid_in, status,
+    worker_pid, zombies_of,
 };
 use support::{Service, Wire, children_named, children_of, code, rig, send_signal};
 
@@ -332,4 +333,35 @@ fn as_pid_1_of_a_container_it_reaps_what_is_left_to_it_and_obeys_term() {
     );
     send_signal(supervisor, Signal::SIGTERM);
     assert_eq!(service.await_end().code(), Some(0));
+}
+
+/// Params and results are of the program's own types, and reading and writing these is its code as much as the handler is.
+#[test]
+fn a_call_is_named_while_its_params_are_read_and_its_result_is_written() {
+    let service = Service::start(
+        "processes = 1\nthreads = 1\n[timeouts]\nkeep_after = \"0s\"\n[quarantine]\ncrashes = 0",
+    );
+    // A large message is read by a thread of the pool, a small one by the poller.
+    for padding in [0, 20_000] {
+        for at in ["crash in params", "crash in result", "hang in params", "hang in result"] {
+            let mut wire = service.connect();
+            let worker = worker_pid(&mut wire);
+            let mark = service.mark();
+            wire.request("trip", &json!({ "at": at, "padding": " ".repeat(padding) }));
+            if at.starts_with("hang") {
+                kill_at_rest(worker);
+            }
+            let answer = wire.receive();
+            assert_eq!(code(&answer), -32002, "{answer}");
+            assert_eq!(answer["result"]["data"]["method"], "trip", "{at}");
+            let died = service.await_text(mark, "worker died");
+            assert!(
+                died["running"].as_str().is_some_and(|running| running.starts_with("trip for ")),
+                "{at}: {died}"
+            );
+            let culprit = if at.starts_with("crash") { json!("trip") } else { Value::Null };
+            assert_eq!(died["culprit"], culprit, "{at}: {died}");
+            service.await_refill(mark, 0);
+        }
+    }
 }

@@ -197,7 +197,8 @@ impl Row {
         self.begin_with(method, now_ns, &mut release);
     }
 
-    /// Says that the call which was begun last has ended after `run_ns` nanoseconds.
+    /// Says that the call which was begun last has ended after `run_ns` nanoseconds, and that its answer, if one is wanted, is in the
+    /// record of its connection or with those of its batch.
     pub(crate) fn finish(&mut self, method: usize, outcome: Outcome, run_ns: u64) {
         self.finish_with(method, outcome, run_ns, &mut release);
     }
@@ -229,7 +230,8 @@ impl Row {
 
     /// Three stores. The call word holds the number of calls begun and whether the last one runs, and is stored
     /// last. Dying before that leaves it on the call before, which runs no more: this call was never begun.
-    /// (Its handler was not entered, so that is the truth.) Dying after it leaves the call running.
+    /// (Its handler was not entered, so that is the truth.) Dying after it leaves the call running; that its connection's record
+    /// says so too comes after that.
     ///
     /// A reader that finds the call word unchanged after it has read method and start has read a true pair: they
     /// are written again only after [`finish`](Self::finish) has moved the call word on.
@@ -240,8 +242,8 @@ impl Row {
         store(&self.words[ROW_CALL], self.begun << 1 | 1);
     }
 
-    /// Five stores. The first takes the call from what runs, because its handler has returned and must not be
-    /// blamed for a death that comes now. Dying after it, before the second, leaves a call that was begun, doesn't run
+    /// Five stores. The first takes the call from what runs, because its answer is where a death that comes now can't take it. Before
+    /// that its caller would be told that it is lost, so it is named then. Dying after it, before the second, leaves a call that was begun, doesn't run
     /// and isn't counted by outcome; before the third, fourth or fifth, one that is missing in its method's
     /// count, time or histogram. So at any moment histogram ≤ method's counts, their sum ≤ outcomes,
     /// and outcomes + running ≤ begun; a count can miss the last call, and never counts one twice.

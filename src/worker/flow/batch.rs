@@ -212,8 +212,10 @@ impl Hand {
             call.caller.caller(&job.message).write_error(&mut self.answer, &error);
             self.shared.release(call.method, self.now_ns);
             self.shared.call_ended();
-            return self.member_is_answered(&mut state, member, Duration::ZERO);
+            let is_there = self.keep_answer(&mut state, member, Duration::ZERO);
+            return self.batch_goes_on(&mut state, member, is_there);
         }
+        self.is_in(&job.connection, &job.message, call);
         drop(state);
         let ran = self.invoke(&job.connection, &job.message, call);
         self.shared.gate.ran(ran.took());
@@ -223,23 +225,27 @@ impl Hand {
             && state
                 .batch_at(member.batch)
                 .is_some_and(|batch| batch.begun.iter().any(|begun| begun.index == member.index));
-        if !self.count(call, &ran, is_wanted) && is_wanted {
+        if is_wanted && !self.is_in_time(call) {
             self.row.deadline_exceeded();
             self.answer.clear();
             let error = Error::deadline(call.allowed);
             call.caller.caller(&job.message).write_error(&mut self.answer, &error);
         }
+        let is_there = is_wanted && self.keep_answer(&mut state, member, ran.took());
+        // As any call: it is among what runs until its answer is in the arena.
+        self.count(call, &ran, is_wanted);
         self.shared.leave(call.method, ran.took(), self.now_ns);
         if is_wanted {
-            self.member_is_answered(&mut state, member, ran.took());
+            self.batch_goes_on(&mut state, member, is_there);
         } else {
             drop(state);
             self.shared.came_back((job.connection.key, job.number));
         }
     }
 
-    /// `self.answer` is that of a call of a batch which has begun, and which a thread was in for so long.
-    fn member_is_answered(&mut self, state: &mut Locked<'_>, member: Member, took: Duration) {
+    /// Keeps `self.answer` for a call of a batch which has begun, and which a thread was in for so long. False where it was given
+    /// up.
+    fn keep_answer(&mut self, state: &mut Locked<'_>, member: Member, took: Duration) -> bool {
         let (now, gate) = (self.now, &self.shared.gate);
         let taken = state.batch_at(member.batch).and_then(|batch| {
             let taken = batch.take(member.index)?;
@@ -248,6 +254,13 @@ impl Hand {
         });
         if taken.is_some() {
             self.gather(state, member);
+        }
+        taken.is_some()
+    }
+
+    /// Begins what may begin once a call of a batch has its answer.
+    fn batch_goes_on(&mut self, state: &mut Locked<'_>, member: Member, is_there: bool) {
+        if is_there {
             self.feed_batch(state, member.batch);
         }
         self.go_on(state);

@@ -93,9 +93,10 @@ impl Hand {
             message: message.clone(),
             caller: call.caller,
         };
-        state.take_in_hand(chunk, next, inline);
         let connection = state.connection;
         let message = chunk.get(message).unwrap_or_default();
+        self.is_in(connection, message, call);
+        state.take_in_hand(chunk, next, inline);
         shared.inline_at.store(token_of(connection.key), Ordering::Relaxed);
         shared.role.enter(&mut term);
         fail_points::delay();
@@ -137,7 +138,8 @@ impl Hand {
         Next::Relieved
     }
 
-    /// Counts a run, and puts its answer out where one is wanted.
+    /// Puts the answer of a run out where one is wanted, and counts the run: until its answer is in the connection's record its
+    /// caller would be told that it was lost, so until then it is among what runs.
     fn conclude(
         &mut self,
         state: &mut Locked<'_>,
@@ -146,26 +148,28 @@ impl Hand {
         ran: &Ran,
         wanted: Option<Answered<'_>>,
     ) {
-        let in_time = self.count(call, ran, wanted.is_some());
         match wanted {
-            Some(answered) if in_time => self.put_out(state, call.caller.route, answered),
+            Some(answered) if self.is_in_time(call) => self.put_out(state, call.caller.route, answered),
             Some(answered) => self.give_up(state, message, call, answered),
             None => {}
         }
+        self.count(call, ran, wanted.is_some());
         self.shared.paces.ran(call.method, ran.took);
     }
 
-    /// Counts a run. False where its deadline has passed.
-    pub(super) fn count(&mut self, call: &Parsed, ran: &Ran, is_wanted: bool) -> bool {
-        // A handler that sees its deadline pass may return at once, before the poller has told its caller; and what it
-        // returns then is whatever it likes.
-        let in_time = self.now < call.deadline;
-        let outcome = if is_wanted && in_time { ran.outcome } else { Outcome::Late };
+    /// False where the deadline of a call that was run has passed. A handler that sees it pass may return at once, before the
+    /// poller has told its caller; and what it returns then is whatever it likes.
+    pub(super) fn is_in_time(&self, call: &Parsed) -> bool {
+        self.now < call.deadline
+    }
+
+    /// Counts a run, which is over.
+    pub(super) fn count(&mut self, call: &Parsed, ran: &Ran, is_wanted: bool) {
+        let outcome = if is_wanted && self.is_in_time(call) { ran.outcome } else { Outcome::Late };
         self.row.finish(call.method.0, outcome, clock::whole_ns(ran.took));
         if let Some(method) = self.trial.take() {
             self.shared.trial_survived(method);
         }
-        in_time
     }
 
     /// Answers a call whose time is up.
@@ -189,6 +193,7 @@ impl Hand {
         } else {
             // Here and not when it was begun alone: it may have waited since before the quarantine.
             let Err(error) = self.enter(call.method) else {
+                self.is_in(&job.connection, &job.message, &call);
                 state.runs(job.number)?;
                 return Some(call);
             };
@@ -253,6 +258,7 @@ impl Hand {
             return None;
         }
         let Err(error) = self.enter(call.method) else {
+            self.is_in(&job.connection, &job.message, &call);
             state.runs(job.number)?;
             self.go_on(state);
             return Some(call);
@@ -326,11 +332,16 @@ impl Hand {
         }
     }
 
+    /// Says that this thread is in a call from now on. To be said before the connection's record does, so that a call whose caller
+    /// would be told that it was lost is named.
+    pub(super) fn is_in(&mut self, connection: &Connection, message: &[u8], call: &Parsed) {
+        self.row.called_by(connection.peer.address(), call.caller.id_text(message));
+        self.row.begin(call.method.0, self.now_ns);
+    }
+
     /// Runs the handler and leaves its framed answer in `self.answer`.
     pub(super) fn invoke(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
         let begun_ns = self.now_ns;
-        self.row.called_by(connection.peer.address(), call.caller.id_text(message));
-        self.row.begin(call.method.0, begun_ns);
         let outcome = self.answer(connection, message, call);
         self.look_at_the_clock();
         let took = Duration::from_nanos(self.now_ns - begun_ns);
