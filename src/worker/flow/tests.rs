@@ -228,6 +228,9 @@ fn begin(way: Way) -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
     let accepts = Accepts { kinds: Kinds::default(), order: ByteOrder::Little, max_message: 1 << 20 };
     poller.accepted(socket, peer, accepts);
     let connection = poller.shared.all_connections().remove(0);
+    // The supervisor has it, or no call would begin.
+    poller.shared.has_new.store(false, Ordering::Relaxed);
+    connection.kept.store(true, Ordering::Relaxed);
     let scene = Rc::new(Scene {
         way,
         reader: ArenaReader::open(&memory).unwrap(),
@@ -288,7 +291,6 @@ fn play(way: Way, acts: &[Act]) -> u64 {
                 }
             }
             Act::LetGo => {
-                connection.kept.store(true, Ordering::Relaxed);
                 poller.let_connection_go(&connection);
                 assert!(
                     matches!(connection.lock().going, Going::Offered { .. }),
