@@ -10,8 +10,10 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use serde_json::{Value, json};
+use support::proc::{Process, after_setup, kill};
 use support::programs::call_on;
 use support::{Folder, PATIENCE, Service, await_gone, rig};
 
@@ -261,4 +263,166 @@ fn a_file_that_took_the_sockets_place_is_not_removed_at_the_end() {
     let _others = UnixListener::bind(&path).expect("somebody else's socket");
     assert_eq!(service.stop(), Some(0));
     assert!(path.exists());
+}
+
+/// One TCP and one Unix listener.
+fn two_kinds(folder: &Folder) -> String {
+    format!(
+        "processes = 2\nthreads = 1\nlisten = [\"127.0.0.1:0\", \"unix:{}\"]\n",
+        folder.path().join("tine.sock").display()
+    )
+}
+
+fn both_serve(service: &Service, folder: &Folder) {
+    assert_eq!(call_on(TcpStream::connect(service.address()).expect("it accepts"), PING), PONG);
+    assert_eq!(call_on(connect_unix(&folder.path().join("tine.sock")), PING), PONG);
+}
+
+/// One `shutdown` ended listening for all workers, and nobody noticed, over reloads too.
+#[test]
+fn listeners_that_a_handler_shuts_down_are_bound_anew_for_every_worker() {
+    let folder = Folder::new();
+    let mut service = Service::start(&two_kinds(&folder));
+    let workers = service.workers();
+    for _ in 0..3 {
+        let mark = service.mark();
+        service.call("hush", json!(null));
+        for address in service.addresses() {
+            service.await_since(mark, "word of the listener", |line| {
+                line["address"] == address
+                    && line["message"].as_str().is_some_and(|text| text.contains("bound anew"))
+            });
+        }
+        both_serve(&service, &folder);
+        for slot in 0..2 {
+            service.connect_to(slot);
+        }
+    }
+    assert_eq!(service.workers(), workers);
+    let mark = service.mark();
+    service.signal(Signal::SIGHUP);
+    service.await_text(mark, "reloaded");
+    both_serve(&service, &folder);
+    assert_eq!(service.stop(), Some(0));
+}
+
+#[test]
+fn a_socket_file_that_was_removed_is_there_again_without_a_reload() {
+    let folder = Folder::new();
+    let path = folder.path().join("tine.sock");
+    let mut service = Service::start(&two_kinds(&folder));
+    let before = connect_unix(&path);
+    assert_eq!(call_on(&before, PING), PONG);
+    fs::remove_file(&path).expect("it is there");
+    service.await_log("socket file was removed or replaced; it was bound anew");
+    both_serve(&service, &folder);
+    assert_eq!(call_on(&before, PING), PONG);
+
+    // Another file in its place is nobody's to remove; when it is gone the socket comes back.
+    let other = folder.path().join("other");
+    fs::write(&other, "precious").expect("the folder can be written");
+    fs::rename(&other, &path).expect("it takes the socket's place");
+    service.await_log("can't be bound anew");
+    assert_eq!(fs::read_to_string(&path).expect("it is left alone"), "precious");
+    fs::remove_file(&path).expect("it is there");
+    service.await_log("bound anew");
+    both_serve(&service, &folder);
+    assert_eq!(service.stop(), Some(0));
+    assert!(!path.exists());
+}
+
+/// Clients connected into nothing until the child had ended, and the address was taken.
+#[test]
+fn a_child_that_a_handler_has_forked_keeps_no_listener_when_the_service_has_ended() {
+    for signal in [Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGKILL] {
+        let folder = Folder::new();
+        let mut service = Service::start(&two_kinds(&folder));
+        let address = service.address().to_owned();
+        let link = folder.path().join("link");
+        fs::hard_link(folder.path().join("tine.sock"), &link).expect("a link");
+        let child = service.call("fork", json!({ "ms": 60_000 }));
+        let child = Process::of(i32::try_from(child["result"].as_i64().expect("a pid")).expect("it fits"));
+        let workers = service.worker_pids();
+        service.signal(signal);
+        service.await_end();
+        assert!(workers.into_iter().all(|pid| await_gone(pid, PATIENCE)));
+        assert!(TcpStream::connect(&address).is_err(), "{signal}");
+        assert!(UnixStream::connect(&link).is_err(), "{signal}");
+        assert!(TcpListener::bind(&address).is_ok(), "{signal}");
+        drop(child);
+    }
+}
+
+#[test]
+fn a_child_that_a_handler_has_forked_keeps_no_listener_that_a_reload_has_dropped() {
+    let folder = Folder::new();
+    let service = Service::start(&two_kinds(&folder));
+    let address = service.address().to_owned();
+    let child = service.call("fork", json!({ "ms": 60_000 }));
+    let child = Process::of(i32::try_from(child["result"].as_i64().expect("a pid")).expect("it fits"));
+    let file = service.folder().join("config.toml");
+    let config = fs::read_to_string(&file).expect("the configuration");
+    fs::write(&file, config.replace("\"127.0.0.1:0\", ", "")).expect("it can be written");
+    let workers = service.worker_pids();
+    service.signal(Signal::SIGHUP);
+    service.await_log("reloaded");
+    assert!(workers.into_iter().all(|pid| await_gone(pid, PATIENCE)));
+    assert!(TcpStream::connect(&address).is_err());
+    assert!(TcpListener::bind(&address).is_ok());
+    assert_eq!(call_on(connect_unix(&folder.path().join("tine.sock")), PING), PONG);
+    drop(child);
+}
+
+#[test]
+fn a_service_whose_supervisor_was_killed_is_followed_at_once() {
+    let folder = Folder::new();
+    let path = folder.path().join("tine.sock");
+    let mut service = Service::start(&two_kinds(&folder));
+    for _ in 0..5 {
+        let listen = format!("listen = [\"{}\", \"unix:{}\"]", service.address(), path.display());
+        kill(service.pid());
+        let next = Service::start(&format!("processes = 2\nthreads = 1\n{listen}\n"));
+        service.await_end();
+        service = next;
+        both_serve(&service, &folder);
+    }
+}
+
+/// The port was open, and nobody behind it: workers were tried again and again.
+#[test]
+fn a_limit_that_no_worker_could_live_with_ends_the_start_with_its_name() {
+    let table = [
+        ("ulimit -v 8000000", "RLIMIT_AS (`ulimit -v`) is 7812MiB, and "),
+        ("ulimit -f 1000", "RLIMIT_FSIZE (`ulimit -f`) is 512000 bytes, and "),
+    ];
+    let mut needed = Vec::new();
+    for (setup, said) in table {
+        let mut service = Service::launch(after_setup(setup, &rig()), "processes = 1");
+        assert_eq!(service.await_end().code(), Some(1), "{setup}");
+        let log = service.whole_log();
+        let text = log.last().and_then(|line| line["message"].as_str()).unwrap_or_default().to_owned();
+        let need = text.split_once(said).and_then(|(_, need)| need.split_once("MiB are needed"));
+        let need = need.and_then(|(need, _)| need.parse::<u64>().ok());
+        needed.push(need.unwrap_or_else(|| panic!("{setup}: {log:?}")));
+        assert!(!log.iter().any(|line| line["message"] == "listening"), "{setup}: {log:?}");
+    }
+    // What is said to be enough is.
+    let setup = format!("ulimit -v {}; ulimit -f {}", (needed[0] + 1) << 10, (needed[1] + 1) << 11);
+    let service = Service::start_with(after_setup(&setup, &rig()), "processes = 1\nthreads = 8");
+    assert_eq!(service.call("ping", json!("ireader 0"))["out"], "pong");
+}
+
+#[test]
+fn without_proc_the_start_ends_and_says_so() {
+    let hidden = "mount --make-rprivate / && umount -l /proc";
+    let mut probe = std::process::Command::new("unshare");
+    if !probe.args(["-m", "sh", "-c", hidden]).output().is_ok_and(|done| done.status.success()) {
+        eprintln!("SKIPPED: this user may not hide /proc from a program");
+        return;
+    }
+    let mut program = std::process::Command::new("unshare");
+    program.args(["-m", "sh", "-c", &format!("{hidden} && exec \"$@\""), "sh"]).arg(rig().get_program());
+    let mut service = Service::launch(program, "processes = 1");
+    assert_eq!(service.await_end().code(), Some(1));
+    assert!(said(&service.whole_log(), &["/proc"]));
 }

@@ -100,6 +100,11 @@ pub(crate) fn create(room: &Room) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Bytes that a worker's arena has, of which only what is touched is memory.
+pub(crate) fn size(room: &Room) -> Result<u64, ArenaError> {
+    Ok(Layout::new(room)?.size as u64)
+}
+
 /// An arena without connections.
 #[cfg(test)]
 fn counters(rows: usize, methods: usize) -> io::Result<OwnedFd> {

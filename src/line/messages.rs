@@ -64,8 +64,14 @@ pub(crate) enum ToWorker {
     Drain,
     /// The service is to end soon: say so to those who ask whether it is ready, and go on.
     TurnRed,
-    /// The service goes on without this worker: let every connection go, finish the calls that run, end.
-    Leave,
+    /// The service goes on without this worker: let every connection go, finish the calls that run, end. `gone` are those of
+    /// its listeners, by number, that nobody goes on with: when nobody waits there any more they are shut down.
+    Leave {
+        #[serde(default)]
+        gone: Vec<usize>,
+    },
+    /// Listener `number` was lost, and its one descriptor takes its place.
+    ListenAnew { number: usize },
     /// Let so many connections go, so that others serve them: `busy` ones, or those on which nothing happens.
     LetGo { count: usize, busy: bool },
     /// Go on with connections that were worker process `from`'s. Its descriptors are that worker's arena and then a socket for

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::listeners::Bound;
 use super::methods::Methods;
 use super::state::{GenerationId, WorkerId};
 use crate::arena::{ArenaReader, Culprit, Scoreboard, Snapshot};
@@ -58,6 +59,8 @@ pub(crate) struct Worker {
     pub(crate) is_ready: bool,
     /// The methods that were in quarantine when it was asked for, until it is ready.
     pub(crate) born_refusing: Vec<String>,
+    /// The sockets that it listens on, in the order of its configuration.
+    pub(crate) listeners: Vec<Rc<Bound>>,
 }
 
 impl Worker {

@@ -22,6 +22,7 @@ use serde_json::Value;
 use super::children::{Template, Worker, Workers};
 use super::hand_over::Keeper;
 use super::listeners::{Left, Listeners};
+use super::lost_listeners::LostListeners;
 use super::methods::AllMethods;
 use super::quarantine::{self, Blame, Quarantine};
 use super::reload::{self, Origin, Terms};
@@ -236,6 +237,7 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     if let Some(limit) = legacy.descriptors {
         limits::was_started_with(limit);
     }
+    let lost = LostListeners::new(&epoll);
     let mut descriptors = LeftOpen::default();
     let now = Instant::now();
     let generation = legacy.template.generation;
@@ -303,6 +305,7 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         successor_is_wanted: false,
         forks: super::Refusals::default(),
         last_word: None,
+        lost,
         finished: None,
     };
     supervisor.balance_soon();
@@ -372,6 +375,7 @@ impl Regained {
             boot_failure: None,
             is_ready: true,
             born_refusing: Vec::new(),
+            listeners: terms.listeners.as_ref().map(Listeners::sockets).unwrap_or_default(),
         };
         self.workers.insert(left.id, worker);
         // Whether it was asked is not known any more; it is, if it has anything to do.

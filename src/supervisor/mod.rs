@@ -13,7 +13,9 @@ mod keeping;
 mod legacy;
 mod listeners;
 mod looks;
+mod lost_listeners;
 mod methods;
+mod needs;
 mod news;
 mod quarantine;
 mod reload;
@@ -48,7 +50,9 @@ use children::{Template, Workers};
 use hand_over::Keeper;
 pub(crate) use legacy::{Legacy, go_on, inherited};
 pub(crate) use listeners::Listeners;
+use lost_listeners::LostListeners;
 use methods::{AllMethods, Methods};
+pub(crate) use needs::check as check_limits;
 use quarantine::Quarantine;
 use reload::{Next, Origin, Terms};
 use restart::Refusals;
@@ -67,6 +71,10 @@ pub(crate) struct Setup {
 }
 
 const SIGNALS: u64 = 0;
+/// A listener was shut down.
+const LISTENER: u64 = 1;
+/// Something has happened to a socket file.
+const SOCKET_FILE: u64 = 2;
 /// Worker process `n` has the token `FIRST_WORKER + n`, and the template of generation `n` `FIRST_TEMPLATE + n`.
 const FIRST_WORKER: u64 = 1 << 32;
 const FIRST_TEMPLATE: u64 = 2 << 32;
@@ -82,6 +90,7 @@ const MOST_MESSAGES: usize = 1024;
 /// The kernel refuses what the loop itself stands on (epoll, signalfd).
 pub(crate) fn run(setup: Setup) -> io::Result<i32> {
     let (epoll, signals) = listen()?;
+    let lost = LostListeners::new(&epoll);
     let config = &setup.config;
     let addresses: Vec<&str> = setup.listeners.addresses().collect();
     tracing::info!(
@@ -122,6 +131,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         successor_is_wanted: false,
         forks: Refusals::default(),
         last_word: None,
+        lost,
         finished: None,
     };
     supervisor.begin(actions)
@@ -188,11 +198,13 @@ struct Supervisor {
     forks: Refusals,
     /// What is said when everything has ended.
     last_word: Option<String>,
+    lost: LostListeners,
     finished: Option<i32>,
 }
 
 impl Supervisor {
     fn begin(mut self, actions: Vec<Action>) -> io::Result<i32> {
+        self.watch_listeners();
         // Children of whatever this process was before may have ended before their signal was listened to.
         self.reap();
         self.perform(actions);
@@ -220,6 +232,7 @@ impl Supervisor {
                 self.decide();
             }
             self.fire_timers();
+            self.listen_again();
             self.hand_over();
             self.look_for_life();
             self.balance();
@@ -230,7 +243,12 @@ impl Supervisor {
 
     fn timeout(&self) -> EpollTimeout {
         let timers = self.timers.values().copied();
-        let others = self.keeper.moments().chain(self.signs.next_look()).chain(self.quarantine.next_due());
+        let others = self
+            .keeper
+            .moments()
+            .chain(self.signs.next_look())
+            .chain(self.quarantine.next_due())
+            .chain(self.lost.next_try());
         let Some(next) = timers.chain(others).min() else {
             return EpollTimeout::NONE;
         };
@@ -262,6 +280,8 @@ impl Supervisor {
     fn arrived(&mut self, token: u64, flags: EpollFlags) {
         match token {
             SIGNALS => self.read_signals(),
+            LISTENER => self.look_at_listeners(),
+            SOCKET_FILE => self.socket_file_event(),
             FIRST_TEMPLATE.. => {
                 if let Ok(generation) = GenerationId::try_from(token - FIRST_TEMPLATE) {
                     self.template_line(generation, flags);
@@ -298,7 +318,10 @@ impl Supervisor {
                 }
                 Action::Open(worker) => self.tell(worker, &ToWorker::Open),
                 Action::TurnRed(worker) => self.tell(worker, &ToWorker::TurnRed),
-                Action::Leave(worker) => self.tell_to_end(worker, &ToWorker::Leave),
+                Action::Leave(worker) => {
+                    let gone = self.listeners_that_end_with(worker);
+                    self.tell_to_end(worker, &ToWorker::Leave { gone });
+                }
                 Action::Drain(worker) => self.tell_to_end(worker, &ToWorker::Drain),
                 Action::Kill(worker) => {
                     if let Some(worker) = self.workers.get_mut(worker) {
@@ -309,7 +332,9 @@ impl Supervisor {
                 Action::Switch { generation } => self.switch(generation),
                 Action::ReloadFailed { generation, why } => self.reload_failed(generation, &why),
                 Action::CloseListeners => {
-                    self.terms.listeners = None;
+                    if let Some(listeners) = self.terms.listeners.take() {
+                        listeners.retire(None);
+                    }
                     self.workers.observe(&mut self.scoreboard);
                     report::draining(&self.scoreboard.sum());
                 }

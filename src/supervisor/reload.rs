@@ -55,6 +55,13 @@ impl Terms {
     }
 }
 
+impl Next {
+    /// What it is to listen on, once that is known.
+    pub(super) fn listeners_mut(&mut self) -> Option<&mut Listeners> {
+        self.terms.as_mut()?.listeners.as_mut()
+    }
+}
+
 impl Supervisor {
     /// A number that is not known yet begins the next generation, from what the paths of program and configuration lead
     /// to now.
@@ -148,10 +155,13 @@ impl Supervisor {
         self.keeper.resize(terms.config.processes);
         if let (Some(listeners), Some(before)) = (&terms.listeners, &self.terms.listeners) {
             listeners.settle(before);
+            before.retire(Some(listeners));
         }
         let is_new_program = !origin.program.is(&self.origin.program);
         self.origin = origin;
         let before = std::mem::replace(&mut self.terms, terms);
+        self.watch_listeners();
+        self.look_at_listeners();
         self.change_quarantine(is_new_program, &before);
         self.successor_is_wanted = !self.origin.program.runs_here();
         if self.successor_is_wanted && legacy != line::LEGACY_VERSION {

@@ -63,6 +63,7 @@ impl Supervisor {
         let kept_memory = memory.try_clone()?;
         let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         descriptors.extend(listeners.duplicates()?);
+        let sockets = listeners.sockets();
         let Some(template) = self.templates.get_mut(&generation) else {
             return Err(io::Error::other("there is no template"));
         };
@@ -84,6 +85,7 @@ impl Supervisor {
             boot_failure: None,
             is_ready: false,
             born_refusing: quarantine.iter().map(|shut| shut.method.clone()).collect(),
+            listeners: sockets,
         };
         self.workers.insert(id, worker);
         self.keeper.keeping.begin(id, kept_memory);
@@ -211,6 +213,7 @@ impl Supervisor {
                 tracing::info!(slot, pid, generation, after, "worker ready");
                 self.balance_soon();
                 self.catch_up(id);
+                self.listens_on_what_there_is(id);
                 WorkerEvent::Ready
             }
             FromWorker::BootFailed { reason } => {

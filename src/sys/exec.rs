@@ -32,7 +32,10 @@ pub(crate) struct Program {
 impl Program {
     /// Records the running program.
     pub(crate) fn current() -> io::Result<Self> {
-        let file = File::open("/proc/self/exe")?;
+        const RUNNING: &str = "/proc/self/exe";
+        let file = File::open(RUNNING).map_err(|error| {
+            io::Error::new(error.kind(), format!("{RUNNING} can't be opened (is /proc mounted?): {error}"))
+        })?;
         let arguments = std::env::args_os().map(c_string).collect::<io::Result<_>>()?;
         let path = match path_as_started(&file) {
             Some(path) => path,

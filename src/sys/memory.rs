@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
@@ -165,7 +166,8 @@ impl Mapping {
         let start = i64::try_from(part.start).map_err(|_| refused())?;
         // SAFETY: no address is asked for, so the kernel places the mapping where nothing else lies. The file can't
         // shrink below `part.end` any more, so no access inside the mapping raises SIGBUS for a page past its end.
-        let base = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, fd, start) }?;
+        let base = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, fd, start) }
+            .map_err(|errno| refused_addresses(errno, bytes))?;
         // A core dump would write all of it, and have the kernel find memory for pages that were never touched.
         // SAFETY: the advice is about exactly the mapping just made and changes nothing that a program can see.
         let _ = unsafe { madvise(base, bytes.get(), MmapAdvise::MADV_DONTDUMP) };
@@ -198,6 +200,20 @@ impl Mapping {
         }
         // SAFETY: `offset` is at most `bytes`, checked above, so the sum stays inside the one mapping (or one past it).
         Some(unsafe { self.base.byte_add(offset) }.cast())
+    }
+}
+
+/// Names the limit where it is one that the kernel has refused a mapping for.
+fn refused_addresses(errno: Errno, bytes: NonZeroUsize) -> io::Error {
+    let error = io::Error::from(errno);
+    match getrlimit(Resource::RLIMIT_AS) {
+        Ok((most, _)) if errno == Errno::ENOMEM && most != RLIM_INFINITY => {
+            let text = format!(
+                "{bytes} bytes of addresses were refused ({error}); RLIMIT_AS (`ulimit -v`) allows {most} in all"
+            );
+            io::Error::new(error.kind(), text)
+        }
+        _ => error,
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod resident;
 pub(crate) mod seqpacket;
 pub(crate) mod signals;
 pub(crate) mod socket;
+pub(crate) mod socket_file;
 pub(crate) mod sync;
 pub(crate) mod tcp;
 pub(crate) mod text;

@@ -10,10 +10,12 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, connect,
-    getsockname, getsockopt, listen, setsockopt, shutdown, socket, sockopt,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind,
+    connect, getsockname, getsockopt, listen, setsockopt, shutdown, socket, sockopt,
 };
+use nix::sys::stat::{Mode, fchmod, umask};
 // The two calls that are made for every message go to the kernel straight: libc's are cancellation points, which costs
 // a process with threads four locked instructions each time.
 use rustix::net::sockopt::set_tcp_quickack;
@@ -21,6 +23,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::descriptors::{self, Descriptor};
 use super::peer::PeerAddress;
+use super::socket_file::{self, SocketFile};
 
 /// A bound socket on which connections arrive.
 #[derive(Debug)]
@@ -52,11 +55,49 @@ impl Listener {
         Ok(Self::Tcp(listener))
     }
 
-    /// Binds the socket file `path`, which must not exist.
-    pub(crate) fn bind_unix(path: &Path, backlog: u32) -> io::Result<Self> {
-        let listener = UnixListener::bind(path)?;
+    /// Binds the socket file `path`, which must not exist, with that owner and mode from the first moment that somebody can
+    /// connect.
+    pub(crate) fn bind_unix(
+        path: &Path,
+        backlog: u32,
+        owner: Option<(Option<u32>, Option<u32>)>,
+        mode: Option<u32>,
+    ) -> io::Result<(Self, SocketFile)> {
+        let folder = socket_file::folder_of(path)?;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let bound = || bind(socket.as_raw_fd(), &UnixAddr::new(path)?);
+        match mode.map(Mode::from_bits_truncate) {
+            None => bound()?,
+            Some(mode) => {
+                // The file gets the socket's own mode without the bits of the mask, which is the whole process's.
+                fchmod(&socket, mode)?;
+                let before = umask(Mode::empty());
+                let done = bound();
+                umask(before);
+                done?;
+            }
+        }
+        let file = SocketFile::just_bound(path, folder)?;
+        file.set_owner_and_mode(owner, mode)?;
+        let listener = UnixListener::from(socket);
         prepare(&listener, backlog)?;
-        Ok(Self::Unix(listener))
+        Ok((Self::Unix(listener), file))
+    }
+
+    /// Ends listening for everybody who has this socket, such as a child that a handler has forked; what waits to be accepted is
+    /// refused, but for Unix sockets.
+    pub(crate) fn shut_down(&self) {
+        // It was shut down before, perhaps.
+        let _ = shutdown(self.as_fd().as_raw_fd(), Shutdown::Both);
+    }
+
+    /// Whether somebody has shut it down.
+    pub(crate) fn is_shut_down(&self) -> bool {
+        // `nix` knows no `POLLRDHUP`, which is all that tells of a Unix socket that was shut down for receiving alone.
+        let mut listener = libc::pollfd { fd: self.as_fd().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+        // SAFETY: the pointer is to one live `pollfd`, and without a timeout nothing waits.
+        let ready = unsafe { libc::poll(&raw mut listener, 1, 0) };
+        ready > 0 && listener.revents & (libc::POLLRDHUP | libc::POLLHUP) != 0
     }
 
     /// Wraps a listener that another process bound and passed on.
@@ -209,7 +250,7 @@ impl Socket {
     /// True when the peer's kernel has all that was sent and no input waits unread: closing now cannot turn
     /// the last answer into a reset.
     pub(crate) fn is_settled(&self) -> bool {
-        queued(&self.0, nix::libc::TIOCOUTQ) == Some(0) && queued(&self.0, nix::libc::FIONREAD) == Some(0)
+        queued(&self.0, libc::TIOCOUTQ) == Some(0) && queued(&self.0, libc::FIONREAD) == Some(0)
     }
 }
 
@@ -243,12 +284,12 @@ fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
 }
 
 /// Bytes in one of the socket's queues: `TIOCOUTQ` sent and not acknowledged, `FIONREAD` received and not read.
-pub(super) fn queued(fd: impl AsFd, request: nix::libc::Ioctl) -> Option<i32> {
+pub(super) fn queued(fd: impl AsFd, request: libc::Ioctl) -> Option<i32> {
     let fd = fd.as_fd();
     let mut bytes: i32 = 0;
     // SAFETY: both requests write one int through the pointer, which points to a live local; the descriptor is
     // open for the whole call because `fd` borrows it.
-    let result = unsafe { nix::libc::ioctl(fd.as_raw_fd(), request, &raw mut bytes) };
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw mut bytes) };
     (result == 0).then_some(bytes)
 }
 

@@ -250,7 +250,8 @@ impl Desk {
     fn told(&mut self, hand: &mut Hand, message: ToWorker, descriptors: Vec<OwnedFd>) {
         match message {
             ToWorker::Drain => self.begin_draining(hand),
-            ToWorker::Leave => self.begin_leaving(hand),
+            ToWorker::Leave { gone } => self.begin_leaving(hand, &gone),
+            ToWorker::ListenAnew { number } => self.listen_anew(number, descriptors, hand),
             ToWorker::Open => self.open_late(&hand.shared),
             ToWorker::TurnRed => hand.shared.site.turn_red(),
             ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
@@ -300,7 +301,9 @@ impl Desk {
             return;
         }
         self.arena.set_state(State::Draining);
-        self.close_doors(hand);
+        // The service ends, also where its supervisor is gone: nobody must be able to connect any more, although a process that
+        // a handler has forked may hold the sockets.
+        self.close_doors(hand, |_| true);
         self.todo.extend(hand.shared.all_connections().into_iter().map(Todo::Finish));
         let words = LAST_WORDS.min(self.drain / 10);
         if let Some(end) = Instant::now().checked_add(self.drain.saturating_sub(words)) {
@@ -308,13 +311,16 @@ impl Desk {
         }
     }
 
-    /// Accepts who waits, and nobody after.
-    pub(super) fn close_doors(&mut self, hand: &mut Hand) {
+    /// Accepts who waits, and nobody after. The listeners that `are_gone`, by number, are shut down then: who waits at the
+    /// others is for other workers.
+    pub(super) fn close_doors(&mut self, hand: &mut Hand, are_gone: impl Fn(usize) -> bool) {
         let epoll = Arc::clone(&hand.shared.epoll);
-        for door in self.doors.iter_mut().filter_map(Option::take) {
-            door.close(&epoll, |socket, peer, accepts| {
-                hand.accepted(socket, peer, accepts);
-            });
+        for (number, door) in self.doors.iter_mut().enumerate() {
+            if let Some(door) = door.take() {
+                door.close(&epoll, are_gone(number), |socket, peer, accepts| {
+                    hand.accepted(socket, peer, accepts);
+                });
+            }
         }
     }
 

@@ -57,6 +57,32 @@ impl Desk {
         }
     }
 
+    /// Listener `number` was lost. Where its door is closed for good the one that takes its place is not needed.
+    pub(super) fn listen_anew(&mut self, number: usize, descriptors: Vec<OwnedFd>, hand: &mut Hand) {
+        let shared = Arc::clone(&hand.shared);
+        let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
+            return;
+        };
+        let listener = match descriptors.into_iter().next().map(Listener::inherited) {
+            Some(Ok(listener)) => listener,
+            Some(Err(error)) => {
+                tracing::error!(slot = shared.info.slot(), %error, "a listener that was bound anew is unusable");
+                return;
+            }
+            None => {
+                tracing::error!(
+                    slot = shared.info.slot(),
+                    "there is no descriptor left for a listener that was bound anew"
+                );
+                return;
+            }
+        };
+        let changed = door.change(&shared.epoll, listener, |socket, peer, accepts| {
+            hand.accepted(socket, peer, accepts);
+        });
+        shared.watch_door(number, changed);
+    }
+
     /// Somebody may wait at listener `number`.
     pub(super) fn visit(&mut self, number: usize, hand: &mut Hand) {
         self.visit_and_tell(number, self.standing(&hand.shared), hand);

@@ -54,13 +54,13 @@ impl Going {
 
 impl Desk {
     /// The service goes on without this worker.
-    pub(super) fn begin_leaving(&mut self, hand: &mut Hand) {
+    pub(super) fn begin_leaving(&mut self, hand: &mut Hand, gone: &[usize]) {
         let shared = Arc::clone(&hand.shared);
         if shared.site.is_closing() || shared.leaving.swap(true, Ordering::SeqCst) {
             return;
         }
         self.arena.set_state(State::Draining);
-        self.close_doors(hand);
+        self.close_doors(hand, |number| gone.contains(&number));
         let connections = shared.all_connections();
         // Only what is kept can be let go. Those that the supervisor once had no room for ask again, or nobody would ever
         // say what becomes of them.

@@ -192,6 +192,11 @@ impl Door {
                         self.complain(&error);
                         return self.shut_for(Shut::Refused, epoll, took_any);
                     }
+                    // Not ours alone: the supervisor sees it too, and sends another.
+                    AcceptFailure::GiveUp if self.listener.is_shut_down() => {
+                        let _ = epoll.delete(&self.listener);
+                        break;
+                    }
                     AcceptFailure::GiveUp => {
                         let error = self.look_who_failed(error);
                         tracing::error!(%error, "a listener is unusable; this worker accepts no more from it");
@@ -225,9 +230,39 @@ impl Door {
         }
     }
 
-    /// Closes it for good, after taking what still waits.
-    pub(super) fn close(self, epoll: &Epoll, mut accepted: impl FnMut(Socket, PeerAddress, Accepts)) {
+    /// Closes it for good, after taking what still waits. One that `is_gone` is closed for everybody.
+    pub(super) fn close(
+        self,
+        epoll: &Epoll,
+        is_gone: bool,
+        accepted: impl FnMut(Socket, PeerAddress, Accepts),
+    ) {
         let _ = epoll.delete(&self.listener);
+        self.take_all(accepted);
+        if is_gone {
+            self.listener.shut_down();
+        }
+    }
+
+    /// Goes on with another listener, after taking what waits at the one before: its socket file may be gone, and who has
+    /// connected by then not know.
+    pub(super) fn change(
+        &mut self,
+        epoll: &Epoll,
+        listener: Listener,
+        accepted: impl FnMut(Socket, PeerAddress, Accepts),
+    ) -> io::Result<()> {
+        let _ = epoll.delete(&self.listener);
+        self.take_all(accepted);
+        self.listener = listener;
+        if self.shut.is_none() {
+            self.shut = Some(Shut::Refused);
+            self.open(epoll)?;
+        }
+        Ok(())
+    }
+
+    fn take_all(&self, mut accepted: impl FnMut(Socket, PeerAddress, Accepts)) {
         loop {
             match self.accept() {
                 Ok(Some((socket, peer))) => accepted(socket, peer, self.accepts),
@@ -469,7 +504,7 @@ mod tests {
                 scene.visit(standing);
             }
             let mut accepted = 0;
-            scene.door.close(&scene.epoll, |_, _, _| accepted += 1);
+            scene.door.close(&scene.epoll, false, |_, _, _| accepted += 1);
             assert_eq!(accepted, BATCH + 1);
             assert!(UnixStream::connect_addr(&scene.address).is_err());
         }

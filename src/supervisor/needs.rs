@@ -1,0 +1,115 @@
+//! What the service needs of the limits it was started with, looked at before anybody can connect.
+//!
+//! A worker that the kernel refuses its shared memory would be tried again and again, with the port open and nobody behind it.
+
+use std::fmt;
+
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
+use crate::arena::{self, Room};
+use crate::config::Config;
+
+/// Addresses that a worker takes beside its shared memory: the program and its libraries, the allocator's.
+const PROGRAM: u64 = 256 << 20;
+/// The same for each of its threads: its stack, and what the allocator has for it.
+const EACH_THREAD: u64 = 4 << 20;
+
+/// A limit that is too low.
+#[derive(Debug, PartialEq, Eq)]
+struct Lack {
+    limit: &'static str,
+    found: u64,
+    needed: u64,
+    what: &'static str,
+    /// Smaller buffers would do.
+    is_for_buffers: bool,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { limit, found, needed, what, is_for_buffers } = self;
+        let (found, needed) = (in_words(*found), in_words(*needed));
+        write!(out, "{limit} is {found}, and {needed} are needed, {what}; raise that limit")?;
+        if *is_for_buffers { out.write_str(", or lower limits.buffers") } else { Ok(()) }
+    }
+}
+
+/// Whether the limits of this process allow what its workers need. The error names the limit, and the need.
+pub(crate) fn check(config: &Config, methods: usize) -> Result<(), String> {
+    let limit = |resource| getrlimit(resource).map_or(RLIM_INFINITY, |(soft, _)| soft);
+    let size = |buffers| {
+        let room = Room { methods, buffers, ..crate::worker::room(config) };
+        arena::size(&room).map_err(|error| error.to_string())
+    };
+    let least = config.limits.max_message.max(config.limits.output);
+    let (arena, least) = (size(config.limits.buffers)?, size(least.min(config.limits.buffers))?);
+    let limits = Limits { addresses: limit(Resource::RLIMIT_AS), file: limit(Resource::RLIMIT_FSIZE) };
+    match limits.lack(arena, least, config.threads as u64) {
+        Some(lack) => Err(lack.to_string()),
+        None => Ok(()),
+    }
+}
+
+struct Limits {
+    addresses: u64,
+    file: u64,
+}
+
+impl Limits {
+    /// What is missing for a worker whose shared memory has so many bytes, or `least` with the smallest buffers.
+    fn lack(&self, arena: u64, least: u64, threads: u64) -> Option<Lack> {
+        let beside = PROGRAM + threads * EACH_THREAD;
+        if arena.saturating_add(beside) > self.addresses {
+            return Some(Lack {
+                limit: "RLIMIT_AS (`ulimit -v`)",
+                found: self.addresses,
+                needed: arena.saturating_add(beside),
+                what: "as addresses of a worker, most of which it never touches",
+                is_for_buffers: least.saturating_add(beside) <= self.addresses,
+            });
+        }
+        (arena > self.file).then_some(Lack {
+            limit: "RLIMIT_FSIZE (`ulimit -f`)",
+            found: self.file,
+            needed: arena,
+            what: "as a worker's shared memory, most of which is never touched",
+            is_for_buffers: least <= self.file,
+        })
+    }
+}
+
+fn in_words(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    if bytes < MIB { format!("{bytes} bytes") } else { format!("{}MiB", bytes / MIB) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_is_too_low_is_named_with_what_is_needed() {
+        const GIB: u64 = 1 << 30;
+        const MOST: u64 = RLIM_INFINITY;
+        let table = [
+            (MOST, MOST, None),
+            (21 * GIB, 20 * GIB, None),
+            (20 * GIB, MOST, Some(("RLIMIT_AS", true))),
+            (8 * GIB, MOST, Some(("RLIMIT_AS", false))),
+            (MOST, 20 * GIB - 1, Some(("RLIMIT_FSIZE", true))),
+            (MOST, 0, Some(("RLIMIT_FSIZE", false))),
+        ];
+        for (addresses, file, expected) in table {
+            let lack = Limits { addresses, file }.lack(20 * GIB, 8 * GIB, 8);
+            let found =
+                lack.as_ref().map(|lack| (lack.limit.split(' ').next().unwrap(), lack.is_for_buffers));
+            assert_eq!(found, expected, "{addresses} addresses, files of {file}");
+        }
+        let lack = Limits { addresses: 8 * GIB, file: MOST }.lack(20 * GIB, 8 * GIB, 8).unwrap();
+        assert_eq!(
+            lack.to_string(),
+            "RLIMIT_AS (`ulimit -v`) is 8192MiB, and 20768MiB are needed, as addresses of a worker, most of which it \
+             never touches; raise that limit"
+        );
+    }
+}
