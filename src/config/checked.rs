@@ -14,7 +14,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::error::Problems;
 use super::listener::{self, Listener};
-use super::origin::origin;
+use super::origin::{header, host, origin};
 use super::raw::{self, Section};
 use super::size::format_size;
 use super::span;
@@ -143,8 +143,12 @@ pub(crate) struct MethodSettings {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Http {
-    /// Whose pages may call, as browsers write an `Origin`; `*` stands for all. Empty: none.
+    /// Whose pages may call, as browsers write an `Origin`; `*` stands for all, `self` for the API's own. Empty: none.
     pub(crate) allow_origins: Vec<String>,
+    /// Header fields that these pages may send, beside `Content-Type` and `Request-Timeout-Ms`.
+    pub(crate) allow_headers: Vec<String>,
+    /// Names of hosts, in lower case, by which pages of the API's own origin may know it. IP addresses and `localhost` are known.
+    pub(crate) hosts: Vec<String>,
 }
 
 /// What is logged, and how.
@@ -411,8 +415,12 @@ fn quarantine(mut section: Section<'_, '_>) -> Quarantine {
 fn http(mut section: Section<'_, '_>) -> Http {
     let expected = "a list of origins such as [\"https://app.example.com\"]";
     let allow_origins = section.each("allow_origins", expected, origin).unwrap_or_default();
+    let expected = "a list of header fields such as [\"Authorization\"]";
+    let allow_headers = section.each("allow_headers", expected, header).unwrap_or_default();
+    let expected = "a list of hosts' names such as [\"api.example.com\"]";
+    let hosts = section.each("hosts", expected, host).unwrap_or_default();
     section.finish();
-    Http { allow_origins }
+    Http { allow_origins, allow_headers, hosts }
 }
 
 fn methods(root: &mut Section<'_, '_>) -> BTreeMap<String, MethodSettings> {

@@ -6,6 +6,7 @@ use super::error::{Problems, bare};
 use super::raw;
 use super::span::show;
 use super::{Config, Source};
+use crate::wire::Kind;
 
 /// A setting, the other that it contradicts, and what follows.
 struct Contradiction {
@@ -104,7 +105,24 @@ fn contradictions(config: &Config) -> Vec<Contradiction> {
         );
         add(&["limits", "max_connections"], &["processes"], text);
     }
+    about_http(config, &mut add);
     found
+}
+
+/// What is set for pages of which none may call, or none can.
+fn about_http(config: &Config, add: &mut impl FnMut(&[&str], &[&str], String)) {
+    let http = &config.http;
+    let mut idle = |key: &str, why: &str| add(&["http", key], &["http", "allow_origins"], why.to_owned());
+    if !http.allow_headers.is_empty() && http.allow_origins.is_empty() {
+        idle("allow_headers", "`http.allow_origins` is empty: no page can send these");
+    }
+    if !http.hosts.is_empty() && !http.allow_origins.iter().any(|origin| origin == "self") {
+        idle("hosts", "`http.allow_origins` has no \"self\": nobody asks for these");
+    }
+    if !http.allow_origins.is_empty() && !config.listeners.iter().any(|one| one.framings.contains(Kind::Http))
+    {
+        idle("allow_origins", "no listener takes \"http\": no page can call");
+    }
 }
 
 #[cfg(test)]

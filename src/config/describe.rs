@@ -35,6 +35,9 @@ impl Config {
         let origins = &self.http.allow_origins;
         let origins = if origins.is_empty() { "none".to_owned() } else { origins.join(" ") };
         line(&mut text, "http.allow_origins", &origins);
+        let list = |names: &[String]| if names.is_empty() { "no others".to_owned() } else { names.join(" ") };
+        line(&mut text, "http.allow_headers", &list(&self.http.allow_headers));
+        line(&mut text, "http.hosts", &list(&self.http.hosts));
         line(&mut text, "log.level", &self.log.level.to_string());
         let format = match self.log.format {
             LogFormat::Text => "text",

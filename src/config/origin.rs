@@ -1,4 +1,4 @@
-//! Origins of pages: what `http.allow_origins` lists. Called by `checked`; what an origin may do is not known here.
+//! Origins of pages and what goes with them: what `http.allow_origins`, `allow_headers` and `hosts` list. Called by `checked`; what an origin may do is not known here.
 
 use toml::de::DeValue;
 
@@ -7,12 +7,12 @@ use super::values::found;
 /// An origin as browsers write it, because it is compared as text: scheme, host in lower case, a port only where it isn't
 /// the scheme's own, and nothing behind it.
 pub(super) fn origin(value: &DeValue<'_>) -> Result<String, String> {
-    let expected = "an origin as browsers send it, such as \"https://app.example.com\" or \"http://localhost:3000\", or \"*\" for all";
+    let expected = "an origin as browsers send it, such as \"https://app.example.com\" or \"http://localhost:3000\", or \"*\" for all, \"self\" for the API's own";
     let wrong = |why: &str| format!("expected {expected}, found {}{why}", found(value));
     let DeValue::String(text) = value else {
         return Err(wrong(""));
     };
-    if text == "*" {
+    if text == "*" || text == "self" {
         return Ok(text.to_string());
     }
     let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong(" (it has no `://`)"))?;
@@ -30,4 +30,30 @@ pub(super) fn origin(value: &DeValue<'_>) -> Result<String, String> {
         return Err(wrong(" (browsers leave this port out)"));
     }
     Ok(text.to_string())
+}
+
+/// The name of a header field.
+pub(super) fn header(value: &DeValue<'_>) -> Result<String, String> {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    match value {
+        DeValue::String(text) if !text.is_empty() && text.bytes().all(is_letter) => Ok(text.to_string()),
+        _ => Err(format!(
+            "expected the name of a header field such as \"Authorization\", found {}",
+            found(value)
+        )),
+    }
+}
+
+/// The name of a host, as it is compared.
+pub(super) fn host(value: &DeValue<'_>) -> Result<String, String> {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    match value {
+        DeValue::String(text) if !text.is_empty() && text.bytes().all(is_letter) => {
+            Ok(text.to_ascii_lowercase())
+        }
+        _ => Err(format!(
+            "expected a host's name without scheme and port such as \"api.example.com\", found {}",
+            found(value)
+        )),
+    }
 }

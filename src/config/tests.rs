@@ -112,6 +112,8 @@ concurrency = 2
 [methods."a.b c"]
 [http]
 allow_origins = ["https://a.example", "http://localhost:3000"]
+allow_headers = ["X-Request-Id"]
+hosts = ["API.example"]
 [log]
 level = "trace"
 format = "json"
@@ -181,6 +183,8 @@ fn every_key_is_read_into_its_field() {
         .into(),
         http: Http {
             allow_origins: vec!["https://a.example".to_owned(), "http://localhost:3000".to_owned()],
+            allow_headers: vec!["X-Request-Id".to_owned()],
+            hosts: vec!["api.example".to_owned()],
         },
         log: Log { level: LevelFilter::TRACE, format: LogFormat::Json, slow: Duration::from_millis(500) },
     };
@@ -225,6 +229,8 @@ methods.\"a.b c\".concurrency      as many as threads
 methods.slow.timeout             1h
 methods.slow.concurrency         2 at once in each worker
 http.allow_origins               https://a.example http://localhost:3000
+http.allow_headers               X-Request-Id
+http.hosts                       api.example
 log.level                        trace
 log.format                       json
 log.slow                         500ms

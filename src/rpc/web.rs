@@ -5,12 +5,14 @@
 
 pub(crate) mod answer;
 pub(crate) mod date;
+pub(crate) mod pages;
 
 use std::borrow::Cow;
 
 use super::error::{Error, shortened};
 use super::message::{Batch, Form, Message, Rejected, Request, parse, timeout_of};
 use super::registry::Registry;
+use pages::Pages;
 
 /// What the head of a request says, as far as it matters here.
 #[derive(Debug, Clone, Copy, Default)]
@@ -20,6 +22,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) content_type: Option<&'a str>,
     pub(crate) content_encoding: Option<&'a str>,
     pub(crate) origin: Option<&'a str>,
+    pub(crate) host: Option<&'a str>,
     /// `Request-Timeout-Ms`, as written.
     pub(crate) timeout_ms: Option<&'a str>,
 }
@@ -52,6 +55,8 @@ pub(crate) struct Refusal {
     pub(crate) error: Error,
     /// What the header `Allow` says, with status 405.
     pub(crate) allow: Option<&'static str>,
+    /// It is of a page that may not call.
+    pub(crate) is_page: bool,
 }
 
 const ALLOW_CALL: &str = "POST, OPTIONS";
@@ -59,7 +64,7 @@ const ALLOW_HEALTH: &str = "GET, HEAD, OPTIONS";
 
 impl Refusal {
     fn new(status: u16, what: impl std::fmt::Display) -> Refusal {
-        Refusal { status, error: Error::invalid_request(&what), allow: None }
+        Refusal { status, error: Error::invalid_request(&what), allow: None, is_page: false }
     }
 
     fn not_allowed(allow: &'static str, what: impl std::fmt::Display) -> Refusal {
@@ -67,25 +72,12 @@ impl Refusal {
     }
 }
 
-/// The value of `Access-Control-Allow-Origin` that the answer to this request carries: none where it comes from no page, or from
-/// one that may not call.
-pub(crate) fn allowed_origin<'a>(origin: Option<&str>, allow_origins: &'a [String]) -> Option<&'a str> {
-    let origin = origin?;
-    let allowed = allow_origins.iter().find(|allowed| *allowed == "*" || *allowed == origin)?;
-    Some(allowed.as_str())
-}
-
 /// What a request asks for.
 ///
-/// `allow_origins` is the list of the configuration; `registry` is asked only whether a page that somebody wants to `GET` is a
+/// `pages` says who may call from a browser; `registry` is asked only whether a page that somebody wants to `GET` is a
 /// method after all.
-pub(crate) fn read<'a>(
-    asked: &Asked<'a>,
-    body: &'a [u8],
-    allow_origins: &[String],
-    registry: &Registry,
-) -> Wanted<'a> {
-    match understand(asked, body, allow_origins, registry) {
+pub(crate) fn read<'a>(asked: &Asked<'a>, body: &'a [u8], pages: &Pages, registry: &Registry) -> Wanted<'a> {
+    match understand(asked, body, pages, registry) {
         Ok(wanted) => wanted,
         Err(refusal) => Wanted::Refused(refusal),
     }
@@ -94,10 +86,10 @@ pub(crate) fn read<'a>(
 fn understand<'a>(
     asked: &Asked<'a>,
     body: &'a [u8],
-    allow_origins: &[String],
+    pages: &Pages,
     registry: &Registry,
 ) -> Result<Wanted<'a>, Refusal> {
-    check_page(asked, body, allow_origins)?;
+    check_page(asked, body, pages)?;
     let path = match path_of(asked.target) {
         // Its target is none: the name of a host.
         Err(_) if asked.method == "CONNECT" => "/",
@@ -128,7 +120,7 @@ fn understand<'a>(
 
 /// What a page in somebody's browser may not do is refused before anything else is looked at. Without an `Origin` the caller is no
 /// page of another site.
-fn check_page(asked: &Asked<'_>, body: &[u8], allow_origins: &[String]) -> Result<(), Refusal> {
+fn check_page(asked: &Asked<'_>, body: &[u8], pages: &Pages) -> Result<(), Refusal> {
     let Some(origin) = asked.origin else {
         return Ok(());
     };
@@ -140,12 +132,17 @@ fn check_page(asked: &Asked<'_>, body: &[u8], allow_origins: &[String]) -> Resul
             format_args!("expected the header `Content-Type: application/json`, found `{found}`"),
         ));
     }
-    if allowed_origin(Some(origin), allow_origins).is_none() {
+    if pages.allowed(origin, asked.host).is_none() {
         let origin = shortened(origin);
-        return Err(Refusal::new(
-            403,
-            format_args!("pages of `{origin}` may not call; `allow_origins` in `[http]` has those that may"),
-        ));
+        return Err(Refusal {
+            is_page: true,
+            ..Refusal::new(
+                403,
+                format_args!(
+                    "pages of `{origin}` may not call; `allow_origins` in `[http]` has those that may"
+                ),
+            )
+        });
     }
     Ok(())
 }

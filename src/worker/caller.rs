@@ -6,6 +6,7 @@
 
 use super::site::{self, Site};
 use crate::rpc::web::answer::Answering;
+use crate::rpc::web::pages::Allowed;
 use crate::rpc::web::{self, Wanted};
 use crate::rpc::{self, Batch, Error, Form, Message, RawJson, Rejected, Request, Span, envelope};
 use crate::sys::process;
@@ -42,7 +43,7 @@ pub(super) struct Route {
 struct Http {
     is_old: bool,
     head_only: bool,
-    /// Which of the origins that may call it comes from.
+    /// Which of the listed origins it comes from.
     origin: Option<u16>,
     /// In place of the one that goes with the answer.
     status: Option<u16>,
@@ -182,10 +183,11 @@ impl Tongue {
             content_type: head.content_type,
             content_encoding: head.content_encoding,
             origin: if admission == Admission::Asked { head.origin } else { None },
+            host: head.host,
             timeout_ms: head.timeout_ms,
         };
         let route = Route::of_head(self, head);
-        match web::read(&asked, body, &self.site.allow_origins, self.site.service.registry()) {
+        match web::read(&asked, body, &self.site.pages, self.site.service.registry()) {
             Wanted::Call(request) => Asked::call(request, route, text_at),
             Wanted::Batch { batch, timeout_ms } => self.batch(batch, (route, text_at, timeout_ms), admission),
             Wanted::Rejected(rejected) => Asked::nothing(route, rejected),
@@ -238,10 +240,10 @@ impl Route {
     }
 
     fn of_head(tongue: Tongue, head: &Head<'_>) -> Self {
-        let origins = &tongue.site.allow_origins;
-        let origin = web::allowed_origin(head.origin, origins)
-            .and_then(|allowed| origins.iter().position(|origin| origin == allowed))
-            .and_then(|index| u16::try_from(index).ok());
+        let origin = head.origin.and_then(|origin| match tongue.site.pages.allowed(origin, head.host) {
+            Some(Allowed::Listed(place)) => Some(place),
+            Some(Allowed::Own) | None => None,
+        });
         let http = Http {
             is_old: head.version == Version::Http10,
             head_only: head.method == "HEAD",
@@ -392,10 +394,12 @@ impl Route {
 
     fn with_answering<T>(self, write: impl FnOnce(&Answering<'_>) -> T) -> T {
         let Http { is_old, head_only, origin, .. } = self.http;
-        let origins = &self.tongue.site.allow_origins;
-        let allowed_origin = origin.and_then(|index| origins.get(usize::from(index))).map(String::as_str);
+        let pages = &self.tongue.site.pages;
+        let allowed_origin = origin.and_then(|place| pages.listed(place));
         let keeps_open = !self.ends;
-        site::with_date(|date| write(&Answering { date, is_old, keeps_open, head_only, allowed_origin }))
+        site::with_date(|date| {
+            write(&Answering { date, is_old, keeps_open, head_only, allowed_origin, pages })
+        })
     }
 }
 

@@ -11,6 +11,8 @@ pub(super) static STRANGERS: Counted = Counted::new("expected a framing that thi
 pub(super) static TURNED_AWAY: Counted =
     Counted::new("a user that is not among allow_uids was turned away", 1);
 pub(super) static NO_MEMORY: Counted = Counted::new("no record or block of the arena is left", 1);
+/// Pages of origins that may not call: whoever set up the list may have forgotten one, and any site can cause these.
+pub(super) static PAGES: Counted = Counted::new("a page's call is refused", 1);
 /// A panic is worth its record, and a caller who knows how may have one with each call.
 pub(super) static PANICS: Counted = Counted::new("a handler panicked", 20);
 pub(super) static FAILED: Counted = Counted::new("internal error", 10);

@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
+use crate::rpc::web::pages::Pages;
 use crate::rpc::{Service, web};
 
 /// One for the worker.
 #[derive(Debug)]
 pub(super) struct Site {
     pub(super) service: Service,
-    /// Whose pages may call from a browser.
-    pub(super) allow_origins: Vec<String>,
+    /// Who may call from a browser.
+    pub(super) pages: Pages,
     /// Calls that a batch may have.
     pub(super) most_in_batch: usize,
     /// The service ends: what has begun is finished, and then all is closed. Set once.
@@ -24,9 +25,10 @@ pub(super) struct Site {
 impl Site {
     /// It stays for the life of the process, as threads that never come back may hold it.
     pub(super) fn open(service: Service, config: &Config) -> &'static Self {
+        let http = &config.http;
         Box::leak(Box::new(Self {
             service,
-            allow_origins: config.http.allow_origins.clone(),
+            pages: Pages::new(&http.allow_origins, &http.allow_headers, &http.hosts),
             most_in_batch: config.limits.queue,
             is_closing: AtomicBool::new(false),
             is_red: AtomicBool::new(false),

@@ -72,6 +72,17 @@ fn settings_that_contradict_each_other_are_told_where_they_stand() {
             ],
         ),
         (
+            "[http]\nallow_headers = ['Authorization']\nhosts = ['a']",
+            &[
+                "config.toml:2: http.allow_headers: `http.allow_origins` is empty: no page can send these",
+                "config.toml:3: http.hosts: `http.allow_origins` has no \"self\": nobody asks for these",
+            ],
+        ),
+        (
+            "[http]\nallow_origins = ['self']\nhosts = ['a']\n[[listener]]\naddress = '[::1]:1'\nframings = ['length']",
+            &["config.toml:2: http.allow_origins: no listener takes \"http\": no page can call"],
+        ),
+        (
             "[limits]\nqueue_wait = '2s'\n[timeouts]\nrequest = '1s'\ndrain = '500ms'\npre_stop = '1s'",
             &[
                 "config.toml:2: limits.queue_wait: 2s is above `timeouts.request` (1s): a call that waits so long has no time left",

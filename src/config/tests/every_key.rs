@@ -3,7 +3,7 @@
 use super::*;
 
 /// Every key, and a value of its right type.
-pub(super) const KEYS: [(&str, &str); 43] = [
+pub(super) const KEYS: [(&str, &str); 45] = [
     ("listen", "['[::1]:80']"),
     ("processes", "1"),
     ("threads", "1"),
@@ -42,6 +42,8 @@ pub(super) const KEYS: [(&str, &str); 43] = [
     ("methods.NAME.timeout", "'1s'"),
     ("methods.NAME.concurrency", "1"),
     ("http.allow_origins", "['*']"),
+    ("http.allow_headers", "['Authorization']"),
+    ("http.hosts", "['api.example']"),
     ("log.level", "'warn'"),
     ("log.format", "'json'"),
     ("log.slow", "'1s'"),

@@ -5,6 +5,7 @@
 
 use std::io::Write as _;
 
+use super::pages::Pages;
 use super::{Error, Form, Refusal, Wanted};
 use crate::rpc::reply::write_value;
 
@@ -19,8 +20,9 @@ pub(crate) struct Answering<'a> {
     pub(crate) keeps_open: bool,
     /// The request was `HEAD`, so the body is only announced.
     pub(crate) head_only: bool,
-    /// What [`allowed_origin`](super::allowed_origin) says.
+    /// What `Access-Control-Allow-Origin` says, where the request came from a page of a listed origin.
     pub(crate) allowed_origin: Option<&'a str>,
+    pub(crate) pages: &'a Pages,
 }
 
 /// What only some answers have in their head.
@@ -151,12 +153,16 @@ impl Answering<'_> {
         }
         if let Some(origin) = self.allowed_origin {
             put_field(out, "Access-Control-Allow-Origin", origin);
-            put_field(out, "Vary", "Origin");
             if extra.preflight {
                 put_field(out, "Access-Control-Allow-Methods", "POST, GET, HEAD");
-                put_field(out, "Access-Control-Allow-Headers", "Content-Type, Request-Timeout-Ms");
+                put_field(out, "Access-Control-Allow-Headers", self.pages.headers());
                 put_field(out, "Access-Control-Max-Age", "600");
+            } else {
+                put_field(out, "Access-Control-Expose-Headers", "Retry-After");
             }
+        }
+        if self.pages.answers_vary() {
+            put_field(out, "Vary", "Origin");
         }
         out.extend_from_slice(b"\r\n\r\n");
     }

@@ -7,7 +7,12 @@ fn asked(method: &'static str, target: &'static str) -> Asked<'static> {
 
 fn read_with<'a>(asked: &Asked<'a>, body: &'a str, origins: &[&str]) -> Wanted<'a> {
     let origins: Vec<String> = origins.iter().map(|origin| (*origin).to_owned()).collect();
-    read(asked, body.as_bytes(), &origins, &RegistryBuilder::default().build().unwrap())
+    read(
+        asked,
+        body.as_bytes(),
+        &Pages::new(&origins, &[], &[]),
+        &RegistryBuilder::default().build().unwrap(),
+    )
 }
 
 fn refused(asked: &Asked<'_>, body: &str, origins: &[&str]) -> (u16, Option<&'static str>) {
@@ -128,8 +133,9 @@ fn a_page_may_call_only_from_where_the_configuration_says() {
         assert!(matches!(read_with(&from("POST", origin), "1", &["*"]), Wanted::Call(_)));
     }
     assert_eq!(refused(&from("POST", "https://a.example"), "1", &[]).0, 403);
-    assert_eq!(allowed_origin(Some("https://a.example"), &["*".to_owned()]), Some("*"));
-    assert_eq!(allowed_origin(None, &["*".to_owned()]), None);
+    let own = Asked { host: Some("localhost:8080"), ..from("POST", "http://localhost:8080") };
+    assert!(matches!(read_with(&own, "1", &["self"]), Wanted::Call(_)));
+    assert_eq!(refused(&own, "1", &allowed).0, 403);
 }
 
 #[test]

@@ -31,6 +31,7 @@ pub(crate) struct Head<'a> {
     pub(crate) content_type: Option<&'a str>,
     pub(crate) content_encoding: Option<&'a str>,
     pub(crate) origin: Option<&'a str>,
+    pub(crate) host: Option<&'a str>,
     /// `Request-Timeout-Ms`.
     pub(crate) timeout_ms: Option<&'a str>,
 }
@@ -137,6 +138,7 @@ fn understand<'a>(request: &httparse::Request<'_, 'a>) -> Result<Head<'a>, HttpE
         content_type: found.content_type.map(text),
         content_encoding: found.content_encoding.map(text),
         origin: found.origin.map(text),
+        host: found.host.map(text),
         timeout_ms: found.timeout_ms.map(text),
     })
 }

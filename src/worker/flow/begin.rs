@@ -20,7 +20,7 @@ use crate::worker::buffers::LITTLE;
 use crate::worker::caller::{Asked, Caller, Known, Route, Tongue, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::connection::{Answered, Connection, InFlight, Locked, Member, Pause, Phase, SPARE};
-use crate::worker::counted::STRANGERS;
+use crate::worker::counted::{PAGES, STRANGERS};
 use crate::worker::dispatch::Refused;
 use crate::worker::pace::Speed;
 use crate::worker::quarantine::Pass;
@@ -482,6 +482,14 @@ impl Hand {
         route: Route,
         answered: Answered<'_>,
     ) {
+        if let Wanted::Refused(refusal) = page
+            && refusal.is_page
+        {
+            let peer = &state.connection.peer;
+            if let Some(More { count, from }) = PAGES.admit(peer.address().number()) {
+                tracing::warn!(%peer, more = count, from, "a page's call is refused: {}", refusal.error.message());
+            }
+        }
         self.answer.clear();
         // That others take this worker's place is no reason to send no calls.
         let is_ready = !self.shared.site.is_red() && !self.shared.site.is_closing();

@@ -8,6 +8,7 @@ const PLAIN: Answering<'_> = Answering {
     keeps_open: true,
     head_only: false,
     allowed_origin: None,
+    pages: &Pages::NONE,
 };
 
 fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
@@ -119,11 +120,12 @@ fn a_page_that_may_call_reads_so_in_every_answer() {
     let page = Answering { allowed_origin: Some("https://a.example"), ..PLAIN };
     let answer = with_body(&page, "1", Form::V2, None);
     assert!(
-        answer.contains("\r\nAccess-Control-Allow-Origin: https://a.example\r\nVary: Origin\r\n"),
+        answer.contains("\r\nAccess-Control-Allow-Origin: https://a.example\r\nAccess-Control-Expose-Headers: Retry-After\r\n"),
         "{answer}"
     );
     assert!(!answer.contains("Access-Control-Allow-Methods"));
-    let answer = written(|out| page.preflight(out));
+    let pages = Pages::new(&[], &[], &[]);
+    let answer = written(|out| Answering { pages: &pages, ..page }.preflight(out));
     assert!(answer.starts_with("HTTP/1.1 204 No Content\r\n"), "{answer}");
     for field in [
         "Access-Control-Allow-Methods: POST, GET, HEAD",
@@ -136,7 +138,8 @@ fn a_page_that_may_call_reads_so_in_every_answer() {
 
 #[test]
 fn what_is_refused_says_what_is_allowed() {
-    let refusal = Refusal { status: 405, error: Error::invalid_request(&"no"), allow: Some("POST") };
+    let refusal =
+        Refusal { status: 405, error: Error::invalid_request(&"no"), allow: Some("POST"), is_page: false };
     let answer = written(|out| PLAIN.refuse(out, &refusal));
     assert!(
         answer.starts_with("HTTP/1.1 405 Method Not Allowed\r\n") && answer.contains("\r\nAllow: POST\r\n")
