@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use support::measure::raise_descriptor_limit;
 use support::proc::{Process, after_setup, copy_for_everyone, kill, open_descriptors, worker_pid};
 use support::{Folder, Service, Wire, await_asleep, code, rig, send_signal};
 
@@ -163,4 +164,39 @@ fn children_that_handlers_fork_have_the_soft_limit_that_the_service_was_started_
     service.signal(Signal::SIGHUP);
     service.await_text(mark, "reloaded");
     assert_eq!(soft_limits(&service), before, "a template that the new supervisor started");
+}
+
+/// What a dead worker had goes to others, and its replacement has room of its own: without a bound for all of them there would
+/// be more with each death, until nothing could be forked.
+#[test]
+fn at_the_descriptor_limit_workers_may_die_again_and_again() {
+    /// What fits in a service with a limit of 1,024 and two processes, and what the supervisor may keep then.
+    const FIT: usize = 516;
+    const KEPT: usize = 687;
+    raise_descriptor_limit();
+    let config = "processes = 2\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"";
+    let service = Service::start_with(after_setup("ulimit -n 1024", &rig()), config);
+    let at_rest = open_descriptors(service.pid());
+    let clients: Vec<Wire> = (0..FIT + 500).map(|_| service.connect()).collect();
+    for slot in [0, 1, 0, 1, 0, 1] {
+        await_descriptors(&service, |open| open >= at_rest + FIT);
+        let mark = service.mark();
+        kill(service.workers()[&slot]);
+        service.await_refill(mark, slot);
+        let open = open_descriptors(service.pid());
+        assert!(open <= at_rest + KEPT, "{open} in the supervisor");
+    }
+    assert_eq!(service.count_since(0, "can't be kept"), 0, "{}", service.log_so_far());
+    drop(clients);
+    await_descriptors(&service, |open| open < at_rest + 10);
+    assert_eq!(service.call("echo", json!(1))["result"], 1);
+}
+
+/// Waits until so many descriptors are open in the supervisor.
+fn await_descriptors(service: &Service, enough: impl Fn(usize) -> bool) {
+    let until = std::time::Instant::now() + support::PATIENCE;
+    while !enough(open_descriptors(service.pid())) {
+        assert!(std::time::Instant::now() < until, "{} are open", open_descriptors(service.pid()));
+        std::thread::yield_now();
+    }
 }

@@ -23,9 +23,13 @@ pub(crate) enum ToTemplate {
     /// Fork the worker process number `worker` for `slot`. Its descriptors are the worker's line, its arena, the bell and
     /// then every listener in the order of the configuration. `doors_shut`: it accepts nothing before it is told to open.
     /// `quarantine` is what holds from its birth on.
+    /// `may_hold`: so many connections, until it hears [`ToWorker::MayHold`]; as many as the configuration gives it where
+    /// nothing is said.
     Fork {
         worker: u32,
         slot: usize,
+        #[serde(default)]
+        may_hold: Option<usize>,
         #[serde(default)]
         doors_shut: bool,
         #[serde(default)]
@@ -77,6 +81,8 @@ pub(crate) enum ToWorker {
     /// Go on with connections that were worker process `from`'s. Its descriptors are that worker's arena and then a socket for
     /// each. `cause` is what that worker died of, if it has died.
     Adopt { from: u32, cause: Option<String>, connections: Vec<Key> },
+    /// Accept until it holds so many connections.
+    MayHold { connections: usize },
     /// Others have what this worker offered: to be forgotten without a word to the peer.
     Released { connections: Vec<Key> },
     /// What this worker asked to have kept could not be: they end with it.

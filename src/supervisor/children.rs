@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 
 use super::listeners::Bound;
 use super::methods::Methods;
+use super::shares::Share;
 use super::state::{GenerationId, WorkerId};
 use crate::arena::{ArenaReader, Culprit, Scoreboard, Snapshot};
 use crate::line::Line;
@@ -41,6 +42,7 @@ pub(crate) struct Worker {
     pub(crate) methods: Rc<Methods>,
     /// Its generation's `timeouts.stuck`.
     pub(crate) stuck: Duration,
+    pub(crate) share: Share,
     /// Known from its first message on.
     pub(crate) pid: Option<Pid>,
     pub(crate) line: Line,
@@ -170,6 +172,10 @@ impl Workers {
         for (id, worker) in &self.by_id {
             scoreboard.observe(*id, &worker.arena.snapshot(now).renumber(&worker.methods.numbers));
         }
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (WorkerId, &mut Worker)> {
+        self.by_id.iter_mut().map(|(id, worker)| (*id, worker))
     }
 
     pub(crate) fn ids(&self) -> Vec<WorkerId> {

@@ -3,7 +3,7 @@
 //! Whose a connection is stands in `keeping`; here the messages go out and come in. Nothing waits for an answer: what can't
 //! be sent now is tried again a little later, and as soon as anything else happens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -14,10 +14,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::Supervisor;
 use super::balance::{self, Has};
 use super::keeping::{Handing, Keeping};
+use super::shares;
 use super::state::WorkerId;
 use crate::arena::{KeptArena, Key};
+use crate::config::Config;
 use crate::line::{Taken, ToWorker};
 use crate::sys::limits;
+use crate::worker;
 
 /// Keys in one message: a tenth of what a line takes.
 const MOST_RELEASED: usize = 512;
@@ -37,16 +40,16 @@ const CROWDED_FOR: Duration = Duration::from_millis(500);
 /// More waiting calls than that are as bad as that many.
 const MOST_WAITING: usize = 1 << 20;
 
-/// Descriptors that the keeping leaves to everything else: for each worker its line, its arena and what its fork
-/// takes.
-const EACH_WORKER: u64 = 8;
-const OTHERS: u64 = 64;
-
 /// What the supervisor has of connections.
 #[derive(Debug)]
 pub(super) struct Keeper {
     pub(super) keeping: Keeping<OwnedFd, OwnedFd>,
+    /// So many may be kept.
     most: usize,
+    /// So many may the workers hold.
+    connections: usize,
+    /// Something may have changed in how many each worker may hold.
+    shares_may_change: bool,
     try_again_at: Option<Instant>,
     /// When the workers' shares are looked at: only after something has changed.
     balance_at: Option<Instant>,
@@ -58,21 +61,38 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(processes: usize) -> Self {
-        Self {
+    pub(super) fn new(config: &Config) -> Self {
+        let mut keeper = Self {
             keeping: Keeping::default(),
-            most: most_kept(limits::descriptors(), processes),
+            most: 0,
+            connections: 0,
+            shares_may_change: false,
             try_again_at: None,
             balance_at: None,
             crowded: BTreeMap::new(),
             refuse_until: BTreeMap::new(),
             has_complained: false,
-        }
+        };
+        keeper.resize(config);
+        keeper
     }
 
-    /// The descriptor limit, or the number of processes, is another one.
-    pub(super) fn resize(&mut self, processes: usize) {
-        self.most = most_kept(limits::descriptors(), processes);
+    /// The descriptor limit, or the configuration, is another one.
+    pub(super) fn resize(&mut self, config: &Config) {
+        let descriptors = limits::descriptors();
+        self.most = worker::kept(config, descriptors);
+        self.connections = worker::share(config, descriptors) * config.processes;
+        self.shares_changed();
+    }
+
+    /// Has it looked at how many connections each worker may hold.
+    pub(super) fn shares_changed(&mut self) {
+        self.shares_may_change = true;
+    }
+
+    /// Connections of each of `workers` that are kept beyond what it may hold: it has not told of their end yet.
+    fn slack(&self, workers: usize) -> usize {
+        self.most.saturating_sub(self.connections) / workers.max(1)
     }
 
     /// When there is something to do although nothing happens.
@@ -92,20 +112,15 @@ impl Keeper {
     }
 }
 
-/// Connections that may be kept where a process may have `descriptors` open.
-fn most_kept(descriptors: u64, processes: usize) -> usize {
-    let workers = u64::try_from(processes).unwrap_or(u64::MAX);
-    let others = workers.saturating_mul(EACH_WORKER).saturating_add(OTHERS);
-    // A low limit is shared: a keeping of some is better than none.
-    usize::try_from(descriptors - others.min(descriptors / 2)).unwrap_or(usize::MAX)
-}
-
 impl Supervisor {
     pub(super) fn keep(&mut self, worker: WorkerId, connections: Vec<Key>, mut descriptors: Vec<OwnedFd>) {
         if descriptors.len() < connections.len() {
             self.keeper.complain("not all of their descriptors arrived");
         }
-        let room = self.keeper.most.saturating_sub(self.keeper.keeping.len());
+        let slack = self.keeper.slack(self.workers.ids().len());
+        let may_keep = self.workers.get(worker).map_or(0, |worker| worker.share.may_keep(slack));
+        let its_room = may_keep.saturating_sub(self.keeper.keeping.served_by(worker));
+        let room = self.keeper.most.saturating_sub(self.keeper.keeping.descriptors()).min(its_room);
         if descriptors.len() > room {
             descriptors.truncate(room);
             self.keeper.complain("the supervisor may not have more descriptors open");
@@ -119,11 +134,21 @@ impl Supervisor {
 
     pub(super) fn closed(&mut self, worker: WorkerId, connections: &[Key]) {
         self.keeper.keeping.closed(worker, connections);
+        self.gave_up(worker);
         self.balance_soon();
+    }
+
+    /// Some connections of a worker have ended or are others'. Shares are looked at with the balance: this happens often.
+    fn gave_up(&mut self, worker: WorkerId) {
+        let kept = self.keeper.keeping.served_by(worker);
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.share.gave_up(kept);
+        }
     }
 
     pub(super) fn offered(&mut self, worker: WorkerId, connections: Vec<Key>) {
         let not_kept = self.keeper.keeping.offered(worker, connections);
+        self.gave_up(worker);
         if !not_kept.is_empty() {
             // Nobody has another descriptor of them, and it offered them before it could know: it goes on with them.
             self.tell(worker, &ToWorker::NotKept { connections: not_kept });
@@ -132,6 +157,11 @@ impl Supervisor {
 
     pub(super) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Taken>) {
         let moved = self.keeper.keeping.adopted(adopter, from, results);
+        let kept = self.keeper.keeping.served_by(adopter);
+        if let Some(worker) = self.workers.get_mut(adopter) {
+            worker.share.adopted(kept);
+        }
+        self.keeper.shares_changed();
         if moved.refused > 0 {
             // Their clients may have gone at that moment. Where that is not why, the adopter has said so.
             tracing::debug!(connections = moved.refused, "connections of a worker are not gone on with");
@@ -154,6 +184,47 @@ impl Supervisor {
         self.keeper.keeping.ended(worker, cause);
         self.keeper.crowded.remove(&worker);
         self.keeper.refuse_until.remove(&worker);
+        self.keeper.shares_changed();
+    }
+
+    /// Connections that no worker holds or may accept.
+    pub(super) fn unclaimed(&self) -> usize {
+        let moving = self.keeper.keeping.moving();
+        let living = self.workers.iter().filter(|worker| !worker.is_reaped);
+        shares::unclaimed(self.keeper.connections, moving, living.map(|worker| worker.share))
+    }
+
+    /// Each worker's part of the connections: of those that the configuration asks for, or of more where some were added.
+    fn part(&self) -> usize {
+        let serving = self.workers.iter().filter(|worker| worker.generation == self.origin.number);
+        let slots: BTreeSet<usize> =
+            serving.filter(|worker| !worker.share.has_ended()).map(|worker| worker.slot).collect();
+        self.keeper.connections.div_ceil(slots.len().max(self.terms.config.processes).max(1))
+    }
+
+    /// Tells workers how many connections they may hold, where that has changed.
+    pub(super) fn share_out(&mut self) {
+        if !std::mem::take(&mut self.keeper.shares_may_change) {
+            return;
+        }
+        let part = self.part();
+        for id in self.workers.ids() {
+            let kept = self.keeper.keeping.served_by(id);
+            let ready = self.workers.get_mut(id).filter(|worker| worker.is_ready && worker.line_open);
+            if let Some(connections) = ready.and_then(|worker| worker.share.has_part(part, kept)) {
+                self.tell(id, &ToWorker::MayHold { connections });
+            }
+        }
+        let unclaimed = self.unclaimed();
+        // A word to one that boots would end it.
+        let ready = self
+            .workers
+            .iter_mut()
+            .filter(|(_, worker)| worker.is_ready && worker.line_open && !worker.is_reaped);
+        let mut shares: Vec<_> = ready.map(|(id, worker)| (id, &mut worker.share)).collect();
+        for (worker, connections) in shares::give_out(unclaimed, &mut shares) {
+            self.tell(worker, &ToWorker::MayHold { connections });
+        }
     }
 
     /// Hands over what waits, as far as there is somebody to take it.
@@ -284,6 +355,7 @@ impl Supervisor {
             return;
         }
         self.keeper.balance_at = None;
+        self.keeper.shares_changed();
         self.keeper.crowded.retain(|_, (since, _)| now.saturating_duration_since(*since) < CROWDED_FOR);
         if self.state.is_ending() {
             return;
@@ -346,23 +418,5 @@ mod tests {
         assert_eq!(of(Errno::ETOOMANYREFS), Refused::Everybody);
         assert_eq!((of(Errno::EAGAIN), of(Errno::EPIPE)), (Refused::ThisOne, Refused::ForLong));
         assert_eq!(Refused::by(&io::ErrorKind::WouldBlock.into()), Refused::ThisOne, "messages are queued");
-    }
-
-    #[test]
-    fn the_keeping_leaves_descriptors_to_everything_else() {
-        for (descriptors, processes, kept) in [
-            (1_048_576, 4, 1_048_480),
-            (1024, 4, 928),
-            (128, 4, 64),
-            (100, 1024, 50),
-            (0, 1, 0),
-            (u64::MAX, usize::MAX, u64::MAX - u64::MAX / 2),
-        ] {
-            assert_eq!(
-                most_kept(descriptors, processes) as u64,
-                kept,
-                "{descriptors} descriptors, {processes} processes"
-            );
-        }
     }
 }

@@ -312,6 +312,16 @@ impl<D, A> Keeping<D, A> {
         })
     }
 
+    /// Descriptors that this takes: the connections', and the arenas' of workers that have died.
+    pub(crate) fn descriptors(&self) -> usize {
+        self.len() + self.estates.values().filter(|estate| estate.cause.is_some()).count()
+    }
+
+    /// Those that wait for a worker or are on their way to one.
+    pub(crate) fn moving(&self) -> usize {
+        self.len() - self.estates.values().map(|estate| estate.served.len()).sum::<usize>()
+    }
+
     /// All that are kept, whoever has them.
     pub(crate) fn len(&self) -> usize {
         let on_the_way = |estate: &Estate<D, A>| {

@@ -26,6 +26,7 @@ use super::lost_listeners::LostListeners;
 use super::methods::AllMethods;
 use super::quarantine::{self, Blame, Quarantine};
 use super::reload::{self, Origin, Terms};
+use super::shares::Share;
 use super::sign_of_life::SignsOfLife;
 use super::state::{Calm, Event, GenerationId, State, WorkerEvent, WorkerId};
 use super::{Supervisor, blame, template_line, worker_lines};
@@ -78,6 +79,9 @@ struct WorkerLeft {
     line: RawFd,
     arena: RawFd,
     age: Duration,
+    /// So many connections; its part where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    may_hold: Option<usize>,
     /// Its connections that are kept.
     kept: Vec<(Key, RawFd)>,
 }
@@ -185,6 +189,7 @@ impl Supervisor {
                 line: worker.line.as_fd().as_raw_fd(),
                 arena: arena.as_raw_fd(),
                 age: worker.started.elapsed(),
+                may_hold: Some(worker.share.may_hold()),
                 kept: kept.map(|(key, descriptor)| (key, descriptor.as_raw_fd())).collect(),
             });
         }
@@ -253,7 +258,7 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     let terms = Terms { config, told, methods, listeners: Some(listeners) };
     let mut regained = Regained {
         workers: Workers::default(),
-        keeper: Keeper::new(terms.config.processes),
+        keeper: Keeper::new(&terms.config),
         signs: SignsOfLife::new(crate::worker::LOOKS),
         unreadable: Vec::new(),
     };
@@ -359,8 +364,12 @@ impl Regained {
         self.keeper.keeping.begin(left.id, memory);
         self.keeper.keeping.keep(left.id, keys, kept);
         let stuck = terms.config.timeouts.stuck;
+        let part = crate::worker::share(&terms.config, limits::descriptors());
+        let mut share = Share::new(part, left.may_hold.unwrap_or(part));
+        share.adopted(self.keeper.keeping.served_by(left.id));
         let worker = Worker {
             generation,
+            share,
             slot: left.slot,
             methods: Rc::clone(&terms.methods),
             pid: Some(pid),

@@ -21,6 +21,7 @@ mod quarantine;
 mod reload;
 mod report;
 mod restart;
+mod shares;
 mod sign_of_life;
 mod state;
 mod template_line;
@@ -112,7 +113,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         timers: BTreeMap::new(),
         templates: BTreeMap::new(),
         workers: Workers::default(),
-        keeper: Keeper::new(config.processes),
+        keeper: Keeper::new(config),
         all_methods: AllMethods::default(),
         scoreboard: Scoreboard::new(Totals::default()),
         origin,
@@ -234,6 +235,7 @@ impl Supervisor {
             self.fire_timers();
             self.listen_again();
             self.hand_over();
+            self.share_out();
             self.look_for_life();
             self.balance();
             log::tell_of_counted(false);

@@ -152,7 +152,7 @@ impl Supervisor {
             "reloaded"
         );
         raise_descriptor_limit(&terms.config);
-        self.keeper.resize(terms.config.processes);
+        self.keeper.resize(&terms.config);
         if let (Some(listeners), Some(before)) = (&terms.listeners, &self.terms.listeners) {
             listeners.settle(before);
             before.retire(Some(listeners));

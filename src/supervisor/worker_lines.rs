@@ -10,11 +10,13 @@ use nix::unistd::Pid;
 
 use super::blame::in_force;
 use super::children::Worker;
+use super::shares::Share;
 use super::state::{Event, GenerationId, WorkerEvent, WorkerId};
 use super::{FIRST_WORKER, MOST_MESSAGES, Supervisor, template_line, watch};
 use crate::arena::{self, ArenaReader, Room};
 use crate::line::{FromWorker, Line, Received, ToTemplate, ToWorker};
 use crate::log::{self, Counted, More};
+use crate::sys::limits;
 
 /// What a worker says of itself. User code in it can write to its line, as often as it likes.
 static WORDS: Counted = Counted::new("what workers say of themselves", 20);
@@ -50,12 +52,14 @@ impl Supervisor {
         slot: usize,
         doors_shut: bool,
     ) -> io::Result<()> {
+        let unclaimed = self.unclaimed();
         let terms = self.terms(generation);
         let Some((terms, listeners)) = terms.and_then(|terms| Some((terms, terms.listeners.as_ref()?)))
         else {
             return Err(io::Error::other("its generation is gone"));
         };
         let (methods, stuck) = (Rc::clone(&terms.methods), terms.config.timeouts.stuck);
+        let share = Share::new(crate::worker::share(&terms.config, limits::descriptors()), unclaimed);
         let (line, far_end) = Line::pair()?;
         let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
         let memory = arena::create(&room)?;
@@ -79,6 +83,7 @@ impl Supervisor {
             arena,
             started: Instant::now(),
             stuck,
+            share,
             end_expected: false,
             is_deaf: false,
             is_reaped: false,
@@ -89,7 +94,9 @@ impl Supervisor {
         };
         self.workers.insert(id, worker);
         self.keeper.keeping.begin(id, kept_memory);
-        template.line.send(&ToTemplate::Fork { worker: id, slot, doors_shut, quarantine }, descriptors)?;
+        let may_hold = Some(share.may_hold());
+        let fork = ToTemplate::Fork { worker: id, slot, may_hold, doors_shut, quarantine };
+        template.line.send(&fork, descriptors)?;
         watch(&self.epoll, &template.line, template_line::token(generation));
         Ok(())
     }
@@ -112,9 +119,12 @@ impl Supervisor {
     }
 
     pub(super) fn tell_to_end(&mut self, id: WorkerId, how: &ToWorker) {
+        let kept = self.keeper.keeping.served_by(id);
         if let Some(worker) = self.workers.get_mut(id) {
             worker.end_expected = true;
+            worker.share.ends(kept);
         }
+        self.keeper.shares_changed();
         self.tell(id, how);
     }
 
@@ -212,6 +222,7 @@ impl Supervisor {
                 let after = format!("{:.1?}", worker.started.elapsed());
                 tracing::info!(slot, pid, generation, after, "worker ready");
                 self.balance_soon();
+                self.keeper.shares_changed();
                 self.catch_up(id);
                 self.listens_on_what_there_is(id);
                 WorkerEvent::Ready

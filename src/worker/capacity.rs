@@ -1,32 +1,50 @@
 //! How many connections fit: what the configuration wants, and what the descriptor limit allows.
 //!
-//! The supervisor asks to tell the user, a worker to know its share.
+//! The supervisor asks to tell the user, to keep no more and to share them out; a worker to know its part.
 
 use crate::config::Config;
+use crate::line::MOST_DESCRIPTORS;
 
 /// What a process has open besides connections and whatever handlers open: standard streams, line, arena, epoll, events,
 /// listeners, with room to spare.
 const OWN: u64 = 64;
 /// Descriptors left to the handlers of each thread.
 const EACH_THREAD: u64 = 4;
+/// What the supervisor needs for each slot: line and arena of its worker, of the next generation's, and of one that is about to be
+/// forked.
+const EACH_SLOT: u64 = 8;
+/// For each listener: its socket, that of the next generation, and the duplicates for a fork in each.
+const EACH_LISTENER: u64 = 4;
 
-/// Connections that the whole service may hold when a process may have `descriptors` open.
+/// Connections that the whole service may hold when a process may have `descriptors` open: no more than one worker could have to
+/// go on with, nor than the supervisor can keep. A quarter of that is left for those whose end it has not heard of.
 pub(crate) fn connections(config: &Config, descriptors: u64) -> usize {
     let threads = u64::try_from(super::rows(config.threads)).unwrap_or(u64::MAX);
     let kept_free = threads.saturating_mul(EACH_THREAD).saturating_add(OWN);
-    let allowed = usize::try_from(descriptors.saturating_sub(kept_free)).unwrap_or(usize::MAX);
-    config.limits.max_connections.min(allowed.max(1))
+    let in_one = usize::try_from(descriptors.saturating_sub(kept_free)).unwrap_or(usize::MAX);
+    let kept = kept(config, descriptors);
+    config.limits.max_connections.min(in_one).min(kept - kept / 4).max(1)
 }
 
-/// The share of each worker.
-pub(super) fn share(config: &Config, descriptors: u64) -> usize {
+/// Connections that the supervisor may keep then. The rest is a reserve that keeping never touches: for lines, arenas and
+/// listeners, for forks and reloads, and for what one message brings before anybody has looked at it.
+pub(crate) fn kept(config: &Config, descriptors: u64) -> usize {
+    let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    let slots = number(config.processes).saturating_mul(EACH_SLOT);
+    let listeners = number(config.listeners.len()).saturating_mul(EACH_LISTENER);
+    let message = number(MOST_DESCRIPTORS);
+    let reserve = OWN.saturating_add(slots).saturating_add(listeners).saturating_add(message);
+    // A low limit is shared: a keeping of some is better than none.
+    usize::try_from(descriptors - reserve.min(descriptors / 2)).unwrap_or(usize::MAX)
+}
+
+/// The part of each worker.
+pub(crate) fn share(config: &Config, descriptors: u64) -> usize {
     connections(config, descriptors).div_ceil(config.processes)
 }
 
 /// Connections that one worker has records for: those of the whole service, in case that it adopts them all, and all that
-/// still wait before the doors when they are closed. It accepts only while it holds less than its share, adopted ones
-/// counted; so the service has more than its limit only by adoption, while the replacements of workers that died fill
-/// their own shares. What would be more than the records, after several such deaths, is not adopted.
+/// still wait before the doors when they are closed.
 pub(super) fn most(config: &Config) -> usize {
     let waiting = config.listeners.iter().map(|listener| listener.backlog as usize);
     waiting.fold(config.limits.max_connections, usize::saturating_add)
@@ -39,21 +57,26 @@ mod tests {
     #[test]
     fn the_descriptor_limit_bounds_what_the_configuration_wants() {
         let cases = [
-            // descriptors, wanted, processes, threads, in the service, in each worker
-            (1_000_000, 10_000, 4, 8, 10_000, 2_500),
-            (1_000_000, 10_000, 3, 8, 10_000, 3_334),
-            (1024, 10_000, 4, 8, 920, 230),
-            (1024, 100, 4, 8, 100, 25),
-            (16, 100, 2, 1, 1, 1),
-            (u64::MAX, 100, 1, 1, 100, 100),
+            // descriptors, wanted, processes, threads, in the service, in each worker, kept
+            (1_000_000, 10_000, 4, 8, 10_000, 2_500, 999_647),
+            (1_000_000, 10_000, 3, 8, 10_000, 3_334, 999_655),
+            (1024, 10_000, 4, 8, 504, 126, 671),
+            (1024, 100, 4, 8, 100, 25, 671),
+            (16, 100, 2, 1, 1, 1, 8),
+            (u64::MAX, 100, 1, 1, 100, 100, usize::MAX - 329),
         ];
-        for (descriptors, wanted, processes, threads, in_all, each) in cases {
+        for (descriptors, wanted, processes, threads, in_all, each, most_kept) in cases {
             let mut config = Config { processes, threads, ..Config::default() };
             config.limits.max_connections = wanted;
             assert_eq!(
                 connections(&config, descriptors),
                 in_all,
                 "{descriptors} descriptors, {wanted} wanted"
+            );
+            assert_eq!(
+                kept(&config, descriptors),
+                most_kept,
+                "{descriptors} descriptors, {processes} processes"
             );
             assert_eq!(share(&config, descriptors), each, "{descriptors} descriptors, {wanted} wanted");
         }

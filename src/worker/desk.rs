@@ -255,6 +255,10 @@ impl Desk {
             ToWorker::Open => self.open_late(&hand.shared),
             ToWorker::TurnRed => hand.shared.site.turn_red(),
             ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
+            ToWorker::MayHold { connections } => {
+                self.most_connections = connections;
+                self.open_doors(&hand.shared);
+            }
             ToWorker::LetGo { count, busy } => self.let_some_go(&hand.shared, count, busy),
             ToWorker::Released { connections } => {
                 self.todo.extend(connections.into_iter().map(Todo::Release));

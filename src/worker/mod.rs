@@ -60,7 +60,7 @@ use crate::sys::{clock, descriptors};
 use site::Site;
 
 use buffers::Buffers;
-pub(crate) use capacity::connections;
+pub(crate) use capacity::{connections, kept, share};
 use concurrency::Concurrency;
 use connection::{Bounds, Connection};
 use deadlines::Deadlines;

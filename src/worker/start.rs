@@ -35,6 +35,8 @@ use crate::sys::title;
 pub(crate) struct Birth {
     pub(crate) slot: usize,
     pub(crate) generation: u32,
+    /// So many connections; its part of the service's where nothing is said.
+    pub(crate) may_hold: Option<usize>,
     /// It accepts nothing before it is told to open.
     pub(crate) doors_shut: bool,
     /// What it must refuse from the first call on.
@@ -73,7 +75,7 @@ fn live(service: Service, config: Config, birth: Birth) -> ! {
     for Quarantined { method, for_ms } in birth.quarantine {
         shared.shut_method(&method, Duration::from_millis(for_ms));
     }
-    let desk = Arc::new(Mutex::new(Desk::new(line, arena, bell, term, &config)));
+    let desk = Arc::new(Mutex::new(Desk::new(line, arena, bell, term, birth.may_hold, &config)));
     match open(&shared, &desk, rows, &tasks, listeners, &config, birth.doors_shut) {
         Ok(mut hand) => {
             hand.on_duty(&desk, Duty::Poll(shared.role.first_term()));
@@ -212,13 +214,20 @@ fn is_to_blame_as(thread: usize) -> Result<(), String> {
 }
 
 impl Desk {
-    fn new(line: Line, arena: ArenaWriter, bell: OwnedFd, term: OnTerm, config: &Config) -> Self {
+    fn new(
+        line: Line,
+        arena: ArenaWriter,
+        bell: OwnedFd,
+        term: OnTerm,
+        may_hold: Option<usize>,
+        config: &Config,
+    ) -> Self {
         Self {
             line,
             arena,
             doors: Vec::new(),
             bell,
-            most_connections: capacity::share(config, limits::descriptors()),
+            most_connections: may_hold.unwrap_or_else(|| capacity::share(config, limits::descriptors())),
             has_siblings: config.processes > 1,
             drain: config.timeouts.drain,
             term,

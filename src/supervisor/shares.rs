@@ -1,0 +1,217 @@
+//! How many connections each worker may hold, so that the service never has more than the supervisor can keep.
+//!
+//! A worker accepts until it holds its part of `max_connections`. That alone is no bound: what a dead worker had goes to others, and
+//! whoever replaces it would fill its own part beside that, at each death anew. So a worker is told how many it may hold. What
+//! others hold beyond their part, and what waits for somebody, is taken off it, and given back when that has ended.
+//!
+//! Pure: numbers in, numbers out. They are what the supervisor counts itself, never a worker's word.
+
+use super::state::WorkerId;
+
+/// What a worker has of the service's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// Its part when all is well; none once it accepts no more.
+    part: usize,
+    /// It accepts until it holds so many.
+    may_hold: usize,
+    /// The most that it was ever told: what it accepted then may still be about to be kept.
+    was_told: usize,
+    /// What it held when it last went on with others' connections, as far as it still does.
+    adopted_to: usize,
+}
+
+impl Share {
+    /// Of a worker that is told at its birth how many it may hold.
+    pub(crate) fn new(part: usize, may_hold: usize) -> Self {
+        let may_hold = may_hold.min(part);
+        Self { part, may_hold, was_told: may_hold, adopted_to: 0 }
+    }
+
+    /// It accepts no more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.part == 0
+    }
+
+    pub(crate) fn may_hold(&self) -> usize {
+        self.may_hold
+    }
+
+    /// The most connections of it that are kept, with some `slack` for those whose end it has not told yet.
+    pub(crate) fn may_keep(&self, slack: usize) -> usize {
+        self.was_told.max(self.adopted_to).saturating_add(slack)
+    }
+
+    /// It has so many that are kept, some of them others' until now.
+    pub(crate) fn adopted(&mut self, kept: usize) {
+        self.adopted_to = self.adopted_to.max(kept);
+    }
+
+    /// Some of its connections have ended, or are others' from now on; it has so many left.
+    pub(crate) fn gave_up(&mut self, kept: usize) {
+        self.adopted_to = self.adopted_to.min(kept);
+    }
+
+    /// Its part is another one, as there are more workers or fewer. What it must be told at once, which is less than before:
+    /// not below what it has, `kept`.
+    pub(crate) fn has_part(&mut self, part: usize, kept: usize) -> Option<usize> {
+        if self.part == 0 {
+            return None;
+        }
+        self.part = part;
+        let most = part.max(kept);
+        (self.may_hold > most).then(|| {
+            self.may_hold = most;
+            most
+        })
+    }
+
+    /// It was told to end, and accepts no more. It has so many that are kept.
+    pub(crate) fn ends(&mut self, kept: usize) {
+        (self.part, self.may_hold, self.adopted_to) = (0, 0, self.adopted_to.max(kept));
+    }
+
+    /// What it holds, or may come to hold without being told anything.
+    fn claim(&self) -> usize {
+        self.may_hold.max(self.adopted_to)
+    }
+}
+
+/// How many of the service's `most` connections are nobody's, while so many are `moving` from one worker to another.
+pub(crate) fn unclaimed(most: usize, moving: usize, shares: impl Iterator<Item = Share>) -> usize {
+    shares.fold(most.saturating_sub(moving), |left, share| left.saturating_sub(share.claim()))
+}
+
+/// Gives out what is nobody's to those that may not hold their whole part, as evenly as that goes. Who has changed is returned,
+/// with how many it may hold now.
+pub(crate) fn give_out(
+    mut unclaimed: usize,
+    shares: &mut [(WorkerId, &mut Share)],
+) -> Vec<(WorkerId, usize)> {
+    let mut short: Vec<_> = shares.iter_mut().filter(|(_, share)| share.may_hold < share.part).collect();
+    let lacks = |share: &Share| share.part.saturating_sub(share.claim());
+    short.sort_by_key(|(worker, share)| (lacks(share), *worker));
+    let mut told = Vec::new();
+    let mut others = short.len();
+    for (worker, share) in short {
+        let given = lacks(share).min(unclaimed / others);
+        others -= 1;
+        let may_hold = (share.claim() + given).min(share.part);
+        // Each change is a message: not for every connection that ends.
+        if may_hold == share.part || may_hold - share.may_hold > share.part / 16 {
+            share.may_hold = may_hold;
+            share.was_told = share.was_told.max(may_hold);
+            unclaimed -= given;
+            told.push((*worker, may_hold));
+        }
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two workers of a service that has 200 at most, and what becomes of them.
+    struct Scene(Vec<(WorkerId, Share)>);
+
+    impl Scene {
+        fn new() -> Self {
+            Self(vec![(1, Share::new(100, 100)), (2, Share::new(100, 100))])
+        }
+
+        fn free(&self, moving: usize) -> usize {
+            unclaimed(200, moving, self.0.iter().map(|(_, share)| *share))
+        }
+
+        fn give_out(&mut self, moving: usize) -> Vec<(WorkerId, usize)> {
+            let free = self.free(moving);
+            give_out(free, &mut self.0.iter_mut().map(|(worker, share)| (*worker, share)).collect::<Vec<_>>())
+        }
+
+        fn share(&mut self, worker: WorkerId) -> &mut Share {
+            &mut self.0.iter_mut().find(|(id, _)| *id == worker).unwrap().1
+        }
+
+        /// A worker dies with so many, which wait, and another is born.
+        fn replace(&mut self, dead: WorkerId, had: usize, next: WorkerId) -> usize {
+            self.0.retain(|(worker, _)| *worker != dead);
+            let free = self.free(had);
+            self.0.push((next, Share::new(100, free)));
+            free
+        }
+    }
+
+    #[test]
+    fn whoever_replaces_a_full_worker_accepts_only_as_the_connections_of_that_one_end() {
+        let mut scene = Scene::new();
+        assert_eq!((scene.free(0), scene.give_out(0)), (0, vec![]));
+        assert_eq!(scene.replace(1, 100, 3), 0, "all that it had waits");
+        assert_eq!(scene.give_out(100), []);
+        scene.share(2).adopted(200);
+        assert_eq!(scene.give_out(0), [], "the other one holds them now");
+        scene.share(2).gave_up(150);
+        assert_eq!(scene.give_out(0), [(3, 50)]);
+        scene.share(2).gave_up(149);
+        assert_eq!(scene.give_out(0), [], "not worth a message");
+        scene.share(2).gave_up(90);
+        assert_eq!(scene.give_out(0), [(3, 100)]);
+        assert_eq!(scene.free(0), 0);
+    }
+
+    #[test]
+    fn deaths_without_end_add_up_to_no_more_than_the_service_may_have() {
+        let mut scene = Scene::new();
+        let (mut dying, mut other) = (1, 2);
+        for next in 3..20 {
+            let had = scene.share(dying).claim();
+            scene.replace(dying, had, next);
+            let kept = scene.share(other).claim() + had;
+            scene.share(other).adopted(kept);
+            scene.give_out(0);
+            assert_eq!(scene.free(0), 0);
+            assert!(scene.0.iter().map(|(_, share)| share.claim()).sum::<usize>() <= 200);
+            (dying, other) = (other, next);
+        }
+    }
+
+    #[test]
+    fn a_worker_that_is_added_gets_its_part_from_the_others() {
+        let mut scene = Scene::new();
+        scene.0.push((3, Share::new(100, 0)));
+        assert_eq!(scene.share(1).has_part(67, 20), Some(67));
+        assert_eq!(scene.share(2).has_part(67, 90), Some(90), "what it has is not taken from it");
+        assert_eq!(scene.share(3).has_part(67, 0), None);
+        assert_eq!(scene.give_out(0), [(3, 43)]);
+        assert_eq!(scene.share(2).has_part(67, 60), Some(67));
+        assert_eq!(scene.give_out(0), [(3, 66)], "all that there is");
+        scene.share(3).ends(0);
+        assert_eq!((scene.share(1).has_part(100, 20), scene.share(2).has_part(100, 60)), (None, None));
+        assert_eq!(scene.share(3).has_part(100, 0), None);
+        assert_eq!(scene.give_out(0), [(1, 100), (2, 100)]);
+    }
+
+    #[test]
+    fn a_generation_that_leaves_makes_room_for_the_next() {
+        let mut scene = Scene::new();
+        scene.0.extend([(3, Share::new(100, 0)), (4, Share::new(100, 0))]);
+        assert_eq!(scene.give_out(0), [], "those that serve may still accept");
+        scene.share(1).ends(10);
+        scene.share(2).ends(30);
+        assert_eq!(scene.give_out(0), [(3, 80), (4, 80)]);
+        assert_eq!(scene.share(1).may_keep(5), 105, "what it has accepted is kept yet");
+        scene.share(2).gave_up(0);
+        scene.share(3).adopted(20);
+        assert_eq!(scene.give_out(10), [(3, 90), (4, 90)]);
+    }
+
+    #[test]
+    fn what_a_worker_asks_to_have_kept_is_no_claim_to_more() {
+        let mut share = Share::new(100, 100);
+        assert_eq!(share.may_keep(10), 110);
+        share.gave_up(110);
+        assert_eq!((share.claim(), share.may_keep(10)), (100, 110));
+        share.adopted(150);
+        assert_eq!((share.claim(), share.may_keep(10)), (150, 160));
+    }
+}
