@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
-use support::measure::private_memory;
+use support::measure::{private_memory, shared_memory};
 use support::{Service, Wire, code, framed};
 
 const KIB: usize = 1024;
@@ -120,6 +120,55 @@ fn calls_that_wait_while_the_answers_before_them_fill_the_buffers_are_refused() 
     let counted = wire.call("count", json!({ "of": "silent", "add": 0 }));
     assert_eq!(counted["result"], 1, "a notification is run");
     assert_eq!(wire.call("ping", json!("after"))["result"], "after");
+}
+
+/// Each client that had no answer waiting was given one, however full the buffers were: with so many that never read a worker held
+/// several times its limit.
+#[test]
+fn clients_that_never_read_fill_the_buffers_and_no_more_while_small_answers_are_made() {
+    const LIMIT: usize = 16 * MIB;
+    let config = "processes = 1\nthreads = 4\n[limits]\nbuffers = \"16MiB\"\nqueue = 100000\nqueue_wait = \"10m\"\n[timeouts]\nrequest = \"10m\"";
+    let service = Service::start(config);
+    let pid = only_worker(&service);
+    let blob = |bytes: usize, id: usize| {
+        framed(&format!(r#"{{"in":"blob","params":{{"bytes":{bytes}}},"id":{id}}}"#))
+    };
+    // What its answers are like is known from one that was read.
+    let mut reader = service.connect();
+    reader.send_bytes(&blob(MIB - 100, 0));
+    assert_eq!(reader.receive()["result"].as_str().map(str::len), Some(MIB - 100));
+    let before = shared_memory(pid);
+    let silent: Vec<Wire> = (0..60)
+        .map(|client| {
+            let mut wire = service.connect();
+            setsockopt(&wire.stream, sockopt::RcvBuf, &(64 * KIB)).expect("a socket option");
+            wire.send_bytes(&(0..5).flat_map(|id| blob(MIB - 100, 10 * client + id)).collect::<Vec<u8>>());
+            wire
+        })
+        .collect();
+    let (mut most, mut calls) = (0, 0);
+    loop {
+        let answer = reader.call("sleep", json!({ "ms": 0 }));
+        assert_eq!(answer["out"], "sleep", "a small answer was refused: {answer}");
+        let held = shared_memory(pid).saturating_sub(before);
+        calls = if held > most { 0 } else { calls + 1 };
+        most = most.max(held);
+        // It has not grown for a while, and threads are free again.
+        if calls > 200 && most > LIMIT / 2 {
+            break;
+        }
+    }
+    assert!(most < LIMIT + LIMIT / 4, "the worker has grown by {most} bytes, with buffers for {LIMIT}");
+    drop(silent);
+    // Nobody else holds anything then.
+    loop {
+        reader.send_bytes(&blob(MIB - 100, 1));
+        let answer = reader.receive();
+        if answer["out"] == "blob" {
+            break;
+        }
+        assert_eq!(code(&answer), -32000, "{answer}");
+    }
 }
 
 /// Connections that have sent half a message each, more than all the buffers hold, for as long as the worker takes it.

@@ -109,6 +109,11 @@ impl Span {
         self.start as usize..self.end as usize
     }
 
+    /// Bytes of it.
+    pub(crate) fn len(self) -> usize {
+        self.range().len()
+    }
+
     /// The piece of `text`, which must be the one that was scanned.
     pub(super) fn of(self, text: &str) -> &str {
         text.get(self.range()).unwrap_or_default()

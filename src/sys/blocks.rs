@@ -37,10 +37,12 @@ const PLENTY: usize = 64 << 20;
 const FEW: usize = 4;
 /// Of the sizes up to this one there are some for every connection, however little the worker may hold in all.
 const FOR_EVERYONE: usize = 16 << 10;
-/// So many freed bytes stay as they are, for the next who takes a block of their size: to have the kernel find and clear
+/// So many freed bytes stay as they are at most, for the next who takes a block of their size: to have the kernel find and clear
 /// pages anew takes longer than a call with them. Of the size that is given back what was freed longest ago goes back to the
 /// system. All sizes together have no more, since nobody accounts for what rests.
 const STAYS: usize = 8 << 20;
+/// And no more than this part of what the worker may hold in all, which is to be told apart from what rests beside it.
+const PART_THAT_STAYS: usize = 16;
 /// Blocks of one size that [`Pool::tidy`] gives back in one go: others may wait for its lock.
 const TIDIED_AT_ONCE: usize = 64;
 
@@ -48,6 +50,7 @@ const TIDIED_AT_ONCE: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Spans {
     counts: [u32; SIZES],
+    stays: usize,
 }
 
 impl Spans {
@@ -60,7 +63,7 @@ impl Spans {
             let everyone = if size <= FOR_EVERYONE { owners.saturating_mul(2) } else { 0 };
             u32::try_from(plenty.max(everyone).max(FEW)).unwrap_or(u32::MAX)
         });
-        Self { counts }
+        Self { counts, stays: (bytes / PART_THAT_STAYS).min(STAYS) }
     }
 
     /// Bytes of address space for all of them; None where that is more than can be.
@@ -87,8 +90,9 @@ pub(crate) struct Pool {
     classes: [Class; SIZES],
     /// Freed blocks have memory that `tidy` could give back.
     rests: AtomicBool,
-    /// Bytes of freed blocks that have memory.
+    /// Bytes of freed blocks that have memory, and how many there may be.
     resting: AtomicUsize,
+    stays: usize,
 }
 
 /// The blocks of one size.
@@ -128,7 +132,7 @@ impl Pool {
             Class { at, count, free: Mutex::default() }
         });
         let (rests, resting) = (AtomicBool::new(false), AtomicUsize::new(0));
-        Ok(Box::leak(Box::new(Self { mapping, base, classes, rests, resting })))
+        Ok(Box::leak(Box::new(Self { mapping, base, classes, rests, resting, stays: spans.stays })))
     }
 
     /// A block with room for `at_least` bytes. Its bytes are whatever was there before. None when there is none left of
@@ -157,7 +161,7 @@ impl Pool {
         if size < PAGE {
             return;
         }
-        if self.resting.fetch_add(size, Ordering::Relaxed) + size > STAYS {
+        if self.resting.fetch_add(size, Ordering::Relaxed) + size > self.stays {
             self.give_back_oldest(class, size, &mut free);
         }
         // Looked at first, so that threads don't take its cache line from each other.
@@ -332,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_block_has_the_room_that_was_asked_for_and_at_most_twice_that() {
-        let (pool, _) = pool(8 << 20, 1);
+        let (pool, _) = pool(PART_THAT_STAYS * STAYS, 1);
         for at_least in [0, 1, 448, 449, 4032, 4033, 65_000, 1 << 20, (4 << 20) - HEAD, 1 << 29] {
             let block = pool.take(at_least).unwrap();
             assert!(block.len() >= at_least, "{at_least}");
@@ -377,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_block_that_is_larger_than_what_stays_goes_back_to_the_system_and_reads_as_zero() {
-        let (pool, reader) = pool(8 << 20, 1);
+        let (pool, reader) = pool(PART_THAT_STAYS * STAYS, 1);
         for (at_least, remains) in [(STAYS, 0), (STAYS - HEAD, u64::MAX)] {
             let mut block = pool.take(at_least).unwrap();
             block.fill(0xff);
@@ -393,7 +397,7 @@ mod tests {
 
     #[test]
     fn of_many_smaller_ones_that_are_freed_few_keep_their_memory() {
-        let (pool, reader) = pool(8 << 20, 1);
+        let (pool, reader) = pool(PART_THAT_STAYS * STAYS, 1);
         let mut blocks: Vec<Block> = std::iter::from_fn(|| pool.take(8_000)).take(2_000).collect();
         for block in &mut blocks {
             block.fill(0xff);
@@ -412,7 +416,7 @@ mod tests {
 
     #[test]
     fn what_nobody_has_wanted_since_it_was_tidied_last_goes_back_too() {
-        let (pool, reader) = pool(8 << 20, 1);
+        let (pool, reader) = pool(PART_THAT_STAYS * STAYS, 1);
         assert!(!pool.rests());
         let mut blocks: Vec<Block> = std::iter::from_fn(|| pool.take(60_000)).take(3).collect();
         for block in &mut blocks {

@@ -1,8 +1,11 @@
 //! The bytes that a worker's connections hold, against the `buffers` limit.
 //!
-//! Three rules. Below the limit everybody is read from. At the limit a connection that holds little still is:
+//! Three rules for reading. Below the limit everybody is read from. At the limit a connection that holds little still is:
 //! a flood of large messages must not shut out small ones. And one of those that hold much is, whichever asks
 //! first: if all had to wait, no message would ever become whole and nothing would be freed.
+//!
+//! And one for answers, whose size is known only when they are there: a call is run where what its method has been answering
+//! lately still fits. What a call is expected to answer counts while it runs, so that many threads at once fit together.
 
 use std::collections::BTreeSet;
 
@@ -12,10 +15,20 @@ use crate::sys::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
 /// What any connection may hold, however full the buffers are.
 pub(super) const LITTLE: usize = 4 * 1024;
 
+/// Beyond the limit this part of it is for answers of less than [`LITTLE`], so that callers of small ones are served however many
+/// others do not read theirs. An eighth: with what the pool of blocks keeps, a worker whose
+/// limit is many times its longest message stays below 1.25 times that.
+const SHARE_OF_LITTLE: usize = 8;
+
+/// So many of the longest messages, which become whole one after another above the limit, and the answers to them, fit beside that.
+const LONGEST: usize = 4;
+
 /// The account, and the connections that wait for it to fall below the limit.
 #[derive(Debug)]
 pub(super) struct Buffers {
     limit: usize,
+    /// What may be held beyond the limit where an answer is little.
+    beyond: usize,
     held: AtomicUsize,
     waiting: Mutex<Waiting>,
     /// There is something in `waiting`: spares the usual case the lock.
@@ -40,9 +53,11 @@ pub(super) enum Ration {
 }
 
 impl Buffers {
-    pub(super) fn new(limit: usize) -> Self {
+    /// `limit` bytes in all, and messages of up to `max_message`.
+    pub(super) fn new(limit: usize, max_message: usize) -> Self {
         Self {
             limit,
+            beyond: (limit / SHARE_OF_LITTLE).saturating_add(max_message.saturating_mul(LONGEST)),
             held: AtomicUsize::new(0),
             waiting: Mutex::default(),
             anyone_waits: AtomicBool::new(false),
@@ -56,6 +71,12 @@ impl Buffers {
 
     pub(super) fn are_full(&self) -> bool {
         self.held.load(Ordering::SeqCst) >= self.limit
+    }
+
+    /// Whether a call may be run whose answer will add about `more` bytes, on a connection with `unsent` bytes of answers that it
+    /// has not taken.
+    pub(super) fn have_room_for(&self, more: usize, unsent: usize) -> bool {
+        may_answer(self.held.load(Ordering::SeqCst), (self.limit, self.beyond), more, unsent)
     }
 
     /// For a connection that holds `held` bytes, `unsent` of them in answers. To read from one with many of those
@@ -131,6 +152,19 @@ impl Buffers {
     }
 }
 
+fn may_answer(held: usize, (limit, beyond): (usize, usize), more: usize, unsent: usize) -> bool {
+    if held.saturating_add(more) < limit {
+        return true;
+    }
+    match (unsent < LITTLE, more < LITTLE) {
+        // It would wait behind answers that its caller does not take.
+        (false, _) => false,
+        (true, true) => held < limit.saturating_add(beyond),
+        // One that is larger than all buffers fits never better than now.
+        (true, false) => held < limit / SHARE_OF_LITTLE,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,12 +176,36 @@ mod tests {
 
     /// Two connections that hold much have filled them.
     fn full() -> Buffers {
-        let buffers = Buffers::new(2 * MUCH);
+        let buffers = Buffers::new(2 * MUCH, MUCH);
         for key in [FIRST, SECOND] {
             assert_eq!(buffers.ration(key, 0, 0), Ration::All);
             assert!(!buffers.account(key, 0, MUCH));
         }
         buffers
+    }
+
+    #[test]
+    fn an_answer_is_made_where_it_fits_and_little_ones_have_a_share_of_their_own() {
+        let (limit, beyond, large) = (800_000, 100_000, 100_000);
+        for (held, more, unsent, may, why) in [
+            (0, 0, 0, true, "nothing is held"),
+            (700_000 - 1, large, 0, true, "it fits"),
+            (700_000 - 1, large, 700_000, true, "it fits, whatever else its caller has not read"),
+            (700_000, large, 0, false, "it would fill them"),
+            (700_000, LITTLE - 1, 0, true, "a little one fits"),
+            (800_000, 0, LITTLE - 1, true, "they are full, and there is a share for little ones"),
+            (899_999, LITTLE - 1, 0, true, "the last of that share"),
+            (900_000, 0, 0, false, "which is full too"),
+            (800_000, 0, LITTLE, false, "a little one, but its caller does not read"),
+            (800_000, LITTLE, 0, false, "no little one"),
+            (0, 900_000, 0, true, "larger than all buffers, and nobody else holds anything"),
+            (99_999, 900_000, 0, true, "or next to nothing"),
+            (100_000, 900_000, 0, false, "it waits until others have read theirs"),
+            (usize::MAX, usize::MAX, 0, false, "numbers that can't be added"),
+        ] {
+            let answers = may_answer(held, (limit, beyond), more, unsent);
+            assert_eq!(answers, may, "{held}, {more}, {unsent}: {why}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! poller looks after, `flow` moves calls; the other parts know nothing of each other.
 
 mod adopt;
+mod answer_sizes;
 mod buffers;
 mod caller;
 mod capacity;
@@ -59,6 +60,7 @@ use crate::sys::blocks::Pool;
 use crate::sys::{clock, descriptors};
 use site::Site;
 
+use answer_sizes::AnswerSizes;
 use buffers::Buffers;
 pub(crate) use capacity::{connections, kept, share};
 use concurrency::Concurrency;
@@ -128,6 +130,7 @@ pub(crate) struct Shared {
     /// Connections that wait until the poller comes round to them.
     turns: Mutex<Vec<Key>>,
     paces: Paces,
+    answer_sizes: AnswerSizes,
     quarantine: Quarantine,
     /// What the supervisor is to hear; the poller has the line.
     outbox: Mutex<Vec<FromWorker>>,
@@ -225,6 +228,7 @@ impl Shared {
             inline_at: AtomicU64::new(0),
             turns: Mutex::default(),
             paces: Paces::new(registry),
+            answer_sizes: AnswerSizes::new(registry.names().count()),
             quarantine: Quarantine::new(registry),
             outbox: Mutex::default(),
             gate: Gate::new(config.threads, limits.queue, limits.queue_wait),
@@ -232,7 +236,7 @@ impl Shared {
             queue,
             stuck: config.timeouts.stuck,
             overdue: Mutex::default(),
-            buffers: Buffers::new(limits.buffers),
+            buffers: Buffers::new(limits.buffers, limits.max_message),
             leaving: AtomicBool::new(false),
             notes: Mutex::new(Notes::new(config.timeouts.keep_after)),
             has_new: AtomicBool::new(false),

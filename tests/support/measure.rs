@@ -20,6 +20,12 @@ pub fn private_memory(pid: i32) -> usize {
     kilobytes * 1024
 }
 
+/// The memory of a process that it shares with others by way of a memfd, as a worker's arena is, in bytes.
+pub fn shared_memory(pid: i32) -> usize {
+    let kib = super::proc::status(pid, "RssShmem").expect("the process lives");
+    kib.trim_end_matches(" kB").trim().parse::<usize>().expect("a number") * 1024
+}
+
 /// Descriptors that the process has open.
 pub fn descriptors(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).expect("the process lives").count()

@@ -287,6 +287,7 @@ impl Hand {
         {
             return instead;
         }
+        // What goes to a thread is looked at when that comes to it: there may be room again.
         let is_for_poller = match speed {
             Speed::Slow => false,
             Speed::Quick => self.shared.role.is_watched(),
@@ -300,6 +301,13 @@ impl Hand {
         let Some(term) = self.term.take() else {
             return Next::LeaveToPoller;
         };
+        if self.fills_buffers(state, &call) {
+            self.shared.release(call.method, self.now_ns);
+            self.term = Some(term);
+            let asked = (Whom::Known(call.caller), message);
+            self.refuse(state, self.shared.full(), asked, Answered::Message);
+            return Next::Message;
+        }
         if let Err(error) = self.enter(call.method) {
             self.shared.release(call.method, self.now_ns);
             self.term = Some(term);

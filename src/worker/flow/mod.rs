@@ -53,6 +53,8 @@ pub(super) struct Hand {
     pub(super) term: Option<Term>,
     /// The method in quarantine of which this thread runs the one call that is tried.
     trial: Option<MethodIndex>,
+    /// What is set aside in the buffers for the answer of the call that this thread runs.
+    set_aside: usize,
     /// The moment at which what is done now began; read anew after whatever takes time.
     now: Instant,
     /// The same moment on the clock that all processes share, in nanoseconds.
@@ -74,6 +76,7 @@ impl Hand {
             thread,
             term: None,
             trial: None,
+            set_aside: 0,
             now: Instant::now(),
             now_ns: clock::monotonic_ns(),
             scratch,

@@ -12,7 +12,7 @@ use crate::arena::Outcome;
 use crate::fail_points;
 use crate::log::{self, More};
 use crate::rpc::guard::guarded;
-use crate::rpc::{Call, CallParts, Error, RawJson, envelope};
+use crate::rpc::{Call, CallParts, Error, RawJson, Span, envelope};
 use crate::sys::clock;
 use crate::worker::buffers::LITTLE;
 use crate::worker::caller::{Asked, Caller, Tongue, Whom};
@@ -165,6 +165,7 @@ impl Hand {
 
     /// Counts a run, which is over.
     pub(super) fn count(&mut self, call: &Parsed, ran: &Ran, is_wanted: bool) {
+        self.give_room_back();
         let outcome = if is_wanted && self.is_in_time(call) { ran.outcome } else { Outcome::Late };
         self.row.finish(call.method.0, outcome, clock::whole_ns(ran.took));
         if let Some(method) = self.trial.take() {
@@ -272,12 +273,33 @@ impl Hand {
         None
     }
 
-    /// Answers of this connection fill the buffers, and it does not take them: the one to this call would be what `buffers` is
-    /// there against.
+    /// There is no room in the buffers for the answer that this call is expected to have.
     pub(super) fn fills_buffers(&self, state: &Locked<'_>, call: &Parsed) -> bool {
-        !call.caller.route.is_silent()
-            && state.output.len() + state.gathered() >= LITTLE
-            && self.shared.buffers.are_full()
+        let unsent = state.output.len() + state.gathered();
+        !call.caller.route.is_silent() && !self.shared.buffers.have_room_for(self.expected_more(call), unsent)
+    }
+
+    /// What the answer of a call is expected to add: where it is there, the call's own params are not held any more.
+    fn expected_more(&self, call: &Parsed) -> usize {
+        let expected = self.shared.answer_sizes.expected(call.method);
+        expected.saturating_sub(call.params.map_or(0, Span::len))
+    }
+
+    /// Sets room aside for the answer of a call that is to be run now. Its run gives it back.
+    fn set_room_aside(&mut self, call: &Parsed) {
+        let more = self.expected_more(call);
+        if more >= LITTLE && !call.caller.route.is_silent() {
+            self.set_aside = more;
+            self.shared.buffers.hold_on(more);
+        }
+    }
+
+    /// The answer is accounted for where it lies.
+    fn give_room_back(&mut self) {
+        let set_aside = std::mem::take(&mut self.set_aside);
+        if set_aside > 0 && self.shared.buffers.let_go(set_aside) {
+            self.shared.wake_poller();
+        }
     }
 
     /// Answers a call that has waited, and is not run since there is no room for its answer.
@@ -342,7 +364,9 @@ impl Hand {
     /// Runs the handler and leaves its framed answer in `self.answer`.
     pub(super) fn invoke(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
         let begun_ns = self.now_ns;
+        self.set_room_aside(call);
         let outcome = self.answer(connection, message, call);
+        self.shared.answer_sizes.answered(call.method, self.answer.len());
         self.look_at_the_clock();
         let took = Duration::from_nanos(self.now_ns - begun_ns);
         let shared = &self.shared;

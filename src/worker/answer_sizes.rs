@@ -1,0 +1,67 @@
+//! How long each method's answers have been lately: what the next one has to have room for.
+//!
+//! `flow` asks before it runs a call, while it can still be refused, and tells how long the answer was.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::rpc::MethodIndex;
+
+/// What is left of a long answer after each shorter one: an eighth is forgotten. Some twenty small answers forget one of a mebibyte.
+const FORGOTTEN: usize = 8;
+
+/// By a method's number. Threads that meet here may lose an answer: it is an estimate.
+#[derive(Debug)]
+pub(super) struct AnswerSizes {
+    sizes: Vec<AtomicUsize>,
+}
+
+impl AnswerSizes {
+    pub(super) fn new(methods: usize) -> Self {
+        Self { sizes: std::iter::repeat_with(AtomicUsize::default).take(methods).collect() }
+    }
+
+    /// Bytes that an answer of this method is expected to have. 0 for one that has not answered yet.
+    pub(super) fn expected(&self, method: MethodIndex) -> usize {
+        self.sizes.get(method.0).map_or(0, |size| size.load(Ordering::Relaxed))
+    }
+
+    /// An answer had so many bytes.
+    pub(super) fn answered(&self, method: MethodIndex, bytes: usize) {
+        let Some(size) = self.sizes.get(method.0) else { return };
+        let before = size.load(Ordering::Relaxed);
+        let next = bytes.max(before - before / FORGOTTEN);
+        // Written only where it changes: every thread reads it for every call.
+        if next != before {
+            size.store(next, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_answer_is_expected_again_and_forgotten_little_by_little() {
+        let (sizes, method) = (AnswerSizes::new(2), MethodIndex(1));
+        assert_eq!(sizes.expected(method), 0);
+        for (answered, expected) in
+            [(100, 100), (1_000, 1_000), (1_000, 1_000), (0, 875), (800, 800), (50, 700)]
+        {
+            sizes.answered(method, answered);
+            assert_eq!(sizes.expected(method), expected, "after an answer of {answered}");
+        }
+        assert_eq!(sizes.expected(MethodIndex(0)), 0, "of another method");
+        assert_eq!(sizes.expected(MethodIndex(2)), 0, "of none");
+    }
+
+    #[test]
+    fn a_method_whose_answers_are_small_again_is_one_of_small_answers_soon() {
+        let (sizes, method) = (AnswerSizes::new(1), MethodIndex(0));
+        sizes.answered(method, 1 << 20);
+        let runs = std::iter::repeat_with(|| sizes.answered(method, 100))
+            .take_while(|()| sizes.expected(method) >= 4096);
+        let runs = runs.count();
+        assert!((30..60).contains(&runs), "{runs} runs");
+    }
+}
