@@ -30,6 +30,10 @@ use crate::line::{FromWorker, MOST_DESCRIPTORS};
 /// How long notes are gathered, at most.
 const GATHER: Duration = Duration::from_millis(20);
 
+/// For how long after a call that had to wait for its connection to be kept those that are accepted are kept at once: most
+/// of them will call.
+const CALLERS_COME: Duration = Duration::from_secs(1);
+
 /// Keys in one message without descriptors: as text they are far shorter than a message may be.
 const MOST_KEYS: usize = 2_000;
 
@@ -41,6 +45,8 @@ pub(super) struct Notes {
     young: VecDeque<(Instant, Key)>,
     /// Those that wait for the end of the poller's round: to be kept, or for others that are about to be.
     asking: Vec<Key>,
+    /// When a call had to wait for that last.
+    called: Option<Instant>,
     /// Kept, and closed since.
     closed: Vec<Key>,
     offered: Vec<Key>,
@@ -58,13 +64,21 @@ pub(super) struct Arm {
 impl Notes {
     pub(super) fn new(keep_after: Duration) -> Self {
         let (young, asking) = (VecDeque::new(), Vec::new());
-        Self { keep_after, young, asking, closed: Vec::new(), offered: Vec::new(), timer: None }
+        let (closed, offered) = (Vec::new(), Vec::new());
+        Self { keep_after, young, asking, called: None, closed, offered, timer: None }
     }
 
     /// There is a connection that is not kept, since `now`.
     pub(super) fn began(&mut self, key: Key, now: Instant) -> Option<Arm> {
         self.young.push_back((now, key));
         self.arm(now.checked_add(self.keep_after)?)
+    }
+
+    /// Whether one that was accepted `now` is kept at once.
+    fn keeps_at_once(&self, now: Instant) -> bool {
+        let callers_come =
+            self.called.is_some_and(|called| now.saturating_duration_since(called) < CALLERS_COME);
+        callers_come || self.keep_after.is_zero()
     }
 
     /// A connection that was kept has ended.
@@ -134,19 +148,24 @@ impl Shared {
         }
     }
 
-    /// A connection was accepted `now`. Where a handler runs it is kept at once, because that may end this process.
+    /// A connection was accepted `now`. Where handlers run it is kept at once, because one of them may end this process.
     pub(super) fn began(&self, key: Key, now: Instant) {
-        if self.gate.is_idle() && !self.notes.lock().keep_after.is_zero() {
-            self.has_new.store(true, Ordering::Relaxed);
-            self.note(|notes| notes.began(key, now));
-        } else {
-            self.ask_to_keep(key);
-        }
+        self.has_new.store(true, Ordering::Relaxed);
+        self.note(|notes| {
+            if self.gate.is_idle() && !notes.keeps_at_once(now) {
+                return notes.began(key, now);
+            }
+            notes.asking.push(key);
+            None
+        });
     }
 
-    /// Has the poller send the supervisor a connection at the end of its round, and all that are new, and then go on with it.
-    pub(super) fn ask_to_keep(&self, key: Key) {
-        self.notes.lock().asking.push(key);
+    /// A call has come `now` that may not begin yet. Has the poller send the supervisor its connection at the end of the round, and
+    /// all that are new, and then go on with it.
+    pub(super) fn ask_to_keep(&self, key: Key, now: Instant) {
+        let mut notes = self.notes.lock();
+        notes.asking.push(key);
+        notes.called = Some(now);
         self.has_new.store(true, Ordering::Relaxed);
     }
 
@@ -398,6 +417,15 @@ mod tests {
         let arm = notes.keep_at_once(&[key(0), key(7)], start);
         assert_eq!(arm, Some(Arm { at: start, instead_of: Some(start + MS(100)) }));
         assert_eq!(notes.old(start), [key(0), key(7)], "once each, and those that were refused before");
+    }
+
+    #[test]
+    fn where_callers_come_connections_are_kept_at_once() {
+        let (mut notes, start) = (Notes::new(MS(100)), Instant::now());
+        assert!(!notes.keeps_at_once(start));
+        notes.called = Some(start);
+        assert!(notes.keeps_at_once(start + MS(999)) && !notes.keeps_at_once(start + MS(1_000)));
+        assert!(Notes::new(MS(0)).keeps_at_once(start));
     }
 
     #[test]

@@ -367,7 +367,7 @@ impl Hand {
     /// Nothing more is read or begun until the supervisor was sent what it must have first.
     fn wait_to_be_kept(&mut self, state: &mut Locked<'_>) {
         state.paused = Some(Pause::Unkept);
-        self.shared.ask_to_keep(state.connection.key);
+        self.shared.ask_to_keep(state.connection.key, self.now);
         if self.term.is_none() {
             self.shared.wake_poller();
         }
