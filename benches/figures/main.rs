@@ -44,7 +44,7 @@ struct Row {
     measure: fn(&Bench) -> Result<Vec<Figure>, BoxError>,
 }
 
-const ROWS: [Row; 19] = [
+const ROWS: [Row; 20] = [
     Row {
         name: "ping-64",
         what: "ping, 64 connections, one call at a time, against the echo loop",
@@ -129,6 +129,11 @@ const ROWS: [Row; 19] = [
         name: "keeping",
         what: "what connections cost the supervisor, kept ones and short ones",
         measure: keeping::supervisors_part,
+    },
+    Row {
+        name: "visits",
+        what: "what it costs that a connection is kept before its first call: one call on each, against a built-in method",
+        measure: keeping::visits,
     },
     Row {
         name: "load-headroom",
