@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use serde_json::json;
 use support::proc::{Process, copy_for_everyone, worker_pid};
-use support::{Folder, Service, rig, send_signal};
+use support::{Folder, Service, Wire, rig, send_signal};
 
 fn rig_with(variable: &str, how: &str) -> Command {
     let mut program = rig();
@@ -141,6 +141,10 @@ fn boot_failures_are_counted_from_the_last_worker_that_was_ready() {
 #[test]
 fn a_service_that_never_starts_gives_up_after_30s_and_lets_those_go_who_wait() {
     let config = "processes = 2\n[timeouts]\nboot = \"25s\"";
+    let never = format!("{config}\n[restart]\nmax_restarts = 0");
+    let mut never = Service::launch(rig_with("RIG_WORKER_START", "fail"), &never);
+    never.await_listening();
+    let mut turned_away = [never.connect(), never.connect()];
     let ways = [
         (
             "RIG_WORKER_START",
@@ -165,6 +169,11 @@ fn a_service_that_never_starts_gives_up_after_30s_and_lets_those_go_who_wait() {
         assert!(waiting.is_cut_off());
     }
     assert!(begun.elapsed() >= Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(turned_away.iter_mut().all(Wire::is_cut_off));
+    assert!(never.connect().is_cut_off(), "and who comes later");
+    never.await_text(0, "who connects is turned away until one is");
+    assert_eq!(never.count_since(0, "turned away"), 1);
+    assert_eq!(never.stop(), Some(0));
 }
 
 #[test]

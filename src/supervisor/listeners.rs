@@ -18,6 +18,9 @@ use crate::sys::exec::LeftOpen;
 use crate::sys::socket::{self, Listener};
 use crate::sys::socket_file::SocketFile;
 
+/// Connections that are turned away in one go at each address: the loop has other things to do.
+const MOST_TURNED_AWAY: usize = 1024;
+
 /// All listeners of one configuration, in its order.
 #[derive(Debug)]
 pub(crate) struct Listeners {
@@ -197,6 +200,14 @@ impl Listeners {
     /// The addresses that clients can use.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
         self.bound.iter().map(|(_, bound)| bound.address.as_str())
+    }
+
+    /// Accepts who waits and closes the connections.
+    pub(crate) fn turn_away(&self) {
+        for (_, bound) in &self.bound {
+            // Whatever refuses the next one does so again in a second.
+            let _ = (0..MOST_TURNED_AWAY).try_for_each(|_| bound.listener.accept().map(drop));
+        }
     }
 
     /// Duplicates to hand to a worker.

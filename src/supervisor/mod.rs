@@ -340,6 +340,7 @@ impl Supervisor {
                     self.workers.observe(&mut self.scoreboard);
                     report::draining(&self.scoreboard.sum());
                 }
+                Action::TurnAway => self.terms.listeners.iter().for_each(Listeners::turn_away),
                 Action::Arm(timer, wait) => {
                     // A moment too far away to be told apart from never is never.
                     if let Some(at) = Instant::now().checked_add(wait) {

@@ -34,10 +34,15 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// How long after its start a service of which no worker was ever ready gives up, if it ever does.
-    pub(crate) fn patience(&self, boot: Duration) -> Option<Duration> {
-        (self.max_restarts > 0).then(|| boot.saturating_add(BEYOND_BOOT).max(LEAST_PATIENCE))
+    /// Whether the service ever gives up.
+    pub(crate) fn gives_up(&self) -> bool {
+        self.max_restarts > 0
     }
+}
+
+/// How long a service may take to have its first worker ready.
+pub(crate) fn patience(boot: Duration) -> Duration {
+    boot.saturating_add(BEYOND_BOOT).max(LEAST_PATIENCE)
 }
 
 /// What follows from a boot failure.
@@ -116,7 +121,7 @@ impl Restarts {
     pub(crate) fn boot_failed(&mut self, streak: &mut Streak, now: Instant) -> Verdict {
         let wait = self.refused(streak, now);
         self.in_a_row = self.in_a_row.saturating_add(1);
-        if self.limits.max_restarts > 0 && self.in_a_row > self.limits.max_restarts {
+        if self.limits.gives_up() && self.in_a_row > self.limits.max_restarts {
             return Verdict::GiveUp;
         }
         Verdict::RetryAfter(wait)
@@ -207,19 +212,12 @@ mod tests {
 
     #[test]
     fn patience_is_30s_or_the_time_to_boot_and_5s() {
-        let rows = [
-            (100, 1_000, Some(30_000)),
-            (100, 25_000, Some(30_000)),
-            (100, 25_001, Some(30_001)),
-            (1, 30_000, Some(35_000)),
-            (1, 600_000, Some(605_000)),
-            (0, 30_000, None),
-        ];
-        for (max_restarts, boot, expected) in rows {
-            let patience = limits(max_restarts).patience(MS(boot));
-            assert_eq!(patience, expected.map(MS), "max_restarts {max_restarts}, boot {boot} ms");
+        let rows =
+            [(1_000, 30_000), (25_000, 30_000), (25_001, 30_001), (30_000, 35_000), (600_000, 605_000)];
+        for (boot, expected) in rows {
+            assert_eq!(patience(MS(boot)), MS(expected), "boot {boot} ms");
         }
-        assert_eq!(limits(1).patience(Duration::MAX), Some(Duration::MAX));
+        assert_eq!(patience(Duration::MAX), Duration::MAX);
     }
 
     #[test]

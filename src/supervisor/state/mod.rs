@@ -158,6 +158,8 @@ pub(crate) enum Action {
         why: String,
     },
     CloseListeners,
+    /// Close the connections that wait to be accepted: nobody will for a while.
+    TurnAway,
     Arm(Timer, Duration),
     /// The timer may not be armed.
     Disarm(Timer),
@@ -197,6 +199,8 @@ pub(crate) struct State {
     first_start: bool,
     /// A worker was ready at some time, of whatever generation.
     was_ready: bool,
+    /// None was for so long that clients are turned away.
+    turns_away: bool,
     /// Why the last template or worker that failed to boot did.
     last_failure: Option<String>,
     next_worker: WorkerId,
@@ -219,6 +223,7 @@ impl State {
             ending: BTreeSet::new(),
             first_start: true,
             was_ready: false,
+            turns_away: false,
             last_failure: None,
             next_worker: 0,
             last_generation: generation,

@@ -1,12 +1,18 @@
 //! The service's part of the brain: what operators ask for, and how everything ends.
 
+use std::time::Duration;
+
 use super::generation::{Phase, Slot};
 use super::succession::{Marks, Parting, Predecessor};
 use super::template::Template;
 use super::{Action, Request, State, Timer};
+use crate::supervisor::restart::patience;
 
 /// The most slots TTIN can ask for.
 const MOST_SLOTS: usize = 1024;
+
+/// How often those are turned away who connect to a service that has never been ready and never gives up.
+const BETWEEN_TURNS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Service {
@@ -91,11 +97,8 @@ impl State {
 
     /// The time begins in which some worker must get ready, if none ever was.
     pub(super) fn begin_patience(&self, actions: &mut Vec<Action>) {
-        let settings = &self.serving.settings;
-        if !self.was_ready
-            && let Some(patience) = settings.restart.patience(settings.boot)
-        {
-            actions.push(Action::Arm(Timer::NeverReady, patience));
+        if !self.was_ready {
+            actions.push(Action::Arm(Timer::NeverReady, patience(self.serving.settings.boot)));
         }
     }
 
@@ -110,7 +113,18 @@ impl State {
             return;
         }
         let settings = &self.serving.settings;
-        let patience = settings.restart.patience(settings.boot).unwrap_or_default();
+        let patience = patience(settings.boot);
+        if !settings.restart.gives_up() {
+            if !std::mem::replace(&mut self.turns_away, true) {
+                actions.push(Action::Warn(format!(
+                    "no worker was ready within {patience:?}: who connects is turned away until one is, since \
+                     restart.max_restarts = 0 never gives up"
+                )));
+            }
+            actions.push(Action::TurnAway);
+            actions.push(Action::Arm(Timer::NeverReady, BETWEEN_TURNS));
+            return;
+        }
         actions.push(Action::Warn(format!("giving up: no worker was ready within {patience:?}")));
         self.say_why_at_the_end(actions);
         self.drain(1, actions);

@@ -256,6 +256,7 @@ impl World {
                     assert!(self.accepting, "closed twice");
                     self.accepting = false;
                 }
+                Action::TurnAway => assert!(self.accepting && !self.was_ready, "turned away"),
                 Action::Arm(timer, _) => drop(self.timers.insert(timer)),
                 Action::Disarm(timer) => drop(self.timers.remove(&timer)),
                 Action::Tell(_) | Action::Complain(_) => {}

@@ -105,8 +105,14 @@ fn the_time_to_start_is_over_with_the_first_ready_worker_and_begins_anew_with_a_
     assert!(!brain.asked(Request::Reload).contains(&armed));
 
     let never = Limits { max_restarts: 0, ..settings(2).restart };
-    let brain = Brain::new(Settings { restart: never, ..settings(2) });
-    assert!(!brain.armed.contains(&Timer::NeverReady), "0 is never");
+    let mut brain = Brain::new(Settings { restart: never, ..settings(2) });
+    for _ in 0..9 {
+        let turned_away = [Action::TurnAway, Action::Arm(Timer::NeverReady, SECOND)];
+        assert_eq!(brain.due(Timer::NeverReady), turned_away, "0 is never");
+    }
+    brain.template_ready(1);
+    brain.boots(0);
+    assert_eq!(brain.due(Timer::NeverReady), []);
 
     // A worker of the generation that is to follow shows as well that the program can boot.
     let mut brain = Brain::new(settings(1));
