@@ -63,7 +63,8 @@ impl Desk {
         let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
             return;
         };
-        let listener = match descriptors.into_iter().next().map(Listener::inherited) {
+        let listener = match descriptors.into_iter().next().map(descriptors::control).map(Listener::inherited)
+        {
             Some(Ok(listener)) => listener,
             Some(Err(error)) => {
                 tracing::error!(slot = shared.info.slot(), %error, "a listener that was bound anew is unusable");

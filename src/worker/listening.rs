@@ -254,6 +254,7 @@ impl Door {
     ) -> io::Result<()> {
         let _ = epoll.delete(&self.listener);
         self.take_all(accepted);
+        (self.identity, self.in_vain) = (Identity::of(&listener).ok(), 0);
         self.listener = listener;
         if self.shut.is_none() {
             self.shut = Some(Shut::Refused);
