@@ -102,16 +102,17 @@ fn sleeps(first: u64, count: u64, ms: u64) -> String {
 fn what_the_queue_has_no_room_for_of_two_batches_is_refused() {
     let service = Service::start("processes = 1\nthreads = 1\n[limits]\nqueue = 10\nqueue_wait = \"60s\"");
     for way in [Way::Length, Way::Stream, Way::Header] {
-        let mut others = Peer::of(&service, Way::Length);
-        let call = |id| {
-            Way::Length.framed(&format!(
-                r#"{{"in":"sleep","params":[{}],"id":{id}}}"#,
-                if id == 0 { 300 } else { 0 }
-            ))
-        };
-        others.send_bytes((0..11).flat_map(call).collect::<Vec<_>>());
-        // They are in the queue before the batches can be, as one poller reads both.
+        // One call each, so that nobody has more than another and would give way.
+        let mut others: Vec<Peer> = (0..11).map(|_| Peer::of(&service, Way::Length)).collect();
         let mut peer = Peer::of(&service, way);
+        for one in others.iter_mut().chain([&mut peer]) {
+            assert_eq!(one.call("ping", json!([1]))["result"], json!([1]));
+        }
+        for (id, other) in (0..).zip(&mut others) {
+            other
+                .send(&format!(r#"{{"in":"sleep","params":[{}],"id":{id}}}"#, if id == 0 { 300 } else { 0 }));
+        }
+        // They are in the queue before the batches can be, as one poller reads both.
         peer.send_bytes(way.all_framed([&*sleeps(0, 10, 300), &sleeps(10, 10, 300)]));
         let (mut run, mut refused) = (0, 0);
         for answer in [peer.receive(), peer.receive()] {
@@ -130,7 +131,9 @@ fn what_the_queue_has_no_room_for_of_two_batches_is_refused() {
             }
         }
         assert_eq!((run, refused), (0, 20), "{way:?}");
-        (0..11).for_each(|_| assert_eq!(others.receive()["out"], "sleep"));
+        for other in &mut others {
+            assert_eq!(other.receive()["out"], "sleep");
+        }
     }
 }
 

@@ -1,19 +1,22 @@
 //! How many calls of a method may run at once: `[methods.NAME] concurrency`.
 //!
-//! Calls beyond that wait in a list of their method, in order of arrival, and hold no thread and no place in the queue
-//! meanwhile; a [`Gate`] of the method's own bounds their number and their wait as the worker's does those of the queue.
+//! Calls beyond that wait in a list of their method, where their callers take turns as in the queue, and hold no thread and no
+//! place in the queue meanwhile; a [`Gate`] of the method's own bounds their number and their wait as the worker's does those of
+//! the queue.
 //! Whoever ends a call of the method is given the next one and sends it on its way. A method without the setting costs one
 //! look at an empty list.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::dispatch::{Gate, Refused};
+use super::address_key::AddressKey;
+use super::dispatch::{Crowded, Gate};
 use super::ticket::Ticket;
-use crate::rpc::MethodIndex;
+use super::turns::{Lane, Turn, Turns};
+use crate::rpc::{MethodIndex, Peer};
 
 /// The limits of all methods that have one. `J` is what waits.
 #[derive(Debug)]
@@ -25,8 +28,6 @@ pub(super) struct Concurrency<J> {
 #[derive(Debug)]
 struct Limit<J> {
     most: usize,
-    /// Calls that wait, of which some may have been given up: beyond so many it is looked which.
-    longest: usize,
     gate: Gate,
     line: Mutex<Line<J>>,
 }
@@ -35,7 +36,24 @@ struct Limit<J> {
 struct Line<J> {
     /// Calls that are in the queue or run.
     running: usize,
-    waiting: VecDeque<(Arc<Ticket>, J)>,
+    waiting: Turns<(Lane, Arc<Ticket>, J)>,
+    /// Where in `waiting` connections are of which calls wait, by where these are in the queue.
+    lanes: HashMap<Lane, Lane>,
+}
+
+/// Whose call it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Who {
+    pub(super) address: AddressKey,
+    /// The connection's place in the queue.
+    pub(super) lane: Lane,
+}
+
+impl Who {
+    pub(super) fn new(peer: &Peer, open: impl FnOnce(AddressKey) -> Lane) -> Self {
+        let address = AddressKey::from(peer);
+        Self { address, lane: open(address) }
+    }
 }
 
 /// What is decided about a call that comes.
@@ -55,9 +73,8 @@ impl<J> Concurrency<J> {
         }
         let limit = |most| Limit {
             most,
-            longest: queue.saturating_mul(2),
             gate: Gate::new(most, queue, queue_wait),
-            line: Mutex::new(Line { running: 0, waiting: VecDeque::new() }),
+            line: Mutex::new(Line { running: 0, waiting: Turns::new(None), lanes: HashMap::new() }),
         };
         Self { limits: limits.into_iter().map(|most| most.map(limit)).collect() }
     }
@@ -67,13 +84,46 @@ impl<J> Concurrency<J> {
     }
 
     /// Decides about a call with `allowed` until its deadline. One that goes must [leave](Self::leave).
-    pub(super) fn enter(&self, method: MethodIndex, allowed: Duration) -> Result<Entry, Refused> {
+    pub(super) fn enter(&self, who: Who, method: MethodIndex, allowed: Duration) -> Result<Entry, Crowded> {
         let Some(limit) = self.limit(method) else {
             return Ok(Entry::Go);
         };
-        limit.gate.admit(allowed)?;
-        let goes = limit.line.lock().lets_in(limit.most);
-        Ok(if goes { Entry::Go } else { Entry::Wait })
+        limit.gate.admit(allowed, || limit.line.lock().turn(who))?;
+        Ok(limit.enter())
+    }
+
+    /// As [`enter`](Self::enter) for a call whose place another has [left](Self::displace) to it.
+    pub(super) fn enter_instead(&self, method: MethodIndex) -> Entry {
+        let Some(limit) = self.limit(method) else {
+            return Entry::Go;
+        };
+        limit.gate.began_unasked();
+        limit.enter()
+    }
+
+    /// Takes out the call that is to give way to one of this connection, if there is one. It counts until it was
+    /// [given up](Self::gave_up).
+    pub(super) fn displace(&self, who: Who, method: MethodIndex) -> Option<J> {
+        let mut line = self.limit(method)?.line.lock();
+        let lane = line.open(who);
+        let displaced = line.waiting.displace(lane);
+        line.close_if_empty(who.lane);
+        let (victim, _, job) = displaced?;
+        line.close_if_empty(victim);
+        Some(job)
+    }
+
+    /// How long a call of the method would wait in its list, where the first of those that run ends after `first_end`. None
+    /// where the method has no limit.
+    pub(super) fn wait_of(
+        &self,
+        who: Who,
+        method: MethodIndex,
+        first_end: Option<Duration>,
+    ) -> Option<Duration> {
+        let limit = self.limit(method)?;
+        let turn = limit.line.lock().turn(who);
+        Some(limit.gate.wait(turn, first_end))
     }
 
     /// Lets a call in if it need not wait. One that is let in must [leave](Self::leave).
@@ -89,14 +139,8 @@ impl<J> Concurrency<J> {
     }
 
     /// Has a call wait that [`enter`](Self::enter) sent here. It is returned where it can go after all, because one has left
-    /// in between. `over` is given jobs that were given up long ago.
-    pub(super) fn wait(
-        &self,
-        method: MethodIndex,
-        ticket: Arc<Ticket>,
-        job: J,
-        mut over: impl FnMut(J),
-    ) -> Option<J> {
+    /// in between.
+    pub(super) fn wait(&self, who: Who, method: MethodIndex, ticket: Arc<Ticket>, job: J) -> Option<J> {
         let Some(limit) = self.limit(method) else {
             return Some(job);
         };
@@ -104,29 +148,23 @@ impl<J> Concurrency<J> {
         if line.lets_in(limit.most) {
             return Some(job);
         }
-        if line.waiting.len() >= limit.longest {
-            for (ticket, job) in std::mem::take(&mut line.waiting) {
-                if ticket.is_given_up() {
-                    over(job);
-                } else {
-                    line.waiting.push_back((ticket, job));
-                }
-            }
-        }
         ticket.enter_list();
-        line.waiting.push_back((ticket, job));
-        None
+        let lane = line.open(who);
+        line.waiting.push(lane, (who.lane, ticket, job)).err().map(|(_, _, job)| job)
     }
 
     /// A call that was let in has ended, at `now_ns`, or was given up in the queue. The next one, if any: it counts as
-    /// running, and is on its way to the queue. `over` is given the jobs that were given up before it.
+    /// running, and is on its way to the queue. `over` is given jobs that were given up on their way here.
     pub(super) fn leave(&self, method: MethodIndex, now_ns: u64, mut over: impl FnMut(J)) -> Option<J> {
         let limit = self.limit(method)?;
         limit.gate.ended(now_ns);
         let mut line = limit.line.lock();
         line.running = line.running.saturating_sub(1);
         while line.running < limit.most {
-            let (ticket, job) = line.waiting.pop_front()?;
+            let (lane, (owner, ticket, job)) = line.waiting.pop()?;
+            // Its run is counted here.
+            line.waiting.ended(lane);
+            line.close_if_empty(owner);
             if ticket.leave_list() {
                 line.running += 1;
                 return Some(job);
@@ -136,11 +174,16 @@ impl<J> Concurrency<J> {
         None
     }
 
-    /// A call that waited was given up.
-    pub(super) fn gave_up(&self, method: MethodIndex) {
-        if let Some(limit) = self.limit(method) {
-            limit.gate.left();
-        }
+    /// A call that waited was given up. Its job, unless it is on its way.
+    pub(super) fn gave_up(&self, who: Who, method: MethodIndex, ticket: &Ticket) -> Option<J> {
+        let limit = self.limit(method)?;
+        limit.gate.left();
+        let mut line = limit.line.lock();
+        let lane = *line.lanes.get(&who.lane)?;
+        let (_, _, job) =
+            line.waiting.remove(lane, |(_, other, _)| std::ptr::eq(&raw const **other, ticket))?;
+        line.close_if_empty(who.lane);
+        Some(job)
     }
 
     /// A run of the method took this long.
@@ -155,12 +198,37 @@ impl<J> Concurrency<J> {
     }
 }
 
+impl<J> Limit<J> {
+    fn enter(&self) -> Entry {
+        if self.line.lock().lets_in(self.most) { Entry::Go } else { Entry::Wait }
+    }
+}
+
 impl<J> Line<J> {
     /// Nobody overtakes those that wait.
     fn lets_in(&mut self, most: usize) -> bool {
-        let goes = self.running < most && self.waiting.is_empty();
+        let goes = self.running < most && self.waiting.len() == 0;
         self.running += usize::from(goes);
         goes
+    }
+
+    fn turn(&mut self, who: Who) -> Turn {
+        let lane = self.open(who);
+        let turn = self.waiting.turn(lane);
+        self.close_if_empty(who.lane);
+        turn
+    }
+
+    fn open(&mut self, who: Who) -> Lane {
+        *self.lanes.entry(who.lane).or_insert_with(|| self.waiting.open(who.address))
+    }
+
+    /// A connection of which nothing waits has no place here.
+    fn close_if_empty(&mut self, owner: Lane) {
+        if let Some(lane) = self.lanes.get(&owner).copied().filter(|lane| self.waiting.is_empty(*lane)) {
+            self.lanes.remove(&owner);
+            self.waiting.close(lane);
+        }
     }
 }
 
@@ -177,14 +245,20 @@ mod tests {
         Concurrency::new(vec![None, Some(most)], queue, Duration::from_secs(1))
     }
 
+    /// The same caller each time.
+    fn who() -> Who {
+        let mut turns = Turns::<()>::new(None);
+        Who { address: AddressKey::Unix(0), lane: turns.open(AddressKey::Unix(0)) }
+    }
+
     fn ticket() -> Arc<Ticket> {
         Arc::new(Ticket::new(Place::Queued, Some(LIMITED)))
     }
 
     fn waits(limits: &Concurrency<u32>, job: u32) -> Arc<Ticket> {
         let ticket = ticket();
-        assert_eq!(limits.enter(LIMITED, LONG), Ok(Entry::Wait), "job {job}");
-        assert_eq!(limits.wait(LIMITED, Arc::clone(&ticket), job, drop), None, "job {job}");
+        assert_eq!(limits.enter(who(), LIMITED, LONG), Ok(Entry::Wait), "job {job}");
+        assert_eq!(limits.wait(who(), LIMITED, Arc::clone(&ticket), job), None, "job {job}");
         ticket
     }
 
@@ -192,7 +266,7 @@ mod tests {
     fn calls_beyond_the_limit_wait_and_go_in_the_order_in_which_they_came() {
         let limits = limited(2, 10);
         for _ in 0..2 {
-            assert_eq!(limits.enter(LIMITED, LONG), Ok(Entry::Go));
+            assert_eq!(limits.enter(who(), LIMITED, LONG), Ok(Entry::Go));
         }
         let tickets = [1, 2, 3].map(|job| waits(&limits, job));
         assert!(!limits.enter_at_once(LIMITED), "the poller overtakes nobody either");
@@ -212,59 +286,85 @@ mod tests {
         assert!(limits.enter_at_once(LIMITED));
         let [given_up, _next] = [1, 2].map(|job| waits(&limits, job));
         assert_eq!(given_up.give_up(), Place::Listed);
-        limits.gave_up(LIMITED);
-        let mut over = Vec::new();
-        assert_eq!(limits.leave(LIMITED, 0, |job| over.push(job)), Some(2));
-        assert_eq!(over, [1]);
+        assert_eq!(limits.gave_up(who(), LIMITED, &given_up), Some(1));
+        assert_eq!(limits.leave(LIMITED, 0, |_| panic!("it is out already")), Some(2));
     }
 
     #[test]
     fn one_that_is_sent_to_wait_goes_after_all_when_nobody_is_left_to_call_it() {
         let limits = limited(1, 10);
-        assert_eq!(limits.enter(LIMITED, LONG), Ok(Entry::Go));
-        assert_eq!(limits.enter(LIMITED, LONG), Ok(Entry::Wait));
+        assert_eq!(limits.enter(who(), LIMITED, LONG), Ok(Entry::Go));
+        assert_eq!(limits.enter(who(), LIMITED, LONG), Ok(Entry::Wait));
         assert_eq!(limits.leave(LIMITED, 0, drop), None);
-        assert_eq!(limits.wait(LIMITED, ticket(), 7, drop), Some(7));
+        assert_eq!(limits.wait(who(), LIMITED, ticket(), 7), Some(7));
         assert!(!limits.enter_at_once(LIMITED), "it counts as running");
     }
 
     #[test]
     fn so_many_wait_and_no_more_and_those_that_gave_up_make_room() {
         let limits = limited(1, 2);
-        assert_eq!(limits.enter(LIMITED, LONG), Ok(Entry::Go));
+        assert_eq!(limits.enter(who(), LIMITED, LONG), Ok(Entry::Go));
         for round in 0..20 {
             let tickets = [1, 2].map(|job| waits(&limits, job));
-            assert!(limits.enter(LIMITED, LONG).is_err(), "round {round}");
+            assert!(limits.enter(who(), LIMITED, LONG).is_err(), "round {round}");
             for ticket in tickets {
                 assert_eq!(ticket.give_up(), Place::Listed);
-                limits.gave_up(LIMITED);
+                assert!(limits.gave_up(who(), LIMITED, &ticket).is_some());
             }
         }
-        let kept = limits.limits[1].as_ref().map(|limit| limit.line.lock().waiting.len());
-        assert!(kept.is_some_and(|kept| kept <= 5), "{kept:?} entries of calls that gave up");
+        let line = limits.limits[1].as_ref().unwrap().line.lock();
+        assert_eq!((line.waiting.len(), line.lanes.len()), (0, 0), "nothing is left of those that gave up");
     }
 
     #[test]
     fn a_wait_that_would_be_too_long_is_refused() {
         let limits = limited(1, 100);
-        assert_eq!(limits.enter(LIMITED, LONG), Ok(Entry::Go));
+        assert_eq!(limits.enter(who(), LIMITED, LONG), Ok(Entry::Go));
         limits.ran(LIMITED, Duration::from_millis(400));
         waits(&limits, 1);
-        assert_eq!(limits.enter(LIMITED, Duration::from_millis(700)).ok(), None, "its own time is too short");
+        assert_eq!(
+            limits.enter(who(), LIMITED, Duration::from_millis(700)).ok(),
+            None,
+            "its own time is too short"
+        );
         waits(&limits, 2);
-        let refused = limits.enter(LIMITED, LONG).err();
-        assert_eq!(refused, Some(Refused { retry_after: Duration::from_millis(800) }));
+        assert_eq!(limits.enter(who(), LIMITED, LONG), Err(Crowded::TooLong));
+        let wait = limits.wait_of(who(), LIMITED, Some(Duration::from_millis(50)));
+        assert_eq!(wait, Some(Duration::from_millis(850)), "the one that runs, and two that wait");
     }
 
     #[test]
     fn methods_without_a_limit_are_let_in_and_never_counted() {
         for limits in [limited(1, 1), Concurrency::new(vec![None, None], 1, LONG)] {
             for _ in 0..100 {
-                assert_eq!(limits.enter(FREE, LONG), Ok(Entry::Go));
+                assert_eq!(limits.enter(who(), FREE, LONG), Ok(Entry::Go));
                 assert!(limits.enter_at_once(FREE));
             }
             assert_eq!(limits.leave(FREE, 0, drop), None);
             assert!(!limits.limits(FREE));
         }
+    }
+
+    #[test]
+    fn callers_take_turns_and_who_has_most_waiting_gives_way() {
+        let limits = limited(1, 4);
+        let mut places = Turns::<()>::new(None);
+        let [greedy, polite] = [1, 2].map(|uid| {
+            let address = AddressKey::Unix(uid);
+            Who { address, lane: places.open(address) }
+        });
+        let wait = |who, job| limits.wait(who, LIMITED, ticket(), job);
+        assert_eq!(limits.enter(greedy, LIMITED, LONG), Ok(Entry::Go));
+        for job in [11, 12, 13, 14] {
+            assert_eq!((limits.enter(greedy, LIMITED, LONG), wait(greedy, job)), (Ok(Entry::Wait), None));
+        }
+        assert_eq!(limits.enter(greedy, LIMITED, LONG), Err(Crowded::Full));
+        assert_eq!(limits.displace(greedy, LIMITED), None);
+        assert_eq!(limits.enter(polite, LIMITED, LONG), Err(Crowded::Full));
+        assert_eq!(limits.displace(polite, LIMITED), Some(14));
+        assert_eq!(limits.gave_up(greedy, LIMITED, &ticket()), None, "it is out already");
+        assert_eq!((limits.enter_instead(LIMITED), wait(polite, 21)), (Entry::Wait, None));
+        let order = std::iter::from_fn(|| limits.leave(LIMITED, 0, drop));
+        assert_eq!(order.collect::<Vec<_>>(), [11, 21, 12, 13]);
     }
 }

@@ -20,6 +20,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::caller::{Caller, Route, Tongue};
 use super::chunk::Chunk;
+use super::concurrency::Who;
 use super::leave::Going;
 use super::site::Site;
 use crate::arena::{Core, Flags, Key, Place, Record};
@@ -59,6 +60,8 @@ pub(super) struct Connection {
     pub(super) key: Key,
     pub(super) socket: Socket,
     pub(super) peer: Peer,
+    /// Who it is among the callers that take turns.
+    pub(super) who: Who,
     /// What its listener takes.
     pub(super) accepts: Accepts,
     /// The caller is gone; handlers see it without a lock.
@@ -153,6 +156,7 @@ pub(super) struct Parts {
     pub(super) key: Key,
     pub(super) socket: Socket,
     pub(super) peer: Peer,
+    pub(super) who: Who,
     pub(super) accepts: Accepts,
     pub(super) pool: &'static Pool,
     pub(super) record: Record,
@@ -162,10 +166,10 @@ pub(super) struct Parts {
 
 impl Connection {
     pub(super) fn new(parts: Parts, now: Instant) -> Self {
-        let Parts { key, socket, peer, accepts, pool, record, core } = parts;
+        let Parts { key, socket, peer, who, accepts, pool, record, core } = parts;
         let state = Mutex::new(State::new(pool, record, core, framing_of(core.flags, accepts), now));
         let (gone, kept) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { key, socket, peer, accepts, gone, kept, state }
+        Self { key, socket, peer, who, accepts, gone, kept, state }
     }
 
     pub(super) fn lock(self: &Arc<Self>) -> Locked<'_> {
@@ -493,7 +497,8 @@ pub(super) fn of(socket: Socket, key: Key) -> Connection {
     let record = records.open(key, &core).unwrap();
     let accepts = Accepts { kinds: Kinds::default(), order: ByteOrder::Little, max_message: 64 };
     let peer = Peer::Unix { uid: 0, pid: 0 };
-    Connection::new(Parts { key, socket, peer, accepts, pool, record, core }, Instant::now())
+    let who = Who::new(&peer, |address| super::turns::Turns::<()>::new(None).open(address));
+    Connection::new(Parts { key, socket, peer, who, accepts, pool, record, core }, Instant::now())
 }
 
 #[cfg(test)]

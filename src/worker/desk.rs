@@ -14,7 +14,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use super::adopt::Adoption;
 use super::connection::Connection;
 use super::doors::is_door;
-use super::flow::Hand;
+use super::flow::{Hand, Job};
 use super::life::Life;
 use super::listening::Door;
 use super::recycle::Limits;
@@ -56,6 +56,8 @@ pub(super) enum Todo {
     Release(Key),
     /// Another worker had it.
     TakeUp(Key),
+    /// It gave way in the queue to another caller's.
+    Displaced(Job),
 }
 
 /// The poller's side of the worker.
@@ -336,6 +338,7 @@ impl Desk {
         }
         self.todo.extend(shared.buffers.feed().into_iter().map(Todo::Feed));
         self.todo.extend(shared.turns.lock().drain(..).map(Todo::Turn));
+        self.todo.extend(shared.displaced.lock().drain(..).map(Todo::Displaced));
         self.open_doors(shared);
     }
 }

@@ -1,13 +1,25 @@
 //! Whether a call may wait for a pool thread, or is refused at once.
 //!
 //! The queue is bounded in length and in time: a call that would wait longer than `queue_wait`, or than its own
-//! deadline allows, is better told now. The estimate is waiting calls × mean run time ÷ threads.
+//! deadline allows, is better told now. The estimate is that of its own turn: the calls that go before it × mean run
+//! time ÷ threads.
 //!
-//! Calls are counted from their admission to their end, not by where they are: a call that lies in the channel
+//! Calls are counted from their admission to their end, not by where they are: a call that lies in the queue
 //! while an idle thread wakes up for it does not wait.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicIsize, AtomicU64, Ordering};
 use std::time::Duration;
+
+use super::runs::next_mean;
+use super::turns::Turn;
+
+/// Within these bounds a caller is told when to try again. Sooner it would only add to the load, and nobody knows what will be
+/// later.
+const RETRY_AFTER: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
+
+/// When to try again where memory lacks, at the earliest. Nothing is measured that tells when clients read.
+const MEMORY: Duration = Duration::from_millis(100);
 
 /// The gate before the queue.
 #[derive(Debug)]
@@ -30,6 +42,27 @@ pub(super) struct Refused {
     pub(super) retry_after: Duration,
 }
 
+/// Why a call may not wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Crowded {
+    /// As many wait as may, and it may only take another's place.
+    Full,
+    /// Its turn would come too late.
+    TooLong,
+}
+
+impl Refused {
+    /// Of a call that would run `wait` later, as far as is known.
+    pub(super) fn with(wait: Duration) -> Self {
+        Self { retry_after: wait.clamp(*RETRY_AFTER.start(), *RETRY_AFTER.end()) }
+    }
+
+    /// The same where memory lacks as well, which comes free when a client reads its answers.
+    pub(super) fn for_memory(wait: Duration) -> Self {
+        Self::with(wait.max(MEMORY))
+    }
+}
+
 impl Gate {
     pub(super) fn new(threads: usize, queue: usize, queue_wait: Duration) -> Self {
         Self {
@@ -42,57 +75,60 @@ impl Gate {
         }
     }
 
-    /// Decides about a call with `allowed` until its deadline. One that is admitted must be ended by [`ended`](Self::ended)
-    /// or [`left`](Self::left).
-    pub(super) fn admit(&self, allowed: Duration) -> Result<(), Refused> {
+    /// Decides about a call with `allowed` until its deadline, whose `turn` is asked for where it may have to wait. One that
+    /// is admitted must be ended by [`ended`](Self::ended) or [`left`](Self::left).
+    pub(super) fn admit(&self, allowed: Duration, turn: impl FnOnce() -> Turn) -> Result<(), Crowded> {
         let before = self.unfinished.fetch_add(1, Ordering::SeqCst);
-        let decision = match count(before).checked_sub(self.threads) {
+        if count(before) < self.threads {
             // A thread is free for it.
-            None => Ok(()),
-            Some(waiting) => self.may_wait(waiting, allowed),
-        };
+            return Ok(());
+        }
+        let decision = self.may_wait(turn(), allowed);
         if decision.is_err() {
             self.unfinished.fetch_sub(1, Ordering::SeqCst);
         }
         decision
     }
 
-    /// A thread runs a call that nobody has asked about: to be ended like one that was admitted.
+    /// A call is admitted without being asked about: to be ended like one that was.
     pub(super) fn began_unasked(&self) {
         self.unfinished.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// About a call with `waiting` others before it. Its turn comes when one more than these have ended; of the first that
-    /// waits nothing is known but that.
-    fn may_wait(&self, waiting: usize, allowed: Duration) -> Result<(), Refused> {
-        let wait = if waiting == 0 { Duration::ZERO } else { self.expected_wait(waiting + 1) };
+    /// Its turn comes when one more than the calls before it have ended; of the first that waits nothing is known but that.
+    fn may_wait(&self, turn: Turn, allowed: Duration) -> Result<(), Crowded> {
+        let calls = if turn.before == 0 { 0 } else { turn.before + 1 };
+        let wait = self.time_of(calls, turn.width);
         // It is a mean. Without a margin every second call at the edge would be refused after all, when it has waited in vain.
         let wait = wait + wait / 8;
-        if waiting >= self.queue || wait > self.queue_wait.min(allowed) {
-            Err(Refused { retry_after: self.expected_wait(waiting) })
+        if wait > self.queue_wait.min(allowed) {
+            Err(Crowded::TooLong)
+        } else if turn.waiting >= self.queue {
+            Err(Crowded::Full)
         } else {
             Ok(())
         }
     }
 
-    /// What a caller should wait whose call is not run.
-    pub(super) fn retry_after(&self) -> Duration {
-        self.expected_wait(count(self.unfinished.load(Ordering::Relaxed)).saturating_sub(self.threads))
+    /// How long a call waits with this turn, where the first of those that run ends after `first_end`; None where none runs.
+    pub(super) fn wait(&self, turn: Turn, first_end: Option<Duration>) -> Duration {
+        // A thread that is free is none for a caller that is held back.
+        let is_free =
+            count(self.unfinished.load(Ordering::Relaxed)) < self.threads && turn.width >= self.threads;
+        let first_end = first_end.filter(|_| !is_free || turn.before > 0).unwrap_or_default();
+        first_end.saturating_add(self.time_of(turn.before, turn.width))
     }
 
-    fn expected_wait(&self, waiting: usize) -> Duration {
+    /// What so many calls take on so many threads.
+    fn time_of(&self, calls: usize, width: usize) -> Duration {
         let mean = u128::from(self.mean_ns.load(Ordering::Relaxed));
-        let wait = mean * waiting as u128 / self.threads as u128;
-        Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX))
+        let time = mean * calls as u128 / width.clamp(1, self.threads) as u128;
+        Duration::from_nanos(u64::try_from(time).unwrap_or(u64::MAX))
     }
 
-    /// A run took this long. The mean is exponential with a weight of 1/8 for the newest, as TCP's round-trip
-    /// estimate (RFC 6298). Two threads that meet here may lose one sample: it is an estimate.
+    /// A run took this long.
     pub(super) fn ran(&self, took: Duration) {
-        let sample = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let mean = self.mean_ns.load(Ordering::Relaxed);
-        let next = if mean == 0 { sample } else { mean - mean / 8 + sample / 8 };
-        self.mean_ns.store(next, Ordering::Relaxed);
+        self.mean_ns.store(next_mean(self.mean_ns.load(Ordering::Relaxed), took), Ordering::Relaxed);
     }
 
     /// A call that was admitted occupies neither queue nor thread any more, since `now_ns`.
@@ -106,9 +142,11 @@ impl Gate {
         count(self.unfinished.load(Ordering::Relaxed)).saturating_sub(self.threads)
     }
 
-    /// There is more than the threads can do, also without `own` of the calls that run or wait.
-    pub(super) fn is_busy_with_others(&self, own: usize) -> bool {
-        count(self.unfinished.load(Ordering::Relaxed)) >= self.threads.saturating_add(own)
+    /// There is more than the threads can do, also without `own` of the calls that run or wait, and without those that are
+    /// held back.
+    pub(super) fn is_busy_with_others(&self, own: usize, held_back: usize) -> bool {
+        let unfinished = count(self.unfinished.load(Ordering::Relaxed)).saturating_sub(held_back);
+        unfinished >= self.threads.saturating_add(own)
     }
 
     /// No call runs or waits.
@@ -121,9 +159,11 @@ impl Gate {
         self.unfinished.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// For how long nothing has ended, when a call that came now would have to wait; None when it would not.
-    pub(super) fn busy_for(&self, now_ns: u64) -> Option<Duration> {
-        let all_busy = count(self.unfinished.load(Ordering::SeqCst)) >= self.threads;
+    /// For how long nothing has ended, when a call of a new connection would have to wait; None when it would not. Calls that
+    /// are held back leave it a thread.
+    pub(super) fn busy_for(&self, now_ns: u64, held_back: usize) -> Option<Duration> {
+        let unfinished = count(self.unfinished.load(Ordering::SeqCst)).saturating_sub(held_back);
+        let all_busy = unfinished >= self.threads;
         let last_end_ns = self.last_end_ns.load(Ordering::Relaxed);
         all_busy.then(|| Duration::from_nanos(now_ns.saturating_sub(last_end_ns)))
     }
@@ -139,34 +179,40 @@ mod tests {
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
-    /// All of its threads run a call and `waiting` calls wait.
-    fn gate(threads: usize, mean: Duration, waiting: usize) -> Gate {
+    /// All of its threads run a call.
+    fn gate(threads: usize, mean: Duration) -> Gate {
         let gate = Gate::new(threads, 100, MS(1_000));
         gate.ran(mean);
-        gate.unfinished.store((threads + waiting).cast_signed(), Ordering::Relaxed);
+        gate.unfinished.store(threads.cast_signed(), Ordering::Relaxed);
         gate
     }
 
+    fn turn(before: usize, width: usize, waiting: usize) -> impl FnOnce() -> Turn {
+        move || Turn { before, width, waiting }
+    }
+
     #[test]
-    fn calls_are_admitted_while_the_wait_is_bearable() {
+    fn calls_are_admitted_while_the_wait_for_their_turn_is_bearable() {
         let cases = [
-            // threads, mean, waiting, allowed, admitted
-            (1, MS(100), 7, MS(30_000), true),
-            (1, MS(100), 8, MS(30_000), false),
-            (4, MS(100), 34, MS(30_000), true),
-            (4, MS(100), 35, MS(30_000), false),
-            (1, MS(100), 3, MS(400), false),
-            (1, MS(100), 2, MS(400), true),
-            (1, MS(60_000), 0, MS(1), true),
-            (1, MS(1), 99, MS(30_000), true),
-            (1, MS(1), 100, MS(30_000), false),
+            // threads, mean, before it, on so many threads, all that wait, allowed, admitted
+            (1, MS(100), 7, 1, 7, MS(30_000), Ok(())),
+            (1, MS(100), 8, 1, 8, MS(30_000), Err(Crowded::TooLong)),
+            (4, MS(100), 34, 4, 34, MS(30_000), Ok(())),
+            (4, MS(100), 35, 4, 35, MS(30_000), Err(Crowded::TooLong)),
+            (4, MS(100), 34, 3, 34, MS(30_000), Err(Crowded::TooLong)),
+            (4, MS(100), 2, 4, 99, MS(30_000), Ok(())),
+            (1, MS(100), 3, 1, 3, MS(400), Err(Crowded::TooLong)),
+            (1, MS(100), 2, 1, 2, MS(400), Ok(())),
+            (1, MS(60_000), 0, 1, 0, MS(1), Ok(())),
+            (1, MS(1), 99, 1, 99, MS(30_000), Ok(())),
+            (1, MS(1), 2, 1, 100, MS(30_000), Err(Crowded::Full)),
+            (1, MS(1), 2, usize::MAX, 2, MS(30_000), Ok(())),
         ];
-        for (threads, mean, waiting, allowed, admitted) in cases {
-            let decision = gate(threads, mean, waiting).admit(allowed);
+        for (threads, mean, before, width, waiting, allowed, expected) in cases {
+            let decision = gate(threads, mean).admit(allowed, turn(before, width, waiting));
             assert_eq!(
-                decision.is_ok(),
-                admitted,
-                "{threads} threads, {waiting} waiting, {allowed:?} allowed"
+                decision, expected,
+                "{threads} threads, {before} before it on {width}, {waiting} waiting, {allowed:?} allowed"
             );
         }
     }
@@ -176,48 +222,46 @@ mod tests {
         let gate = Gate::new(3, 1, MS(0));
         gate.ran(MS(60_000));
         for _ in 0..3 {
-            assert_eq!(gate.busy_for(5), None);
-            assert_eq!(gate.admit(MS(1)), Ok(()));
+            assert_eq!(gate.busy_for(5, 0), None);
+            assert_eq!(gate.admit(MS(1), || panic!("nobody asks for its turn")), Ok(()));
         }
-        assert_eq!(gate.busy_for(5), Some(Duration::from_nanos(5)));
-        assert_eq!(gate.admit(MS(1)), Ok(()), "it is the first to wait");
-        assert!(gate.admit(MS(1)).is_err());
+        assert_eq!(gate.busy_for(5, 0), Some(Duration::from_nanos(5)));
+        assert_eq!(gate.busy_for(5, 1), None, "who is held back leaves a thread free");
+        assert_eq!(gate.admit(MS(1), turn(0, 3, 0)), Ok(()), "it is the first to wait");
+        assert!(gate.admit(MS(1), turn(1, 3, 1)).is_err());
         assert_eq!(gate.unfinished.load(Ordering::Relaxed), 4, "a refused call is not counted");
     }
 
     #[test]
     fn a_call_that_ends_before_it_was_counted_does_not_make_the_queue_full() {
-        let gate = gate(1, MS(10), 0);
+        let gate = gate(1, MS(10));
         gate.ended(1);
         gate.ended(2);
-        assert_eq!(gate.retry_after(), MS(0));
-        assert_eq!(gate.busy_for(3), None);
-        assert_eq!(gate.admit(MS(1)), Ok(()));
+        assert_eq!(gate.busy_for(3, 0), None);
+        assert_eq!(gate.admit(MS(1), turn(9, 1, 9)), Ok(()));
         gate.began_unasked();
         assert_eq!(gate.unfinished.load(Ordering::Relaxed), 1);
     }
 
     #[test]
-    fn calls_that_are_given_up_make_room_for_others() {
-        let gate = gate(1, MS(1), 100);
-        assert!(gate.admit(MS(30_000)).is_err());
-        gate.left();
-        assert_eq!(gate.admit(MS(30_000)), Ok(()));
-        assert!(gate.admit(MS(30_000)).is_err());
-    }
-
-    #[test]
-    fn a_refused_caller_learns_how_long_the_queue_is() {
-        assert_eq!(gate(2, MS(100), 30).admit(MS(30_000)), Err(Refused { retry_after: MS(1_500) }));
-        assert_eq!(gate(2, MS(100), 30).retry_after(), MS(1_500));
-    }
-
-    #[test]
-    fn the_mean_follows_what_runs() {
-        let gate = gate(1, MS(800), 0);
-        for _ in 0..100 {
-            gate.ran(MS(8));
+    fn a_refused_caller_learns_when_its_turn_may_come() {
+        let wait = |before, width, first_end: Option<u64>| {
+            let turn = Turn { before, width, waiting: 99 };
+            Refused::with(gate(2, MS(100)).wait(turn, first_end.map(MS))).retry_after
+        };
+        let cases = [
+            // before it, on so many threads, the first that runs ends after, told
+            (30, 2, Some(40), 1_540),
+            (30, 1, Some(40), 3_040),
+            (0, 2, Some(8_000), 8_000),
+            (0, 2, Some(2), 10),
+            (0, 2, None, 10),
+            (0, 2, Some(3_600_000), 60_000),
+        ];
+        for (before, width, first_end, told) in cases {
+            assert_eq!(wait(before, width, first_end), MS(told), "{before} on {width}, {first_end:?}");
         }
-        assert!(gate.expected_wait(1) < MS(9), "{:?}", gate.expected_wait(1));
+        let idle = Gate::new(2, 100, MS(1_000));
+        assert_eq!(idle.wait(Turn { before: 0, width: 2, waiting: 0 }, Some(MS(8_000))), MS(0));
     }
 }

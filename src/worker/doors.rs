@@ -172,7 +172,10 @@ impl Desk {
     }
 
     fn standing(&self, shared: &Shared) -> Standing {
-        let busy_for = shared.gate.busy_for(clock::monotonic_ns()).filter(|_| self.has_siblings);
+        let busy_for = shared
+            .gate
+            .busy_for(clock::monotonic_ns(), shared.queue.held_back())
+            .filter(|_| self.has_siblings);
         Standing {
             leave_to_others: busy_for.map(Standing::leave_after),
             room: self.most_connections.saturating_sub(shared.table.lock().len()),

@@ -15,6 +15,7 @@ use super::doors::is_door;
 use super::flow::{Hand, Job};
 use super::poller::Poller;
 use super::role::Term;
+use super::turns::Lane;
 use super::{BELL, Due, FIRST_DOOR, LINE, TERM, WAKE, key_of};
 use crate::fail_points;
 use crate::log;
@@ -30,6 +31,16 @@ pub(super) enum Task {
     Run(Job),
     /// Somebody should be the watch: threads look whether there is one after each task, this wakes one that has none.
     Watch,
+}
+
+impl Task {
+    /// A thread has it from now on. False for a call that was given up.
+    pub(super) fn is_wanted(&self) -> bool {
+        match self {
+            Self::Run(job) => job.is_taken(),
+            Self::Watch => true,
+        }
+    }
 }
 
 /// What a thread does before it is one of the pool.
@@ -83,6 +94,7 @@ impl Hand {
         let blocked = key_of(shared.inline_at.load(Ordering::Relaxed));
         // It counts as one of the pool from now on, with a call that is running.
         shared.gate.began_unasked();
+        shared.queue.began(Lane::from_word(shared.inline_lane.load(Ordering::Relaxed)));
         shared.find_watch();
         tracing::debug!(
             slot = shared.info.slot(),
@@ -160,6 +172,7 @@ impl Hand {
             Todo::Finish(connection) => self.finish(&connection),
             Todo::Release(key) => self.release(key),
             Todo::TakeUp(key) => self.take_up(key),
+            Todo::Displaced(job) => self.displaced(&job),
         }
     }
 

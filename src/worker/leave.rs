@@ -198,7 +198,7 @@ impl Hand {
             return false;
         }
         for call in &state.calls {
-            self.shared.withdraw(call);
+            self.shared.withdraw(connection, call);
         }
         state.all_wait(self.now());
         // Explicitly, because the duplicates of the descriptor would keep the entry alive.
@@ -311,7 +311,7 @@ impl Hand {
                 self.end_running_members(state, number);
             } else if let Some(call) = state.take_call(number) {
                 self.answer_unfinished(state, &call, Error::drained);
-                self.shared.gave_up(connection.key, &call);
+                self.shared.gave_up(connection, &call);
             }
         }
     }
@@ -325,7 +325,7 @@ impl Hand {
         }
         while let Some(call) = state.calls.pop() {
             self.answer_unfinished(state, &call, Error::drained);
-            self.shared.gave_up(connection.key, &call);
+            self.shared.gave_up(connection, &call);
         }
         self.go_on(state);
     }

@@ -8,6 +8,7 @@
 //! This file wires the parts together and builds them after the fork. `duty` is what each thread does, `desk` what the
 //! poller looks after, `flow` moves calls; the other parts know nothing of each other.
 
+mod address_key;
 mod adopt;
 mod answer_sizes;
 mod buffers;
@@ -37,10 +38,12 @@ mod quarantine;
 mod queue;
 mod recycle;
 mod role;
+mod runs;
 mod site;
 mod start;
 mod table;
 mod ticket;
+mod turns;
 mod vitals;
 
 use std::os::fd::OwnedFd;
@@ -78,6 +81,7 @@ use pace::Paces;
 use quarantine::Quarantine;
 use queue::Queue;
 use role::Role;
+use runs::Runs;
 pub(crate) use start::{Birth, run};
 use table::Table;
 
@@ -127,6 +131,8 @@ pub(crate) struct Shared {
     role: Role,
     /// Where the call is that the poller runs, or ran last: a connection's token.
     inline_at: AtomicU64,
+    /// That connection's place in the queue.
+    inline_lane: AtomicU64,
     /// Connections that wait until the poller comes round to them.
     turns: Mutex<Vec<Key>>,
     paces: Paces,
@@ -135,8 +141,11 @@ pub(crate) struct Shared {
     /// What the supervisor is to hear; the poller has the line.
     outbox: Mutex<Vec<FromWorker>>,
     gate: Gate,
+    runs: Runs,
     concurrency: Concurrency<Job>,
     queue: Queue<Task>,
+    /// Calls that gave way to another caller's and are not answered yet.
+    displaced: Mutex<Vec<Job>>,
     /// What a thread gets beyond its call's deadline.
     stuck: Duration,
     overdue: Mutex<Overdue>,
@@ -188,7 +197,6 @@ impl Shared {
         config: &Config,
         info: WorkerInfo,
         (records, pool): (Records, &'static Pool),
-        queue: Queue<Task>,
     ) -> std::io::Result<Self> {
         let limits = &config.limits;
         let registry = site.service.registry();
@@ -226,14 +234,18 @@ impl Shared {
             deadlines: Arc::new(Deadlines::new()),
             role: Role::new(),
             inline_at: AtomicU64::new(0),
+            inline_lane: AtomicU64::new(0),
             turns: Mutex::default(),
             paces: Paces::new(registry),
             answer_sizes: AnswerSizes::new(registry.names().count()),
             quarantine: Quarantine::new(registry),
             outbox: Mutex::default(),
             gate: Gate::new(config.threads, limits.queue, limits.queue_wait),
+            runs: Runs::new(rows(config.threads), registry.names().len()),
             concurrency,
-            queue,
+            // The gates bound what waits; this is room for that and for what was adopted.
+            queue: Queue::new(limits.queue.saturating_mul(2) + rows(config.threads), config.threads),
+            displaced: Mutex::default(),
             stuck: config.timeouts.stuck,
             overdue: Mutex::default(),
             buffers: Buffers::new(limits.buffers, limits.max_message),
@@ -281,9 +293,10 @@ impl Shared {
         }
     }
 
-    /// A call occupies its thread no longer.
-    fn call_ended(&self) {
+    /// A call of the connection occupies its thread no longer.
+    fn call_ended(&self, connection: &Connection) {
         self.gate.ended(clock::monotonic_ns());
+        self.queue.ended(connection.who.lane);
         if self.wants_thread.load(Ordering::SeqCst) || self.leaving.load(Ordering::SeqCst) {
             self.wake_poller();
         }
@@ -291,10 +304,9 @@ impl Shared {
 
     /// Asks for a watch where there is none.
     fn find_watch(&self) {
-        // Once at a time: a pool that hangs takes nothing out of the queue. Where that is full every thread has a task,
-        // and looks by itself when it is done.
-        if !self.wants_watch.swap(true, Ordering::SeqCst) && self.put(Task::Watch).is_some() {
-            self.watch_was_asked_for();
+        // Once at a time: a pool that hangs takes nothing out of the queue.
+        if !self.wants_watch.swap(true, Ordering::SeqCst) {
+            self.queue.put_first(Task::Watch);
         }
     }
 

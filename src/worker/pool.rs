@@ -1,28 +1,27 @@
 //! The pool: the threads that run handlers which are not quick. What a job is and how it is run is not known here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use crossbeam_channel::{Receiver, bounded};
+use std::sync::mpsc::channel;
 
 /// Starts `threads` threads, numbered from 1, and returns when all of them are ready.
 ///
-/// On each, `begin` makes what runs its jobs; then the thread takes jobs from `queue` until that is closed.
+/// On each, `begin` makes what runs its jobs; then the thread runs what `next` waits for, for ever.
 ///
 /// # Errors
 ///
 /// A thread can't be started, or `begin` failed on one. The others stay, waiting for jobs.
 pub(super) fn start<J, R>(
     threads: usize,
-    queue: &Receiver<J>,
+    next: impl Fn() -> J + Clone + Send + 'static,
     mut begin: impl FnMut(usize) -> Result<R, String>,
 ) -> Result<(), String>
 where
     J: Send + 'static,
     R: FnOnce() -> Result<Box<dyn FnMut(J)>, String> + Send + 'static,
 {
-    let (report, reports) = bounded(threads);
+    let (report, reports) = channel();
     for thread in 1..=threads {
-        let (begin, queue, report) = (begin(thread)?, queue.clone(), report.clone());
+        let (begin, next, report) = (begin(thread)?, next.clone(), report.clone());
         std::thread::Builder::new()
             .name(format!("pool {thread}"))
             .spawn(move || {
@@ -35,7 +34,7 @@ where
                 drop(report);
                 // Handlers' panics are caught where they run. One that gets here is our own mistake, and a
                 // pool that is one thread short for ever would be worse than a worker that is replaced.
-                if catch_unwind(AssertUnwindSafe(|| run.map(|run| serve(&queue, run)))).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| run.map(|run| serve(next, run)))).is_err() {
                     std::process::abort();
                 }
             })
@@ -48,21 +47,27 @@ where
     Ok(())
 }
 
-/// Takes jobs from `queue` until that is closed.
-pub(super) fn serve<J>(queue: &Receiver<J>, mut run: impl FnMut(J)) {
-    while let Ok(job) = queue.recv() {
-        run(job);
+/// Runs what `next` waits for, for ever.
+pub(super) fn serve<J>(next: impl Fn() -> J, mut run: impl FnMut(J)) -> ! {
+    loop {
+        run(next());
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
     use super::*;
 
     #[test]
     fn every_job_is_run_by_some_thread() {
-        let ((jobs, queue), (done, results)) = (bounded(4), bounded(100));
-        start(3, &queue, |thread| {
+        let ((jobs, queue), (done, results)) = (channel(), channel());
+        let queue = Arc::new(Mutex::new(queue));
+        let next = move || queue.lock().recv().unwrap_or_default();
+        start(3, next, |thread| {
             let done = done.clone();
             Ok(move || Ok(Box::new(move |job: u32| done.send((thread, job)).unwrap()) as Box<dyn FnMut(u32)>))
         })
@@ -71,17 +76,25 @@ mod tests {
         let mut ran: Vec<u32> = (0..50).map(|_| results.recv().unwrap().1).collect();
         ran.sort_unstable();
         assert_eq!(ran, (0..50).collect::<Vec<_>>());
+        // The threads go on waiting for more.
+        std::mem::forget(jobs);
     }
 
     #[test]
     fn a_thread_that_can_not_begin_fails_the_start() {
-        let (_jobs, queue) = bounded::<()>(1);
-        let started = start(2, &queue, |thread| {
-            Ok(move || match thread {
-                2 => Err("no licence for a second thread".to_string()),
-                _ => Ok(Box::new(drop) as Box<dyn FnMut(())>),
-            })
-        });
+        let (jobs, queue) = channel::<()>();
+        let queue = Arc::new(Mutex::new(queue));
+        std::mem::forget(jobs);
+        let started = start(
+            2,
+            move || queue.lock().recv().unwrap_or_default(),
+            |thread| {
+                Ok(move || match thread {
+                    2 => Err("no licence for a second thread".to_string()),
+                    _ => Ok(Box::new(drop) as Box<dyn FnMut(())>),
+                })
+            },
+        );
         assert_eq!(started, Err("no licence for a second thread".to_string()));
     }
 }

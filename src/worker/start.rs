@@ -5,14 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
 use super::desk::Desk;
 use super::duty::{Duty, Task};
 use super::flow::Hand;
 use super::life::Life;
-use super::queue::Queue;
 use super::recycle::Limits;
 use super::site::Site;
 use super::{LINE, Shared, TERM, capacity, doors, panics, pool, rows, vitals};
@@ -71,16 +69,15 @@ fn live(service: Service, config: Config, birth: Birth) -> ! {
         Ok(gathered) => gathered,
         Err(reason) => fail(&mut line, reason),
     };
-    let Gathered { shared, arena, rows, tasks, term, bell, listeners } = gathered;
+    let Gathered { shared, arena, rows, term, bell, listeners } = gathered;
     for Quarantined { method, for_ms } in birth.quarantine {
         shared.shut_method(&method, Duration::from_millis(for_ms));
     }
     let desk = Arc::new(Mutex::new(Desk::new(line, arena, bell, term, birth.may_hold, &config)));
-    match open(&shared, &desk, rows, &tasks, listeners, &config, birth.doors_shut) {
+    match open(&shared, &desk, rows, listeners, &config, birth.doors_shut) {
         Ok(mut hand) => {
             hand.on_duty(&desk, Duty::Poll(shared.role.first_term()));
-            pool::serve(&tasks, |task| hand.work(&desk, task));
-            process::exit_now(1)
+            pool::serve(|| shared.next_task(), |task| hand.work(&desk, task))
         }
         Err(reason) => fail(&mut desk.lock().line, reason),
     }
@@ -101,7 +98,6 @@ struct Gathered {
     shared: Arc<Shared>,
     arena: ArenaWriter,
     rows: Vec<Row>,
-    tasks: Receiver<Task>,
     term: OnTerm,
     bell: OwnedFd,
     listeners: Vec<Listener>,
@@ -148,16 +144,12 @@ impl Gathered {
         }
         let states = &*Box::leak(Box::new(site.service.make_states(&info)?));
         site.service.worker_start(&info)?;
-        // The gate bounds what waits; this is room for that, for what threads are about to take, and for the word that
-        // somebody should be the watch.
-        let queue = Queue::new(config.limits.queue + rows(config.threads));
-        let tasks = queue.receiver();
         let memory = (arena.records(), arena.blocks().map_err(|error| format!("arena: {error}"))?);
-        let shared = Shared::new(site, states, config, info, memory, queue).map_err(failed("epoll"))?;
+        let shared = Shared::new(site, states, config, info, memory).map_err(failed("epoll"))?;
         let shared = Arc::new(shared);
         let rows = (0..rows(config.threads)).map(|row| arena.row(row)).collect::<Result<_, _>>();
         let rows = rows.map_err(|error| format!("arena: {error}"))?;
-        Ok(Self { shared, arena, rows, tasks, term, bell, listeners })
+        Ok(Self { shared, arena, rows, term, bell, listeners })
     }
 }
 
@@ -167,7 +159,6 @@ fn open(
     shared: &Arc<Shared>,
     desk: &Arc<Mutex<Desk>>,
     rows: Vec<Row>,
-    tasks: &Receiver<Task>,
     listeners: Vec<Listener>,
     config: &Config,
     doors_shut: bool,
@@ -177,7 +168,11 @@ fn open(
     is_to_blame_as(0)?;
     let hand = begin_thread(Arc::clone(shared), row()?, 0)?;
     // All but the main thread; one of them becomes the watch.
-    pool::start(super::rows(config.threads) - 1, tasks, |thread| {
+    let next = {
+        let shared = Arc::clone(shared);
+        move || shared.next_task()
+    };
+    pool::start(super::rows(config.threads) - 1, next, |thread| {
         let (row, shared, desk) = (row()?, Arc::clone(shared), Arc::clone(desk));
         Ok(move || {
             is_to_blame_as(thread)?;

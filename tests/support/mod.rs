@@ -17,7 +17,8 @@ mod rude;
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Once;
@@ -381,7 +382,21 @@ pub struct Wire {
 
 impl Wire {
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the service accepts");
+        Self::over(TcpStream::connect(address).expect("the service accepts"))
+    }
+
+    /// As a client that has this address.
+    pub fn connect_from(own: IpAddr, address: SocketAddr) -> Self {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
+        let family = if own.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        let own = SockaddrStorage::from(SocketAddr::new(own, 0));
+        bind(socket.as_raw_fd(), &own).expect("an address of this machine");
+        connect(socket.as_raw_fd(), &SockaddrStorage::from(address)).expect("the service accepts");
+        Self::over(TcpStream::from(socket))
+    }
+
+    fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
         stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
         stream.set_nodelay(true).expect("the option exists");

@@ -19,6 +19,7 @@ use crate::sys::peer::PeerAddress;
 use crate::sys::socket::Socket;
 use crate::worker::caller::{Asked, Caller, Tongue, Whom};
 use crate::worker::chunk::Chunk;
+use crate::worker::concurrency::Who;
 use crate::worker::connection::{self, Answered, Batch, Connection, InFlight, Locked, Member, Parts, Phase};
 use crate::worker::leave::Going;
 use crate::worker::ticket::Ticket;
@@ -67,7 +68,8 @@ impl Hand {
             return None;
         };
         let peer = Peer::from(peer);
-        let parts = Parts { key, socket, peer, accepts, pool, record, core };
+        let who = Who::new(&peer, |address| self.shared.queue.open(address));
+        let parts = Parts { key, socket, peer, who, accepts, pool, record, core };
         let connection = Arc::new(Connection::new(parts, moved.instant));
         connection.kept.store(true, Ordering::Relaxed);
         let mut state = connection.lock();
@@ -220,13 +222,13 @@ impl Hand {
 
     /// It was admitted once, by the worker that it waited in, so it is not refused for the wait.
     fn queue_again(&mut self, state: &mut Locked<'_>, job: Job) {
-        let number = job.number;
+        let (number, who) = (job.number, job.connection.who);
         self.shared.gate.began_unasked();
         if !self.shared.enqueue(job)
             && let Some(call) = state.take_call(number)
         {
             self.row.refused();
-            let retry_after = self.shared.full().retry_after;
+            let retry_after = self.shared.refused(who, None).retry_after;
             self.answer_waiting(state, &call, || Error::overloaded(retry_after));
         }
     }
@@ -261,6 +263,7 @@ impl Hand {
         state.phase = Phase::Closed;
         state.calls.clear();
         self.shared.table.lock().give_back(prepared.connection.key);
+        self.shared.queue.close(prepared.connection.who.lane);
     }
 
     /// Moves a connection on that was taken in.

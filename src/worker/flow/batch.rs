@@ -17,6 +17,7 @@ use crate::rpc::{self, Error};
 use crate::worker::buffers::LITTLE;
 use crate::worker::caller::{Asked, Caller, Route, Tongue, Whom};
 use crate::worker::chunk::Chunk;
+use crate::worker::concurrency::Who;
 use crate::worker::connection::{
     Ahead, Answered, Batch, BegunMember, InFlight, Locked, MOST_GATHERED, Member, Phase,
 };
@@ -102,7 +103,7 @@ impl Hand {
 
     /// Nobody else's calls wait for a thread. The thread that takes the batch apart counts as one of its own.
     fn is_alone(&self, batch: &Batch) -> bool {
-        !self.shared.gate.is_busy_with_others(batch.begun.len() + 1)
+        !self.shared.is_busy_with_others(batch.begun.len() + 1)
     }
 
     /// So many answers are there already that no further ones should be made that have to wait with them.
@@ -134,18 +135,22 @@ impl Hand {
         let caller = Caller { route, id: request.id() };
         let understood = self.shared.understand(&request, route, text_at, batch.arrived);
         let call = understood.map_err(|error| (caller, Instead::Error(error)))?;
-        let full = Err(Instead::Full(self.shared.full()));
-        let admitted = if is_full { full } else { self.admit_member(call) };
+        let (who, method) = (state.connection.who, Some(call.method));
+        let admitted = if is_full {
+            Err(Instead::Full(self.shared.refused_memory(who, method)))
+        } else {
+            self.admit_member(who, call)
+        };
         let ticket_place = admitted.map_err(|instead| (caller, instead))?;
         let member = Member { batch: number, index: *index };
         if self.dispatch_member(state, batch, message, member, call, ticket_place) {
             Ok(())
         } else {
-            Err((caller, Instead::Full(self.shared.full())))
+            Err((caller, Instead::Full(self.shared.refused(who, method))))
         }
     }
 
-    fn admit_member(&self, call: Parsed) -> Result<Place, Instead> {
+    fn admit_member(&self, who: Who, call: Parsed) -> Result<Place, Instead> {
         let shared = &self.shared;
         if self.now >= call.deadline {
             return Err(Instead::Error(Error::deadline(call.allowed)));
@@ -153,7 +158,7 @@ impl Hand {
         if let Err(shut) = shared.quarantine.admits(call.method) {
             return Err(Instead::Error(shared.quarantined(call.method, shut)));
         }
-        shared.admit(Some(call.method), call.allowed).map_err(Instead::Full)
+        shared.admit(who, Some(call.method), call.allowed).map_err(Instead::Full)
     }
 
     /// False where the queue has no room.
@@ -196,11 +201,12 @@ impl Hand {
             drop(state);
             self.shared.came_back((job.connection.key, job.number));
             self.shared.release(call.method, self.now_ns);
-            return self.shared.call_ended();
+            return self.shared.call_ended(&job.connection);
         }
         let refused = if self.fills_buffers(&state, call) {
             self.row.refused();
-            Some(Error::overloaded(self.shared.full().retry_after))
+            let refused = self.shared.refused_memory(job.connection.who, Some(call.method));
+            Some(Error::overloaded(refused.retry_after))
         } else if self.now < call.deadline {
             self.enter(call.method).err()
         } else {
@@ -211,15 +217,14 @@ impl Hand {
             self.answer.clear();
             call.caller.caller(&job.message).write_error(&mut self.answer, &error);
             self.shared.release(call.method, self.now_ns);
-            self.shared.call_ended();
+            self.shared.call_ended(&job.connection);
             let is_there = self.keep_answer(&mut state, member, Duration::ZERO);
             return self.batch_goes_on(&mut state, member, is_there);
         }
         self.is_in(&job.connection, &job.message, call);
         drop(state);
-        let ran = self.invoke(&job.connection, &job.message, call);
-        self.shared.gate.ran(ran.took());
-        self.shared.call_ended();
+        let ran = self.invoke_in_pool(&job.connection, &job.message, call);
+        self.shared.call_ended(&job.connection);
         let mut state = job.connection.lock();
         let is_wanted = state.phase != Phase::Closed
             && state
@@ -246,10 +251,10 @@ impl Hand {
     /// Keeps `self.answer` for a call of a batch which has begun, and which a thread was in for so long. False where it was given
     /// up.
     fn keep_answer(&mut self, state: &mut Locked<'_>, member: Member, took: Duration) -> bool {
-        let (now, gate) = (self.now, &self.shared.gate);
+        let (now, shared) = (self.now, &self.shared);
         let taken = state.batch_at(member.batch).and_then(|batch| {
             let taken = batch.take(member.index)?;
-            batch.has_worked(took, now, !gate.is_busy_with_others(batch.begun.len()));
+            batch.has_worked(took, now, !shared.is_busy_with_others(batch.begun.len()));
             Some(taken)
         });
         if taken.is_some() {
@@ -281,18 +286,19 @@ impl Hand {
 
     /// Answers the calls of a batch whose time is up.
     pub(super) fn end_due_members(&mut self, state: &mut Locked<'_>, number: u64) {
-        let (now, bounds, key) = (self.now, self.shared.bounds, state.connection.key);
+        let (now, bounds, connection) = (self.now, self.shared.bounds, state.connection);
         loop {
-            let is_busy = |own| self.shared.gate.is_busy_with_others(own);
+            let is_busy = |own| self.shared.is_busy_with_others(own);
             let due = state.batch_at(number).and_then(|batch| batch.take_due(&bounds, now, is_busy));
             let Some(member) = due else { break };
-            self.shared.gave_up_ticket((key, member.number), &member.ticket, member.deadline);
+            self.shared.gave_up_ticket(connection, member.number, &member.ticket, member.deadline);
             let error = if member.deadline <= now {
                 self.row.deadline_exceeded();
                 Error::deadline(member.allowed)
             } else {
                 self.row.refused();
-                Error::overloaded(self.shared.gate.retry_after())
+                let refused = self.shared.refused(connection.who, member.ticket.method());
+                Error::overloaded(refused.retry_after)
             };
             self.answer.clear();
             if let Some(message) = state.message_of(number) {
@@ -301,6 +307,26 @@ impl Hand {
             self.gather(state, Member { batch: number, index: member.index });
         }
         self.feed_batch(state, number);
+    }
+
+    /// A call of a batch gave way in the queue.
+    pub(super) fn member_is_displaced(&mut self, job: &Job, member: Member) {
+        let mut state = job.connection.lock();
+        let is_closed = state.phase == Phase::Closed;
+        let call = state.batch_at(member.batch).filter(|_| !is_closed).and_then(|batch| {
+            let is_it = |begun: &BegunMember| Arc::ptr_eq(&begun.ticket, &job.ticket);
+            batch.begun.iter().any(is_it).then(|| batch.take(member.index)).flatten()
+        });
+        // It may have been given up meanwhile, or let go with its connection and be back.
+        let Some(call) = call else { return };
+        self.row.refused();
+        let refused = self.shared.refused(job.connection.who, job.ticket.method());
+        self.answer.clear();
+        let error = Error::overloaded(refused.retry_after);
+        call.caller.caller(&job.message).write_error(&mut self.answer, &error);
+        self.gather(&mut state, member);
+        self.feed_batch(&mut state, member.batch);
+        self.go_on(&mut state);
     }
 
     fn end_batch(&mut self, state: &mut Locked<'_>, number: u64) {
@@ -343,9 +369,9 @@ impl Hand {
     /// Answers the calls of a batch that a thread is in, as ended with this worker; those that wait go on waiting.
     pub(in crate::worker) fn end_running_members(&mut self, state: &mut Locked<'_>, number: u64) {
         let running = state.batch_at(number).map(Batch::take_running).unwrap_or_default();
-        let key = state.connection.key;
+        let connection = state.connection;
         for member in running {
-            self.shared.gave_up_ticket((key, member.number), &member.ticket, member.deadline);
+            self.shared.gave_up_ticket(connection, member.number, &member.ticket, member.deadline);
             let method = member.ticket.method().map_or("?", |method| self.shared.method_name(method));
             let error = Error::drained(method);
             self.answer.clear();

@@ -305,7 +305,8 @@ impl Hand {
             self.shared.release(call.method, self.now_ns);
             self.term = Some(term);
             let asked = (Whom::Known(call.caller), message);
-            self.refuse(state, self.shared.full(), asked, Answered::Message);
+            let refused = self.shared.refused_memory(state.connection.who, Some(call.method));
+            self.refuse(state, refused, asked, Answered::Message);
             return Next::Message;
         }
         if let Err(error) = self.enter(call.method) {
@@ -359,7 +360,7 @@ impl Hand {
         if is_kept || !state.refuses_unkept {
             return Some(Next::Unkept);
         }
-        let refused = self.shared.full();
+        let refused = self.shared.refused(state.connection.who, None);
         self.refuse(state, refused, (whom, message), Answered::Message);
         Some(Next::Message)
     }
@@ -422,14 +423,14 @@ impl Hand {
         whom: Whom,
         (call, allowed): (Option<Parsed>, Duration),
     ) {
-        let method = call.map(|call| call.method);
-        let place = match self.shared.admit(method, allowed) {
+        let (who, method) = (state.connection.who, call.map(|call| call.method));
+        let place = match self.shared.admit(who, method, allowed) {
             Ok(place) => place,
             Err(refused) => return self.refuse(state, refused, (whom, message), Answered::Message),
         };
         let Some(copy) = Chunk::copy_of(message, 0, self.shared.pool) else {
-            self.shared.not_admitted(place, method);
-            let refused = self.shared.full();
+            self.shared.not_admitted(who, place, method);
+            let refused = self.shared.refused_memory(who, method);
             return self.refuse(state, refused, (whom, message), Answered::Message);
         };
         let number = state.next_call_number();
@@ -443,7 +444,7 @@ impl Hand {
         if !self.shared.dispatch(place, job)
             && let Some(call) = state.take_call(number)
         {
-            let refused = self.shared.full();
+            let refused = self.shared.refused(who, method);
             self.refuse(state, refused, (call.caller, &call.message), Answered::Call(&call));
         }
     }

@@ -23,6 +23,7 @@ use nix::sys::epoll::EpollEvent;
 
 use super::buffers::{LITTLE, Ration};
 use super::chunk::Scratch;
+use super::concurrency::Who;
 use super::connection::{self, Answered, Connection, Interest, Locked, Parts, Pause, Phase};
 use super::leave::Going;
 use super::role::Term;
@@ -109,13 +110,14 @@ impl Hand {
     pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, accepts: Accepts) -> Option<Key> {
         let peer = Peer::from(peer);
         let (now, shared, address) = (self.now, &self.shared, peer.address().number());
+        let who = Who::new(&peer, |address| shared.queue.open(address));
         let (pool, core) = (
             shared.pool,
             Core { flags: connection::flags_of(accepts), moved_ns: self.now_ns, ..Core::default() },
         );
         let make = |key| {
             let record = shared.records.open(key, &core)?;
-            Some(Connection::new(Parts { key, socket, peer, accepts, pool, record, core }, now))
+            Some(Connection::new(Parts { key, socket, peer, who, accepts, pool, record, core }, now))
         };
         let Some(connection) = shared.table.lock().insert(make) else {
             if let Some(More { count, from }) = NO_MEMORY.admit(address) {
@@ -125,6 +127,7 @@ impl Hand {
                     "the arena has no record left for a connection, which is closed"
                 );
             }
+            shared.queue.close(who.lane);
             return None;
         };
         self.row.connection_opened();
@@ -305,10 +308,15 @@ impl Hand {
                 continue;
             }
             let call = state.calls.remove(index);
-            self.shared.gave_up(state.connection.key, &call);
-            let (allowed, retry_after) = (call.allowed, self.shared.gate.retry_after());
+            self.shared.gave_up(state.connection, &call);
+            let (who, method, allowed) = (state.connection.who, call.ticket.method(), call.allowed);
+            let shared = Arc::clone(&self.shared);
             self.answer_waiting(state, &call, || {
-                if is_late { Error::deadline(allowed) } else { Error::overloaded(retry_after) }
+                if is_late {
+                    Error::deadline(allowed)
+                } else {
+                    Error::overloaded(shared.refused(who, method).retry_after)
+                }
             });
         }
         let bounds = self.shared.bounds;

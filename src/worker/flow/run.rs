@@ -36,24 +36,19 @@ impl Ran {
 }
 
 impl Hand {
-    /// Runs a call that waited in the queue, on a pool thread.
+    /// Runs a call that this thread of the pool has [taken](Job::is_taken) from the queue.
     pub(in crate::worker) fn run(&mut self, job: &Job) {
         self.look_at_the_clock();
-        if !job.ticket.take() {
-            // Its places were given back when it was given up.
-            return self.shared.forget(job);
-        }
         if let (Some(member), Some(call)) = (job.member, &job.call) {
             return self.run_member(job, member, call);
         }
         let Some(call) = self.start(job) else {
-            self.shared.call_ended();
+            self.shared.call_ended(&job.connection);
             return;
         };
-        let ran = self.invoke(&job.connection, &job.message, &call);
-        self.shared.gate.ran(ran.took);
+        let ran = self.invoke_in_pool(&job.connection, &job.message, &call);
         // Before its answer is sent: whoever reads that finds the thread free.
-        self.shared.call_ended();
+        self.shared.call_ended(&job.connection);
         let mut state = job.connection.lock();
         // Where the call is no longer on the list its caller was told that the time was up, or is gone.
         let in_flight = if state.phase == Phase::Closed { None } else { state.take_call(job.number) };
@@ -98,6 +93,7 @@ impl Hand {
         self.is_in(connection, message, call);
         state.take_in_hand(chunk, next, inline);
         shared.inline_at.store(token_of(connection.key), Ordering::Relaxed);
+        shared.inline_lane.store(connection.who.lane.to_word(), Ordering::Relaxed);
         shared.role.enter(&mut term);
         fail_points::delay();
         let ran = state.unlocked(|| {
@@ -116,7 +112,7 @@ impl Hand {
         } else {
             // As at the end of any call of the pool, which this is now; its connection may not have been taken over yet.
             shared.gate.ran(ran.took);
-            shared.call_ended();
+            shared.call_ended(connection);
             if !state.take_over(number) {
                 self.fail(state, &io::ErrorKind::OutOfMemory.into());
             }
@@ -306,7 +302,7 @@ impl Hand {
     fn refuse_for_room(&mut self, state: &mut Locked<'_>, number: u64) {
         if let Some(in_flight) = state.take_call(number) {
             let asked = (in_flight.caller, &*in_flight.message);
-            let refused = self.shared.full();
+            let refused = self.shared.refused_memory(state.connection.who, in_flight.ticket.method());
             self.refuse(state, refused, asked, Answered::Call(&in_flight));
         }
     }
@@ -359,6 +355,15 @@ impl Hand {
     pub(super) fn is_in(&mut self, connection: &Connection, message: &[u8], call: &Parsed) {
         self.row.called_by(connection.peer.address(), call.caller.id_text(message));
         self.row.begin(call.method.0, self.now_ns);
+    }
+
+    /// As [`invoke`](Self::invoke), on a thread for which others wait.
+    pub(super) fn invoke_in_pool(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
+        self.shared.runs.begin(self.thread, call.method, self.now_ns);
+        let ran = self.invoke(connection, message, call);
+        self.shared.runs.end(self.thread, call.method, ran.took);
+        self.shared.gate.ran(ran.took);
+        ran
     }
 
     /// Runs the handler and leaves its framed answer in `self.answer`.

@@ -171,10 +171,10 @@ impl Hand {
 
     /// Gives back all that a connection has which is no longer in the table.
     pub(in crate::worker) fn forget(&mut self, state: &mut Locked<'_>) {
-        let key = state.connection.key;
+        let (connection, key) = (state.connection, state.connection.key);
         state.phase = Phase::Closed;
         for call in std::mem::take(&mut state.calls) {
-            self.shared.gave_up(key, &call);
+            self.shared.gave_up(connection, &call);
         }
         if let Some(call) = state.inline_call() {
             self.shared.buffers.hold_on(call.message.len());
@@ -185,6 +185,7 @@ impl Hand {
         state.output = Output::default();
         self.account(state);
         self.row.connection_closed();
+        self.shared.queue.close(connection.who.lane);
         let shared = &self.shared;
         if shared.wants_room.load(Ordering::SeqCst) || shared.is_ending() {
             shared.wake_poller();

@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::Receiver;
 use proptest::prelude::*;
 
 use super::threadless::Threadless;
@@ -218,8 +217,8 @@ impl Way {
 }
 
 /// The worker with a connection that the client has made, and who looks on from now on.
-fn begin(way: Way) -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
-    let Threadless { mut poller, pool, tasks, memory, .. } = Threadless::open(&Config::default()).unwrap();
+fn begin(way: Way) -> (Hand, Hand, Arc<Connection>, Rc<Scene>) {
+    let Threadless { mut poller, pool, memory, .. } = Threadless::open(&Config::default()).unwrap();
     let listener = Listener::bind_tcp("127.0.0.1:0".parse().unwrap(), 16).unwrap();
     let client = TcpStream::connect(listener.local_tcp_address().unwrap()).unwrap();
     client.set_nodelay(true).unwrap();
@@ -245,7 +244,7 @@ fn begin(way: Way) -> (Hand, Hand, Receiver<Task>, Arc<Connection>, Rc<Scene>) {
     });
     let onlooker = Rc::clone(&scene);
     looking::at_each_step(move || onlooker.look());
-    (poller, pool, tasks, connection, scene)
+    (poller, pool, connection, scene)
 }
 
 /// The most that is on its way at once: a client that writes more waits until it is read.
@@ -264,7 +263,7 @@ fn arrive(scene: &Scene, written: &mut usize, upto: usize) {
 }
 
 fn play(way: Way, acts: &[Act]) -> u64 {
-    let (mut poller, mut pool, tasks, connection, scene) = begin(way);
+    let (mut poller, mut pool, connection, scene) = begin(way);
     let mut waiting = Vec::new();
     let mut written = 0;
     let mut go_on = |poller: &mut Hand, pool: &mut Hand, act: &Act| {
@@ -283,7 +282,7 @@ fn play(way: Way, acts: &[Act]) -> u64 {
                 poller.readable(&connection);
             }
             Act::Run(which) => {
-                waiting.extend(tasks.try_iter());
+                waiting.extend(std::iter::from_fn(|| pool.shared.next_task_now()));
                 if !waiting.is_empty()
                     && let Task::Run(job) = waiting.remove(usize::from(*which) % waiting.len())
                 {
@@ -320,7 +319,7 @@ fn play(way: Way, acts: &[Act]) -> u64 {
         }
     }
     assert!(connection.lock().is_quiet(), "all messages are answered");
-    waiting.extend(tasks.try_iter());
+    waiting.extend(std::iter::from_fn(|| pool.shared.next_task_now()));
     for task in waiting {
         let Task::Run(job) = task else { continue };
         assert!(job.ticket.is_given_up(), "calls that somebody waits for are answered");
@@ -388,7 +387,7 @@ fn a_worker_may_die_at_every_step_of_letting_go_what_waits_and_taking_it_back() 
 
 #[test]
 fn who_goes_on_knows_when_something_moved_last_and_since_when_a_message_arrives() {
-    let (mut poller, _pool, _tasks, connection, scene) = begin(Way::Length);
+    let (mut poller, _pool, connection, scene) = begin(Way::Length);
     let accepted_ns = poller.moment().ns;
     assert_eq!((scene.kept().moved_ns, scene.kept().message_ns), (accepted_ns, 0), "nothing has come yet");
     let mut messages = Vec::new();

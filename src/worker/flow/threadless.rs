@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
 use nix::sys::epoll::{EpollEvent, EpollTimeout};
 
 use super::Hand;
@@ -16,7 +15,6 @@ use crate::config::Config;
 use crate::rpc::{BoxError, Handler, Hooks, RegistryBuilder, Service, WorkerInfo};
 use crate::worker::duty::Task;
 use crate::worker::keep::Notes;
-use crate::worker::queue::Queue;
 use crate::worker::site::Site;
 use crate::worker::{Due, Shared, WAKE};
 
@@ -26,7 +24,6 @@ const EVENTS: usize = 8;
 pub(super) struct Threadless {
     pub(super) poller: Hand,
     pub(super) pool: Hand,
-    pub(super) tasks: Receiver<Task>,
     /// What a worker holds for its whole life, and a fuzzer that looks for lost memory would otherwise find lost.
     _arena: ArenaWriter,
     /// Its arena.
@@ -46,15 +43,13 @@ impl Threadless {
         let service = Service::new(registry, Hooks::default());
         let info = WorkerInfo::new(0, std::process::id(), 1, Instant::now());
         let states = service.make_states(&info)?;
-        let queue = Queue::new(config.limits.queue + 2);
-        let tasks = queue.receiver();
         let records = (arena.records(), arena.blocks()?);
         let site = Site::open(service, config);
-        let shared = Arc::new(Shared::new(site, Box::leak(Box::new(states)), config, info, records, queue)?);
+        let shared = Arc::new(Shared::new(site, Box::leak(Box::new(states)), config, info, records)?);
         let mut poller = Hand::new(Arc::clone(&shared), arena.row(0)?, 0);
         poller.term = Some(shared.role.first_term());
         let pool = Hand::new(shared, arena.row(1)?, 1);
-        Ok(Self { poller, pool, tasks, _arena: arena, memory })
+        Ok(Self { poller, pool, _arena: arena, memory })
     }
 
     /// Does as poller what there is to do. False where there was nothing.
@@ -81,6 +76,10 @@ impl Threadless {
             for key in turns {
                 self.poller.take_turn(key);
             }
+            let displaced = std::mem::take(&mut *self.poller.shared.displaced.lock());
+            for job in displaced {
+                self.poller.displaced(&job);
+            }
         }
         Ok(is_woken || count > 0)
     }
@@ -88,7 +87,7 @@ impl Threadless {
     /// Runs what waits for the pool, as one thread of it. False where nothing did.
     pub(super) fn run_all(&mut self) -> bool {
         let mut has_run = false;
-        while let Ok(task) = self.tasks.try_recv() {
+        while let Some(task) = self.pool.shared.next_task_now() {
             if let Task::Run(job) = task {
                 self.pool.run(&job);
             }
@@ -123,7 +122,7 @@ impl Threadless {
         let (connections, held) = (shared.table.lock().len(), shared.buffers.held());
         let waits = shared.deadlines.fall_asleep().is_some();
         shared.deadlines.wake_up();
-        let (is_idle, tasks) = (shared.gate.is_idle(), self.tasks.len());
+        let (is_idle, tasks) = (shared.gate.is_idle(), shared.queue.len());
         let is_left = connections != 0 || held != 0 || waits || !is_idle || tasks != 0;
         is_left.then(|| {
             format!(
