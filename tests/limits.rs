@@ -297,3 +297,21 @@ fn clients_that_come_and_go_at_full_workers_are_all_served() {
     });
     assert_eq!(service.worker_pids().len(), 3);
 }
+
+/// It held a place for as long as one that is used, ten minutes by default.
+#[test]
+fn a_connection_that_says_nothing_is_closed_and_one_that_has_spoken_is_not() {
+    let service =
+        Service::start("processes = 1\nthreads = 1\n[timeouts]\nfirst_byte = \"200ms\"\nkeep_after = \"0s\"");
+    let mut spoken = service.connect();
+    assert_eq!(spoken.call("ping", json!(1))["result"], 1);
+    let mut begun = service.connect();
+    begun.send_bytes(&framed(r#"{"in":"ping","params":2}"#)[..7]);
+    let mut silent = service.connect();
+    assert!(silent.is_closed());
+    // The second of them began later than both.
+    assert!(service.connect().is_closed());
+    assert_eq!(spoken.call("ping", json!(3))["result"], 3);
+    begun.send_bytes(&framed(r#"{"in":"ping","params":2}"#)[7..]);
+    assert_eq!(begun.receive()["result"], 2);
+}

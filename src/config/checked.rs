@@ -74,6 +74,8 @@ pub(crate) struct Limits {
 pub(crate) struct Timeouts {
     /// A call, from its last byte to its answer.
     pub(crate) request: Duration,
+    /// From a connection's beginning to its first byte.
+    pub(crate) first_byte: Duration,
     /// A message, from its first byte to its last.
     pub(crate) message: Duration,
     /// A connection without any call.
@@ -206,6 +208,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             request: Duration::from_secs(30),
+            first_byte: Duration::from_secs(60),
             message: Duration::from_secs(30),
             idle: Duration::from_secs(600),
             boot: Duration::from_secs(30),
@@ -361,6 +364,7 @@ fn timeouts(mut section: Section<'_, '_>) -> Timeouts {
     let default = Timeouts::default();
     let timeouts = Timeouts {
         request: section.read("request", default.request, duration(SHORTEST..=DAY)),
+        first_byte: section.read("first_byte", default.first_byte, duration(SHORTEST..=MONTH)),
         message: section.read("message", default.message, duration(SHORTEST..=DAY)),
         idle: section.read("idle", default.idle, duration(SHORTEST..=MONTH)),
         boot: section.read("boot", default.boot, duration(SHORTEST..=DAY)),

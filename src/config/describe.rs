@@ -63,6 +63,7 @@ impl Config {
     fn describe_times(&self, text: &mut String) {
         let timeouts = &self.timeouts;
         line(text, "timeouts.request", &show(timeouts.request));
+        line(text, "timeouts.first_byte", &show(timeouts.first_byte));
         line(text, "timeouts.message", &show(timeouts.message));
         line(text, "timeouts.idle", &show(timeouts.idle));
         line(text, "timeouts.boot", &show(timeouts.boot));

@@ -86,6 +86,7 @@ output = "8KiB"
 buffers = "1MiB"
 [timeouts]
 request = "1s"
+first_byte = "9s"
 message = "2s"
 idle = "3m"
 boot = "4s"
@@ -160,6 +161,7 @@ fn every_key_is_read_into_its_field() {
         },
         timeouts: Timeouts {
             request: seconds(1),
+            first_byte: seconds(9),
             message: seconds(2),
             idle: seconds(180),
             boot: seconds(4),
@@ -207,6 +209,7 @@ limits.in_flight_per_connection  7 calls
 limits.output                    8KiB for each connection
 limits.buffers                   1MiB in each worker
 timeouts.request                 1s
+timeouts.first_byte              9s
 timeouts.message                 2s
 timeouts.idle                    3m
 timeouts.boot                    4s

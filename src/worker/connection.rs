@@ -51,6 +51,8 @@ pub(super) struct Bounds {
     pub(super) output: usize,
     pub(super) message: Duration,
     pub(super) idle: Duration,
+    /// The same of one that has never sent a byte.
+    pub(super) first_byte: Duration,
     pub(super) queue_wait: Duration,
 }
 
@@ -428,7 +430,13 @@ impl State {
 
     /// When a connection on which nothing runs and nothing moves is closed.
     pub(super) fn idle_due(&self, bounds: &Bounds) -> Option<Instant> {
-        self.calls.is_empty().then(|| self.last_progress + bounds.idle)
+        let idle = if self.is_silent() { bounds.idle.min(bounds.first_byte) } else { bounds.idle };
+        self.calls.is_empty().then(|| self.last_progress + idle)
+    }
+
+    /// Nothing has ever arrived on it.
+    pub(super) fn is_silent(&self) -> bool {
+        self.core.taken == 0
     }
 
     /// Bytes it holds.

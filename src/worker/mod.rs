@@ -220,6 +220,7 @@ impl Shared {
                 output: limits.output,
                 message: config.timeouts.message,
                 idle: config.timeouts.idle,
+                first_byte: config.timeouts.first_byte,
                 queue_wait: limits.queue_wait,
             },
             timeouts,

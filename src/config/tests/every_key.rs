@@ -3,7 +3,7 @@
 use super::*;
 
 /// Every key, and a value of its right type.
-pub(super) const KEYS: [(&str, &str); 45] = [
+pub(super) const KEYS: [(&str, &str); 46] = [
     ("listen", "['[::1]:80']"),
     ("processes", "1"),
     ("threads", "1"),
@@ -22,6 +22,7 @@ pub(super) const KEYS: [(&str, &str); 45] = [
     ("limits.output", "'4KiB'"),
     ("limits.buffers", "'1GiB'"),
     ("timeouts.request", "'1s'"),
+    ("timeouts.first_byte", "'1s'"),
     ("timeouts.message", "'1s'"),
     ("timeouts.idle", "'1s'"),
     ("timeouts.boot", "'1s'"),

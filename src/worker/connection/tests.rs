@@ -14,8 +14,15 @@ const MESSAGE: Duration = Duration::from_secs(30);
 const QUEUE_WAIT: Duration = Duration::from_secs(1);
 const REQUEST: Duration = Duration::from_secs(10);
 
-const BOUNDS: Bounds =
-    Bounds { in_flight: 3, in_batch: 2, output: 100, message: MESSAGE, idle: IDLE, queue_wait: QUEUE_WAIT };
+const BOUNDS: Bounds = Bounds {
+    in_flight: 3,
+    in_batch: 2,
+    output: 100,
+    message: MESSAGE,
+    idle: IDLE,
+    first_byte: IDLE,
+    queue_wait: QUEUE_WAIT,
+};
 
 const NOTHING: Interest = Interest { input: false, output: false };
 const INPUT: Interest = Interest { input: true, output: false };

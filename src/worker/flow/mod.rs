@@ -284,7 +284,8 @@ impl Hand {
             state.may_be_whole = false;
             state.is_at_rest = true;
         } else if state.idle_due(&bounds).is_some_and(|due| due <= now) {
-            tracing::debug!(peer = %connection.peer, "closed after timeouts.idle");
+            let which = if state.is_silent() { "timeouts.first_byte" } else { "timeouts.idle" };
+            tracing::debug!(peer = %connection.peer, "closed after {which}");
             return self.end(&mut state);
         }
         self.go_on(&mut state);
