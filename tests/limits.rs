@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 use support::measure::{private_memory, shared_memory};
-use support::{Service, Wire, code, framed};
+use support::{Service, Wire, await_asleep, code, framed};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -107,8 +107,9 @@ fn calls_that_wait_while_the_answers_before_them_fill_the_buffers_are_refused() 
     wire.send_bytes(&calls.flat_map(|call| framed(&call)).collect::<Vec<u8>>());
     // Nobody waits for an answer to this one, so there is none to keep.
     wire.send(r#"{"jsonrpc":"2.0","method":"count","params":{"of":"silent","add":1}}"#);
-    // It waits behind them all.
+    // The worker has begun with them, and has done what it can without a client that reads.
     assert_eq!(service.call("sleep", json!({ "ms": 1 }))["out"], "sleep");
+    await_asleep(only_worker(&service));
     let answers: Vec<Value> = (0..CALLS).map(|_| wire.receive()).collect();
     let (run, refused): (Vec<&Value>, Vec<&Value>) =
         answers.iter().partition(|answer| answer["out"] == "blob");
