@@ -268,7 +268,7 @@ fn a_file_that_took_the_sockets_place_is_not_removed_at_the_end() {
 /// One TCP and one Unix listener.
 fn two_kinds(folder: &Folder) -> String {
     format!(
-        "processes = 2\nthreads = 1\nlisten = [\"127.0.0.1:0\", \"unix:{}\"]\n",
+        "processes = 2\nthreads = 1\nlisten = [\"127.0.0.1:0\", \"unix:{}\"]\n[run]\ngroups_outlive = true\n",
         folder.path().join("tine.sock").display()
     )
 }

@@ -19,7 +19,7 @@ use super::raw::{self, Section};
 use super::size::format_size;
 use super::span;
 use super::values::{
-    choice, count, count_u32, count_usize, count_words, duration, share, size, size_or_none,
+    choice, count, count_u32, count_usize, count_words, duration, share, size, size_or_none, truth,
 };
 use super::{ConfigError, Overrides, Source};
 use crate::sys::cpus;
@@ -45,6 +45,7 @@ pub(crate) struct Config {
     /// Settings of single methods, by name. That a method of that name exists is not known here.
     pub(crate) methods: BTreeMap<String, MethodSettings>,
     pub(crate) http: Http,
+    pub(crate) run: Run,
     pub(crate) log: Log,
 }
 
@@ -153,6 +154,14 @@ pub(crate) struct Http {
     pub(crate) hosts: Vec<String>,
 }
 
+/// What the service's processes are to each other and to the system.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Run {
+    /// What handlers have started is left alone when their worker ends.
+    pub(crate) groups_outlive: bool,
+}
+
 /// What is logged, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -185,6 +194,7 @@ impl Default for Config {
             quarantine: Quarantine::default(),
             methods: BTreeMap::new(),
             http: Http::default(),
+            run: Run::default(),
             log: Log::default(),
         }
     }
@@ -329,6 +339,7 @@ fn from_document(document: &DeTable<'_>, problems: &mut Problems) -> Config {
         quarantine: quarantine(root.section("quarantine")),
         methods: methods(&mut root),
         http: http(root.section("http")),
+        run: run(root.section("run")),
         log: log(root.section("log")),
     };
     root.finish();
@@ -425,6 +436,12 @@ fn http(mut section: Section<'_, '_>) -> Http {
     let hosts = section.each("hosts", expected, host).unwrap_or_default();
     section.finish();
     Http { allow_origins, allow_headers, hosts }
+}
+
+fn run(mut section: Section<'_, '_>) -> Run {
+    let groups_outlive = section.read("groups_outlive", false, truth);
+    section.finish();
+    Run { groups_outlive }
 }
 
 fn methods(root: &mut Section<'_, '_>) -> BTreeMap<String, MethodSettings> {

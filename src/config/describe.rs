@@ -38,6 +38,12 @@ impl Config {
         let list = |names: &[String]| if names.is_empty() { "no others".to_owned() } else { names.join(" ") };
         line(&mut text, "http.allow_headers", &list(&self.http.allow_headers));
         line(&mut text, "http.hosts", &list(&self.http.hosts));
+        let left = if self.run.groups_outlive { "left alone" } else { "ended with the worker" };
+        line(
+            &mut text,
+            "run.groups_outlive",
+            &format!("{}, what handlers start is {left}", self.run.groups_outlive),
+        );
         line(&mut text, "log.level", &self.log.level.to_string());
         let format = match self.log.format {
             LogFormat::Text => "text",

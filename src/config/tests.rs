@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tracing::level_filters::LevelFilter;
 
 use super::*;
-use crate::config::checked::{Http, Limits, MethodSettings, Quarantine, Recycle, Restart, Timeouts};
+use crate::config::checked::{Http, Limits, MethodSettings, Quarantine, Recycle, Restart, Run, Timeouts};
 use crate::wire::{ByteOrder, Kind, Kinds};
 
 mod every_key;
@@ -115,6 +115,8 @@ concurrency = 2
 allow_origins = ["https://a.example", "http://localhost:3000"]
 allow_headers = ["X-Request-Id"]
 hosts = ["API.example"]
+[run]
+groups_outlive = true
 [log]
 level = "trace"
 format = "json"
@@ -188,6 +190,7 @@ fn every_key_is_read_into_its_field() {
             allow_headers: vec!["X-Request-Id".to_owned()],
             hosts: vec!["api.example".to_owned()],
         },
+        run: Run { groups_outlive: true },
         log: Log { level: LevelFilter::TRACE, format: LogFormat::Json, slow: Duration::from_millis(500) },
     };
     assert_eq!(checked(EVERY_KEY), expected);
@@ -234,6 +237,7 @@ methods.slow.concurrency         2 at once in each worker
 http.allow_origins               https://a.example http://localhost:3000
 http.allow_headers               X-Request-Id
 http.hosts                       api.example
+run.groups_outlive               true, what handlers start is left alone
 log.level                        trace
 log.format                       json
 log.slow                         500ms

@@ -92,6 +92,12 @@ pub(super) fn size_or_none(range: RangeInclusive<u64>) -> impl Fn(&DeValue<'_>) 
     }
 }
 
+/// Yes or no.
+pub(super) fn truth(value: &DeValue<'_>) -> Result<bool, String> {
+    let refused = || format!("expected true or false, found {}", found(value));
+    value.as_bool().ok_or_else(refused)
+}
+
 /// A part of a whole.
 pub(super) fn share() -> impl Fn(&DeValue<'_>) -> Result<f64, String> {
     |value| {

@@ -63,6 +63,8 @@ pub(crate) struct Worker {
     pub(crate) born_refusing: Vec<String>,
     /// The sockets that it listens on, in the order of its configuration.
     pub(crate) listeners: Vec<Rc<Bound>>,
+    /// The session that it is in with what its handlers start; known with its pid.
+    pub(crate) session: Option<i32>,
 }
 
 impl Worker {

@@ -21,9 +21,11 @@ use serde_json::Value;
 
 use super::children::{Template, Worker, Workers};
 use super::hand_over::Keeper;
+use super::leftovers::Leftovers;
 use super::listeners::{Left, Listeners};
 use super::lost_listeners::LostListeners;
 use super::methods::AllMethods;
+use super::orphans::session_of;
 use super::quarantine::{self, Blame, Quarantine};
 use super::reload::{self, Origin, Terms};
 use super::shares::Share;
@@ -172,6 +174,9 @@ impl Supervisor {
 
     /// None when something is not as it is when nothing is under way.
     fn legacy(&self, brain: Calm) -> Option<Legacy> {
+        if self.leftovers.is_waiting() {
+            return None;
+        }
         let template = self.templates.get(&self.origin.number).filter(|template| template.line_open)?;
         if self.templates.len() > 1 || template.line.has_queued() {
             return None;
@@ -311,6 +316,7 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
         forks: super::Refusals::default(),
         last_word: None,
         lost,
+        leftovers: Leftovers::new(),
         finished: None,
     };
     supervisor.balance_soon();
@@ -385,6 +391,7 @@ impl Regained {
             is_ready: true,
             born_refusing: Vec::new(),
             listeners: terms.listeners.as_ref().map(Listeners::sockets).unwrap_or_default(),
+            session: session_of(pid),
         };
         self.workers.insert(left.id, worker);
         // Whether it was asked is not known any more; it is, if it has anything to do.

@@ -10,6 +10,7 @@ mod children;
 pub(crate) mod contract;
 mod hand_over;
 mod keeping;
+mod leftovers;
 mod legacy;
 mod listeners;
 mod looks;
@@ -17,6 +18,7 @@ mod lost_listeners;
 mod methods;
 mod needs;
 mod news;
+mod orphans;
 mod quarantine;
 mod reload;
 mod report;
@@ -49,6 +51,7 @@ use crate::sys::signals::Signals;
 
 use children::{Template, Workers};
 use hand_over::Keeper;
+use leftovers::Leftovers;
 pub(crate) use legacy::{Legacy, go_on, inherited};
 pub(crate) use listeners::Listeners;
 use lost_listeners::LostListeners;
@@ -133,6 +136,7 @@ pub(crate) fn run(setup: Setup) -> io::Result<i32> {
         forks: Refusals::default(),
         last_word: None,
         lost,
+        leftovers: Leftovers::new(),
         finished: None,
     };
     supervisor.begin(actions)
@@ -200,12 +204,14 @@ struct Supervisor {
     /// What is said when everything has ended.
     last_word: Option<String>,
     lost: LostListeners,
+    leftovers: Leftovers<WorkerId>,
     finished: Option<i32>,
 }
 
 impl Supervisor {
     fn begin(mut self, actions: Vec<Action>) -> io::Result<i32> {
         self.watch_listeners();
+        self.spare_orphans();
         // Children of whatever this process was before may have ended before their signal was listened to.
         self.reap();
         self.perform(actions);
@@ -216,7 +222,9 @@ impl Supervisor {
     fn serve(mut self) -> io::Result<i32> {
         let mut events = [EpollEvent::empty(); 64];
         loop {
-            if let Some(code) = self.finished {
+            if let Some(code) = self.finished
+                && !self.leftovers.is_waiting()
+            {
                 report::ended(self.scoreboard.ended(), &self.all_methods.names);
                 if let Some(why) = &self.last_word {
                     tracing::error!("{why}");
@@ -234,6 +242,7 @@ impl Supervisor {
             }
             self.fire_timers();
             self.listen_again();
+            self.end_leftovers_if_due();
             self.hand_over();
             self.share_out();
             self.look_for_life();
@@ -250,7 +259,8 @@ impl Supervisor {
             .moments()
             .chain(self.signs.next_look())
             .chain(self.quarantine.next_due())
-            .chain(self.lost.next_try());
+            .chain(self.lost.next_try())
+            .chain(self.leftovers.next_due());
         let Some(next) = timers.chain(others).min() else {
             return EpollTimeout::NONE;
         };
@@ -313,7 +323,11 @@ impl Supervisor {
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::StartTemplate { generation } => self.start_template(generation),
+                Action::StartTemplate { generation } => {
+                    // What is there by now is not what its preload is about to start.
+                    self.end_leftovers();
+                    self.start_template(generation);
+                }
                 Action::KillTemplate { generation } => self.kill_template(generation),
                 Action::Fork { generation, worker, slot, doors_shut } => {
                     self.request_fork(generation, worker, slot, doors_shut);

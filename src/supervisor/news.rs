@@ -32,8 +32,16 @@ impl Supervisor {
         tracing::info!(%signal, "signal");
         match signal {
             Signal::SIGTERM => self.asked(Request::Stop),
-            Signal::SIGINT => self.asked(Request::StopOrEnd),
-            Signal::SIGQUIT => self.asked(Request::End),
+            Signal::SIGINT => {
+                if self.state.is_ending() {
+                    self.hurry_leftovers();
+                }
+                self.asked(Request::StopOrEnd);
+            }
+            Signal::SIGQUIT => {
+                self.hurry_leftovers();
+                self.asked(Request::End);
+            }
             Signal::SIGTTIN => self.asked(Request::OneMore),
             Signal::SIGTTOU => self.asked(Request::OneFewer),
             Signal::SIGHUP | Signal::SIGUSR2 => self.asked(Request::Reload),
@@ -61,6 +69,7 @@ impl Supervisor {
                 }
             }
         }
+        self.end_leftovers();
     }
 
     fn child_ended(&mut self, pid: Pid, ended: Ended) {
@@ -99,6 +108,9 @@ impl Supervisor {
         if worker.line_open {
             let _ = self.epoll.delete(&worker.line);
         }
+        if let Some(session) = worker.session {
+            self.leftovers.worker_ended(session);
+        }
         let last = worker.arena.snapshot(clock::monotonic_ns());
         worker.log_end(ended, &last);
         let called = last.totals.begun > 0;
@@ -115,6 +127,7 @@ impl Supervisor {
         // Who is born already is not given up with it.
         self.read_unborn();
         if let Some(template) = self.templates.remove(&generation) {
+            self.leftovers.template_ended(template.pid.as_raw());
             if template.line_open {
                 let _ = self.epoll.delete(&template.line);
             }

@@ -102,6 +102,8 @@ impl Supervisor {
                         tracing::warn!(generation, "{warning}");
                     }
                 }
+                // Daemons that are new by now may be preload's.
+                self.spare_orphans();
                 let event = self.template_is_ready(generation, methods, config);
                 self.successor_understands(generation, legacy);
                 self.happened(event);

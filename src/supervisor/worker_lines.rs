@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 
 use super::blame::in_force;
 use super::children::Worker;
+use super::orphans::session_of;
 use super::shares::Share;
 use super::state::{Event, GenerationId, WorkerEvent, WorkerId};
 use super::{FIRST_WORKER, MOST_MESSAGES, Supervisor, template_line, watch};
@@ -91,6 +92,7 @@ impl Supervisor {
             is_ready: false,
             born_refusing: quarantine.iter().map(|shut| shut.method.clone()).collect(),
             listeners: sockets,
+            session: None,
         };
         self.workers.insert(id, worker);
         self.keeper.keeping.begin(id, kept_memory);
@@ -211,6 +213,7 @@ impl Supervisor {
                     return;
                 }
                 worker.pid = Some(Pid::from_raw(pid));
+                worker.session = session_of(Pid::from_raw(pid));
                 worker.end_expected = false;
                 if let Some(refused) = self.forks.granted() {
                     tracing::info!(refused, "workers can be forked again");

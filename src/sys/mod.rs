@@ -12,6 +12,7 @@ pub(crate) mod cpus;
 pub(crate) mod culprit;
 pub(crate) mod descriptors;
 pub(crate) mod exec;
+pub(crate) mod family;
 pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod peer;

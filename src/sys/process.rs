@@ -241,6 +241,13 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Kills every process of this one's group, and with them this one. For a process that has a group of its own, with what it has
+/// started.
+pub(crate) fn kill_own_group() {
+    // It can't be refused: this process itself may be signalled by itself.
+    let _ = signal::kill(Pid::from_raw(0), Signal::SIGKILL);
+}
+
 /// Has the kernel kill this process when `wait` is over, whatever it does until then.
 pub(crate) fn kill_this_after(wait: Duration) -> io::Result<()> {
     let kill = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGKILL, si_value: 0 });

@@ -74,6 +74,10 @@ pub(super) struct Desk {
     /// Other workers may have a free thread when this one has none.
     pub(super) has_siblings: bool,
     pub(super) drain: Duration,
+    /// What handlers have started is left alone.
+    pub(super) groups_outlive: bool,
+    /// The supervisor is gone, and with it who ends what handlers have started.
+    pub(super) is_orphaned: bool,
     pub(super) term: OnTerm,
     pub(super) todo: VecDeque<Todo>,
     pub(super) log_lines_dropped: u64,
@@ -181,6 +185,14 @@ impl Desk {
         }
     }
 
+    /// Ends the process, and what handlers have started where nobody else is left to.
+    pub(super) fn exit(&self, code: i32) -> ! {
+        if self.is_orphaned && !self.groups_outlive {
+            process::kill_own_group();
+        }
+        process::exit_now(code)
+    }
+
     fn end(&mut self, shared: &Shared, with_hooks: bool) -> ! {
         self.arena.set_state(State::Ended);
         if with_hooks {
@@ -188,7 +200,7 @@ impl Desk {
             shared.site.service.worker_stop(&shared.info);
         }
         log::tell_of_counted(true);
-        process::exit_now(0)
+        self.exit(0)
     }
 
     pub(super) fn read_line(&mut self, hand: &mut Hand) {
@@ -214,6 +226,7 @@ impl Desk {
                         slot = shared.info.slot(),
                         "the supervisor is gone; finishing what has begun"
                     );
+                    self.is_orphaned = true;
                     hand.release_all();
                     self.begin_draining(hand);
                     self.bound_draining(&hand.shared);

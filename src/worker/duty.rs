@@ -224,7 +224,7 @@ impl Hand {
                     let slot = self.shared.info.slot();
                     tracing::warn!(slot, "calls still run after timeouts.drain; ended");
                     log::tell_of_counted(true);
-                    process::exit_now(1);
+                    desk.lock().exit(1);
                 }
             }
             self.term.as_ref()?;

@@ -225,6 +225,8 @@ impl Desk {
             most_connections: may_hold.unwrap_or_else(|| capacity::share(config, limits::descriptors())),
             has_siblings: config.processes > 1,
             drain: config.timeouts.drain,
+            groups_outlive: config.run.groups_outlive,
+            is_orphaned: false,
             term,
             todo: std::collections::VecDeque::new(),
             log_lines_dropped: 0,

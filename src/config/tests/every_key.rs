@@ -3,7 +3,7 @@
 use super::*;
 
 /// Every key, and a value of its right type.
-pub(super) const KEYS: [(&str, &str); 46] = [
+pub(super) const KEYS: [(&str, &str); 47] = [
     ("listen", "['[::1]:80']"),
     ("processes", "1"),
     ("threads", "1"),
@@ -45,6 +45,7 @@ pub(super) const KEYS: [(&str, &str); 46] = [
     ("http.allow_origins", "['*']"),
     ("http.allow_headers", "['Authorization']"),
     ("http.hosts", "['api.example']"),
+    ("run.groups_outlive", "true"),
     ("log.level", "'warn'"),
     ("log.format", "'json'"),
     ("log.slow", "'1s'"),

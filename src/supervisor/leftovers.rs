@@ -1,0 +1,229 @@
+//! What handlers have started and is there still when their worker has ended: whose it is, and when it is ended. Pure.
+//!
+//! A process whose parent ends becomes the supervisor's child. Each worker has a session of its own, in which all that its
+//! handlers start is, so the session tells whose an orphan is, even while its worker lives. A process that has made itself a session
+//! (a daemon) can't be told by that: it may be of any worker that lived when it was first seen, and is ended with the last of
+//! these.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::sys::family::Child;
+
+/// From the request to end to the kill.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What is to be sent to an orphan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    End,
+    Kill,
+}
+
+/// Who lives by now.
+#[derive(Debug, Default)]
+pub(super) struct Living<W> {
+    /// Each worker's session; none while it is not known.
+    pub(super) workers: BTreeMap<W, Option<i32>>,
+    /// Sessions of the supervisor and of the templates: what is in them is no handler's.
+    pub(super) others: BTreeSet<i32>,
+}
+
+/// What is left of the workers that have ended.
+#[derive(Debug)]
+pub(super) struct Leftovers<W> {
+    /// Sessions of workers that have ended.
+    ended: BTreeSet<i32>,
+    /// Sessions of templates that have ended: what preload has started is left alone.
+    spared: BTreeSet<i32>,
+    /// Orphans in sessions of their own, and the workers that each may be of. None for those that are left alone.
+    daemons: BTreeMap<Child, Option<BTreeSet<W>>>,
+    /// Those that were asked to end, and when they are killed if they have not been.
+    asked: BTreeMap<Child, Option<Instant>>,
+    in_haste: bool,
+}
+
+impl<W: Copy + Ord> Leftovers<W> {
+    pub(super) fn new() -> Self {
+        Self {
+            ended: BTreeSet::new(),
+            spared: BTreeSet::new(),
+            daemons: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            in_haste: false,
+        }
+    }
+
+    pub(super) fn worker_ended(&mut self, session: i32) {
+        self.ended.insert(session);
+    }
+
+    pub(super) fn template_ended(&mut self, session: i32) {
+        self.spared.insert(session);
+    }
+
+    /// Nothing gets any time to end by itself from now on.
+    pub(super) fn hurry(&mut self) {
+        self.in_haste = true;
+    }
+
+    /// Daemons that were never seen before are no handler's: the service has just begun, or preload has just run.
+    pub(super) fn spare_new(&mut self, orphans: &[Child]) {
+        for orphan in orphans {
+            self.daemons.entry(*orphan).or_insert(None);
+        }
+    }
+
+    /// When the next kill is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.asked.values().flatten().min().copied()
+    }
+
+    /// Some were asked to end, and are waited for.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.next_due().is_some()
+    }
+
+    /// Decides about all children of the supervisor that are neither workers nor templates.
+    pub(super) fn look(
+        &mut self,
+        orphans: &[Child],
+        living: &Living<W>,
+        now: Instant,
+    ) -> Vec<(Child, Order)> {
+        let there: BTreeSet<Child> = orphans.iter().copied().collect();
+        let sessions: BTreeSet<i32> = orphans.iter().map(|orphan| orphan.session).collect();
+        let alive: BTreeSet<i32> = living.workers.values().copied().flatten().collect();
+        // The kernel gives a session's number again when nobody is in it any more.
+        self.ended.retain(|session| sessions.contains(session) && !alive.contains(session));
+        self.spared.retain(|session| sessions.contains(session) && !alive.contains(session));
+        self.daemons.retain(|daemon, _| there.contains(daemon));
+        self.asked.retain(|orphan, _| there.contains(orphan));
+        let mut orders = Vec::new();
+        for orphan in orphans {
+            if self.is_to_end(orphan, living, &alive) {
+                orders.extend(self.order(*orphan, now).map(|order| (*orphan, order)));
+            }
+        }
+        orders
+    }
+
+    fn is_to_end(&mut self, orphan: &Child, living: &Living<W>, alive: &BTreeSet<i32>) -> bool {
+        let session = orphan.session;
+        if alive.contains(&session) || living.others.contains(&session) || self.spared.contains(&session) {
+            return false;
+        }
+        if self.ended.contains(&session) {
+            return true;
+        }
+        let first = || Some(living.workers.keys().copied().collect());
+        match self.daemons.entry(*orphan).or_insert_with(first) {
+            None => false,
+            Some(may_be_of) => {
+                may_be_of.retain(|worker| living.workers.contains_key(worker));
+                may_be_of.is_empty()
+            }
+        }
+    }
+
+    fn order(&mut self, orphan: Child, now: Instant) -> Option<Order> {
+        let in_haste = self.in_haste;
+        match self.asked.get_mut(&orphan) {
+            None if in_haste => {
+                self.asked.insert(orphan, None);
+                Some(Order::Kill)
+            }
+            None => {
+                self.asked.insert(orphan, now.checked_add(GRACE));
+                Some(Order::End)
+            }
+            Some(at) => at.take_if(|at| in_haste || *at <= now).map(|_| Order::Kill),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SUPERVISORS: i32 = 10;
+
+    fn child(pid: i32, session: i32) -> Child {
+        Child { pid, started: 7, session }
+    }
+
+    fn living(workers: &[(u32, i32)]) -> Living<u32> {
+        Living {
+            workers: workers.iter().map(|(worker, session)| (*worker, Some(*session))).collect(),
+            others: [SUPERVISORS].into(),
+        }
+    }
+
+    #[test]
+    fn what_a_worker_leaves_is_asked_to_end_and_then_killed() {
+        let (mut leftovers, now) = (Leftovers::new(), Instant::now());
+        let orphans = [child(1, 100), child(2, 200), child(3, SUPERVISORS)];
+        assert_eq!(leftovers.look(&orphans, &living(&[(0, 100), (1, 200)]), now), []);
+        leftovers.worker_ended(100);
+        let rest = living(&[(1, 200)]);
+        assert_eq!(leftovers.look(&orphans, &rest, now), [(orphans[0], Order::End)]);
+        assert_eq!(leftovers.look(&orphans, &rest, now), [], "once");
+        assert_eq!(leftovers.next_due(), Some(now + GRACE));
+        // What the first one had started comes to the supervisor when that has ended.
+        let next = [child(4, 100), orphans[1], orphans[2]];
+        assert_eq!(leftovers.look(&next, &rest, now), [(next[0], Order::End)]);
+        assert_eq!(leftovers.look(&next, &rest, now + GRACE), [(next[0], Order::Kill)]);
+        assert!(!leftovers.is_waiting());
+        assert_eq!(leftovers.look(&next[1..], &rest, now + GRACE), []);
+    }
+
+    #[test]
+    fn a_daemon_ends_with_the_last_worker_that_may_have_started_it() {
+        let (mut leftovers, now) = (Leftovers::new(), Instant::now());
+        let old = child(1, 1);
+        leftovers.spare_new(&[old]);
+        let daemon = child(2, 2);
+        leftovers.worker_ended(100);
+        assert_eq!(leftovers.look(&[old, daemon], &living(&[(1, 200)]), now), [], "it may be of worker 1");
+        let newer = living(&[(1, 200), (2, 300)]);
+        assert_eq!(leftovers.look(&[old, daemon], &newer, now), []);
+        leftovers.worker_ended(200);
+        let orders = leftovers.look(&[old, daemon], &living(&[(2, 300)]), now);
+        assert_eq!(orders, [(daemon, Order::End)], "worker 2 was born later");
+        // With one worker there is no doubt.
+        let another = child(3, 3);
+        assert_eq!(leftovers.look(&[old, another], &living(&[]), now), [(another, Order::End)]);
+    }
+
+    #[test]
+    fn numbers_that_come_again_are_of_who_has_them_now() {
+        let (mut leftovers, now) = (Leftovers::new(), Instant::now());
+        leftovers.worker_ended(100);
+        let orphan = child(1, 100);
+        assert_eq!(leftovers.look(&[orphan], &living(&[(5, 100)]), now), [], "a living worker's session");
+        leftovers.worker_ended(200);
+        assert_eq!(leftovers.look(&[], &living(&[]), now), []);
+        let other = child(2, 200);
+        assert_eq!(leftovers.look(&[other], &living(&[(6, 300)]), now), [], "nobody was left in it");
+    }
+
+    #[test]
+    fn what_preload_has_started_is_left_alone() {
+        let (mut leftovers, now) = (Leftovers::new(), Instant::now());
+        leftovers.template_ended(50);
+        assert_eq!(leftovers.look(&[child(1, 50)], &living(&[]), now), []);
+        assert_eq!(leftovers.look(&[child(1, 50)], &living(&[]), now), []);
+    }
+
+    #[test]
+    fn in_haste_everything_is_killed_at_once() {
+        let (mut leftovers, now) = (Leftovers::new(), Instant::now());
+        leftovers.worker_ended(100);
+        let orphans = [child(1, 100), child(2, 100)];
+        assert_eq!(leftovers.look(&orphans[..1], &living(&[]), now), [(orphans[0], Order::End)]);
+        leftovers.hurry();
+        let killed = [(orphans[0], Order::Kill), (orphans[1], Order::Kill)];
+        assert_eq!(leftovers.look(&orphans, &living(&[]), now), killed);
+        assert!(!leftovers.is_waiting());
+    }
+}
