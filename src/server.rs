@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::rpc::{
-    BoxError, Call, Description, Error, Handler, Hooks, Mistakes, RawJson, RegistryBuilder, Reply, Service,
-    WorkerInfo,
+    About, BoxError, Call, Description, Error, Handler, Hooks, Mistakes, RawJson, RegistryBuilder, Reply,
+    Service, WorkerInfo,
 };
 
 pub use local::LocalServer;
@@ -168,9 +168,10 @@ impl Server {
         self
     }
 
-    /// Name and version of the service, for `rpc.discover`; without it the name is that of the program's file.
+    /// Name and version of the service, for `rpc.discover`, `--version` and the log. Without it the name is that of the program's
+    /// file, and there is no version.
     pub fn about(mut self, title: impl Into<String>, version: impl Into<String>) -> Server {
-        self.methods.about(title.into(), version.into());
+        self.methods.set_about(title.into(), version.into());
         self
     }
 
@@ -249,6 +250,10 @@ impl Server {
     {
         self.hooks.thread_start.push(Box::new(hook));
         self
+    }
+
+    pub(crate) fn own_name(&self) -> &About {
+        self.methods.about()
     }
 
     /// What template and workers need, or all mistakes that were made.

@@ -64,6 +64,32 @@ fn the_daemon_says_what_it_is_to_whoever_discovers_it() {
     assert_eq!(document["info"], json!({"title": "tine", "version": env!("CARGO_PKG_VERSION")}));
 }
 
+// The log said neither which program it was of nor where the configuration came from.
+#[test]
+fn the_log_begins_with_the_program_and_where_its_configuration_is_from() {
+    let tine = env!("CARGO_PKG_VERSION");
+    let listen = ["--listen", "127.0.0.1:0"];
+    let here = "listen = [\"127.0.0.1:0\"]\n";
+    for (name, version, file, arguments, config) in [
+        ("tine", Some(tine), None, &listen[..], "defaults"),
+        ("tine", Some(tine), Some("config.toml"), &[], "config.toml"),
+        ("rig", None, Some("shop.toml"), &["--config", "shop.toml"], "shop.toml"),
+    ] {
+        let folder = Folder::new();
+        if let Some(file) = file {
+            fs::write(folder.path().join(file), here).expect("the folder can be written");
+        }
+        let program = if name == "rig" { rig() } else { support::tine() };
+        let service = Service::start_in(folder, program, arguments);
+        let line = service.log_so_far().lines().find(|line| line.contains("listening")).map(str::to_owned);
+        let line = line.expect("it listens").replace("\\\"", "\"");
+        let version = version.map_or_else(String::new, |version| format!(" version=\"{version}\""));
+        let begins = format!(" listening program=\"{name}\"{version} tine=\"{tine}\" pid=");
+        assert!(line.contains(&begins), "{line}");
+        assert!(line.contains(&format!(" config=\"{config}\" ")), "{line}");
+    }
+}
+
 #[test]
 fn serve_runs_with_the_shipped_config() {
     let folder = Folder::new();
@@ -222,7 +248,11 @@ fn version_and_help_are_printed_and_exit_0() {
     let folder = Folder::new();
     let version = in_folder(&folder, &["--version"]);
     assert_eq!(version.code, Some(0));
-    assert_eq!(version.stdout, format!("tine {}\n", env!("CARGO_PKG_VERSION")));
+    let tine = env!("CARGO_PKG_VERSION");
+    assert_eq!(version.stdout, format!("tine {tine}\n"));
+    // A program of somebody's own said tine's version as its own.
+    let version = run(rig().arg("--version"), "");
+    assert_eq!((version.code, version.stdout), (Some(0), format!("rig (tine {tine})\n")));
     for arguments in [
         &["--help"][..],
         &["serve", "--help"],

@@ -63,6 +63,8 @@ fn the_supervisor_becomes_the_new_program_and_goes_on_with_all_it_had() {
     let told = scene.take_over();
     assert_eq!(told["generation"], 2, "{told}");
     assert_eq!(told["pid"].as_i64(), Some(i64::from(pid)), "{told}");
+    assert_eq!((&told["program"], &told["config"]), (&"program".into(), &"config.toml".into()), "{told}");
+    assert_eq!(told["tine"], env!("CARGO_PKG_VERSION"), "{told}");
     assert!(scene.runs_what_is_there());
     assert_eq!(status(pid, "Name").as_deref(), Some("program"));
     let service = &scene.service;

@@ -98,6 +98,7 @@ fn a_changed_configuration_takes_over() {
     let told = service.reload();
     assert_eq!((told["generation"].as_u64(), told["processes"].as_u64()), (Some(2), Some(2)), "{told}");
     assert!(told["took"].is_string(), "{told}");
+    assert_eq!(told["config"], "config.toml", "{told}");
     assert_eq!(service.call("echo", long.clone())["result"], long);
     let after = worker(&service);
     assert_eq!((before["generation"].as_u64(), after["generation"].as_u64()), (Some(1), Some(2)));

@@ -8,7 +8,10 @@ mod params;
 mod serve;
 mod tune;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
+
+use clap::error::ErrorKind;
 
 use crate::line::TEMPLATE_VARIABLE;
 use crate::rpc::guard;
@@ -39,11 +42,14 @@ impl Server {
         // Before the command line is looked at, and before anything could start a thread.
         let template_line = template::inherited_line();
         let legacy = supervisor::inherited();
-        let cli = match Cli::parse_from_args(std::env::args_os(), env!("CARGO_PKG_VERSION")) {
+        let cli = match Cli::parse_from_args(std::env::args_os()) {
             Ok(cli) => cli,
             Err(error) => {
                 // Help goes to standard output, mistakes to standard error; a closed one is no reason to panic.
-                let _ = error.print();
+                let _ = match error.kind() {
+                    ErrorKind::DisplayVersion => writeln!(io::stdout(), "{}", self.own_name()),
+                    _ => error.print(),
+                };
                 return exit_code(error.exit_code());
             }
         };
@@ -67,7 +73,7 @@ impl Server {
                 2
             }
             (None, Command::Serve(args)) => match legacy {
-                Some(legacy) => serve::go_on(legacy),
+                Some(legacy) => serve::go_on(legacy, &service),
                 None => serve::run(&args.config, &service),
             },
             (None, Command::Check(args)) => check::run(&args.config, &service),

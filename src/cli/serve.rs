@@ -59,7 +59,7 @@ pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
     // become another one.
     let found = (source.name != config::DEFAULTS).then(|| source.name.clone().into());
     let config_path = args.config.clone().or(found);
-    let ended = supervisor::run(Setup { program, config_path, source, config, listeners });
+    let ended = supervisor::run(Setup { program, config_path, source, config, listeners }, service.about());
     ended.unwrap_or_else(|error| {
         tracing::error!(%error, "the supervisor can't go on");
         GAVE_UP
@@ -82,11 +82,11 @@ fn bind(wanted: &[config::Listener]) -> Result<Listeners, String> {
 }
 
 /// Goes on with the service that another program has run in this process before; the result is the exit code.
-pub(super) fn go_on(legacy: io::Result<supervisor::Legacy>) -> i32 {
+pub(super) fn go_on(legacy: io::Result<supervisor::Legacy>, service: &Service) -> i32 {
     let ended = legacy.and_then(|legacy| {
         log::init(legacy.log());
         signals::write_errors_only()?;
-        supervisor::go_on(legacy)
+        supervisor::go_on(legacy, service.about())
     });
     ended.unwrap_or_else(|error| {
         // The log may not be there yet.

@@ -9,6 +9,8 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
+use super::about::About;
+
 type Shape = fn(&mut SchemaGenerator) -> Schema;
 
 /// What a method is for and what it takes and gives, for [`Server::describe`](crate::Server::describe).
@@ -70,21 +72,6 @@ impl Description {
     }
 }
 
-/// Name and version of the service; what the program doesn't say is made of its file's name.
-#[derive(Debug, Clone)]
-pub(super) struct About {
-    pub(super) title: String,
-    pub(super) version: String,
-}
-
-impl Default for About {
-    fn default() -> About {
-        let program = std::env::current_exe().ok();
-        let title = program.as_deref().and_then(|path| path.file_stem()).map(|name| name.to_string_lossy());
-        About { title: title.as_deref().unwrap_or("tine").to_owned(), version: "unknown".to_owned() }
-    }
-}
-
 /// The document for these methods, which stand in it in this order.
 pub(super) fn document<'a>(
     about: &About,
@@ -98,7 +85,7 @@ pub(super) fn document<'a>(
         methods.map(|(name, description)| method(name, description, &mut generator)).collect();
     let mut document = json!({
         "openrpc": "1.3.2",
-        "info": { "title": about.title, "version": about.version },
+        "info": { "title": about.title, "version": about.version.as_deref().unwrap_or("unknown") },
         "methods": methods,
     });
     let schemas = generator.take_definitions(true);
@@ -218,7 +205,7 @@ mod tests {
     }
 
     fn described(description: Description) -> Value {
-        let about = About { title: "t".to_owned(), version: "1".to_owned() };
+        let about = About { title: "t".to_owned(), version: Some("1".to_owned()) };
         document(&about, [("frob", Some(&description))].into_iter())
     }
 
@@ -276,7 +263,7 @@ mod tests {
 
     #[test]
     fn of_a_method_that_nobody_described_the_name_is_known() {
-        let about = About { title: "shop".to_owned(), version: "1.2".to_owned() };
+        let about = About { title: "shop".to_owned(), version: Some("1.2".to_owned()) };
         assert_eq!(
             document(&about, [("frob", None)].into_iter()),
             json!({

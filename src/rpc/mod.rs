@@ -7,6 +7,7 @@
 //!
 //! The worker calls this, on the poller or on a pool thread. Nothing here knows of sockets, threads or processes.
 
+mod about;
 mod builtin;
 mod context;
 mod discover;
@@ -29,6 +30,7 @@ pub use json::RawJson;
 pub use reply::Reply;
 pub use service::BoxError;
 
+pub(crate) use about::{About, TINE};
 pub(crate) use builtin::is_builtin;
 pub(crate) use context::{CallParts, States};
 pub(crate) use json::Span;

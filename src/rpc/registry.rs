@@ -8,9 +8,10 @@ use rustc_hash::FxHashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::about::About;
 use super::builtin;
 use super::context::Call;
-use super::discover::{self, About, Description};
+use super::discover::{self, Description};
 use super::error::{Error, shortened};
 use super::guard::guarded;
 use super::json::RawJson;
@@ -96,13 +97,13 @@ pub(crate) struct Registry {
     methods: Vec<Method>,
     /// Its hash is quick and has no secret: names are the program's own, and callers only look them up.
     by_name: FxHashMap<Box<str>, MethodIndex>,
-    title: Box<str>,
+    about: About,
 }
 
 impl Registry {
-    /// The service's name.
-    pub(super) fn title(&self) -> &str {
-        &self.title
+    /// The service's name and version.
+    pub(super) fn about(&self) -> &About {
+        &self.about
     }
 
     /// The number of a method, which stays the same as long as this registry lives.
@@ -174,9 +175,13 @@ impl RegistryBuilder {
         }
     }
 
-    /// Has `rpc.discover` say this of the service.
-    pub(crate) fn about(&mut self, title: String, version: String) {
-        self.about = About { title, version };
+    /// What the program says of itself.
+    pub(crate) fn set_about(&mut self, title: String, version: String) {
+        self.about = About { title, version: Some(version) };
+    }
+
+    pub(crate) fn about(&self) -> &About {
+        &self.about
     }
 
     /// Notes a mistake made elsewhere in the server.
@@ -210,7 +215,7 @@ impl RegistryBuilder {
         let by_name = (methods.iter().enumerate())
             .map(|(index, method)| (method.name.clone(), MethodIndex(index)))
             .collect();
-        Ok(Registry { methods, by_name, title: self.about.title.into() })
+        Ok(Registry { methods, by_name, about: self.about })
     }
 
     /// Behind all others, which it describes.

@@ -7,6 +7,7 @@ use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
 
+use super::about::About;
 use super::context::{States, WorkerInfo};
 use super::guard;
 use super::registry::Registry;
@@ -47,9 +48,9 @@ impl Service {
         &self.registry
     }
 
-    /// The service's name: what the program said of itself, or its file's name.
-    pub(crate) fn title(&self) -> &str {
-        self.registry.title()
+    /// The service's name and version.
+    pub(crate) fn about(&self) -> &About {
+        self.registry.about()
     }
 
     /// The methods' names, in the order of their numbers.

@@ -35,6 +35,7 @@ use super::{Supervisor, blame, template_line, worker_lines};
 use crate::arena::{ArenaReader, Key, Scoreboard, Totals};
 use crate::config::{Config, Log, Source};
 use crate::line::{LEGACY_VERSION, Line};
+use crate::rpc::{About, TINE};
 use crate::sys::exec::{self, LeftOpen, Program};
 use crate::sys::limits;
 use crate::sys::process;
@@ -242,7 +243,7 @@ impl Supervisor {
 /// # Errors
 ///
 /// The kernel refuses what the loop itself stands on, or the legacy is not what it says.
-pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
+pub(crate) fn go_on(legacy: Legacy, about: &About) -> io::Result<i32> {
     let (epoll, signals) = super::listen()?;
     if let Some(limit) = legacy.descriptors {
         limits::was_started_with(limit);
@@ -288,8 +289,11 @@ pub(crate) fn go_on(legacy: Legacy) -> io::Result<i32> {
     let (state, actions) = State::go_on(legacy.brain, reload::settings(&terms.config));
     let bell = descriptors.take(legacy.bell)?;
     tracing::info!(
+        program = about.title,
+        version = about.version,
+        tine = TINE,
         pid = std::process::id(),
-        version = env!("CARGO_PKG_VERSION"),
+        config = legacy.source.name,
         generation,
         kept = keeper.keeping.len(),
         "the supervisor runs the new program"

@@ -43,6 +43,7 @@ use crate::arena::{Scoreboard, Totals};
 use crate::config::{Config, Source};
 use crate::line::{Line, ToWorker};
 use crate::log;
+use crate::rpc::{About, TINE};
 use crate::sys::descriptors;
 use crate::sys::exec::Program;
 use crate::sys::limits;
@@ -92,13 +93,17 @@ const MOST_MESSAGES: usize = 1024;
 /// # Errors
 ///
 /// The kernel refuses what the loop itself stands on (epoll, signalfd).
-pub(crate) fn run(setup: Setup) -> io::Result<i32> {
+pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
     let (epoll, signals) = listen()?;
     let lost = LostListeners::new(&epoll);
     let config = &setup.config;
     let addresses: Vec<&str> = setup.listeners.addresses().collect();
     tracing::info!(
+        program = about.title,
+        version = about.version,
+        tine = TINE,
         pid = std::process::id(),
+        config = setup.source.name,
         processes = config.processes,
         threads = config.threads,
         listen = addresses.join(", "),

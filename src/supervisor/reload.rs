@@ -146,6 +146,7 @@ impl Supervisor {
         tracing::info!(
             generation,
             took,
+            config = origin.source.name,
             processes = terms.config.processes,
             threads = terms.config.threads,
             listen = addresses.join(", "),

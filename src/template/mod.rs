@@ -70,7 +70,7 @@ fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u
     signals::write_errors_only().map_err(|error| format!("signals: {error}"))?;
     let beginning = receive_beginning(line)?;
     // A help to people only, so a failure is no failure.
-    let _ = title::set(&format!("tine: template gen {} ({})", beginning.generation, service.title()));
+    let _ = title::set(&format!("tine: template gen {} ({})", beginning.generation, service.about().title));
     let config = config::check(&beginning.source, overrides).map_err(|error| error.to_string())?;
     config::check_methods(&beginning.source, &service.method_names()).map_err(|error| error.to_string())?;
     service.preload().map_err(|error| format!("the template can't start: {error}"))?;

@@ -55,7 +55,7 @@ pub(crate) fn run(service: Service, config: Config, birth: Birth) -> ! {
 
 fn live(service: Service, config: Config, birth: Birth) -> ! {
     let _ = nix::sys::prctl::set_name(c"tine-worker");
-    let title = format!("tine: worker {} gen {} ({})", birth.slot, birth.generation, service.title());
+    let title = format!("tine: worker {} gen {} ({})", birth.slot, birth.generation, service.about().title);
     let _ = title::set(&title);
     vitals::guard(birth.slot);
     let mut descriptors = birth.descriptors.into_iter().map(descriptors::control);
