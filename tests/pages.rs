@@ -93,3 +93,17 @@ fn pages_that_are_refused_are_a_line_a_second_in_the_log() {
     let lines = service.log_so_far().matches("a page's call is refused: ").count();
     assert!((1..10).contains(&lines), "{}", service.log_so_far());
 }
+
+// A form's post, and a `fetch` that says no type, were refused for that before their origin was looked at, and not logged.
+#[test]
+fn a_page_whose_body_is_refused_is_in_the_log_too() {
+    let service = Service::start(ONE);
+    let mut peer = Peer::of(&service, Way::Http);
+    peer.send_bytes(
+        "POST /echo HTTP/1.1\r\nHost: a\r\nOrigin: https://form.example\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\na=1",
+    );
+    assert_eq!(peer.reply().status, 415);
+    let line = service.await_log("a page's call is refused");
+    let message = line["message"].as_str().expect("a message");
+    assert!(message.contains("https://form.example") && message.contains("`text/plain`"), "{line}");
+}

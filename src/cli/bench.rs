@@ -175,8 +175,7 @@ mod tests {
     fn what_can_not_be_is_refused_with_the_option_that_said_it() {
         let args = |line: &[&str]| {
             let line: Vec<_> = ["tine", "bench", "--to", "127.0.0.1:1"].iter().chain(line).collect();
-            let cli =
-                super::super::args::Cli::parse_from_args(line.iter().map(std::ffi::OsString::from), "1");
+            let cli = super::super::args::Cli::parse_from_args(line.iter().map(std::ffi::OsString::from));
             match cli.map(|cli| cli.command) {
                 Ok(super::super::args::Command::Bench(args)) => args,
                 other => panic!("expected bench, found {other:?}"),

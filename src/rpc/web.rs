@@ -55,7 +55,7 @@ pub(crate) struct Refusal {
     pub(crate) error: Error,
     /// What the header `Allow` says, with status 405.
     pub(crate) allow: Option<&'static str>,
-    /// It is of a page that may not call.
+    /// It is of a page that may not call, or not with such a body.
     pub(crate) is_page: bool,
 }
 
@@ -124,25 +124,25 @@ fn check_page(asked: &Asked<'_>, body: &[u8], pages: &Pages) -> Result<(), Refus
     let Some(origin) = asked.origin else {
         return Ok(());
     };
+    let refused =
+        |status, what: &dyn std::fmt::Display| Refusal { is_page: true, ..Refusal::new(status, what) };
     // A page may send other types without asking first.
     if !body.is_empty() && !asked.content_type.is_some_and(is_json) {
-        let found = asked.content_type.map_or(Cow::Borrowed("none"), shortened);
-        return Err(Refusal::new(
+        let (origin, found) =
+            (shortened(origin), asked.content_type.map_or(Cow::Borrowed("none"), shortened));
+        return Err(refused(
             415,
-            format_args!("expected the header `Content-Type: application/json`, found `{found}`"),
+            &format_args!(
+                "expected the header `Content-Type: application/json` from a page of `{origin}`, found `{found}`"
+            ),
         ));
     }
     if pages.allowed(origin, asked.host).is_none() {
         let origin = shortened(origin);
-        return Err(Refusal {
-            is_page: true,
-            ..Refusal::new(
-                403,
-                format_args!(
-                    "pages of `{origin}` may not call; `allow_origins` in `[http]` has those that may"
-                ),
-            )
-        });
+        return Err(refused(
+            403,
+            &format_args!("pages of `{origin}` may not call; `allow_origins` in `[http]` has those that may"),
+        ));
     }
     Ok(())
 }
