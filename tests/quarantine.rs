@@ -1,7 +1,7 @@
 //! A method that takes workers down is refused, it alone, until one call has shown that it is well again.
 //!
-//! Today a worker takes its connections with it, so clients here connect anew after a death. When connections outlive
-//! workers, [`Innocent`] must no longer need to, and a crashed call is answered -32002 on a connection that stays.
+//! A connection is kept before a handler first runs on it: each call that went with its worker is answered -32002, and
+//! no client here has to connect anew.
 
 mod support;
 
@@ -21,16 +21,15 @@ fn crash(how: &str) -> Value {
     json!({ "how": how })
 }
 
-/// Calls `crash` on a connection of its own and sees the worker go, and be replaced.
+/// Calls `crash` on a new connection, which goes on, and sees the worker go, and be replaced.
 fn take_a_worker_down(service: &Service, how: &str) -> Value {
     let mark = service.mark();
     let mut wire = service.connect();
-    // The crash is to end the connection as well, so it has one that is not kept yet.
-    wire.call("ping", json!(1));
-    wire.request("crash", &crash(how));
-    assert!(wire.is_cut_off(), "{how}");
+    let answer = wire.call("crash", crash(how));
+    assert_eq!(code(&answer), CRASHED, "{how}: {answer}");
     let died = service.await_text(mark, "worker died");
     service.await_refill(mark, died["slot"].as_u64().expect("a slot"));
+    assert_eq!(wire.call("ping", json!(how))["result"], how);
     died
 }
 
@@ -58,22 +57,34 @@ struct Innocent {
     /// Answers that were its method's own.
     answered: AtomicU64,
     refused: AtomicU64,
+    /// Answers that it went with a worker.
+    lost: AtomicU64,
 }
 
 impl Innocent {
     fn new(method: &'static str, params: Value) -> Self {
-        Self { method, params, answered: AtomicU64::new(0), refused: AtomicU64::new(0) }
+        Self {
+            method,
+            params,
+            answered: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        }
     }
 
     fn work(&self, service: std::net::SocketAddr, is_over: &AtomicBool) {
-        let mut wire = None;
+        let mut wire = Wire::connect(service);
         while !is_over.load(Ordering::SeqCst) {
-            let mut connected = wire.take().unwrap_or_else(|| Wire::connect(service));
-            let request = json!({ "in": self.method, "params": self.params }).to_string();
-            let Some(answer) = connected.exchange(&request) else { continue };
-            let counter = if is_in_quarantine(&answer) { &self.refused } else { &self.answered };
+            let answer = wire.call(self.method, self.params.clone());
+            let counter = if is_in_quarantine(&answer) {
+                &self.refused
+            } else if answer["out"] == "error" && code(&answer) == CRASHED {
+                // It ran beside the one that took its worker down.
+                &self.lost
+            } else {
+                &self.answered
+            };
             counter.fetch_add(1, Ordering::SeqCst);
-            wire = Some(connected);
         }
     }
 
@@ -132,6 +143,8 @@ fn a_method_that_crashes_every_time_is_alone_in_quarantine_beside_seven_busy_inn
     });
     for innocent in &innocents {
         assert_eq!(innocent.refused.load(Ordering::SeqCst), 0, "{}", innocent.method);
+        let lost = innocent.lost.load(Ordering::SeqCst);
+        assert!(lost <= 3, "{}: {lost} calls, more than workers died", innocent.method);
     }
 }
 
@@ -172,8 +185,10 @@ fn of_several_threads_only_the_culprits_method_counts() {
         // Ordered behind a call that takes a thread, so that the others have theirs by now.
         let mut wire = service.connect();
         wire.call("sleep", json!({ "ms": 20 }));
-        wire.request("crash", &crash(how));
-        assert!(wire.is_cut_off());
+        assert_eq!(code(&wire.call("crash", crash(how))), CRASHED);
+        for wire in &mut beside {
+            assert_eq!(code(&wire.receive()), CRASHED);
+        }
         let died = service.await_text(mark, "worker died");
         assert_eq!(died["culprit"], "crash", "{died}");
         let running = died["running"].as_str().expect("what ran");
@@ -203,13 +218,12 @@ fn one_call_in_the_whole_service_tries_it_again_and_one_that_comes_back_releases
             .map(|wire| {
                 let is_over = &is_over;
                 threads.spawn(move || {
-                    let request = json!({ "in": "crash", "params": crash("segv") }).to_string();
                     while !is_over.load(Ordering::SeqCst) {
-                        match wire.exchange(&request) {
-                            Some(answer) if code(&answer) == CRASHED => return 1,
-                            Some(answer) => assert_eq!(code(&answer), IN_QUARANTINE, "{answer}"),
-                            None => return 1,
+                        let answer = wire.call("crash", crash("segv"));
+                        if code(&answer) == CRASHED {
+                            return 1;
                         }
+                        assert_eq!(code(&answer), IN_QUARANTINE, "{answer}");
                     }
                     0
                 })
@@ -279,8 +293,7 @@ fn a_call_that_waited_since_before_the_quarantine_is_not_run() {
     // It has the only thread.
     await_asleep(service.workers()[&0]);
     waiting.request("crash", &crash("segv"));
-    other.request("crash", &crash("segv"));
-    assert!(other.is_cut_off());
+    assert_eq!(code(&other.call("crash", crash("segv"))), CRASHED);
     service.await_text(mark, "in quarantine");
     assert_eq!(code(&waiting.receive()), IN_QUARANTINE);
     assert_eq!(first.receive()["out"], "sleep");

@@ -11,9 +11,9 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use support::kept::Kept;
 use support::proc::{
-    Process, after_setup, is_a_duration, kill_at_rest, open_descriptors, parent_of, pid_in, status,
-    worker_pid, zombies_of,
+    Process, after_setup, is_a_duration, kill_at_rest, parent_of, pid_in, status, worker_pid, zombies_of,
 };
 use support::{Service, Wire, children_named, children_of, code, rig, send_signal};
 
@@ -91,12 +91,8 @@ fn a_crash_costs_one_worker(params: &Value, cause: &str) {
     let mut unharmed = service.connect_to(1);
     let mark = service.mark();
     unharmed.request("sleep", &json!({ "ms": 100 }));
-    doomed.request("crash", params);
-    // Old enough to be kept by now, or not: its connection goes on, or ends.
-    if let Some(answer) = doomed.receive_text() {
-        let answer: Value = serde_json::from_str(&answer).expect("JSON");
-        assert_eq!(code(&answer), -32002, "{answer}");
-    }
+    let answer = doomed.call("crash", params.clone());
+    assert_eq!(code(&answer), -32002, "{answer}");
     let died = service.await_text(mark, "worker died");
     assert_told_of_crash(&died, 0, victim, cause, peer);
     let next = service.await_refill(mark, 0);
@@ -220,21 +216,21 @@ fn a_core_dump_is_told() {
 
 #[test]
 fn fifty_crashes_in_a_row_restart_at_once_and_leave_no_zombie_and_no_descriptor() {
-    let service = Service::start(
+    let kept = Kept::start(
         "processes = 1\nthreads = 1\n[restart]\nmax_restarts = 1\nbackoff = \"30s\"\n[quarantine]\ncrashes = 0",
     );
-    let descriptors = open_descriptors(service.pid());
+    let service = &kept.service;
     let mut pids = BTreeSet::from([service.workers()[&0]]);
     for _ in 0..50 {
         let mark = service.mark();
         let mut wire = service.connect();
-        wire.call("ping", json!(1));
-        wire.request("crash", &json!({ "how": "oom" }));
-        assert!(wire.is_closed());
-        assert!(pids.insert(service.await_refill(mark, 0)));
+        assert_eq!(code(&wire.call("crash", json!({ "how": "oom" }))), -32002);
+        let next = service.await_refill(mark, 0);
+        assert_eq!(worker_pid(&mut wire), next, "the connection goes on");
+        assert!(pids.insert(next));
     }
     assert!(zombies_of(service.pid()).is_empty());
-    assert_eq!(open_descriptors(service.pid()), descriptors);
+    kept.await_kept(0);
     let last = service.adopted_workers()[&0];
     assert_eq!(service.worker_pids(), [last]);
 }
