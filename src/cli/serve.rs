@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::config::{self, Overrides};
+use crate::config::{self, Overrides, span};
 use crate::log;
 use crate::rpc::Service;
 use crate::supervisor::{self, Listeners, Setup};
@@ -74,7 +74,7 @@ fn bind(wanted: &[config::Listener]) -> Result<Listeners, String> {
         match Listeners::bind(wanted) {
             Err(error) if error.is_in_use && Instant::now() < until => std::thread::sleep(TRY_AGAIN),
             Err(error) if error.is_in_use => {
-                return Err(format!("{} (tried for {HELD_BY_THE_LAST:?})", error.why));
+                return Err(format!("{} (tried for {})", error.why, span::show(HELD_BY_THE_LAST)));
             }
             bound => return Ok(bound?),
         }

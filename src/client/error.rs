@@ -8,6 +8,8 @@ use std::{error, fmt, io};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::config::span;
+
 /// Why a call has no result.
 ///
 /// [`NoServer`](Self::NoServer), [`Address`](Self::Address) and [`Params`](Self::Params) mean that the call was
@@ -118,8 +120,9 @@ impl fmt::Display for ClientError {
             ),
             ClientError::Timeout { after } => write!(
                 f,
-                "no answer within {after:?}; the call may still be running: allow more time, \
-                 or look at what keeps the server busy"
+                "no answer within {}; the call may still be running: allow more time, \
+                 or look at what keeps the server busy",
+                span::show(*after)
             ),
             ClientError::Remote(error) => write!(f, "the server answered with an error: {error}"),
             ClientError::Closed => f.write_str(

@@ -12,6 +12,16 @@ const SHOWN: usize = 20;
 /// Longest piece of the user's own text in a message, in characters.
 const QUOTED: usize = 60;
 
+/// What others have a key for, and who does it here: the section, the key, the advice.
+const DONE_ELSEWHERE: [(&str, &str, &str); 2] = [
+    (
+        "log",
+        "file",
+        "the log goes to standard error; the service manager or a redirection writes it to a file",
+    ),
+    ("listener", "tls", "TLS ends at a proxy in front of this; connections here are plain"),
+];
+
 /// Why a config can't be used: one line for each problem, in the order of the file. Each names the file,
 /// the line and the key, or the command line's flag, and says what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +131,10 @@ impl Problems {
     }
 
     fn advise(&self, section: &str, name: &str) -> String {
+        let elsewhere = DONE_ELSEWHERE.iter().find(|(whose, key, _)| (*whose, *key) == (section, name));
+        if let Some((.., advice)) = elsewhere {
+            return format!("unknown key; {advice}");
+        }
         let here: Vec<&str> = self.known.iter().filter_map(|key| name_in(section, key)).collect();
         let allowed = (name.chars().count() / 3).max(1);
         let near = here.iter().map(|key| (distance(name, key, allowed), *key));
@@ -217,6 +231,27 @@ mod tests {
         assert_eq!(line_number("a\nb\n", 2), 2);
         assert_eq!(line_number("a\nb\n", 4), 3);
         assert_eq!(line_number("a\nb\n", 99), 3);
+    }
+
+    // Only the keys there are were listed.
+    #[test]
+    fn a_key_for_what_is_done_elsewhere_says_where() {
+        let mut problems = Problems::default();
+        for key in ["slow", "format"] {
+            problems.known_key("log", key);
+        }
+        for (section, key, says) in [
+            (
+                "log",
+                "file",
+                "unknown key; the log goes to standard error; the service manager or a redirection",
+            ),
+            ("listener", "tls", "unknown key; TLS ends at a proxy in front"),
+            ("log", "tls", "unknown key; the keys here are "),
+        ] {
+            let advice = problems.advise(section, key);
+            assert!(advice.starts_with(says), "{section}.{key}: {advice}");
+        }
     }
 
     #[test]

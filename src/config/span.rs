@@ -31,6 +31,18 @@ pub(crate) fn show(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }
 
+/// A span of time that was measured, without digits that tell a reader nothing.
+pub(crate) fn show_measured(time: Duration) -> String {
+    let exact = match time {
+        time if time >= Duration::from_secs(60) => Duration::from_secs(1),
+        time if time >= Duration::from_secs(1) => Duration::from_millis(100),
+        time if time >= Duration::from_millis(1) => Duration::from_micros(100),
+        _ => Duration::from_nanos(100),
+    };
+    let beyond = u64::try_from(time.as_nanos() % exact.as_nanos()).unwrap_or_default();
+    show(time.saturating_sub(Duration::from_nanos(beyond)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +70,24 @@ mod tests {
             assert_eq!(parse(&show(time)), Ok(time));
         }
         assert_eq!(show(Duration::from_millis(90_500)), "1m 30s 500ms");
+    }
+
+    #[test]
+    fn what_was_measured_is_shown_in_the_same_form_without_its_last_digits() {
+        for (ns, shown) in [
+            (0, "0s"),
+            (99, "0s"),
+            (3_149, "3us 100ns"),
+            (1_234_567, "1ms 200us"),
+            (12_000_001, "12ms"),
+            (1_150_999_999, "1s 100ms"),
+            (59_999_999_999, "59s 900ms"),
+            (71_000_000_001, "1m 11s"),
+            (93_784_999_999_999, "1day 2h 3m 4s"),
+        ] {
+            assert_eq!(show_measured(Duration::from_nanos(ns)), shown);
+            assert!(parse(shown).is_ok(), "{shown}");
+        }
+        assert!(!show_measured(Duration::MAX).is_empty());
     }
 }

@@ -8,7 +8,7 @@ use super::quarantine::{Blame, Limits, Order, Quarantine, Released, Suspect};
 use super::reload::Terms;
 use super::state::WorkerId;
 use crate::arena::Snapshot;
-use crate::config::Config;
+use crate::config::{Config, span};
 use crate::line::{Quarantined, ToWorker};
 use crate::rpc;
 use crate::sys::process::Ended;
@@ -124,7 +124,8 @@ impl Supervisor {
                 Order::Shut { method, wait } => {
                     tracing::warn!(
                         method,
-                        "method in quarantine for {wait:?}: it has crashed too many workers"
+                        "method in quarantine for {}: it has crashed too many workers",
+                        span::show(wait)
                     );
                     self.tell_all(&ToWorker::Quarantine { method, for_ms: whole_ms(wait) });
                 }

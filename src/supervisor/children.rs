@@ -17,6 +17,7 @@ use super::methods::Methods;
 use super::shares::Share;
 use super::state::{GenerationId, WorkerId};
 use crate::arena::{ArenaReader, Culprit, Scoreboard, Snapshot};
+use crate::config::span;
 use crate::line::Line;
 use crate::sys::clock;
 use crate::sys::process::{self, Ended};
@@ -81,7 +82,7 @@ impl Worker {
     /// Logs its end with all that helps to find out why.
     pub(crate) fn log_end(&self, ended: Ended, snapshot: &Snapshot) {
         let pid = self.pid.map_or(0, Pid::as_raw);
-        let uptime = format_args!("{:.1?}", self.started.elapsed()).to_string();
+        let uptime = span::show_measured(self.started.elapsed());
         let (generation, slot) = (self.generation, self.slot);
         let running = running_calls(snapshot, &self.methods.names);
         let culprit = self.culprit(snapshot);
@@ -123,7 +124,7 @@ impl Worker {
     }
 }
 
-/// What a worker was running when it died: `crash for 1.2ms (id 7, 127.0.0.1:40512), sleep for 3.0s (no id, [::1]:40513)`.
+/// What a worker was running when it died: `crash for 1ms 200us (id 7, 127.0.0.1:40512), sleep for 3s (no id, [::1]:40513)`.
 fn running_calls(snapshot: &Snapshot, methods: &[String]) -> String {
     let now = clock::monotonic_ns();
     let calls: Vec<String> = snapshot
@@ -131,7 +132,7 @@ fn running_calls(snapshot: &Snapshot, methods: &[String]) -> String {
         .iter()
         .map(|call| {
             let method = methods.get(call.method).map_or("?", String::as_str);
-            format!("{method} for {:.1?} ({})", call.elapsed(now), call.by)
+            format!("{method} for {} ({})", span::show_measured(call.elapsed(now)), call.by)
         })
         .collect();
     calls.join(", ")

@@ -10,6 +10,7 @@ use super::children::Worker;
 use super::sign_of_life::{Seen, Verdict};
 use super::state::WorkerId;
 use super::worker_lines::watch_worker;
+use crate::config::span;
 use crate::line::ToWorker;
 use crate::sys::process;
 
@@ -73,8 +74,9 @@ impl Supervisor {
         tracing::error!(
             slot,
             pid = pid.as_raw(),
-            "a worker has connections or calls and gave no sign of life for timeouts.stuck ({stuck:?}): it is stopped or \
-             deadlocked, and is killed"
+            "a worker has connections or calls and gave no sign of life for timeouts.stuck ({}): it is stopped or \
+             deadlocked, and is killed",
+            span::show(stuck)
         );
         if let Err(error) = process::kill(pid, Signal::SIGKILL) {
             tracing::warn!(slot, %pid, %error, "a worker can't be killed");

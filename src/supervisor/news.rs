@@ -5,6 +5,7 @@ use nix::unistd::Pid;
 
 use super::Supervisor;
 use super::state::{Event, GenerationId, Request, WorkerEvent, WorkerId};
+use crate::config::span;
 use crate::sys::clock;
 use crate::sys::process::{self, Ended, Reaped};
 
@@ -131,7 +132,7 @@ impl Supervisor {
             if template.line_open {
                 let _ = self.epoll.delete(&template.line);
             }
-            let uptime = format!("{:.1?}", template.started.elapsed());
+            let uptime = span::show_measured(template.started.elapsed());
             let (pid, cause) = (template.pid, ended.to_string());
             if template.end_expected {
                 tracing::debug!(%pid, generation, uptime, cause, "template ended");

@@ -13,7 +13,7 @@ use super::listeners::Listeners;
 use super::methods::Methods;
 use super::state::{Event, GenerationId, Settings};
 use super::{Supervisor, raise_descriptor_limit, restart};
-use crate::config::{self, Config, Source};
+use crate::config::{self, Config, Source, span};
 use crate::line;
 use crate::sys::exec::Program;
 
@@ -142,7 +142,7 @@ impl Supervisor {
             return;
         };
         let addresses: Vec<&str> = terms.listeners.iter().flat_map(Listeners::addresses).collect();
-        let took = format!("{:.1?}", begun.elapsed());
+        let took = span::show_measured(begun.elapsed());
         tracing::info!(
             generation,
             took,
@@ -181,7 +181,7 @@ impl Supervisor {
 
     pub(super) fn reload_failed(&mut self, generation: GenerationId, why: &str) {
         let begun = self.next.take().map(|next| next.begun);
-        let took = begun.map_or_else(|| "0s".to_owned(), |begun| format!("{:.1?}", begun.elapsed()));
+        let took = span::show_measured(begun.map(|begun| begun.elapsed()).unwrap_or_default());
         let serving = self.origin.number;
         // One line, also where the configuration has many mistakes.
         let why = why.trim_end().replace('\n', "; ");

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::arena::{Counter, Totals};
+use crate::config::span;
 use crate::log;
 
 /// Says what is still to be finished.
@@ -41,5 +42,5 @@ pub(crate) fn ended(totals: &Totals, methods: &[String]) {
 }
 
 fn told(duration: Option<Duration>) -> String {
-    duration.map_or_else(|| "?".to_owned(), |duration| format!("{duration:.1?}"))
+    duration.map_or_else(|| "?".to_owned(), span::show_measured)
 }

@@ -15,6 +15,7 @@ use super::shares::Share;
 use super::state::{Event, GenerationId, WorkerEvent, WorkerId};
 use super::{FIRST_WORKER, MOST_MESSAGES, Supervisor, template_line, watch};
 use crate::arena::{self, ArenaReader, Room};
+use crate::config::span;
 use crate::line::{FromWorker, Line, Received, ToTemplate, ToWorker};
 use crate::log::{self, Counted, More};
 use crate::sys::limits;
@@ -222,7 +223,7 @@ impl Supervisor {
             }
             FromWorker::Ready => {
                 let pid = worker.pid.map_or(0, Pid::as_raw);
-                let after = format!("{:.1?}", worker.started.elapsed());
+                let after = span::show_measured(worker.started.elapsed());
                 tracing::info!(slot, pid, generation, after, "worker ready");
                 self.balance_soon();
                 self.keeper.shares_changed();
@@ -266,7 +267,8 @@ impl Supervisor {
                         method,
                         more = count,
                         "a worker is wedged and is replaced: a call is still in its handler timeouts.stuck \
-                         ({stuck:?}) after its deadline"
+                         ({}) after its deadline",
+                        span::show(stuck)
                     );
                 }
                 WorkerEvent::Wedged

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::counted::PANICS;
 use super::site::Site;
 use crate::arena::OwnRow;
+use crate::config::span;
 use crate::log::{self, More};
 use crate::rpc::guard::{self, Panicked};
 use crate::rpc::{Method, MethodIndex};
@@ -89,7 +90,7 @@ fn tell(site: &'static Site, slot: usize, place: Option<(&str, Backtraces)>, tex
         method,
         id,
         peer,
-        ?took,
+        took = span::show_measured(took),
         place,
         more = count,
         from,

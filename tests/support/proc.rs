@@ -91,10 +91,12 @@ pub fn after_setup(setup: &str, program: &Command) -> Command {
     shell
 }
 
-/// A duration from the log, such as `1.2ms`: what follows `{:?}` of a `Duration`.
+/// A duration from the log, such as `1ms 200us`: in the form of the configuration's, whole numbers with units.
 pub fn is_a_duration(text: &str) -> bool {
-    let number = text.trim_end_matches(|letter: char| letter.is_alphabetic());
-    number.len() < text.len() && number.parse::<f64>().is_ok()
+    text.split(' ').all(|part| {
+        let number = part.trim_end_matches(|letter: char| letter.is_ascii_lowercase());
+        number.len() < part.len() && number.parse::<u64>().is_ok()
+    })
 }
 
 impl Service {

@@ -10,6 +10,7 @@ use super::service::Service;
 use super::succession::{Departing, Marks, Parting, Stage};
 use super::template::Template;
 use super::{Action, Settings, State, Timer, WorkerEvent, WorkerId};
+use crate::config::span;
 
 /// How long the workers of a generation must live before clients meet them.
 const PROBATION: Duration = Duration::from_secs(1);
@@ -78,7 +79,7 @@ impl State {
             Progress::Template => {
                 let boot = next.generation.settings.boot;
                 self.reload_failed(
-                    format!("the template was not ready within timeouts.boot ({boot:?})"),
+                    format!("the template was not ready within timeouts.boot ({})", span::show(boot)),
                     actions,
                 );
             }
@@ -120,7 +121,7 @@ impl State {
             (Phase::Ready(_), WorkerEvent::Ended { cause, .. }) => {
                 self.next_enters(index, Phase::Empty, actions);
                 self.reload_failed(
-                    format!("the worker of slot {index} ended within {PROBATION:?} ({cause})"),
+                    format!("the worker of slot {index} ended within {} ({cause})", span::show(PROBATION)),
                     actions,
                 );
             }
@@ -168,7 +169,10 @@ impl State {
     pub(super) fn next_boot_timed_out(&mut self, actions: &mut Vec<Action>) {
         let Some(next) = &self.reload else { return };
         let boot = next.generation.settings.boot;
-        self.reload_failed(format!("a worker was not ready within timeouts.boot ({boot:?})"), actions);
+        self.reload_failed(
+            format!("a worker was not ready within timeouts.boot ({})", span::show(boot)),
+            actions,
+        );
     }
 
     pub(super) fn probation_is_over(&mut self, actions: &mut Vec<Action>) {

@@ -6,6 +6,7 @@ use super::generation::{Phase, Slot};
 use super::succession::{Marks, Parting, Predecessor};
 use super::template::Template;
 use super::{Action, Request, State, Timer};
+use crate::config::span;
 use crate::supervisor::restart::patience;
 
 /// The most slots TTIN can ask for.
@@ -39,7 +40,8 @@ impl State {
                 } else {
                     self.service = Service::PreStop;
                     actions.push(Action::Tell(format!(
-                        "stopping; accepting goes on for timeouts.pre_stop ({pre_stop:?})"
+                        "stopping; accepting goes on for timeouts.pre_stop ({})",
+                        span::show(pre_stop)
                     )));
                     actions.push(Action::Arm(Timer::PreStop, pre_stop));
                     for slot in &self.serving.slots {
@@ -79,8 +81,8 @@ impl State {
     pub(super) fn drain_is_over(&mut self, actions: &mut Vec<Action>) {
         if let Service::Draining { code } = self.service {
             actions.push(Action::Warn(format!(
-                "not everything had ended within timeouts.drain ({:?}); what is left is killed",
-                self.serving.settings.drain
+                "not everything had ended within timeouts.drain ({}); what is left is killed",
+                span::show(self.serving.settings.drain)
             )));
             self.end(code, actions);
         }
@@ -114,10 +116,11 @@ impl State {
         }
         let settings = &self.serving.settings;
         let patience = patience(settings.boot);
+        let waited = span::show(patience);
         if !settings.restart.gives_up() {
             if !std::mem::replace(&mut self.turns_away, true) {
                 actions.push(Action::Warn(format!(
-                    "no worker was ready within {patience:?}: who connects is turned away until one is, since \
+                    "no worker was ready within {waited}: who connects is turned away until one is, since \
                      restart.max_restarts = 0 never gives up"
                 )));
             }
@@ -125,7 +128,7 @@ impl State {
             actions.push(Action::Arm(Timer::NeverReady, BETWEEN_TURNS));
             return;
         }
-        actions.push(Action::Warn(format!("giving up: no worker was ready within {patience:?}")));
+        actions.push(Action::Warn(format!("giving up: no worker was ready within {waited}")));
         self.say_why_at_the_end(actions);
         self.drain(1, actions);
     }

@@ -7,6 +7,7 @@ use super::generation::{Phase, Slot};
 use super::service::Service;
 use super::template::Template;
 use super::{Action, State, Timer, WorkerEvent, WorkerId};
+use crate::config::span;
 use crate::supervisor::restart::Verdict;
 
 /// Events.
@@ -51,7 +52,7 @@ impl State {
             }
             (Phase::TooSlow(_), WorkerEvent::Ended { .. }) => {
                 let boot = self.serving.settings.boot;
-                let why = format!("a worker was not ready within timeouts.boot ({boot:?})");
+                let why = format!("a worker was not ready within timeouts.boot ({})", span::show(boot));
                 self.boot_failed(index, why, now, actions);
             }
             (Phase::Ready(_), WorkerEvent::Ended { called, .. }) => {
@@ -117,8 +118,8 @@ impl State {
             }
             Phase::Booting(worker) => {
                 actions.push(Action::Warn(format!(
-                    "a worker was not ready within timeouts.boot ({:?}) and is killed",
-                    self.serving.settings.boot
+                    "a worker was not ready within timeouts.boot ({}) and is killed",
+                    span::show(self.serving.settings.boot)
                 )));
                 self.serving.enter(index, Phase::TooSlow(worker), actions);
                 actions.push(Action::Kill(worker));
@@ -176,7 +177,8 @@ impl State {
             return self.vacate(index, actions);
         }
         actions.push(Action::Warn(format!(
-            "slot {index} is filled again in {wait:?}: its workers die as soon as they are ready, without a call"
+            "slot {index} is filled again in {}: its workers die as soon as they are ready, without a call",
+            span::show(wait)
         )));
         self.back_off(index, wait, actions);
     }
@@ -207,7 +209,8 @@ impl State {
                     most => format!(" {} of restart.max_restarts = {most}", self.serving.restarts.counted()),
                 };
                 actions.push(Action::Warn(format!(
-                    "slot {index} is filled again in {wait:?} (boot failure{bound})"
+                    "slot {index} is filled again in {} (boot failure{bound})",
+                    span::show(wait)
                 )));
                 self.back_off(index, wait, actions);
             }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::generation::Phase;
 use super::succession::Stage;
 use super::{Action, GenerationId, Settings, State, Timer};
+use crate::config::span;
 use crate::supervisor::restart::{Streak, Verdict};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +140,10 @@ impl State {
                     Verdict::RetryAfter(wait) => {
                         self.serving.template = Template::Waiting;
                         actions.push(Action::Arm(Timer::TemplateRetry, wait));
-                        actions.push(Action::Warn(format!("the template is started again in {wait:?}")));
+                        actions.push(Action::Warn(format!(
+                            "the template is started again in {}",
+                            span::show(wait)
+                        )));
                     }
                 }
             }
@@ -195,8 +199,8 @@ impl State {
             (Whose::Next, _) => self.next_template_timed_out(actions),
             (Whose::Serving, Template::Starting) => {
                 let why = format!(
-                    "the template was not ready within timeouts.boot ({:?})",
-                    self.serving.settings.boot
+                    "the template was not ready within timeouts.boot ({})",
+                    span::show(self.serving.settings.boot)
                 );
                 actions.push(Action::Warn(format!("{why} and is killed")));
                 self.last_failure = Some(why);

@@ -29,6 +29,7 @@ use super::leave::Going;
 use super::role::Term;
 use super::{Shared, token_of};
 use crate::arena::{Core, Key, Row};
+use crate::config::span;
 use crate::log::More;
 use crate::rpc::{Error, MethodIndex, Peer};
 use crate::sys::blocks::Block;
@@ -266,8 +267,10 @@ impl Hand {
             (state.paused, state.refuses_unkept) = (None, true);
         }
         if state.message_due(&bounds).is_some_and(|due| due <= now) {
-            let why =
-                format!("the message did not arrive whole within timeouts.message ({:?})", bounds.message);
+            let why = format!(
+                "the message did not arrive whole within timeouts.message ({})",
+                span::show(bounds.message)
+            );
             let Some(caller) = state.late(self.shared.site) else {
                 let peer = &connection.peer;
                 if let Some(More { count, from }) = STRANGERS.admit(peer.address().number()) {

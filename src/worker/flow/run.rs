@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Hand;
 use super::begin::{Job, Next, Parsed};
 use crate::arena::Outcome;
+use crate::config::span;
 use crate::fail_points;
 use crate::log::{self, More};
 use crate::rpc::guard::guarded;
@@ -382,7 +383,7 @@ impl Hand {
             let (slot, method, peer) =
                 (shared.info.slot(), shared.method_name(call.method), &connection.peer);
             let id = call.caller.caller(message).id.map(RawJson::get).map(log::cut);
-            tracing::warn!(slot, method, ?took, id = id.as_deref(), %peer, more = count, from, "slow call");
+            tracing::warn!(slot, method, took = span::show_measured(took), id = id.as_deref(), %peer, more = count, from, "slow call");
         }
         Ran { outcome, took }
     }
@@ -449,7 +450,7 @@ impl Hand {
         let id = call.id().map(RawJson::get).map(log::cut);
         let took = Duration::from_nanos(clock::monotonic_ns().saturating_sub(self.now_ns));
         tracing::error!(
-            slot, method, id = id.as_deref(), %peer, ?took, more = count, from, cause = %log::cut(cause),
+            slot, method, id = id.as_deref(), %peer, took = span::show_measured(took), more = count, from, cause = %log::cut(cause),
             "internal error"
         );
     }
