@@ -20,6 +20,10 @@ use crate::line::ToWorker;
 /// How long until a listener that can't be bound anew is tried again: at first, and at most.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
+/// How long until a socket file that something has happened to is looked at: whoever removes it may be about to put another in
+/// its place, or to remove the folder.
+const SETTLES: Duration = Duration::from_millis(100);
+
 /// What tells of lost listeners.
 #[derive(Debug)]
 pub(super) struct LostListeners {
@@ -43,6 +47,11 @@ impl Retry {
         self.wait = Some(wait);
         self.at = now.checked_add(wait);
         is_first
+    }
+
+    /// There is something to look at.
+    fn soon(&mut self, now: Instant) {
+        self.at = now.checked_add(SETTLES);
     }
 
     fn is_due(&mut self, now: Instant) -> bool {
@@ -92,7 +101,7 @@ impl Supervisor {
 
     pub(super) fn socket_file_event(&mut self) {
         while let Some(Ok(_)) = self.lost.files.as_ref().map(Inotify::read_events) {}
-        self.look_at_listeners();
+        self.lost.retry.soon(Instant::now());
     }
 
     pub(super) fn listen_again(&mut self) {
