@@ -50,7 +50,6 @@ fn a_body_that_is_no_json_is_a_parse_error_that_says_where() {
         (r#"{"in":"ping","params":01}"#, "byte 23"),
         (r#"{"in":"ping","params":NaN}"#, "byte 22"),
         (r#"{"in":"ping","params":"\x"}"#, "byte"),
-        (r#"{"in":"ping","params":"\ud800"}"#, "byte"),
         ("{\"in\":\"ping\",\"params\":\"\n\"}", "byte 23"),
         ("{'in':'ping'}", "byte 1"),
         ("   ", "the end of the message"),
@@ -58,6 +57,8 @@ fn a_body_that_is_no_json_is_a_parse_error_that_says_where() {
     ] {
         refused(&mut wire, body.as_bytes(), -32700, words);
     }
+    // Half a surrogate pair is JSON, and no text that a method could be given.
+    refused(&mut wire, br#"{"in":"ping","params":"\ud800"}"#, -32602, "byte 23");
     bystander.sees_no_harm(&service, "bodies that are no JSON");
 }
 

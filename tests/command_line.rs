@@ -137,11 +137,11 @@ fn check_prints_what_would_run_and_exits_0() {
     assert_eq!(settings(&shipped), settings(&ran), "the shipped config is not the defaults");
 
     let config = "listen = [\"[::1]:7\", \"unix:/tmp/x.sock\"]\nprocesses = 3\nthreads = 5\n\
-                  [timeouts]\nrequest = \"90s\"\n[methods.ping]\ntimeout = \"2s\"";
+                  [timeouts]\nrequest = \"90s\"\ndrain = \"2m\"\n[methods.ping]\ntimeout = \"2s\"";
     let ran = with_config(config, &["check", "--threads", "6"]);
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
     let words =
-        ["config.toml: good", "[::1]:7", "unix:/tmp/x.sock", "3 × 6 threads", "1m 30s", "methods.ping"];
+        ["config.toml: good", "[::1]:7", "unix:/tmp/x.sock", "3 × 6 threads", "1m 30s", "2m", "methods.ping"];
     for words in words {
         assert!(ran.stdout.contains(words), "expected {words:?} in:\n{}", ran.stdout);
     }
