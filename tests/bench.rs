@@ -171,13 +171,41 @@ fn error_answers_are_counted_apart_and_the_first_is_shown() {
 }
 
 #[test]
-fn a_worker_that_dies_closes_connections_and_they_are_made_again() {
+fn a_worker_that_dies_answers_its_call_with_an_error_and_its_connection_stays() {
     let service = service();
     let arguments = ["--method", "crash", "--params", r#"{"how":"exit"}"#, "--connections", "1"];
     let figures = figures(service.address(), &arguments, 1);
-    assert!(count(&figures, "closed") >= 1, "{figures}");
-    assert!(count(&figures, "unanswered") >= 1, "{figures}");
-    assert_eq!((count(&figures, "calls"), count(&figures, "wrong")), (0, 0), "{figures}");
+    assert!(count(&figures, "errors") >= 1, "{figures}");
+    assert!(figures["first_error"].as_str().is_some_and(|first| first.contains("-32002")), "{figures}");
+    for name in ["calls", "wrong", "unanswered", "closed"] {
+        assert_eq!(count(&figures, name), 0, "{figures}");
+    }
+    service.await_log("worker died");
+}
+
+#[test]
+fn connections_that_are_closed_are_made_again() {
+    let (to, called) = serve(|listener, called| {
+        for _ in 0..3 {
+            let mut caller = accept(listener);
+            answer(&mut caller, r#"{"out":"pong","result":null}"#);
+            read_call(&mut caller);
+        }
+        let mut last = accept(listener);
+        read_call(&mut last);
+        called.send(()).expect("the test waits");
+        // Keeps the connection until the other side leaves.
+        let _ = last.read(&mut [0; 1]);
+    });
+    let arguments = ["--duration", "1h", "--warm-up", "0s", "--connections", "1", "--json"];
+    let child = Bench::start(&mut bench(&to, &arguments));
+    called.recv_timeout(support::PATIENCE).expect("a fourth connection");
+    let ran = child.interrupt();
+    // As after every Ctrl-C.
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+    let figures = parsed(&ran.stdout);
+    assert_eq!((count(&figures, "calls"), count(&figures, "closed")), (3, 3), "{figures}");
+    assert_eq!((count(&figures, "unanswered"), count(&figures, "wrong")), (3, 0), "{figures}");
 }
 
 #[test]
