@@ -19,22 +19,28 @@ fn pong(result: &str) -> String {
     format!(r#"{{"out":"pong","result":{result}}}"#)
 }
 
-/// What a connection gets that is a stranger to its listener: no byte, and one line in the log.
-fn is_a_stranger(service: &Service, address: SocketAddr, bytes: &[u8], words: &str) {
-    let mut peer = Peer::connect(address, Way::Length);
+/// What a connection gets that is a stranger to the last listener of `listeners`: no byte, and one line in the log. It has a service
+/// of its own: of several strangers within a second the others are counted.
+fn is_a_stranger(listeners: &str, bytes: &[u8], words: &str) {
+    let mut service = Service::start(&format!("{ONE}\n{listeners}"));
+    // On the first one.
+    let mut bystander = Bystander::of(&service);
+    let last = service.addresses().pop().expect("an address").parse().expect("of TCP");
+    let mut peer = Peer::connect(last, Way::Length);
     let me = peer.stream.local_addr().expect("connected").to_string();
     peer.send_bytes(bytes);
     assert!(peer.is_closed(), "{} is answered", bytes.escape_ascii());
-    let line = service.await_log_where(words, |line| line["peer"] == me.as_str());
-    assert!(line["level"] == "ERROR" && line.to_string().contains(words), "expected {words}: {line}");
-    // The worker logs in order: a second line about this one would come before the next one's.
-    let mut next = Peer::connect(address, Way::Length);
-    let next_me = next.stream.local_addr().expect("connected").to_string();
-    next.send_bytes(b"\xa5\xa5\xa5\xa5");
-    assert!(next.is_closed());
-    service.await_log_where("the next stranger", |line| line["peer"] == next_me.as_str());
-    let mentions = service.log_so_far().lines().filter(|line| line.contains(&me)).count();
-    assert_eq!(mentions, 1, "{}", service.log_so_far());
+    bystander.sees_no_harm(&service, words);
+    drop(bystander);
+    assert_eq!(service.stop(), Some(0));
+    let log = service.whole_log();
+    let lines: Vec<_> = log.iter().filter(|line| line.to_string().contains(&me)).collect();
+    let [line] = lines[..] else { panic!("{words}: expected one line, found {lines:?} in {log:?}") };
+    assert!(
+        line["level"] == "ERROR" && line["peer"] == me.as_str() && line.to_string().contains(words),
+        "expected {words}: {line}"
+    );
+    assert!(!log.iter().any(|line| line.to_string().contains("more records")), "{log:?}");
 }
 
 #[test]
@@ -130,11 +136,17 @@ fn a_pinned_listener_refuses_every_other_framing_with_one_line() {
             assert_eq!(peer.text(), pong("1"), "{way:?} on {address}");
         }
     }
-    is_a_stranger(&service, texts, &Way::Http.framed("{}"), "HTTP, which its listener does not take");
-    is_a_stranger(&service, two, &Way::Stream.framed(&ping("1")), "JSON stream");
-    is_a_stranger(&service, two, &Way::Header.framed(&ping("1")), "content-length header");
+    let pinned = |framings: &str| {
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nframings = {framings}"
+        )
+    };
+    let [texts, two] = [pinned(r#"["stream", "header"]"#), pinned(r#"["length", "http"]"#)];
+    is_a_stranger(&texts, &Way::Http.framed("{}"), "HTTP, which its listener does not take");
+    is_a_stranger(&two, &Way::Stream.framed(&ping("1")), "JSON stream");
+    is_a_stranger(&two, &Way::Header.framed(&ping("1")), "content-length header");
     // No length is looked for: the zero is no beginning of anything.
-    is_a_stranger(&service, texts, &Way::Length.framed("\u{5}"), "no framing");
+    is_a_stranger(&texts, &Way::Length.framed("\u{5}"), "no framing");
     // With one alone nothing is recognised: what isn't HTTP is bad HTTP.
     for way in [Way::Length, Way::Stream, Way::Header] {
         let mut peer = Peer::connect(http, Way::Http);
@@ -202,31 +214,30 @@ fn a_big_endian_listener_takes_the_other_framings_too() {
         text.len() + r#""out":"pong","result""#.len() - r#""in":"ping","params""#.len()
     );
     // Little-endian lengths begin nothing there, but a JSON value that their first byte begins, and then isn't one.
-    is_a_stranger(&service, service.socket_address(), &framed("\"xyz\""), "no framing");
+    let big =
+        "[[listener]]\naddress = \"127.0.0.1:0\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nprefix = \"big\"";
+    is_a_stranger(big, &framed("\"xyz\""), "no framing");
 }
 
 #[test]
 fn a_tls_hello_and_what_is_no_framing_are_strangers() {
-    let service = Service::start(ONE);
-    let mut bystander = Bystander::of(&service);
     let hello = [&[0x16, 0x03, 0x01, 0x00, 0xf0, 0x01, 0, 0, 0xec, 3, 3][..], &[7; 229]].concat();
     let long_hello = [&[0x16, 0x03, 0x03, 0x02, 0x00, 0x01, 0, 1, 0xfc, 3, 3][..], &[7; 500]].concat();
-    let address = service.socket_address();
-    is_a_stranger(&service, address, &hello, "a TLS hello");
-    is_a_stranger(&service, address, &hello[..6], "a TLS hello");
-    is_a_stranger(&service, address, &long_hello, "a TLS hello");
-    is_a_stranger(&service, address, "A".repeat(21).as_bytes(), "text that begins no framing");
+    is_a_stranger("", &hello, "a TLS hello");
+    is_a_stranger("", &hello[..6], "a TLS hello");
+    is_a_stranger("", &long_hello, "a TLS hello");
+    is_a_stranger("", "A".repeat(21).as_bytes(), "text that begins no framing");
     // The sixth byte tells.
+    let service = Service::start(ONE);
     let mut slow = Peer::of(&service, Way::Length);
     for byte in &hello[..6] {
         slow.send_bytes([*byte]);
     }
     assert!(slow.is_closed());
-    is_a_stranger(&service, address, b"hello?\n", "text that begins no framing");
-    is_a_stranger(&service, address, b"SSH-2.0-OpenSSH_9.6\r\n", "text that begins no framing");
-    is_a_stranger(&service, address, b"\"text\"   ", "text that begins no framing");
-    is_a_stranger(&service, address, &(16_u32 << 20).to_le_bytes(), "16 MiB");
-    bystander.sees_no_harm(&service, "strangers");
+    is_a_stranger("", b"hello?\n", "text that begins no framing");
+    is_a_stranger("", b"SSH-2.0-OpenSSH_9.6\r\n", "text that begins no framing");
+    is_a_stranger("", b"\"text\"   ", "text that begins no framing");
+    is_a_stranger("", &(16_u32 << 20).to_le_bytes(), "16 MiB");
 }
 
 #[test]
