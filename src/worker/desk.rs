@@ -73,6 +73,8 @@ pub(super) struct Desk {
     pub(super) most_connections: usize,
     /// Other workers may have a free thread when this one has none.
     pub(super) has_siblings: bool,
+    /// Somebody was accepted in this round, and the next ones are for other workers.
+    pub(super) lets_others_run: bool,
     pub(super) drain: Duration,
     /// What handlers have started is left alone.
     pub(super) groups_outlive: bool,
@@ -133,8 +135,11 @@ impl Desk {
     /// All that was to do is done: the last call may have been answered.
     pub(super) fn end_round(&mut self, hand: &mut Hand) {
         self.keep_who_ask(hand);
-        // Only now: another process may be given this core.
-        self.give_way(&hand.shared);
+        if std::mem::take(&mut self.lets_others_run) {
+            // Another worker that was woken by the next connection of a burst may wait for this very core. Only now: who was
+            // accepted would be lost if this process died meanwhile, until they are kept.
+            std::thread::yield_now();
+        }
         self.tell_offers(&hand.shared);
         if hand.shared.table.lock().len() == 0 {
             self.end_without_connections(hand);

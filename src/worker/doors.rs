@@ -130,6 +130,7 @@ impl Desk {
         let visit = door.visit(&shared.epoll, standing, |socket, peer, accepts| {
             accepted.extend(hand.accepted(socket, peer, accepts));
         });
+        self.lets_others_run |= self.has_siblings && !accepted.is_empty();
         // Most have sent their call by then: it begins in this very round.
         self.todo.extend(accepted.into_iter().map(|key| Todo::Event(token_of(key), EpollFlags::EPOLLIN)));
         if let Visit::Shut { why, .. } = visit {
@@ -140,17 +141,6 @@ impl Desk {
             self.is_wanted_again(hand.now());
         }
         Some(visit)
-    }
-
-    /// Goes to the end of the line of workers at each listener where somebody was taken in this round.
-    pub(super) fn give_way(&mut self, shared: &Shared) {
-        for (number, door) in self.doors.iter_mut().enumerate() {
-            if let Some(door) = door
-                && let Visit::Shut { why, .. } = door.give_way(&shared.epoll)
-            {
-                shared.look_again_at(number, why);
-            }
-        }
     }
 
     fn tell_others(&self) {

@@ -43,8 +43,6 @@ pub(super) struct Door {
     shut: Option<Shut>,
     /// When it was shut last.
     shut_since: Instant,
-    /// It has taken a connection, and goes to the end of the line of workers when it has been seen to.
-    gives_way: bool,
     complained: bool,
     /// None where the kernel could not tell.
     identity: Option<Identity>,
@@ -114,7 +112,6 @@ impl Door {
             allow_uids: config.allow_uids.clone(),
             shut: Some(Shut::NotYet),
             shut_since: Instant::now(),
-            gives_way: false,
             complained: false,
             identity,
             in_vain: 0,
@@ -206,21 +203,15 @@ impl Door {
                 },
             }
         }
-        self.gives_way |= took_any && standing.has_siblings;
-        Visit::Done
+        if took_any && standing.has_siblings { self.give_way(epoll) } else { Visit::Done }
     }
 
-    /// Goes to the end of the line of workers, where it has taken a connection: the kernel wakes the first that waits, which would be the same one for
-    /// every connection that comes while nobody is busy. A connection that comes in between is reported by the entry
-    /// that is added.
-    pub(super) fn give_way(&mut self, epoll: &Epoll) -> Visit {
-        if !std::mem::take(&mut self.gives_way) || self.shut.is_some() {
-            return Visit::Done;
-        }
+    /// Goes to the end of the line of workers: the kernel wakes the first that waits, which would be the same one for every
+    /// connection that comes while nobody is busy. This comes before anybody is answered, since whoever is may connect again at
+    /// once. A connection that comes in between is reported by the entry that is added.
+    fn give_way(&mut self, epoll: &Epoll) -> Visit {
         let _ = epoll.delete(&self.listener);
         self.shut = Some(Shut::Refused);
-        // Another that was woken by the next one of a burst may wait for this very core.
-        std::thread::yield_now();
         match self.open(epoll) {
             Ok(()) => Visit::Done,
             Err(error) => {
@@ -424,7 +415,6 @@ mod tests {
             assert!(scene.is_called(), "what waits is reported by the entry that was added anew");
             assert_eq!(scene.visit(Standing { has_siblings: true, ..FREE }), Visit::Done);
             assert_eq!(scene.accepted.len(), taken);
-            assert_eq!(scene.door.give_way(&scene.epoll), Visit::Done);
             assert_eq!(scene.door.shut(), None);
         }
         assert!(!scene.is_called());

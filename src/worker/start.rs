@@ -224,6 +224,7 @@ impl Desk {
             bell,
             most_connections: may_hold.unwrap_or_else(|| capacity::share(config, limits::descriptors())),
             has_siblings: config.processes > 1,
+            lets_others_run: false,
             drain: config.timeouts.drain,
             groups_outlive: config.run.groups_outlive,
             is_orphaned: false,
