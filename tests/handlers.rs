@@ -9,6 +9,7 @@ use std::sync::Once;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use support::proc::worker_pid;
 use support::{Folder, PATIENCE, Service, Wire, children_named, framed, send_signal};
 
 /// The `context` example, with a folder for its notes.
@@ -125,10 +126,15 @@ fn what_preload_loads_is_made_once_in_the_template_and_is_in_every_worker() {
     let [template] = children_named(service.pid(), "tine-template")[..] else { panic!("one template") };
     assert_eq!(one["by_pid"], template);
     // A worker that is forked later has it as well.
-    let before = service.worker_pids();
-    send_signal(before[0], Signal::SIGKILL);
+    let [mut first, _second] = wires;
+    let pid = worker_pid(&mut first);
+    // It would be kept, and there is room for two.
+    drop(first);
+    send_signal(pid, Signal::SIGKILL);
     service.await_log("worker ready");
-    assert_eq!(service.call("loaded", Value::Null)["result"], one);
+    let mut replaced = service.connect();
+    assert_eq!(replaced.call("loaded", Value::Null)["result"], one);
+    assert_ne!(worker_pid(&mut replaced), pid);
 }
 
 #[test]
@@ -147,6 +153,8 @@ fn each_worker_has_a_state_of_its_own_and_a_new_one_when_it_is_replaced() {
         assert_eq!(std::fs::read_to_string(path).expect("a file"), format!("{name}\n"));
     }
     let pid = i32::try_from(second_who["pid"].as_i64().expect("a pid")).expect("fits");
+    // It would be kept, and there is room for two.
+    drop(second);
     send_signal(pid, Signal::SIGKILL);
     service.await_log("worker ready");
     let replaced = service.connect().call("who", Value::Null)["result"].clone();

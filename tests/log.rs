@@ -132,13 +132,12 @@ impl Read for Patient {
 
 const JSON: &str = "level = \"debug\"\nformat = \"json\"";
 
-/// Kills the worker by a call; the pid of the next one, whose accepting is the sign that it is there.
+/// Kills the worker by a call; the pid of the next one, which goes on with the connection.
 fn crash_and_find_the_next(service: &Piped) -> i32 {
     let mut wire = service.connect();
     let before = worker_pid(&mut wire);
-    wire.request("crash", &json!({ "how": "segv" }));
-    assert!(wire.is_closed());
-    let next = worker_pid(&mut service.connect());
+    assert_eq!(code(&wire.call("crash", json!({ "how": "segv" }))), -32002);
+    let next = worker_pid(&mut wire);
     assert_ne!(next, before);
     next
 }
@@ -185,9 +184,10 @@ fn the_supervisor_tells_what_it_dropped_too() {
     crash_and_find_the_next(&service);
     service.make_room();
     send_signal(service.pid(), Signal::SIGHUP);
-    // Two lines for each crash, of which the last may still have been to come when there was room.
+    // Three lines for each crash (the death, where its connection goes, and the next worker), of which the last may still have
+    // been to come when there was room.
     let told = service.read_until("log lines were dropped");
-    let counts = ["3", "4"].map(|count| format!("WARN {count} log lines were dropped"));
+    let counts = ["5", "6"].map(|count| format!("WARN {count} log lines were dropped"));
     assert!(counts.iter().any(|count| told.contains(count)), "{told}");
     service.read_until("SIGHUP");
     assert_eq!(service.stop(), Some(0));
