@@ -88,6 +88,7 @@ fn a_method_that_fails_exits_1() {
     let crashing = ran(&["--method", "crash", "--params", r#"{"how":"abort"}"#]);
     assert_eq!((crashing.code, crashing.stdout.as_str()), (Some(1), ""), "{crashing:?}");
     assert!(crashing.stderr.contains("crash was tried, and found: "), "{}", crashing.stderr);
+    assert!(crashing.stderr.contains("-32002"), "{}", crashing.stderr);
     assert!(crashing.stderr.contains("SIGABRT"), "the log's end is shown: {}", crashing.stderr);
 }
 

@@ -20,6 +20,7 @@ use super::server::{Launcher, Processes, Server, StartError};
 use super::table;
 use crate::client::load::{Load, Native};
 use crate::client::{Client, ClientError};
+use crate::rpc::Error;
 
 /// A shorter round sees mostly its beginning and its end.
 const SHORT: Duration = Duration::from_millis(400);
@@ -161,10 +162,11 @@ fn refused(launcher: &Launcher, method: &str, error: ClientError) -> Failure {
             "expected a method and params that the server takes, found that {method} is answered {} ({})",
             error.code, error.message
         )),
-        ClientError::Remote(error) => Failure::Failed(format!(
+        ClientError::Remote(error) if error.code != Error::CRASHED => Failure::Failed(format!(
             "expected {method} to be answered with a result, found the error {} ({}); only calls that succeed can be tuned",
             error.code, error.message
         )),
+        // What a worker died of is in the log.
         other => Failure::Failed(launcher.with_log(&format!("{method} was tried, and found: {other}"))),
     }
 }
