@@ -118,7 +118,8 @@ fn what_another_worker_has_started_is_left_alone() {
 #[test]
 fn what_a_handler_has_started_outlives_its_worker_where_the_operator_says_so() {
     let mut service = Service::start(&format!("{ONE}\n[run]\ngroups_outlive = true"));
-    let started = KINDS.map(|program| start(&service, program));
+    // Those that have nothing below them, which the test would leave behind.
+    let started = [KINDS[0], KINDS[3]].map(|program| start(&service, program));
     let mark = service.mark();
     kill(service.workers()[&0]);
     service.await_refill(mark, 0);
