@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::proc::{copy_for_everyone, open_descriptors, status, worker_pid, zombies_of};
-use support::{Folder, Service, rig, send_signal};
+use support::{Folder, PATIENCE, Service, await_gone, code, rig, send_signal};
 
 const TAKEN_OVER: &str = "the supervisor runs the new program";
 
@@ -187,13 +187,18 @@ fn where_the_new_program_cannot_take_its_place_the_supervisor_goes_on_as_it_was(
     assert_eq!(told["level"], "ERROR", "{told}");
     assert!(!scene.runs_what_is_there());
     let mark = service.mark();
-    service.connect().request("crash", &json!({ "how": "segv" }));
+    // The only connection: one that was closed is open in a worker until that has seen it.
+    let mut wire = service.connect();
+    assert_eq!(code(&wire.call("crash", json!({ "how": "segv" }))), -32002);
     let next = service.await_refill(mark, 0);
-    assert_eq!(service.call("tine.worker", json!(null))["result"]["generation"], 2);
-    let inherited = std::fs::read_dir(format!("/proc/{next}/fd")).expect("the worker").count();
+    assert_eq!(wire.call("tine.worker", json!(null))["result"]["generation"], 2);
+    let inherited = open_descriptors(next);
+    let mark = service.mark();
     send_signal(next, Signal::SIGTERM);
-    let after = service.await_refill(service.mark(), 0);
-    let again = std::fs::read_dir(format!("/proc/{after}/fd")).expect("the worker").count();
+    let after = service.await_refill(mark, 0);
+    assert!(await_gone(next, PATIENCE));
+    assert_eq!(worker_pid(&mut wire), after);
+    let again = open_descriptors(after);
     assert!(again.abs_diff(inherited) <= 1, "{inherited} and {again} descriptors");
     assert_eq!(scene.service.stop(), Some(0));
 }
