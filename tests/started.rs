@@ -61,6 +61,14 @@ fn start(service: &Service, program: &str) -> Process {
     Process::of(fs::read_to_string(file).expect("the shell has written it").trim().parse().expect("a pid"))
 }
 
+/// Living processes whose folder this is: all that a service has started.
+fn at_home_in(folder: &std::path::Path) -> Vec<i32> {
+    let processes = fs::read_dir("/proc").expect("it is mounted").flatten();
+    let is_there =
+        |entry: &fs::DirEntry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == folder);
+    processes.filter(is_there).filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
 fn lives(process: &Process) -> bool {
     !await_gone(process.pid, std::time::Duration::ZERO)
 }
@@ -93,9 +101,10 @@ fn what_a_handler_has_started_ends_with_its_worker_however_that_ends() {
                 process.await_end();
             }
         }
-        if matches!(end, "stop" | "quit") {
-            assert_eq!(service.await_end().code(), Some(0));
-        }
+        // It waits for what is left of what was left, too.
+        let code = if matches!(end, "stop" | "quit") { service.await_end().code() } else { service.stop() };
+        assert_eq!(code, Some(0), "{end}");
+        assert_eq!(at_home_in(service.folder()), Vec::<i32>::new(), "{end}");
     }
 }
 

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::sys::family::Child;
 
-/// From the request to end to the kill.
+/// From the request to end to the kill, for all that is in one session; and from there until a process that is not to be killed
+/// is waited for no longer.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// What is to be sent to an orphan.
@@ -29,6 +30,26 @@ pub(super) struct Living<W> {
     pub(super) others: BTreeSet<i32>,
 }
 
+/// How far an orphan is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// It is killed then.
+    Asked(Instant),
+    /// It should be gone by then; what it had started comes to light with its end.
+    Killed(Instant),
+    /// It can't be killed, as one that waits for a disk.
+    GivenUp,
+}
+
+impl Step {
+    fn until(self) -> Option<Instant> {
+        match self {
+            Self::Asked(until) | Self::Killed(until) => Some(until),
+            Self::GivenUp => None,
+        }
+    }
+}
+
 /// What is left of the workers that have ended.
 #[derive(Debug)]
 pub(super) struct Leftovers<W> {
@@ -38,8 +59,10 @@ pub(super) struct Leftovers<W> {
     spared: BTreeSet<i32>,
     /// Orphans in sessions of their own, and the workers that each may be of. None for those that are left alone.
     daemons: BTreeMap<Child, Option<BTreeSet<W>>>,
-    /// Those that were asked to end, and when they are killed if they have not been.
-    asked: BTreeMap<Child, Option<Instant>>,
+    /// Those that are to end, and how far they are.
+    ending: BTreeMap<Child, Step>,
+    /// When what is to end in a session is asked no longer, and killed.
+    patience: BTreeMap<i32, Instant>,
     in_haste: bool,
 }
 
@@ -49,7 +72,8 @@ impl<W: Copy + Ord> Leftovers<W> {
             ended: BTreeSet::new(),
             spared: BTreeSet::new(),
             daemons: BTreeMap::new(),
-            asked: BTreeMap::new(),
+            ending: BTreeMap::new(),
+            patience: BTreeMap::new(),
             in_haste: false,
         }
     }
@@ -74,12 +98,12 @@ impl<W: Copy + Ord> Leftovers<W> {
         }
     }
 
-    /// When the next kill is due.
+    /// When there is to be a look although nothing has happened.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.asked.values().flatten().min().copied()
+        self.ending.values().filter_map(|step| step.until()).min()
     }
 
-    /// Some were asked to end, and are waited for.
+    /// Some were asked to end or killed, and are waited for.
     pub(super) fn is_waiting(&self) -> bool {
         self.next_due().is_some()
     }
@@ -98,7 +122,8 @@ impl<W: Copy + Ord> Leftovers<W> {
         self.ended.retain(|session| sessions.contains(session) && !alive.contains(session));
         self.spared.retain(|session| sessions.contains(session) && !alive.contains(session));
         self.daemons.retain(|daemon, _| there.contains(daemon));
-        self.asked.retain(|orphan, _| there.contains(orphan));
+        self.ending.retain(|orphan, _| there.contains(orphan));
+        self.patience.retain(|session, _| sessions.contains(session) && !alive.contains(session));
         let mut orders = Vec::new();
         for orphan in orphans {
             if self.is_to_end(orphan, living, &alive) {
@@ -127,18 +152,17 @@ impl<W: Copy + Ord> Leftovers<W> {
     }
 
     fn order(&mut self, orphan: Child, now: Instant) -> Option<Order> {
-        let in_haste = self.in_haste;
-        match self.asked.get_mut(&orphan) {
-            None if in_haste => {
-                self.asked.insert(orphan, None);
-                Some(Order::Kill)
-            }
-            None => {
-                self.asked.insert(orphan, now.checked_add(GRACE));
-                Some(Order::End)
-            }
-            Some(at) => at.take_if(|at| in_haste || *at <= now).map(|_| Order::Kill),
-        }
+        let ends = *self.patience.entry(orphan.session).or_insert(now + GRACE);
+        let is_over = self.in_haste || ends <= now;
+        let (step, order) = match self.ending.get(&orphan) {
+            None if !is_over => (Step::Asked(ends), Some(Order::End)),
+            Some(Step::Asked(_)) if !is_over => return None,
+            None | Some(Step::Asked(_)) => (Step::Killed(now + GRACE), Some(Order::Kill)),
+            Some(Step::Killed(until)) if *until <= now => (Step::GivenUp, None),
+            Some(Step::Killed(_) | Step::GivenUp) => return None,
+        };
+        self.ending.insert(orphan, step);
+        order
     }
 }
 
@@ -172,9 +196,14 @@ mod tests {
         // What the first one had started comes to the supervisor when that has ended.
         let next = [child(4, 100), orphans[1], orphans[2]];
         assert_eq!(leftovers.look(&next, &rest, now), [(next[0], Order::End)]);
-        assert_eq!(leftovers.look(&next, &rest, now + GRACE), [(next[0], Order::Kill)]);
-        assert!(!leftovers.is_waiting());
-        assert_eq!(leftovers.look(&next[1..], &rest, now + GRACE), []);
+        let late = now + GRACE;
+        assert_eq!(leftovers.look(&next, &rest, late), [(next[0], Order::Kill)]);
+        assert!(leftovers.is_waiting(), "something may have been started by it");
+        let last = [child(5, 100), orphans[1]];
+        assert_eq!(leftovers.look(&last, &rest, late), [(last[0], Order::Kill)], "the session had its time");
+        assert_eq!(leftovers.look(&last, &rest, late + GRACE), []);
+        assert!(!leftovers.is_waiting(), "one that can't be killed is not waited for");
+        assert_eq!(leftovers.look(&orphans[1..], &rest, late), []);
     }
 
     #[test]
@@ -224,6 +253,8 @@ mod tests {
         leftovers.hurry();
         let killed = [(orphans[0], Order::Kill), (orphans[1], Order::Kill)];
         assert_eq!(leftovers.look(&orphans, &living(&[]), now), killed);
+        assert!(leftovers.is_waiting());
+        assert_eq!(leftovers.look(&[], &living(&[]), now), []);
         assert!(!leftovers.is_waiting());
     }
 }
