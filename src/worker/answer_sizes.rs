@@ -1,4 +1,4 @@
-//! How long each method's answers have been lately: what the next one has to have room for.
+//! How long answers have been lately, of each method and on each connection: what the next one has to have room for.
 //!
 //! `flow` asks before it runs a call, while it can still be refused, and tells how long the answer was.
 
@@ -9,30 +9,45 @@ use crate::rpc::MethodIndex;
 /// What is left of a long answer after each shorter one: an eighth is forgotten. Some twenty small answers forget one of a mebibyte.
 const FORGOTTEN: usize = 8;
 
-/// By a method's number. Threads that meet here may lose an answer: it is an estimate.
-#[derive(Debug)]
-pub(super) struct AnswerSizes {
-    sizes: Vec<AtomicUsize>,
+/// How long answers have been lately: of one method, or on one connection. Threads that meet here may lose an answer: it is an estimate.
+#[derive(Debug, Default)]
+pub(super) struct AnswerSize(AtomicUsize);
+
+impl AnswerSize {
+    /// Bytes that an answer is expected to have; None where there was none yet.
+    pub(super) fn expected(&self) -> Option<usize> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+    }
+
+    /// An answer had so many bytes.
+    pub(super) fn answered(&self, bytes: usize) {
+        let before = self.0.load(Ordering::Relaxed);
+        let next = bytes.max(before - before / FORGOTTEN);
+        // Written only where it changes: every thread reads it for every call.
+        if next != before {
+            self.0.store(next, Ordering::Relaxed);
+        }
+    }
 }
+
+/// Those of all methods, by a method's number.
+#[derive(Debug)]
+pub(super) struct AnswerSizes(Vec<AnswerSize>);
 
 impl AnswerSizes {
     pub(super) fn new(methods: usize) -> Self {
-        Self { sizes: std::iter::repeat_with(AtomicUsize::default).take(methods).collect() }
+        Self(std::iter::repeat_with(AnswerSize::default).take(methods).collect())
     }
 
     /// Bytes that an answer of this method is expected to have. 0 for one that has not answered yet.
     pub(super) fn expected(&self, method: MethodIndex) -> usize {
-        self.sizes.get(method.0).map_or(0, |size| size.load(Ordering::Relaxed))
+        self.0.get(method.0).and_then(AnswerSize::expected).unwrap_or(0)
     }
 
-    /// An answer had so many bytes.
+    /// An answer of this method had so many bytes.
     pub(super) fn answered(&self, method: MethodIndex, bytes: usize) {
-        let Some(size) = self.sizes.get(method.0) else { return };
-        let before = size.load(Ordering::Relaxed);
-        let next = bytes.max(before - before / FORGOTTEN);
-        // Written only where it changes: every thread reads it for every call.
-        if next != before {
-            size.store(next, Ordering::Relaxed);
+        if let Some(size) = self.0.get(method.0) {
+            size.answered(bytes);
         }
     }
 }

@@ -15,21 +15,13 @@ use crate::sys::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
 /// What any connection may hold, however full the buffers are.
 pub(super) const LITTLE: usize = 4 * 1024;
 
-/// Beyond the limit this part of it is for answers of less than [`LITTLE`], so that callers of small ones are served however many
-/// others do not read theirs. An eighth: with what the pool of blocks keeps, a worker whose
-/// limit is many times its longest message stays below 1.25 times that.
-const SHARE_OF_LITTLE: usize = 8;
-
-/// So many of the longest messages, which become whole one after another above the limit, and the answers to them, fit beside that.
-const LONGEST: usize = 4;
-
 /// The account, and the connections that wait for it to fall below the limit.
 #[derive(Debug)]
 pub(super) struct Buffers {
     limit: usize,
-    /// What may be held beyond the limit where an answer is little.
-    beyond: usize,
     held: AtomicUsize,
+    /// Bytes of the last answer that did not fit, until one of them would.
+    wanted: AtomicUsize,
     waiting: Mutex<Waiting>,
     /// There is something in `waiting`: spares the usual case the lock.
     anyone_waits: AtomicBool,
@@ -40,6 +32,37 @@ struct Waiting {
     starved: BTreeSet<Key>,
     /// The one that is read from although it holds much and the buffers are full.
     favoured: Option<Key>,
+}
+
+/// What is expected of the answer to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Expected {
+    /// Bytes that it will add.
+    pub(super) more: usize,
+    pub(super) certainty: Certainty,
+}
+
+/// How sure it is that an answer is little.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Certainty {
+    /// All answers of its method are.
+    Method,
+    /// Those of its method have been longer, but not on this connection.
+    Connection,
+    /// Those of its method have been longer, and there was none on this connection yet.
+    Unknown,
+}
+
+impl Certainty {
+    /// How full the buffers may be for a little answer. One that is sure to be little always fits: each connection has room for one.
+    /// The less sure it is the sooner it is refused, so that callers who are known are served while strangers fill the buffers.
+    fn most(self, limit: usize) -> usize {
+        match self {
+            Self::Method => usize::MAX,
+            Self::Connection => limit.saturating_add(limit / 4),
+            Self::Unknown => limit.saturating_add(limit / 8),
+        }
+    }
 }
 
 /// How much may be read from a connection now.
@@ -53,12 +76,11 @@ pub(super) enum Ration {
 }
 
 impl Buffers {
-    /// `limit` bytes in all, and messages of up to `max_message`.
-    pub(super) fn new(limit: usize, max_message: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,
-            beyond: (limit / SHARE_OF_LITTLE).saturating_add(max_message.saturating_mul(LONGEST)),
             held: AtomicUsize::new(0),
+            wanted: AtomicUsize::new(0),
             waiting: Mutex::default(),
             anyone_waits: AtomicBool::new(false),
         }
@@ -73,10 +95,25 @@ impl Buffers {
         self.held.load(Ordering::SeqCst) >= self.limit
     }
 
-    /// Whether a call may be run whose answer will add about `more` bytes, on a connection with `unsent` bytes of answers that it
-    /// has not taken.
-    pub(super) fn have_room_for(&self, more: usize, unsent: usize) -> bool {
-        may_answer(self.held.load(Ordering::SeqCst), (self.limit, self.beyond), more, unsent)
+    /// Whether a call may be run of whose answer so much is expected, on a connection with `unsent` bytes of answers that it has not
+    /// taken.
+    pub(super) fn have_room_for(&self, Expected { more, certainty }: Expected, unsent: usize) -> bool {
+        let held = self.held.load(Ordering::SeqCst);
+        let fits = held.saturating_add(more) < self.limit;
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        // Written only where it changes: every call comes by. Of two threads that meet here one may be forgotten: it is an estimate.
+        if !fits && more > wanted {
+            self.wanted.store(more, Ordering::Relaxed);
+        } else if fits && wanted > 0 && held.saturating_add(wanted) < self.limit {
+            self.wanted.store(0, Ordering::Relaxed);
+        }
+        fits || may_answer(held, self.limit, Expected { more, certainty }, unsent)
+    }
+
+    /// Answers are refused for want of room: nothing more is begun on a connection that does not take those it has.
+    pub(super) fn lack_room(&self) -> bool {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        self.held.load(Ordering::SeqCst).saturating_add(wanted) >= self.limit
     }
 
     /// For a connection that holds `held` bytes, `unsent` of them in answers. To read from one with many of those
@@ -152,16 +189,19 @@ impl Buffers {
     }
 }
 
-fn may_answer(held: usize, (limit, beyond): (usize, usize), more: usize, unsent: usize) -> bool {
+/// So full the buffers may be for an answer that is larger than all of them: it fits never better than next to nothing.
+const NEXT_TO_NOTHING: usize = 8;
+
+fn may_answer(held: usize, limit: usize, expected: Expected, unsent: usize) -> bool {
+    let Expected { more, certainty } = expected;
     if held.saturating_add(more) < limit {
         return true;
     }
     match (unsent < LITTLE, more < LITTLE) {
         // It would wait behind answers that its caller does not take.
         (false, _) => false,
-        (true, true) => held < limit.saturating_add(beyond),
-        // One that is larger than all buffers fits never better than now.
-        (true, false) => held < limit / SHARE_OF_LITTLE,
+        (true, true) => held < certainty.most(limit),
+        (true, false) => held < limit / NEXT_TO_NOTHING,
     }
 }
 
@@ -176,7 +216,7 @@ mod tests {
 
     /// Two connections that hold much have filled them.
     fn full() -> Buffers {
-        let buffers = Buffers::new(2 * MUCH, MUCH);
+        let buffers = Buffers::new(2 * MUCH);
         for key in [FIRST, SECOND] {
             assert_eq!(buffers.ration(key, 0, 0), Ration::All);
             assert!(!buffers.account(key, 0, MUCH));
@@ -185,17 +225,15 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_made_where_it_fits_and_little_ones_have_a_share_of_their_own() {
-        let (limit, beyond, large) = (800_000, 100_000, 100_000);
+    fn an_answer_is_made_where_it_fits_and_a_little_one_where_its_caller_reads() {
+        let (limit, large) = (800_000, 100_000);
         for (held, more, unsent, may, why) in [
             (0, 0, 0, true, "nothing is held"),
             (700_000 - 1, large, 0, true, "it fits"),
             (700_000 - 1, large, 700_000, true, "it fits, whatever else its caller has not read"),
             (700_000, large, 0, false, "it would fill them"),
             (700_000, LITTLE - 1, 0, true, "a little one fits"),
-            (800_000, 0, LITTLE - 1, true, "they are full, and there is a share for little ones"),
-            (899_999, LITTLE - 1, 0, true, "the last of that share"),
-            (900_000, 0, 0, false, "which is full too"),
+            (900_000, LITTLE - 1, LITTLE - 1, true, "they are full, and a little one always fits"),
             (800_000, 0, LITTLE, false, "a little one, but its caller does not read"),
             (800_000, LITTLE, 0, false, "no little one"),
             (0, 900_000, 0, true, "larger than all buffers, and nobody else holds anything"),
@@ -203,9 +241,45 @@ mod tests {
             (100_000, 900_000, 0, false, "it waits until others have read theirs"),
             (usize::MAX, usize::MAX, 0, false, "numbers that can't be added"),
         ] {
-            let answers = may_answer(held, (limit, beyond), more, unsent);
-            assert_eq!(answers, may, "{held}, {more}, {unsent}: {why}");
+            let expected = Expected { more, certainty: Certainty::Method };
+            assert_eq!(may_answer(held, limit, expected, unsent), may, "{held}, {more}, {unsent}: {why}");
         }
+    }
+
+    #[test]
+    fn the_less_sure_it_is_that_an_answer_is_little_the_sooner_it_is_refused() {
+        let fits = |held, certainty| may_answer(held, 800_000, Expected { more: LITTLE - 1, certainty }, 0);
+        for (held, expected) in [
+            (899_999, [true, true, true]),
+            (900_000, [true, true, false]),
+            (999_999, [true, true, false]),
+            (1_000_000, [true, false, false]),
+            (usize::MAX, [true, false, false]),
+        ] {
+            let all = [Certainty::Method, Certainty::Connection, Certainty::Unknown];
+            assert_eq!(
+                all.map(|certainty| fits(held.min(usize::MAX - 1), certainty)),
+                expected,
+                "{held} bytes are held"
+            );
+        }
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_makes_them_full_for_those_who_do_not_read_until_it_would() {
+        let buffers = Buffers::new(800_000);
+        buffers.account(FIRST, 0, 750_000);
+        assert!(!buffers.lack_room());
+        let of = |more| Expected { more, certainty: Certainty::Method };
+        assert!(!buffers.have_room_for(of(100_000), 0));
+        assert!(buffers.lack_room() && !buffers.are_full());
+        assert!(buffers.have_room_for(of(10), 0), "a little one fits");
+        assert!(buffers.lack_room(), "which says nothing of the other");
+        buffers.account(FIRST, 750_000, 600_000);
+        assert!(!buffers.lack_room());
+        assert!(buffers.have_room_for(of(10), 0));
+        buffers.account(FIRST, 600_000, 750_000);
+        assert!(!buffers.lack_room(), "nobody has wanted much since");
     }
 
     #[test]

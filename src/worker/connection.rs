@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::EpollFlags;
 use parking_lot::{Mutex, MutexGuard};
 
+use super::answer_sizes::AnswerSize;
 use super::caller::{Caller, Route, Tongue};
 use super::chunk::Chunk;
 use super::concurrency::Who;
@@ -66,6 +67,8 @@ pub(super) struct Connection {
     pub(super) who: Who,
     /// What its listener takes.
     pub(super) accepts: Accepts,
+    /// How long the answers to its calls have been lately.
+    pub(super) answer_size: AnswerSize,
     /// The caller is gone; handlers see it without a lock.
     pub(super) gone: AtomicBool,
     /// The supervisor has a duplicate of the socket, or was sent one. Set under the lock.
@@ -171,7 +174,7 @@ impl Connection {
         let Parts { key, socket, peer, who, accepts, pool, record, core } = parts;
         let state = Mutex::new(State::new(pool, record, core, framing_of(core.flags, accepts), now));
         let (gone, kept) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { key, socket, peer, who, accepts, gone, kept, state }
+        Self { key, socket, peer, who, accepts, answer_size: AnswerSize::default(), gone, kept, state }
     }
 
     pub(super) fn lock(self: &Arc<Self>) -> Locked<'_> {

@@ -249,7 +249,7 @@ impl Shared {
             displaced: Mutex::default(),
             stuck: config.timeouts.stuck,
             overdue: Mutex::default(),
-            buffers: Buffers::new(limits.buffers, limits.max_message),
+            buffers: Buffers::new(limits.buffers),
             leaving: AtomicBool::new(false),
             notes: Mutex::new(Notes::new(config.timeouts.keep_after)),
             has_new: AtomicBool::new(false),

@@ -160,7 +160,7 @@ impl Hand {
                 return Begun::Incomplete { consumed, needs: 0 };
             }
             // A connection whose own answers fill the buffers is given no further ones to wait for.
-            let adds_to_full = state.output.len() >= LITTLE && self.shared.buffers.are_full();
+            let adds_to_full = state.output.len() >= LITTLE && self.shared.buffers.lack_room();
             if adds_to_full || !state.may_begin(&self.shared.bounds) {
                 return Begun::Blocked { consumed };
             }

@@ -15,7 +15,7 @@ use crate::log::{self, More};
 use crate::rpc::guard::guarded;
 use crate::rpc::{Call, CallParts, Error, RawJson, Span, envelope};
 use crate::sys::clock;
-use crate::worker::buffers::LITTLE;
+use crate::worker::buffers::{Certainty, Expected, LITTLE};
 use crate::worker::caller::{Asked, Caller, Tongue, Whom};
 use crate::worker::chunk::Chunk;
 use crate::worker::concurrency::Entry;
@@ -273,18 +273,24 @@ impl Hand {
     /// There is no room in the buffers for the answer that this call is expected to have.
     pub(super) fn fills_buffers(&self, state: &Locked<'_>, call: &Parsed) -> bool {
         let unsent = state.output.len() + state.gathered();
-        !call.caller.route.is_silent() && !self.shared.buffers.have_room_for(self.expected_more(call), unsent)
+        !call.caller.route.is_silent()
+            && !self.shared.buffers.have_room_for(self.expected(state.connection, call), unsent)
     }
 
     /// What the answer of a call is expected to add: where it is there, the call's own params are not held any more.
-    fn expected_more(&self, call: &Parsed) -> usize {
-        let expected = self.shared.answer_sizes.expected(call.method);
-        expected.saturating_sub(call.params.map_or(0, Span::len))
+    fn expected(&self, connection: &Connection, call: &Parsed) -> Expected {
+        let params = call.params.map_or(0, Span::len);
+        let more = self.shared.answer_sizes.expected(call.method).saturating_sub(params);
+        match connection.answer_size.expected() {
+            _ if more < LITTLE => Expected { more, certainty: Certainty::Method },
+            Some(own) => Expected { more: own.saturating_sub(params), certainty: Certainty::Connection },
+            None => Expected { more: 0, certainty: Certainty::Unknown },
+        }
     }
 
     /// Sets room aside for the answer of a call that is to be run now. Its run gives it back.
-    fn set_room_aside(&mut self, call: &Parsed) {
-        let more = self.expected_more(call);
+    fn set_room_aside(&mut self, connection: &Connection, call: &Parsed) {
+        let Expected { more, .. } = self.expected(connection, call);
         if more >= LITTLE && !call.caller.route.is_silent() {
             self.set_aside = more;
             self.shared.buffers.hold_on(more);
@@ -370,9 +376,10 @@ impl Hand {
     /// Runs the handler and leaves its framed answer in `self.answer`.
     pub(super) fn invoke(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
         let begun_ns = self.now_ns;
-        self.set_room_aside(call);
+        self.set_room_aside(connection, call);
         let outcome = self.answer(connection, message, call);
         self.shared.answer_sizes.answered(call.method, self.answer.len());
+        connection.answer_size.answered(self.answer.len());
         self.look_at_the_clock();
         let took = Duration::from_nanos(self.now_ns - begun_ns);
         let shared = &self.shared;

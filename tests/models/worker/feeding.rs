@@ -33,7 +33,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 fn full_to(held: usize) -> Arc<Buffers> {
-    let buffers = Arc::new(Buffers::new(LIMIT, 1));
+    let buffers = Arc::new(Buffers::new(LIMIT));
     buffers.hold_on(held);
     buffers
 }
