@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use support::measure::threads;
-use support::{Service, Wire, code};
+use support::{Service, Wire, await_asleep, code};
 
 const OVERLOADED: i64 = -32000;
 
@@ -67,6 +67,10 @@ fn new_connections_go_to_a_worker_with_a_free_thread() {
 #[test]
 fn connections_that_come_one_by_one_go_to_all_workers() {
     let service = Service::start("processes = 2\nthreads = 1");
+    // A worker that is ready may not wait for connections yet.
+    for pid in service.worker_pids() {
+        await_asleep(pid);
+    }
     let mut wires: Vec<Wire> = Vec::new();
     let mut taken = [0, 0];
     for _ in 0..40 {
