@@ -110,7 +110,11 @@ fn what_the_queue_has_no_room_for_of_two_batches_is_refused() {
         }
         for (id, other) in (0..).zip(&mut others) {
             other
-                .send(&format!(r#"{{"in":"sleep","params":[{}],"id":{id}}}"#, if id == 0 { 300 } else { 0 }));
+                .send(&format!(r#"{{"in":"sleep","params":[{}],"id":{id}}}"#, if id == 0 { 600 } else { 0 }));
+            if id == 0 {
+                // It would be one more in the queue until the thread has taken it.
+                await_asleep(service.worker_pids()[0]);
+            }
         }
         // They are in the queue before the batches can be, as one poller reads both.
         peer.send_bytes(way.all_framed([&*sleeps(0, 10, 300), &sleeps(10, 10, 300)]));
