@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::rpc::MethodIndex;
 
-/// What is left of a long answer after each shorter one: an eighth is forgotten. Some twenty small answers forget one of a mebibyte.
+/// What is left of a long answer after each shorter one: an eighth is forgotten. Some forty small answers forget one of a mebibyte.
 const FORGOTTEN: usize = 8;
 
 /// How long answers have been lately: of one method, or on one connection. Threads that meet here may lose an answer: it is an estimate.

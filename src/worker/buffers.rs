@@ -5,7 +5,7 @@
 //! first: if all had to wait, no message would ever become whole and nothing would be freed.
 //!
 //! And one for answers, whose size is known only when they are there: a call is run where what its method has been answering
-//! lately still fits. What a call is expected to answer counts while it runs, so that many threads at once fit together.
+//! lately still fits, or is little. What a call is expected to answer counts while it runs, so that many threads at once fit together.
 
 use std::collections::BTreeSet;
 
