@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use crate::sys::clock;
+use crate::sys::peer::AddressKey;
 
 const SECOND_NS: u64 = 1_000_000_000;
 /// What was counted has a line of its own only when no further record has come to tell of it: while they come, that would be a second
@@ -47,11 +48,11 @@ impl Counted {
         Self { what, rate: Mutex::new(Rate::new(a_second)) }
     }
 
-    /// Whether a record is to be written, and what it has to say of those that were not. `from`: a number that stands for who
-    /// caused it; the same for the same, and 0 where that is not known.
-    pub(crate) fn admit(&'static self, from: u64) -> Option<More> {
+    /// Whether a record is to be written, and what it has to say of those that were not. `from`: who caused it, where
+    /// that is known.
+    pub(crate) fn admit(&'static self, from: impl Into<Option<AddressKey>>) -> Option<More> {
         let mut rate = self.rate.lock();
-        let admitted = rate.admit(clock::monotonic_ns(), from);
+        let admitted = rate.admit(clock::monotonic_ns(), from.into());
         if admitted.is_none() && rate.unwritten == 1 {
             let mut untold = UNTOLD.lock();
             // It is still there where the record that told of the ones before was written since.
@@ -101,16 +102,16 @@ struct Rate {
     written: u32,
     unwritten: u64,
     /// Who caused the first of those.
-    from: u64,
+    from: Option<AddressKey>,
     from_several: bool,
 }
 
 impl Rate {
     const fn new(a_second: u32) -> Self {
-        Self { a_second, began_ns: None, written: 0, unwritten: 0, from: 0, from_several: false }
+        Self { a_second, began_ns: None, written: 0, unwritten: 0, from: None, from_several: false }
     }
 
-    fn admit(&mut self, now_ns: u64, from: u64) -> Option<More> {
+    fn admit(&mut self, now_ns: u64, from: Option<AddressKey>) -> Option<More> {
         if self.is_over(now_ns) {
             (self.began_ns, self.written) = (Some(now_ns), 0);
         }
@@ -140,8 +141,8 @@ impl Rate {
         let several = std::mem::take(&mut self.from_several);
         let from = match (several, self.from) {
             (true, _) => "several addresses",
-            (false, 0) => return More { count, from: None },
-            (false, _) => "one address",
+            (false, None) => return More { count, from: None },
+            (false, Some(_)) => "one address",
         };
         More { count, from: count.map(|_| from) }
     }
@@ -152,26 +153,28 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
+    const ONE: AddressKey = AddressKey::Unix(1);
+    const OTHER: AddressKey = AddressKey::Unix(2);
 
     #[test]
     fn so_many_a_second_are_written_and_the_next_one_tells_of_the_others() {
         let mut rate = Rate::new(2);
         // When, who, and what is said of those before; None where it is counted.
         let table = [
-            (0, 1, Some((None, None))),
-            (10, 1, Some((None, None))),
-            (20, 1, None),
-            (30, 1, None),
-            (999, 1, None),
-            (1_000, 2, Some((Some(3), Some("one address")))),
-            (1_001, 2, Some((None, None))),
-            (1_002, 2, None),
-            (1_003, 3, None),
+            (0, Some(ONE), Some((None, None))),
+            (10, Some(ONE), Some((None, None))),
+            (20, Some(ONE), None),
+            (30, Some(ONE), None),
+            (999, Some(ONE), None),
+            (1_000, Some(OTHER), Some((Some(3), Some("one address")))),
+            (1_001, Some(OTHER), Some((None, None))),
+            (1_002, Some(OTHER), None),
+            (1_003, Some(ONE), None),
             // Long after: the second begins with what comes.
-            (60_000, 3, Some((Some(2), Some("several addresses")))),
-            (60_001, 3, Some((None, None))),
-            (60_002, 0, None),
-            (61_000, 0, Some((Some(1), None))),
+            (60_000, Some(ONE), Some((Some(2), Some("several addresses")))),
+            (60_001, Some(ONE), Some((None, None))),
+            (60_002, None, None),
+            (61_000, None, Some((Some(1), None))),
         ];
         for (ms, from, expected) in table {
             let admitted = rate.admit(ms * MS, from);
@@ -183,7 +186,7 @@ mod tests {
     fn what_was_counted_waits_for_the_next_record_while_they_come() {
         let mut rate = Rate::new(1);
         for ms in 0..5_000 {
-            rate.admit(ms * MS, 1);
+            rate.admit(ms * MS, Some(ONE));
             assert!(!rate.is_quiet(ms * MS), "after {ms} ms");
         }
         assert!(rate.is_quiet(6_000 * MS) && rate.unwritten == 999);
@@ -192,22 +195,22 @@ mod tests {
     #[test]
     fn a_clock_that_goes_back_opens_nothing_and_shuts_nothing() {
         let mut rate = Rate::new(1);
-        assert!(rate.admit(5_000 * MS, 1).is_some());
-        assert!(rate.admit(4_000 * MS, 1).is_none());
-        assert!(rate.admit(6_000 * MS, 1).is_some());
+        assert!(rate.admit(5_000 * MS, Some(ONE)).is_some());
+        assert!(rate.admit(4_000 * MS, Some(ONE)).is_none());
+        assert!(rate.admit(6_000 * MS, Some(ONE)).is_some());
     }
 
     #[test]
     fn what_was_counted_is_told_once() {
         static KIND: Counted = Counted::new("a test", 1);
-        assert_eq!(KIND.admit(7), Some(More::default()));
+        assert_eq!(KIND.admit(ONE), Some(More::default()));
         for _ in 0..3 {
-            assert_eq!(KIND.admit(7), None);
+            assert_eq!(KIND.admit(ONE), None);
         }
         let is_untold = || UNTOLD.lock().iter().filter(|kind| std::ptr::eq(**kind, &raw const KIND)).count();
         assert_eq!(is_untold(), 1);
         KIND.rate.lock().take_unwritten();
-        assert_eq!(KIND.admit(7), None);
+        assert_eq!(KIND.admit(ONE), None);
         assert_eq!(is_untold(), 1, "the record that told of them leaves no second entry");
         tell_of_counted(true);
         assert_eq!((is_untold(), KIND.rate.lock().unwritten), (0, 0));

@@ -176,7 +176,7 @@ impl Supervisor {
                 }
                 Ok(Received::Message(message, descriptors)) => self.worker_says(id, message, descriptors),
                 Err(error) => {
-                    if let Some(More { count, .. }) = NOT_UNDERSTOOD.admit(0) {
+                    if let Some(More { count, .. }) = NOT_UNDERSTOOD.admit(None) {
                         tracing::warn!(
                             slot = worker.slot, %error, more = count,
                             "a message of a worker is not understood"
@@ -233,14 +233,14 @@ impl Supervisor {
             }
             FromWorker::BootFailed { reason } => {
                 let reason = log::cut(&reason);
-                if let Some(More { count, .. }) = WORDS.admit(0) {
+                if let Some(More { count, .. }) = WORDS.admit(None) {
                     tracing::error!(slot, generation, more = count, "a worker can't start: {reason}");
                 }
                 worker.boot_failure = Some(reason.into_owned());
                 return;
             }
             FromWorker::Leaving => {
-                if let Some(More { count, .. }) = WORDS.admit(0) {
+                if let Some(More { count, .. }) = WORDS.admit(None) {
                     tracing::info!(
                         slot,
                         generation,
@@ -257,7 +257,7 @@ impl Supervisor {
             }
             FromWorker::Wedged { method } => {
                 let (pid, stuck) = (worker.pid.map_or(0, Pid::as_raw), worker.stuck);
-                if let Some(More { count, .. }) = WORDS.admit(0) {
+                if let Some(More { count, .. }) = WORDS.admit(None) {
                     let method = log::cut(&method);
                     let method = &*method;
                     tracing::error!(
@@ -274,14 +274,14 @@ impl Supervisor {
                 WorkerEvent::Wedged
             }
             FromWorker::Retiring { why } => {
-                if let Some(More { count, .. }) = WORDS.admit(0) {
+                if let Some(More { count, .. }) = WORDS.admit(None) {
                     let why = log::cut(&why);
                     tracing::info!(slot, generation, more = count, "a worker is to be recycled: {why}");
                 }
                 WorkerEvent::Retiring
             }
             FromWorker::OnlyStuckLeft => {
-                if let Some(More { count, .. }) = WORDS.admit(0) {
+                if let Some(More { count, .. }) = WORDS.admit(None) {
                     tracing::info!(
                         slot,
                         generation,

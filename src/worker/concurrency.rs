@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::address_key::AddressKey;
 use super::dispatch::{Crowded, Gate};
 use super::ticket::Ticket;
 use super::turns::{Lane, Turn, Turns};
-use crate::rpc::{MethodIndex, Peer};
+use crate::rpc::MethodIndex;
+use crate::sys::peer::AddressKey;
 
 /// The limits of all methods that have one. `J` is what waits.
 #[derive(Debug)]
@@ -50,8 +50,7 @@ pub(super) struct Who {
 }
 
 impl Who {
-    pub(super) fn new(peer: &Peer, open: impl FnOnce(AddressKey) -> Lane) -> Self {
-        let address = AddressKey::from(peer);
+    pub(super) fn new(address: AddressKey, open: impl FnOnce(AddressKey) -> Lane) -> Self {
         Self { address, lane: open(address) }
     }
 }

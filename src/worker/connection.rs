@@ -508,7 +508,7 @@ pub(super) fn of(socket: Socket, key: Key) -> Connection {
     let record = records.open(key, &core).unwrap();
     let accepts = Accepts { kinds: Kinds::default(), order: ByteOrder::Little, max_message: 64 };
     let peer = Peer::Unix { uid: 0, pid: 0 };
-    let who = Who::new(&peer, |address| super::turns::Turns::<()>::new(None).open(address));
+    let who = Who::new(peer.address().key(), |address| super::turns::Turns::<()>::new(None).open(address));
     Connection::new(Parts { key, socket, peer, who, accepts, pool, record, core }, Instant::now())
 }
 

@@ -23,7 +23,7 @@ impl Connection {
     /// Its epoll entry was refused: it ends, if it can.
     pub(super) fn can_not_be_watched(&self, error: Errno) {
         descriptors::lost_by("a connection", &error.into());
-        if let Some(More { count, from }) = NOT_WATCHED.admit(self.peer.address().number()) {
+        if let Some(More { count, from }) = NOT_WATCHED.admit(self.peer.address().key()) {
             tracing::warn!(peer = %self.peer, %error, more = count, from, "a connection can't be watched and is closed");
         }
     }

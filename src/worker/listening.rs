@@ -273,7 +273,7 @@ impl Door {
         if let (PeerAddress::Unix { uid, pid }, Some(allowed)) = (peer, &self.allow_uids)
             && !allowed.contains(&uid)
         {
-            if let Some(More { count, from }) = TURNED_AWAY.admit(u64::from(uid) + 1) {
+            if let Some(More { count, from }) = TURNED_AWAY.admit(peer.key()) {
                 tracing::warn!(
                     uid,
                     pid,

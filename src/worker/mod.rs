@@ -8,7 +8,6 @@
 //! This file wires the parts together and builds them after the fork. `duty` is what each thread does, `desk` what the
 //! poller looks after, `flow` moves calls; the other parts know nothing of each other.
 
-mod address_key;
 mod adopt;
 mod answer_sizes;
 mod buffers;

@@ -67,7 +67,7 @@ fn no_text() -> String {
 
 fn tell(site: &'static Site, slot: usize, place: Option<(&str, Backtraces)>, text: &str) {
     let running = ROW.try_with(Cell::get).ok().flatten().and_then(OwnRow::running);
-    let address = running.and_then(|(_, _, by)| by.peer).map_or(0, |peer| peer.number());
+    let address = running.and_then(|(_, _, by)| by.peer).map(|peer| peer.key());
     let Some(More { count, from }) = PANICS.admit(address) else { return };
     let mut backtrace = place.map(|(_, wanted)| wanted.of_this_thread()).unwrap_or_default().into_iter();
     let (place, first) = (place.map(|(place, _)| place), backtrace.next());

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::address_key::AddressKey;
 use super::turns::{Lane, Turn, Turns};
+use crate::sys::peer::AddressKey;
 
 #[derive(Debug)]
 pub(super) struct Queue<T> {

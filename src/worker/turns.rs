@@ -15,7 +15,7 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 
 use self::depths::{Depths, Link};
-use super::address_key::AddressKey;
+use crate::sys::peer::AddressKey;
 
 /// The memory for waiting calls that an unused lane keeps.
 const SPARE: usize = 64;

@@ -67,8 +67,8 @@ impl Hand {
             self.shared.table.lock().give_back(key);
             return None;
         };
+        let who = Who::new(peer.key(), |address| self.shared.queue.open(address));
         let peer = Peer::from(peer);
-        let who = Who::new(&peer, |address| self.shared.queue.open(address));
         let parts = Parts { key, socket, peer, who, accepts, pool, record, core };
         let connection = Arc::new(Connection::new(parts, moved.instant));
         connection.kept.store(true, Ordering::Relaxed);

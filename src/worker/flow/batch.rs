@@ -275,7 +275,7 @@ impl Hand {
     fn gather(&mut self, state: &mut Locked<'_>, member: Member) {
         if !state.gather(member, &self.answer) {
             let (peer, bytes) = (&state.connection.peer, self.answer.len());
-            if let Some(More { count, from }) = NO_MEMORY.admit(peer.address().number()) {
+            if let Some(More { count, from }) = NO_MEMORY.admit(peer.address().key()) {
                 tracing::error!(
                     %peer, bytes, more = count, from,
                     "no block of the arena is left for the answer of a batch's call; is limits.buffers low?"

@@ -253,7 +253,7 @@ impl Hand {
             }
             Recognised::Unknown { looks_like } => {
                 let peer = &state.connection.peer;
-                if let Some(More { count, from }) = STRANGERS.admit(peer.address().number()) {
+                if let Some(More { count, from }) = STRANGERS.admit(peer.address().key()) {
                     tracing::error!(
                         %peer, more = count, from,
                         "expected a framing that this listener takes, found {looks_like}; closed"
@@ -495,7 +495,7 @@ impl Hand {
             && refusal.is_page
         {
             let peer = &state.connection.peer;
-            if let Some(More { count, from }) = PAGES.admit(peer.address().number()) {
+            if let Some(More { count, from }) = PAGES.admit(peer.address().key()) {
                 tracing::warn!(%peer, more = count, from, "a page's call is refused: {}", refusal.error.message());
             }
         }

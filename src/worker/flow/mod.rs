@@ -109,9 +109,8 @@ impl Hand {
 
     /// Takes in a connection that was just accepted. None where that can't be.
     pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, accepts: Accepts) -> Option<Key> {
-        let peer = Peer::from(peer);
-        let (now, shared, address) = (self.now, &self.shared, peer.address().number());
-        let who = Who::new(&peer, |address| shared.queue.open(address));
+        let (now, shared, address, peer) = (self.now, &self.shared, peer.key(), Peer::from(peer));
+        let who = Who::new(address, |address| shared.queue.open(address));
         let (pool, core) = (
             shared.pool,
             Core { flags: connection::flags_of(accepts), moved_ns: self.now_ns, ..Core::default() },
@@ -221,7 +220,7 @@ impl Hand {
     pub(super) fn fail(&mut self, state: &mut Locked<'_>, error: &io::Error) {
         if error.kind() == io::ErrorKind::OutOfMemory {
             let peer = &state.connection.peer;
-            if let Some(More { count, from }) = NO_MEMORY.admit(peer.address().number()) {
+            if let Some(More { count, from }) = NO_MEMORY.admit(peer.address().key()) {
                 tracing::error!(
                     %peer, more = count, from,
                     "no block of the arena is left for a connection, which is closed; is limits.buffers low?"
@@ -273,7 +272,7 @@ impl Hand {
             );
             let Some(caller) = state.late(self.shared.site) else {
                 let peer = &connection.peer;
-                if let Some(More { count, from }) = STRANGERS.admit(peer.address().number()) {
+                if let Some(More { count, from }) = STRANGERS.admit(peer.address().key()) {
                     tracing::error!(
                         %peer, more = count, from,
                         "expected a framing that this listener takes, found the beginning of none; {why}"

@@ -385,7 +385,7 @@ impl Hand {
         let shared = &self.shared;
         if !shared.slow.is_zero()
             && took >= shared.slow
-            && let Some(More { count, from }) = SLOW.admit(connection.peer.address().number())
+            && let Some(More { count, from }) = SLOW.admit(connection.peer.address().key())
         {
             let (slot, method, peer) =
                 (shared.info.slot(), shared.method_name(call.method), &connection.peer);
@@ -452,7 +452,7 @@ impl Hand {
     /// Tells why a call is answered that there was an internal error, which its caller is not.
     #[cold]
     fn tell_failed(&self, call: &Call<'_>, cause: &str) {
-        let Some(More { count, from }) = FAILED.admit(call.peer().address().number()) else { return };
+        let Some(More { count, from }) = FAILED.admit(call.peer().address().key()) else { return };
         let (slot, method, peer) = (call.slot(), call.method(), call.peer());
         let id = call.id().map(RawJson::get).map(log::cut);
         let took = Duration::from_nanos(clock::monotonic_ns().saturating_sub(self.now_ns));
