@@ -11,7 +11,7 @@ use nix::sys::epoll::EpollEvent;
 
 use super::Hand;
 use super::batch::write_unfinished;
-use super::begin::Job;
+use super::job::Job;
 use crate::arena::{Core, Flags, KeptConnection, Key, Ran, Waited};
 use crate::fail_points::{self, Kind};
 use crate::rpc::{Error, Peer};

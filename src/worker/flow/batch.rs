@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Hand;
-use super::begin::{Job, Parsed};
+use super::job::Job;
+use super::message::Parsed;
 use crate::log::More;
 use crate::rpc::{self, Error};
 use crate::worker::buffers::LITTLE;

@@ -2,13 +2,17 @@
 //!
 //! The poller brings arrivals and moments, pool threads bring finished calls; both move a connection on under its
 //! lock with the same steps, so it does not matter which of them comes first. Here is what the poller brings;
-//! `begin` makes calls of bytes, `run` runs them, and `settle` draws the consequences of every change.
+//! `begin` takes messages off the input, `message` says what becomes of each, `job` sends calls to the pool, `run` runs them,
+//! `answer` puts answers out, and `settle` draws the consequences of every change.
 
 mod adopt;
+mod answer;
 mod batch;
 mod begin;
 #[cfg(any(test, fuzzing))]
 pub(super) mod hostile;
+mod job;
+mod message;
 mod places;
 mod run;
 mod settle;
@@ -40,7 +44,7 @@ use crate::wire::Accepts;
 use crate::worker::counted::{NO_MEMORY, STRANGERS};
 
 pub(super) use adopt::Prepared;
-pub(super) use begin::Job;
+pub(super) use job::Job;
 
 /// The most input taken from one connection when the worker drains: more than any receive queue holds.
 pub(super) const MOST_AT_DRAIN: usize = 16 << 20;

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Hand;
-use super::begin::{Job, Parsed};
+use super::job::Job;
+use super::message::Parsed;
 use crate::rpc::MethodIndex;
 use crate::sys::clock;
 use crate::worker::concurrency::{Entry, Who};
@@ -17,13 +18,6 @@ use crate::worker::duty::Task;
 use crate::worker::overdue::Run;
 use crate::worker::ticket::{Place, Ticket};
 use crate::worker::{Due, Shared};
-
-impl Job {
-    /// A thread has it from now on. False where it was given up, and its places given back.
-    pub(in crate::worker) fn is_taken(&self) -> bool {
-        self.ticket.take()
-    }
-}
 
 impl Shared {
     /// Decides about a call with `allowed` until its deadline: the place that it gets. Where none is free another caller's may

@@ -7,13 +7,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Hand;
-use super::begin::{Job, Next, Parsed};
+use super::job::Job;
+use super::message::{Next, Parsed};
 use crate::arena::Outcome;
 use crate::config::span;
 use crate::fail_points;
 use crate::log::{self, More};
 use crate::rpc::guard::guarded;
-use crate::rpc::{Call, CallParts, Error, RawJson, Span, envelope};
+use crate::rpc::{Call, CallParts, Error, MethodIndex, RawJson, Span, envelope};
 use crate::sys::clock;
 use crate::worker::buffers::{Certainty, Expected, LITTLE};
 use crate::worker::caller::{Asked, Caller, Tongue, Whom};
@@ -21,6 +22,7 @@ use crate::worker::chunk::Chunk;
 use crate::worker::concurrency::Entry;
 use crate::worker::connection::{Answered, Connection, InlineCall, Locked, Phase};
 use crate::worker::counted::{FAILED, SLOW};
+use crate::worker::quarantine::Pass;
 use crate::worker::role::Term;
 use crate::worker::{panics, token_of};
 
@@ -348,6 +350,16 @@ impl Hand {
         }
         self.go_on(state);
         None
+    }
+
+    /// Whether a call of this method may run now, on this thread; to be asked right before it does.
+    pub(super) fn enter(&mut self, method: MethodIndex) -> Result<(), Error> {
+        match self.shared.quarantine.enter(method) {
+            Ok(Pass::Free) => {}
+            Ok(Pass::Trial) => self.trial = Some(method),
+            Err(shut) => return Err(self.shared.quarantined(method, shut)),
+        }
+        Ok(())
     }
 
     /// A call that was let in among those of its method is not run after all.
