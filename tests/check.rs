@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 
 use nix::sys::signal::Signal;
-use support::programs::{Ran, run};
+use support::programs::{Ran, run, unwrapped};
 use support::{Folder, Service, rig, tine};
 
 fn check(folder: &Folder, config: &str) -> Ran {
@@ -48,7 +48,7 @@ fn what_could_not_be_bound_is_found_by_line_and_key() {
     ] {
         let ran = check(&folder, &config);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{config}: {ran:?}");
-        assert!(ran.stderr.starts_with(expected), "{config}: {ran:?}");
+        assert!(unwrapped(&ran.stderr).starts_with(expected), "{config}: {ran:?}");
         let ran = run(tine().arg("serve").current_dir(folder.path()), "");
         assert!(matches!(ran.code, Some(2 | 3)), "`serve` refuses it too: {config}: {ran:?}");
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 use serde_json::{Value, json};
-use support::programs::{Ran, run};
+use support::programs::{Ran, run, unwrapped};
 use support::{Folder, Service, rig, tine};
 
 fn in_folder(folder: &Folder, arguments: &[&str]) -> Ran {
@@ -179,7 +179,11 @@ fn a_broken_config_exits_2_and_names_file_line_and_key() {
         for command in ["check", "serve"] {
             let ran = with_config(config, &[command]);
             assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{config:?}: {ran:?}");
-            assert!(ran.stderr.contains(names), "{config:?}: expected {names:?} in:\n{}", ran.stderr);
+            assert!(
+                unwrapped(&ran.stderr).contains(names),
+                "{config:?}: expected {names:?} in:\n{}",
+                ran.stderr
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use support::programs::{Ran, run};
+use support::programs::{Ran, run, unwrapped};
 use support::{Folder, PATIENCE, await_child, await_gone, children_named, children_of, rig, send_signal};
 
 /// `rig tune` with its temporary files in `folder`, which is also where it runs.
@@ -52,7 +52,11 @@ fn a_bad_command_line_exits_2_and_says_what_was_expected() {
     ] {
         let ran = ran(arguments);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{arguments:?}: {ran:?}");
-        assert!(ran.stderr.contains(says), "{arguments:?}: expected {says:?} in:\n{}", ran.stderr);
+        assert!(
+            unwrapped(&ran.stderr).contains(says),
+            "{arguments:?}: expected {says:?} in:\n{}",
+            ran.stderr
+        );
     }
 }
 
@@ -77,19 +81,19 @@ fn a_server_that_does_not_start_exits_1_with_the_end_of_its_log() {
     // A program that is none of ours.
     let ran = self::ran(&["--program", "/bin/false"]);
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:?}");
-    assert!(ran.stderr.contains("it ended (exit status: 1); its log is empty"), "{}", ran.stderr);
+    assert!(unwrapped(&ran.stderr).contains("it ended (exit status: 1); its log is empty"), "{}", ran.stderr);
 }
 
 #[test]
 fn a_method_that_fails_exits_1() {
     let failing = ran(&["--method", "fail", "--params", r#"{"code":17,"message":"no pens"}"#]);
     assert_eq!((failing.code, failing.stdout.as_str()), (Some(1), ""), "{failing:?}");
-    assert!(failing.stderr.contains("found the error 17 (no pens)"), "{}", failing.stderr);
+    assert!(unwrapped(&failing.stderr).contains("found the error 17 (no pens)"), "{}", failing.stderr);
     let crashing = ran(&["--method", "crash", "--params", r#"{"how":"abort"}"#]);
     assert_eq!((crashing.code, crashing.stdout.as_str()), (Some(1), ""), "{crashing:?}");
-    assert!(crashing.stderr.contains("crash was tried, and found: "), "{}", crashing.stderr);
-    assert!(crashing.stderr.contains("-32002"), "{}", crashing.stderr);
-    assert!(crashing.stderr.contains("SIGABRT"), "the log's end is shown: {}", crashing.stderr);
+    assert!(unwrapped(&crashing.stderr).contains("crash was tried, and found: "), "{}", crashing.stderr);
+    assert!(unwrapped(&crashing.stderr).contains("-32002"), "{}", crashing.stderr);
+    assert!(unwrapped(&crashing.stderr).contains("SIGABRT"), "the log's end is shown: {}", crashing.stderr);
 }
 
 #[test]

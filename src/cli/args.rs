@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use super::page;
 use crate::config::span;
 use crate::rpc::TINE;
 
@@ -25,11 +26,12 @@ Exit codes:
   2  bad command line or config";
 
 const CALL_EXIT: &str = "\
-Standard output is JSON and nothing else: the result, or the error object that the server answered with.
+Standard output is JSON and nothing else: the result, or the error object that
+the server answered with.
 
 Exit codes:
   0  a result
-  1  an error answer, such as -32001 where the server found that the time was up
+  1  an error answer, such as -32001 where the server found that time was up
   2  bad command line; nothing was sent
   3  no answer: no server there, the connection was lost, or nothing came in time
 
@@ -40,30 +42,44 @@ Examples:
   call echo '[1, 2]' --jsonrpc";
 
 const BENCH_HELP: &str = "\
-A closed loop sends the next call of a connection when one is answered. With --rate calls are due at even distances, and
-a latency counts from the moment when its call was due, so a server that stalls can't hide it.
+A closed loop sends the next call of a connection when one is answered. With
+--rate calls are due at even distances, and a latency counts from the moment
+when its call was due, so a server that stalls can't hide it.
 
-Every answer is checked: the result of `ping` and `echo` to the last byte, of other methods that it has the same name
-as the first. A wrong answer or a closed connection costs that connection, which is made anew.
+Every answer is checked: the result of `ping` and `echo` to the last byte, of
+other methods that it has the same name as the first. A wrong answer or a closed
+connection costs that connection, which is made anew.
 
-Ctrl-C ends it and prints what was measured until then; a second one ends it at once.
+Ctrl-C ends it and prints what was measured until then; a second one ends it at
+once.
 
 --json prints one object:
-  to, method, connections, pipeline, rate (null in a closed loop)    what was asked for
-  warm_up_s, measured_s                   seconds before and while calls were counted
-  interrupted                             true after Ctrl-C
-  calls_per_second                        right answers that arrived in the measured time, for each second of it
-  calls, errors, wrong, unanswered        each call that started (--rate: was due) in that time, by how it ended;
-                                          answers are waited for 5 s after the end
-  closed                                  connections that the server closed
-  latency_ns                              of `calls`: min, mean, p50, p75, p90, p99, p99.9, p99.99, max
-  load_cpu_share                          of one core, that the load itself used
-  server_cpu_s, server_cpu_us_per_call    with --pid, else null
-  first_error, first_wrong                what came in place of an answer, or null
+  to, method, connections, pipeline, rate
+      what was asked for; rate is null in a closed loop
+  warm_up_s, measured_s
+      seconds before and while calls were counted
+  interrupted
+      true after Ctrl-C
+  calls_per_second
+      right answers that arrived in the measured time, for each second of it
+  calls, errors, wrong, unanswered
+      each call that started (--rate: was due) in that time, by how it ended;
+      answers are waited for 5s after the end
+  closed
+      connections that the server closed
+  latency_ns
+      of `calls`: min, mean, p50, p75, p90, p99, p99.9, p99.99, max
+  load_cpu_share
+      of one core, that the load itself used
+  server_cpu_s, server_cpu_us_per_call
+      with --pid, else null
+  first_error, first_wrong
+      what came in place of an answer, or null
 
 Exit codes:
   0  every call was answered right, or Ctrl-C
-  1  some call failed, was answered wrong or not at all, or the server closed a connection
+  1  some call failed, was answered wrong or not at all, or the server closed a
+     connection
   2  bad command line
   3  no server there, or it takes fewer connections
 
@@ -73,9 +89,15 @@ Examples:
   bench --method sleep --params '{\"ms\": 5}' --rate 2000 --duration 1m --json";
 
 const TUNE_EXIT: &str = "\
-Starts the server again and again on a socket file of its own, and ends it. Load and server share the CPUs.
-The recommended setting is the smallest (threads in all, then processes) that no larger one beats by more than noise.
-Files in --out: tune.csv (every round), throughput.svg and p99.svg (heat maps), tune.toml (the lines to paste).
+Starts the server again and again on a socket file of its own, and ends it. Load
+and server share the CPUs.
+
+The recommended setting is the smallest (threads in all, then processes) that no
+larger one beats by more than noise.
+
+Files in --out: tune.csv (every round), throughput.svg and p99.svg (heat maps),
+tune.toml (the lines to paste).
+
 Ctrl-C ends it and prints what there is.
 
 Exit codes:
@@ -233,7 +255,7 @@ impl Cli {
         let args: Vec<OsString> = args.into_iter().collect();
         let name = args.first().and_then(|path| PathBuf::from(path).file_name().map(OsString::from));
         let name = name.map_or_else(|| "tine".to_owned(), |name| name.to_string_lossy().into_owned());
-        let mut command = Self::command().version(TINE).bin_name(name);
+        let mut command = Self::command().version(TINE).bin_name(name).max_term_width(page::WIDTH);
         let mut matches = command.try_get_matches_from_mut(args)?;
         Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::BenchArgs;
-use super::params;
+use super::{page, params};
 use crate::client::load::{Load, LoadError, Native, Phase, Progress, Report};
 use server_cpu::ServerCpu;
 
@@ -55,17 +55,16 @@ pub(super) fn run(args: &BenchArgs) -> ExitCode {
     match measure(args, io::stdin()) {
         Ok(measured) => print(&measured),
         Err((code, words)) => {
-            // Whoever closed standard error does not want to know.
-            let _ = writeln!(io::stderr(), "error: {words}");
+            page::complain(&format!("error: {words}"));
             ExitCode::from(code)
         }
     }
 }
 
 fn print(measured: &Measured<'_>) -> ExitCode {
-    let result = if measured.args.json { json::object(measured) } else { text::page(measured) };
+    let result = if measured.args.json { json::object(measured) } else { text::text(measured) };
     if let Err(error) = io::stdout().write_all(result.as_bytes()).and_then(|()| io::stdout().flush()) {
-        let _ = writeln!(io::stderr(), "error: the result can't be written to standard output: {error}");
+        page::complain(&format!("error: the result can't be written to standard output: {error}"));
         return ExitCode::from(NO_SERVER);
     }
     let is_well = measured.interrupted || measured.report.is_clean();
@@ -101,7 +100,7 @@ fn measure(args: &BenchArgs, stdin: impl Read) -> Result<Measured<'_>, (u8, Stri
     let server_cpu = server_cpu.and_then(|server_cpu| {
         // What was measured is worth more than this one figure.
         server_cpu.used().unwrap_or_else(|words| {
-            let _ = writeln!(io::stderr(), "warning: --pid: {words}");
+            page::complain(&format!("warning: --pid: {words}"));
             None
         })
     });
@@ -142,7 +141,7 @@ impl Bar {
             Some(u64::try_from(whole.as_millis()).unwrap_or(u64::MAX)),
             ProgressDrawTarget::stderr(),
         );
-        if let Ok(style) = ProgressStyle::with_template("{bar:32} {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{bar:16} {msg:60!}") {
             bar.set_style(style);
         }
         Self(bar)

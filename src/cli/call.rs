@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use serde_json::value::RawValue;
 
 use super::args::CallArgs;
-use super::params;
+use super::{page, params};
 use crate::client::{Client, ClientError, http};
 
 const OK: u8 = 0;
@@ -23,13 +23,12 @@ pub(crate) fn run(args: &CallArgs) -> ExitCode {
     if let Some(json) = &end.json {
         let printed = writeln!(io::stdout(), "{json}").and_then(|()| io::stdout().flush());
         if let Err(error) = printed {
-            let _ = writeln!(io::stderr(), "error: the answer can't be written to standard output: {error}");
+            page::complain(&format!("error: the answer can't be written to standard output: {error}"));
             return ExitCode::from(NO_ANSWER);
         }
     }
     if let Some(words) = &end.words {
-        // Whoever closed standard error does not want to know.
-        let _ = writeln!(io::stderr(), "error: {words}");
+        page::complain(&format!("error: {words}"));
     }
     ExitCode::from(end.code)
 }

@@ -6,7 +6,7 @@ use crate::config;
 use crate::rpc::Service;
 
 use super::args::ConfigArgs;
-use super::serve;
+use super::{page, serve};
 
 /// Prints what would run, or what is wrong; the result is the exit code, 0 or 2.
 pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
@@ -17,16 +17,18 @@ pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
     match loaded {
         Ok((source, config)) => {
             for warning in config::warnings(&source, &config) {
-                eprintln!("warning: {warning}");
+                page::complain(&format!("warning: {warning}"));
             }
             let methods = service.method_names().join(", ");
-            let text = format!("{}: good\n{}methods: {methods}\n", source.name, config.describe());
+            let (head, methods) = (format!("{}: good\n", source.name), format!("methods: {methods}\n"));
+            let settings = page::hanging(&config.describe(), config::VALUES_AT);
+            let text = page::fit(&head) + &settings + &page::fit(&methods);
             // A reader that has seen enough (`| head`) is no reason to panic.
             let _ = io::stdout().write_all(text.as_bytes());
             0
         }
         Err(reason) => {
-            eprintln!("{reason}");
+            page::complain(&reason);
             2
         }
     }

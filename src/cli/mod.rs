@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod call;
 mod check;
+mod page;
 mod params;
 mod serve;
 mod tune;
@@ -46,17 +47,19 @@ impl Server {
             Ok(cli) => cli,
             Err(error) => {
                 // Help goes to standard output, mistakes to standard error; a closed one is no reason to panic.
-                let _ = match error.kind() {
-                    ErrorKind::DisplayVersion => writeln!(io::stdout(), "{}", self.own_name()),
-                    _ => error.print(),
-                };
+                match error.kind() {
+                    ErrorKind::DisplayVersion => {
+                        let _ = writeln!(io::stdout(), "{}", self.own_name());
+                    }
+                    _ => page::show_clap(&error),
+                }
                 return exit_code(error.exit_code());
             }
         };
         let service = match self.into_service() {
             Ok(service) => service,
             Err(mistakes) => {
-                eprintln!("{mistakes}");
+                page::complain(&mistakes.to_string());
                 return exit_code(2);
             }
         };
@@ -65,11 +68,11 @@ impl Server {
                 return exit_code(template::run(line, &serve::overrides(&args.config), service));
             }
             (Some(Ok(_)), _) => {
-                eprintln!("{TEMPLATE_VARIABLE} is set, but not for this command");
+                page::complain(&format!("{TEMPLATE_VARIABLE} is set, but not for this command"));
                 2
             }
             (Some(Err(error)), _) => {
-                eprintln!("{TEMPLATE_VARIABLE}: {error}");
+                page::complain(&format!("{TEMPLATE_VARIABLE}: {error}"));
                 2
             }
             (None, Command::Serve(args)) => match legacy {

@@ -11,6 +11,7 @@ use crate::sys::exec::Program;
 use crate::sys::signals;
 
 use super::args::ConfigArgs;
+use super::page;
 
 /// Bad command line or configuration.
 const BAD_CONFIG: i32 = 2;
@@ -27,7 +28,7 @@ pub(super) fn run(args: &ConfigArgs, service: &Service) -> i32 {
     let (source, config) = match load(args, service) {
         Ok(loaded) => loaded,
         Err(reason) => {
-            eprintln!("{reason}");
+            page::complain(&reason);
             return BAD_CONFIG;
         }
     };
@@ -90,7 +91,7 @@ pub(super) fn go_on(legacy: io::Result<supervisor::Legacy>, service: &Service) -
     });
     ended.unwrap_or_else(|error| {
         // The log may not be there yet.
-        eprintln!("the supervisor can't go on: {error}");
+        page::complain(&format!("the supervisor can't go on: {error}"));
         GAVE_UP
     })
 }

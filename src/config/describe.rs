@@ -10,6 +10,9 @@ use super::span::show;
 use super::{Config, Listener, LogFormat};
 use crate::wire::{ByteOrder, Kind};
 
+/// The column at which a setting's value begins, if its name is not longer than that.
+pub(crate) const VALUES_AT: usize = 33;
+
 impl Config {
     /// Every setting on a line of its own, listeners first; ends with a line break.
     pub(crate) fn describe(&self) -> String {
@@ -137,7 +140,7 @@ fn describe_listener(listener: &Listener) -> String {
 }
 
 fn line(text: &mut String, name: &str, value: &str) {
-    let _ = writeln!(text, "{name:<32} {value}");
+    let _ = writeln!(text, "{name:<width$} {value}", width = VALUES_AT - 1);
 }
 
 fn bytes(count: usize) -> String {

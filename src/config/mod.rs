@@ -30,6 +30,7 @@ mod tests;
 pub(crate) use address::{Address, AddressError};
 pub(crate) use checked::{Config, Log, LogFormat, Recycle, check, check_methods};
 pub(crate) use contradictions::warnings;
+pub(crate) use describe::VALUES_AT;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use error::ConfigError;
 pub(crate) use listener::Listener;

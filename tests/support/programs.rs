@@ -15,6 +15,11 @@ pub struct Ran {
     pub stderr: String,
 }
 
+/// What was printed for a person, without its line breaks.
+pub fn unwrapped(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Runs a program to its end, with `input` on its standard input.
 pub fn run(command: &mut Command, input: &str) -> Ran {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Measured, picture, units};
+use crate::cli::page;
 
 /// The load may have been what was measured when it used more than this share of its core.
 const BUSY: f64 = 0.9;
@@ -12,11 +13,11 @@ const REACHED: f64 = 0.98;
 
 const PERCENTILES: [f64; 6] = [50.0, 75.0, 90.0, 99.0, 99.9, 99.99];
 
-pub(super) fn page(measured: &Measured<'_>) -> String {
-    let mut page = String::new();
+pub(super) fn text(measured: &Measured<'_>) -> String {
+    let mut text = String::new();
     // Writing to a String can't fail.
-    let _ = write_page(&mut page, measured);
-    page
+    let _ = write_page(&mut text, measured);
+    page::fit(&text)
 }
 
 fn write_page(page: &mut String, measured: &Measured<'_>) -> std::fmt::Result {
@@ -27,7 +28,7 @@ fn write_page(page: &mut String, measured: &Measured<'_>) -> std::fmt::Result {
     };
     writeln!(
         page,
-        "{} at {}: {}, {} in flight on each, {pace}, {} measured{}\n",
+        "{} at {}, {pace}\n{}, {} in flight on each, {} measured{}\n",
         args.method,
         args.to,
         units::things(args.connections, "connection"),

@@ -30,6 +30,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::value::RawValue;
 
 use super::args::TuneArgs;
+use super::page;
 use crate::client::load::Native;
 use crate::sys::cpus;
 
@@ -56,8 +57,7 @@ pub(super) fn run(args: &TuneArgs) -> i32 {
         Err(Failure::Failed(words)) => (FAILED, words),
         Err(Failure::Stopped) => (FAILED, "stopped before anything was measured".to_owned()),
     };
-    // Whoever closed standard error does not want to know.
-    let _ = writeln!(io::stderr(), "error: {words}");
+    page::complain(&format!("error: {words}"));
     code
 }
 
@@ -88,12 +88,12 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let at_most = plan.at_most();
     let longest = plan.longest(|setting| timing.round_at_most(&trial, setting, grid.connections));
     let title = title(args);
-    print(&format!(
-        "{title}; on {}\nat most {} settings, {}; half of that while nothing else uses the machine\n\n",
+    print(&page::fit(&format!(
+        "{title}; on {}\nat most {} settings, {}; half of that on an idle machine\n\n",
         counted(grid.cpus, "CPU"),
         at_most.settings,
         crate::config::span::show(whole_seconds(longest))
-    ));
+    )));
 
     let sweep = Sweep {
         launcher: &launcher,
@@ -171,7 +171,9 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, Failure> {
 /// On a terminal; elsewhere it draws nothing.
 fn progress_bar(rounds: usize) -> ProgressBar {
     let bar = ProgressBar::new(rounds as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} rounds at most, {elapsed}  {msg}") {
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:10} {pos}/{len} rounds at most, {elapsed} {msg:36!}")
+    {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(250));

@@ -6,6 +6,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use textwrap::Options;
+
 use super::cells::Cells;
 use super::csv::csv;
 use super::grid::{Grid, Setting};
@@ -13,8 +15,7 @@ use super::judge::Verdict;
 use super::plot::{Figure, heat_map};
 use super::reason::{Alone, reason};
 use super::table::{self, table};
-
-const COMMENT_WIDTH: usize = 100;
+use crate::cli::page;
 
 /// Everything there is to say.
 #[derive(Debug)]
@@ -46,7 +47,7 @@ impl Findings<'_> {
             text.push_str(&format!(
                 "\n{words}: {} (processes × threads), {rate} calls/s, p99 {p99}\n{}\n\n{}",
                 cell.setting,
-                self.reason(verdict),
+                page::paragraph(&self.reason(verdict)),
                 lines_to_paste(cell.setting)
             ));
         }
@@ -108,17 +109,7 @@ fn lines_to_paste(setting: Setting) -> String {
 
 /// As lines of a TOML comment, of which none is too long to read.
 fn comment(words: &str) -> String {
-    let mut lines = vec!["#".to_owned()];
-    for word in words.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + word.chars().count() < COMMENT_WIDTH => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(format!("# {word}")),
-        }
-    }
-    lines.iter().map(|line| format!("{line}\n")).collect()
+    textwrap::fill(words, Options::new(page::WIDTH).initial_indent("# ").subsequent_indent("# ")) + "\n"
 }
 
 #[cfg(test)]
@@ -151,7 +142,8 @@ mod tests {
         let text = told(false, as_text);
         let expected = "
 recommended: 1 × 2 (processes × threads), 190 calls/s, p99 20.0 ms
-handlers burn CPU 98 % of their time: more threads help up to 2, one for each CPU, more processes don't.
+handlers burn CPU 98 % of their time: more threads help up to 2, one for each
+CPU, more processes don't.
 
 processes = 1
 threads = 2
@@ -180,7 +172,7 @@ threads = 2
     fn the_lines_in_the_file_are_a_config() {
         let lines = told(false, |findings| findings.commented_lines(findings.verdict.expect("a verdict")));
         assert!(lines.starts_with("# Measured with spin, 64 connections: handlers burn CPU"), "{lines}");
-        assert!(lines.lines().all(|line| line.chars().count() <= COMMENT_WIDTH), "{lines}");
+        assert!(lines.lines().all(|line| line.chars().count() <= page::WIDTH), "{lines}");
         let config: toml::Table = lines.parse().expect("TOML");
         assert_eq!(config["threads"].as_integer(), Some(2));
         assert_eq!(config["processes"].as_integer(), Some(1));

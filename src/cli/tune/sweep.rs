@@ -195,7 +195,7 @@ impl Sweep<'_> {
         while let Some(pass) = plan.next(cells) {
             for setting in pass.settings {
                 let best = cells.best().map_or_else(String::new, |best| {
-                    format!(", best so far {} with {}/s", best.setting, table::rate(best.rate()))
+                    format!(", best {} ({}/s)", best.setting, table::rate(best.rate()))
                 });
                 bar.set_message(format!("{setting}{best}"));
                 let (round, error) = self.round(setting, pass.number)?;
