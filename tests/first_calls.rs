@@ -8,8 +8,8 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::peer::{ALL, Peer, Way, post};
-use support::proc::{Process, status};
-use support::{PATIENCE, Service, Wire, code, send_signal};
+use support::proc::{Process, after_setup, status};
+use support::{PATIENCE, Service, Wire, code, rig, send_signal};
 
 /// Workers come back at once however often they end, and what waits is not refused. `keep_after` never comes.
 const CONFIG: &str = "threads = 2\nlisten = [\"127.0.0.1:0\", \"unix:rpc.sock\"]\n[timeouts]\nkeep_after = \"1h\"\n[limits]\nqueue_wait = \"60s\"\n\
@@ -177,9 +177,15 @@ fn calls_that_came_beside_it_are_answered() {
 
 #[test]
 fn a_call_that_can_not_be_kept_waits_and_is_refused_and_never_runs() {
-    let service = Service::start(
-        "processes = 1\nthreads = 2\n[timeouts]\nkeep_after = \"1h\"\nstuck = \"1h\"\n[limits]\nqueue_wait = \"300ms\"\n",
-    );
+    // First there is no room on the line, then no descriptor that the supervisor has granted.
+    for setup in ["true", "ulimit -n 120"] {
+        waits_and_is_refused(setup);
+    }
+}
+
+fn waits_and_is_refused(setup: &str) {
+    let config = "processes = 1\nthreads = 1\n[timeouts]\nkeep_after = \"1h\"\nstuck = \"1h\"\n[limits]\nqueue_wait = \"300ms\"\n";
+    let service = Service::start_with(after_setup(setup, &rig()), config);
     let count = |wire: &mut Wire, add: u64| wire.call("count", json!({ "of": "runs", "add": add }));
     let mut kept = service.connect();
     assert_eq!(count(&mut kept, 1)["result"], 1);
@@ -216,4 +222,26 @@ fn a_call_that_can_not_be_kept_waits_and_is_refused_and_never_runs() {
     refused.request("count", &json!({ "of": "runs", "add": 1 }));
     send_signal(service.pid(), Signal::SIGCONT);
     assert_eq!(refused.receive()["result"], ran + 1);
+}
+
+/// The supervisor keeps 60 connections then, of which 44 may be open; it hears of those that ended 20 ms later.
+#[test]
+fn no_call_runs_whose_connection_the_supervisor_has_no_descriptor_for() {
+    let config = "processes = 1\nthreads = 1\n[limits]\nqueue_wait = \"60s\"\n[quarantine]\ncrashes = 0\n\
+                  [restart]\nmax_restarts = 0\nbackoff = \"1ms\"\nbackoff_max = \"10ms\"\n[timeouts]\nkeep_after = \"1h\"";
+    let service = Service::start_with(after_setup("ulimit -n 120", &rig()), config);
+    for round in 0..10 {
+        for _ in 0..2 {
+            let mut visits: Vec<Wire> = (0..43).map(|_| service.connect()).collect();
+            for visit in &mut visits {
+                visit.request("count", &json!({ "of": "runs", "add": 1 }));
+            }
+            for visit in &mut visits {
+                assert!(visit.receive()["result"].is_u64(), "round {round}");
+            }
+        }
+        let answer = service.call("crash", json!({ "how": "exit", "code": 7 }));
+        assert_eq!(code(&answer), -32002, "round {round}: {answer}");
+    }
+    assert_eq!(service.count_since(0, "can't be kept"), 0, "{}", service.log_so_far());
 }

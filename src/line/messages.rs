@@ -24,12 +24,15 @@ pub(crate) enum ToTemplate {
     /// then every listener in the order of the configuration. `doors_shut`: it accepts nothing before it is told to open.
     /// `quarantine` is what holds from its birth on.
     /// `may_hold`: so many connections, until it hears [`ToWorker::MayHold`]; as many as the configuration gives it where
-    /// nothing is said.
+    /// nothing is said. `may_keep`: it may ask to have so many kept and be sure of it, and so many more with each
+    /// [`ToWorker::MayKeep`]; where nothing is said it learns only afterwards.
     Fork {
         worker: u32,
         slot: usize,
         #[serde(default)]
         may_hold: Option<usize>,
+        #[serde(default)]
+        may_keep: Option<usize>,
         #[serde(default)]
         doors_shut: bool,
         #[serde(default)]
@@ -83,9 +86,12 @@ pub(crate) enum ToWorker {
     Adopt { from: u32, cause: Option<String>, connections: Vec<Key> },
     /// Accept until it holds so many connections.
     MayHold { connections: usize },
+    /// It may ask to have so many more connections kept, and be sure of it.
+    MayKeep { more: usize },
     /// Others have what this worker offered: to be forgotten without a word to the peer.
     Released { connections: Vec<Key> },
-    /// What this worker asked to have kept could not be: they end with it.
+    /// What this worker asked to have kept could not be, though it may have been sure of it: not all descriptors arrived. Or it
+    /// offered what is not kept. They end with it.
     NotKept { connections: Vec<Key> },
     /// To be answered by the poller, [`FromWorker::HereIAm`].
     AreYouThere,

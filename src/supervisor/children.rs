@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use super::listeners::Bound;
 use super::methods::Methods;
-use super::shares::Share;
+use super::shares::{Credit, Share};
 use super::state::{GenerationId, WorkerId};
 use crate::arena::{ArenaReader, Culprit, Scoreboard, Snapshot};
 use crate::config::span;
@@ -44,6 +44,7 @@ pub(crate) struct Worker {
     /// Its generation's `timeouts.stuck`.
     pub(crate) stuck: Duration,
     pub(crate) share: Share,
+    pub(crate) credit: Credit,
     /// Known from its first message on.
     pub(crate) pid: Option<Pid>,
     pub(crate) line: Line,

@@ -14,13 +14,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::Supervisor;
 use super::balance::{self, Has};
 use super::keeping::{Handing, Keeping};
-use super::shares;
+use super::shares::{self, Share};
 use super::state::WorkerId;
 use crate::arena::{KeptArena, Key};
 use crate::config::Config;
 use crate::line::{Taken, ToWorker};
 use crate::sys::limits;
 use crate::worker;
+
+/// The most connections that a worker may ask to have kept before it hears of more.
+const WINDOW: usize = 1024;
 
 /// Keys in one message: a tenth of what a line takes.
 const MOST_RELEASED: usize = 512;
@@ -50,6 +53,8 @@ pub(super) struct Keeper {
     connections: usize,
     /// Something may have changed in how many each worker may hold.
     shares_may_change: bool,
+    /// Something may have changed in how many each may yet ask to have kept.
+    credit_may_change: bool,
     try_again_at: Option<Instant>,
     /// When the workers' shares are looked at: only after something has changed.
     balance_at: Option<Instant>,
@@ -67,6 +72,7 @@ impl Keeper {
             most: 0,
             connections: 0,
             shares_may_change: false,
+            credit_may_change: false,
             try_again_at: None,
             balance_at: None,
             crowded: BTreeMap::new(),
@@ -87,12 +93,18 @@ impl Keeper {
 
     /// Has it looked at how many connections each worker may hold.
     pub(super) fn shares_changed(&mut self) {
-        self.shares_may_change = true;
+        (self.shares_may_change, self.credit_may_change) = (true, true);
     }
 
     /// Connections of each of `workers` that are kept beyond what it may hold: it has not told of their end yet.
     fn slack(&self, workers: usize) -> usize {
         self.most.saturating_sub(self.connections) / workers.max(1)
+    }
+
+    /// How many connections each of `workers` may ask to have kept in one go. With as many granted to all of them there is
+    /// room for all that they may hold.
+    fn window(&self, workers: usize) -> usize {
+        self.slack(workers).clamp(1, WINDOW)
     }
 
     /// When there is something to do although nothing happens.
@@ -117,10 +129,10 @@ impl Supervisor {
         if descriptors.len() < connections.len() {
             self.keeper.complain("not all of their descriptors arrived");
         }
-        let slack = self.keeper.slack(self.workers.ids().len());
-        let may_keep = self.workers.get(worker).map_or(0, |worker| worker.share.may_keep(slack));
-        let its_room = may_keep.saturating_sub(self.keeper.keeping.served_by(worker));
-        let room = self.keeper.most.saturating_sub(self.keeper.keeping.descriptors()).min(its_room);
+        let beyond = self.room_beyond_credit(worker);
+        let sure = self.workers.get_mut(worker).map_or(0, |worker| worker.credit.uses(connections.len()));
+        let room = sure.saturating_add(beyond);
+        self.keeper.credit_may_change = true;
         if descriptors.len() > room {
             descriptors.truncate(room);
             self.keeper.complain("the supervisor may not have more descriptors open");
@@ -134,6 +146,7 @@ impl Supervisor {
 
     pub(super) fn closed(&mut self, worker: WorkerId, connections: &[Key]) {
         self.keeper.keeping.closed(worker, connections);
+        self.keeper.credit_may_change = true;
         self.gave_up(worker);
         self.balance_soon();
     }
@@ -224,6 +237,52 @@ impl Supervisor {
         let mut shares: Vec<_> = ready.map(|(id, worker)| (id, &mut worker.share)).collect();
         for (worker, connections) in shares::give_out(unclaimed, &mut shares) {
             self.tell(worker, &ToWorker::MayHold { connections });
+        }
+    }
+
+    /// What may be kept beyond what is, and beyond what workers were granted.
+    fn unpromised(&self) -> usize {
+        let promised: usize = self.workers.iter().map(|worker| worker.credit.open()).sum();
+        self.keeper.most.saturating_sub(self.keeper.keeping.descriptors().saturating_add(promised))
+    }
+
+    /// What may be kept of this worker's beyond what is, and beyond what it was granted.
+    fn room_beyond_credit(&self, id: WorkerId) -> usize {
+        let Some(worker) = self.workers.get(id) else {
+            return 0;
+        };
+        let has = self.keeper.keeping.served_by(id).saturating_add(worker.credit.open());
+        let slack = self.keeper.slack(self.workers.ids().len());
+        worker.share.may_keep(slack).saturating_sub(has).min(self.unpromised())
+    }
+
+    /// What a worker is granted at its birth.
+    pub(super) fn first_credit(&self, share: Share) -> usize {
+        let workers = self.workers.ids().len() + 1;
+        let may_keep = share.may_keep(self.keeper.slack(workers));
+        self.keeper.window(workers).min(may_keep).min(self.unpromised())
+    }
+
+    /// Grants workers that have asked to have connections kept that they may ask again, as far as there is room.
+    pub(super) fn grant_credit(&mut self) {
+        if !std::mem::take(&mut self.keeper.credit_may_change) {
+            return;
+        }
+        let window = self.keeper.window(self.workers.ids().len());
+        for id in self.workers.ids() {
+            let room = self.room_beyond_credit(id);
+            // A word to one that boots would end it.
+            let low = self.workers.get_mut(id).filter(|worker| {
+                worker.is_ready && worker.line_open && !worker.is_reaped && worker.credit.is_low(window)
+            });
+            let Some(worker) = low else {
+                continue;
+            };
+            if let Some(more) = worker.credit.grant(window, room) {
+                self.tell(id, &ToWorker::MayKeep { more });
+            } else if worker.credit.open() == 0 && self.unpromised() == 0 {
+                self.keeper.complain("the supervisor may not have more descriptors open");
+            }
         }
     }
 

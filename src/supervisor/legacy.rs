@@ -28,7 +28,7 @@ use super::methods::AllMethods;
 use super::orphans::session_of;
 use super::quarantine::{self, Blame, Quarantine};
 use super::reload::{self, Origin, Terms};
-use super::shares::Share;
+use super::shares::{Credit, Share};
 use super::sign_of_life::SignsOfLife;
 use super::state::{Calm, Event, GenerationId, State, WorkerEvent, WorkerId};
 use super::{Supervisor, blame, template_line, worker_lines};
@@ -85,6 +85,9 @@ struct WorkerLeft {
     /// So many connections; its part where nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     may_hold: Option<usize>,
+    /// So many connections it may yet ask to have kept; where nothing is said, it knows nothing of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    may_keep: Option<usize>,
     /// Its connections that are kept.
     kept: Vec<(Key, RawFd)>,
 }
@@ -196,6 +199,7 @@ impl Supervisor {
                 arena: arena.as_raw_fd(),
                 age: worker.started.elapsed(),
                 may_hold: Some(worker.share.may_hold()),
+                may_keep: worker.credit.leave(),
                 kept: kept.map(|(key, descriptor)| (key, descriptor.as_raw_fd())).collect(),
             });
         }
@@ -380,6 +384,7 @@ impl Regained {
         let worker = Worker {
             generation,
             share,
+            credit: Credit::new(left.may_keep),
             slot: left.slot,
             methods: Rc::clone(&terms.methods),
             pid: Some(pid),

@@ -250,6 +250,7 @@ impl Supervisor {
             self.end_leftovers_if_due();
             self.hand_over();
             self.share_out();
+            self.grant_credit();
             self.look_for_life();
             self.balance();
             log::tell_of_counted(false);

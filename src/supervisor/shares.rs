@@ -4,6 +4,10 @@
 //! whoever replaces it would fill its own part beside that, at each death anew. So a worker is told how many it may hold. What
 //! others hold beyond their part, and what waits for somebody, is taken off it, and given back when that has ended.
 //!
+//! What a worker has accepted it asks to have kept, and those that have ended count until it has told so. It runs no handler on a
+//! connection that might not be kept, and does not wait for an answer either; so it is granted beforehand how many it may ask for
+//! ([`Credit`]), out of what nobody has and nobody else was granted.
+//!
 //! Pure: numbers in, numbers out. They are what the supervisor counts itself, never a worker's word.
 
 use super::state::WorkerId;
@@ -74,6 +78,48 @@ impl Share {
     /// What it holds, or may come to hold without being told anything.
     fn claim(&self) -> usize {
         self.may_hold.max(self.adopted_to)
+    }
+}
+
+/// How many connections a worker may yet ask to have kept, being sure that they are. None where its program knows nothing of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Credit(Option<usize>);
+
+impl Credit {
+    pub(crate) fn new(open: Option<usize>) -> Self {
+        Self(open)
+    }
+
+    /// For the program that goes on in this one's place.
+    pub(crate) fn leave(self) -> Option<usize> {
+        self.0
+    }
+
+    pub(crate) fn open(self) -> usize {
+        self.0.unwrap_or(0)
+    }
+
+    /// It asks for `count`. So many of them it was sure of.
+    pub(crate) fn uses(&mut self, count: usize) -> usize {
+        let Some(open) = &mut self.0 else {
+            return 0;
+        };
+        let sure = count.min(*open);
+        *open -= sure;
+        sure
+    }
+
+    /// Half of its `window` is used up.
+    pub(crate) fn is_low(self, window: usize) -> bool {
+        self.0.is_some_and(|open| open <= window / 2)
+    }
+
+    /// Grants it what is missing of its `window`, as far as there is `room`.
+    pub(crate) fn grant(&mut self, window: usize, room: usize) -> Option<usize> {
+        let open = self.0.as_mut()?;
+        let more = window.saturating_sub(*open).min(room);
+        *open += more;
+        (more > 0).then_some(more)
     }
 }
 
@@ -213,5 +259,28 @@ mod tests {
         assert_eq!((share.claim(), share.may_keep(10)), (100, 110));
         share.adopted(150);
         assert_eq!((share.claim(), share.may_keep(10)), (150, 160));
+    }
+
+    #[test]
+    fn a_worker_is_granted_as_many_as_it_may_ask_for_in_one_go_while_there_is_room() {
+        let mut credit = Credit::new(Some(8));
+        assert_eq!(credit.uses(3), 3);
+        assert!(!credit.is_low(8), "a grant is a message");
+        assert_eq!((credit.uses(2), credit.open()), (2, 3));
+        assert!(credit.is_low(8));
+        assert_eq!((credit.grant(8, 100), credit.open()), (Some(5), 8));
+        assert_eq!(credit.uses(10), 8, "the others it was not sure of");
+        assert_eq!(credit.grant(8, 0), None);
+        assert_eq!((credit.grant(8, 2), credit.open()), (Some(2), 2));
+        assert_eq!((credit.grant(1, 9), credit.open()), (None, 2), "what was granted is not taken back");
+    }
+
+    #[test]
+    fn a_worker_that_knows_of_no_credit_has_none_and_is_told_of_none() {
+        let mut credit = Credit::new(None);
+        assert_eq!(
+            (credit.uses(3), credit.open(), credit.is_low(8), credit.grant(8, 9)),
+            (0, 0, false, None)
+        );
     }
 }

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use super::blame::in_force;
 use super::children::Worker;
 use super::orphans::session_of;
-use super::shares::Share;
+use super::shares::{Credit, Share};
 use super::state::{Event, GenerationId, WorkerEvent, WorkerId};
 use super::{FIRST_WORKER, MOST_MESSAGES, Supervisor, template_line, watch};
 use crate::arena::{self, ArenaReader, Room};
@@ -62,6 +62,7 @@ impl Supervisor {
         };
         let (methods, stuck) = (Rc::clone(&terms.methods), terms.config.timeouts.stuck);
         let share = Share::new(crate::worker::share(&terms.config, limits::descriptors()), unclaimed);
+        let may_keep = Some(self.first_credit(share));
         let (line, far_end) = Line::pair()?;
         let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
         let memory = arena::create(&room)?;
@@ -86,6 +87,7 @@ impl Supervisor {
             started: Instant::now(),
             stuck,
             share,
+            credit: Credit::new(may_keep),
             end_expected: false,
             is_deaf: false,
             is_reaped: false,
@@ -98,7 +100,7 @@ impl Supervisor {
         self.workers.insert(id, worker);
         self.keeper.keeping.begin(id, kept_memory);
         let may_hold = Some(share.may_hold());
-        let fork = ToTemplate::Fork { worker: id, slot, may_hold, doors_shut, quarantine };
+        let fork = ToTemplate::Fork { worker: id, slot, may_hold, may_keep, doors_shut, quarantine };
         template.line.send(&fork, descriptors)?;
         watch(&self.epoll, &template.line, template_line::token(generation));
         Ok(())

@@ -149,14 +149,21 @@ impl Template {
             match receive(&mut self.line) {
                 Ok(None) => return 0,
                 Ok(Some((
-                    ToTemplate::Fork { worker, slot, may_hold, doors_shut, quarantine },
+                    ToTemplate::Fork { worker, slot, may_hold, may_keep, doors_shut, quarantine },
                     descriptors,
                 ))) => {
                     match fork_twice() {
                         Ok(Grandchild::Here) => {
                             let generation = self.generation;
-                            let birth =
-                                Birth { slot, generation, may_hold, doors_shut, quarantine, descriptors };
+                            let birth = Birth {
+                                slot,
+                                generation,
+                                may_hold,
+                                may_keep,
+                                doors_shut,
+                                quarantine,
+                                descriptors,
+                            };
                             // The template's own line goes with it: a worker has no business on it.
                             drop(self.line);
                             worker::run(service, self.config, birth)

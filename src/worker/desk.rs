@@ -71,6 +71,8 @@ pub(super) struct Desk {
     pub(super) bell: OwnedFd,
     /// Connections this worker may hold.
     pub(super) most_connections: usize,
+    /// Connections that this worker may yet ask to have kept, and be sure that they are.
+    pub(super) may_keep: usize,
     /// Other workers may have a free thread when this one has none.
     pub(super) has_siblings: bool,
     /// Somebody was accepted in this round, and the next ones are for other workers.
@@ -86,8 +88,10 @@ pub(super) struct Desk {
     /// The number of the thread that is the poller.
     pub(super) poller: usize,
     pub(super) adoptions: VecDeque<Adoption>,
-    /// Connections could not be sent to the supervisor, and calls on them wait for that.
+    /// The line did not take connections, and calls on them wait for that.
     pub(super) asking_waits: bool,
+    /// Calls wait until this worker may have more kept.
+    pub(super) lacks_credit: bool,
     /// Connections were let go, and the line does not take the word of it.
     pub(super) offers_wait: bool,
     /// Epoll is to say when the line takes messages again.
@@ -279,6 +283,7 @@ impl Desk {
                 self.most_connections = connections;
                 self.open_doors(&hand.shared);
             }
+            ToWorker::MayKeep { more } => self.may_keep_more(&hand.shared, more),
             ToWorker::LetGo { count, busy } => self.let_some_go(&hand.shared, count, busy),
             ToWorker::Released { connections } => {
                 self.todo.extend(connections.into_iter().map(Todo::Release));

@@ -3,8 +3,8 @@
 //!
 //! No handler runs on a connection before the supervisor was sent a duplicate of it: a call that would be its first waits until
 //! the end of the poller's round, which has one message for all that are new in it. Nobody waits for an answer, because the
-//! supervisor reads all that a dead worker has said before it decides anything. `keep_after` is for connections on which no
-//! handler runs.
+//! supervisor reads all that a dead worker has said before it decides anything, and because a worker sends no more than it was
+//! granted beforehand: for so many the supervisor has room. `keep_after` is for connections on which no handler runs.
 //!
 //! Any thread leaves a note; the poller tells, many at a time, since each message costs the supervisor what ten connections
 //! do. A connection that ends young, and has called nothing, costs its entry here and nothing else.
@@ -114,12 +114,13 @@ impl Notes {
         Some(Arm { at, instead_of: self.timer.replace(at) })
     }
 
-    /// The moment has come: those that are old enough to be kept. With them come those that would be before the next look.
-    fn old(&mut self, now: Instant) -> Vec<Key> {
+    /// The moment has come: those that are old enough to be kept, `most` of them. With them come those that would be before the
+    /// next look.
+    fn old(&mut self, now: Instant, most: usize) -> Vec<Key> {
         self.timer = None;
         let ahead = if self.keep_after.is_zero() { Duration::ZERO } else { GATHER };
         let is_old = |since: Instant| since.checked_add(self.keep_after).is_some_and(|at| at <= now + ahead);
-        let count = self.young.iter().take_while(|(since, _)| is_old(*since)).count();
+        let count = self.young.iter().take(most).take_while(|(since, _)| is_old(*since)).count();
         self.young.drain(..count).map(|(_, key)| key).collect()
     }
 
@@ -213,57 +214,102 @@ impl Desk {
     /// It is time to tell what was gathered.
     pub(super) fn tell_notes(&mut self, hand: &mut Hand) {
         let (shared, now) = (Arc::clone(&hand.shared), hand.now());
-        let old = shared.notes.lock().old(now);
+        let old = shared.notes.lock().old(now, self.may_keep);
         let old: Vec<Arc<Connection>> = old.into_iter().filter_map(|key| shared.to_be_kept(key)).collect();
         let later = self.keep(hand, &old).into_iter().map(|connection| connection.key).collect();
-        let closed = mem::take(&mut shared.notes.lock().closed);
-        for keys in closed.chunks(MOST_KEYS) {
-            self.tell(&FromWorker::Closed { connections: keys.to_vec() });
-        }
+        self.tell_closed(&shared);
         shared.note(|notes| {
             notes.keep_later(later, now);
             notes.look_again(now)
         });
     }
 
+    fn tell_closed(&mut self, shared: &Shared) {
+        let closed = mem::take(&mut shared.notes.lock().closed);
+        for keys in closed.chunks(MOST_KEYS) {
+            self.tell(&FromWorker::Closed { connections: keys.to_vec() });
+        }
+    }
+
     /// The round is over: keeps those that ask for it, and has those go on that wait for that.
     pub(super) fn keep_who_ask(&mut self, hand: &mut Hand) {
-        let (shared, mut unkept) = (Arc::clone(&hand.shared), Vec::new());
+        let (shared, mut unkept, mut others) = (Arc::clone(&hand.shared), Vec::new(), Vec::new());
         self.asking_waits = false;
         for connection in shared.take_unkept() {
             let mut state = connection.lock();
             // What was offered in vain can be kept nowhere.
             state.refuses_unkept |= state.stays;
             let goes_on = state.stays || connection.kept.load(Ordering::Relaxed);
+            let waits = state.paused == Some(Pause::Unkept);
             drop(state);
             if goes_on {
                 self.todo.push_back(Todo::Turn(connection.key));
-            } else {
+            } else if waits {
                 unkept.push(connection);
+            } else {
+                others.push(connection);
             }
         }
-        let later = self.keep(hand, &unkept);
-        if later.is_empty() {
-            return;
+        // Those on which calls wait are first, where not all can be kept.
+        unkept.append(&mut others);
+        if unkept.len() > self.may_keep {
+            // There is room again where others have ended.
+            self.tell_closed(&shared);
         }
-        // The line says when it takes more. What else there may be passes without a word. Calls on kept ones don't wait for that.
+        let later = self.keep(hand, &unkept);
+        if !later.is_empty() {
+            self.wait_until_kept(hand, later);
+        }
+    }
+
+    /// Calls on these wait until they can be kept. Calls on kept ones don't wait for that.
+    fn wait_until_kept(&mut self, hand: &mut Hand, later: Vec<Arc<Connection>>) {
+        let shared = Arc::clone(&hand.shared);
+        let (mut asking, mut others) = (Vec::new(), Vec::new());
+        for connection in later {
+            let waits = hand.can_not_be_kept_yet(&connection);
+            if waits { &mut asking } else { &mut others }.push(connection.key);
+        }
+        if self.may_keep == 0 {
+            // The supervisor says when there may be more.
+            self.lacks_credit |= !asking.is_empty();
+            return shared.note(|notes| {
+                notes.keep_later(others, hand.now());
+                notes.look_again(hand.now())
+            });
+        }
+        // The line says when it takes more. What else there may be passes without a word.
         self.asking_waits = true;
+        asking.append(&mut others);
         shared.note(|notes| {
-            notes.asking.extend(later.iter().map(|connection| connection.key));
+            notes.asking.append(&mut asking);
             notes.arm(hand.now() + GATHER)
         });
-        for connection in later {
-            hand.can_not_be_kept_yet(&connection);
+    }
+
+    /// The supervisor has room for so many more. Calls that wait for that ask again.
+    pub(super) fn may_keep_more(&mut self, shared: &Shared, more: usize) {
+        self.may_keep = self.may_keep.saturating_add(more);
+        if mem::take(&mut self.lacks_credit) {
+            let waits = |connection: &Arc<Connection>| connection.lock().paused == Some(Pause::Unkept);
+            let waiting: Vec<Key> = shared
+                .all_connections()
+                .iter()
+                .filter(|connection| waits(connection))
+                .map(|connection| connection.key)
+                .collect();
+            shared.notes.lock().asking.extend(waiting);
         }
     }
 
     /// Sends the supervisor duplicates of connections, which are kept from then on, and has those go on that wait for that.
     /// Returns those that could not be sent.
     fn keep(&mut self, hand: &mut Hand, connections: &[Arc<Connection>]) -> Vec<Arc<Connection>> {
-        let mut later = Vec::new();
-        for batch in connections.chunks(MOST_DESCRIPTORS) {
+        let (sure, unsure) = connections.split_at(connections.len().min(self.may_keep));
+        let mut later = unsure.to_vec();
+        for batch in sure.chunks(MOST_DESCRIPTORS) {
             match self.send_duplicates(batch) {
-                Ok(()) => {}
+                Ok(()) => self.may_keep -= batch.len(),
                 Err(error) if error.raw_os_error().map(Errno::from_raw) == Some(Errno::EBADF) => {
                     later.extend(self.keep_each(hand, batch));
                     continue;
@@ -362,10 +408,10 @@ mod tests {
         assert_eq!(notes.began(key(0), start), Some(Arm { at: start + MS(100), instead_of: None }));
         assert_eq!(notes.began(key(1), start + MS(19)), None, "one timer stands for all");
         assert_eq!(notes.began(key(2), start + MS(21)), None);
-        assert_eq!(notes.old(start + MS(100)), [key(0), key(1)]);
+        assert_eq!(notes.old(start + MS(100), usize::MAX), [key(0), key(1)]);
         let again = notes.look_again(start + MS(100));
         assert_eq!(again, Some(Arm { at: start + MS(121), instead_of: None }));
-        assert_eq!(notes.old(start + MS(121)), [key(2)]);
+        assert_eq!(notes.old(start + MS(121), usize::MAX), [key(2)]);
         assert_eq!(notes.look_again(start + MS(121)), None, "nothing to look for, no wake-up");
     }
 
@@ -375,7 +421,7 @@ mod tests {
         notes.began(key(0), start);
         let arm = notes.closed(key(9), start + MS(1));
         assert_eq!(arm, Some(Arm { at: start + MS(21), instead_of: Some(start + MS(5_000)) }));
-        assert_eq!(notes.old(start + MS(21)), []);
+        assert_eq!(notes.old(start + MS(21), usize::MAX), []);
         assert_eq!(notes.look_again(start + MS(21)), Some(Arm { at: start + MS(5_000), instead_of: None }));
     }
 
@@ -383,10 +429,10 @@ mod tests {
     fn what_could_not_be_kept_is_tried_again_a_little_later() {
         let (mut notes, start) = (Notes::new(MS(0)), Instant::now());
         assert_eq!(notes.began(key(0), start).unwrap().at, start);
-        let old = notes.old(start);
+        let old = notes.old(start, usize::MAX);
         notes.keep_later(old, start);
         assert_eq!(notes.look_again(start).unwrap().at, start + GATHER);
-        assert_eq!(notes.old(start + GATHER), [key(0)]);
+        assert_eq!(notes.old(start + GATHER, usize::MAX), [key(0)]);
     }
 
     #[test]
@@ -395,10 +441,10 @@ mod tests {
         notes.began(key(0), start);
         notes.began(key(1), start + MS(100));
         let now = start + MS(500);
-        let old = notes.old(now);
+        let old = notes.old(now, usize::MAX);
         notes.keep_later(old, now);
         assert_eq!(notes.look_again(now).unwrap().at, now + GATHER);
-        assert_eq!(notes.old(now + GATHER), [key(0)]);
+        assert_eq!(notes.old(now + GATHER, usize::MAX), [key(0)]);
         assert_eq!(notes.look_again(now + GATHER).unwrap().at, start + MS(600));
     }
 
@@ -416,7 +462,11 @@ mod tests {
         notes.began(key(0), start);
         let arm = notes.keep_at_once(&[key(0), key(7)], start);
         assert_eq!(arm, Some(Arm { at: start, instead_of: Some(start + MS(100)) }));
-        assert_eq!(notes.old(start), [key(0), key(7)], "once each, and those that were refused before");
+        assert_eq!(
+            notes.old(start, usize::MAX),
+            [key(0), key(7)],
+            "once each, and those that were refused before"
+        );
     }
 
     #[test]
@@ -432,6 +482,6 @@ mod tests {
     fn a_time_that_never_comes_keeps_nothing() {
         let mut notes = Notes::new(Duration::MAX);
         assert_eq!(notes.began(key(0), Instant::now()), None);
-        assert_eq!(notes.old(Instant::now()), []);
+        assert_eq!(notes.old(Instant::now(), usize::MAX), []);
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct Birth {
     pub(crate) generation: u32,
     /// So many connections; its part of the service's where nothing is said.
     pub(crate) may_hold: Option<usize>,
+    /// It may ask to have so many kept and be sure of it; any number where nothing is said.
+    pub(crate) may_keep: Option<usize>,
     /// It accepts nothing before it is told to open.
     pub(crate) doors_shut: bool,
     /// What it must refuse from the first call on.
@@ -73,7 +75,8 @@ fn live(service: Service, config: Config, birth: Birth) -> ! {
     for Quarantined { method, for_ms } in birth.quarantine {
         shared.shut_method(&method, Duration::from_millis(for_ms));
     }
-    let desk = Arc::new(Mutex::new(Desk::new(line, arena, bell, term, birth.may_hold, &config)));
+    let desk = Desk::new(line, arena, bell, term, (birth.may_hold, birth.may_keep), &config);
+    let desk = Arc::new(Mutex::new(desk));
     match open(&shared, &desk, rows, listeners, &config, birth.doors_shut) {
         Ok(mut hand) => {
             hand.on_duty(&desk, Duty::Poll(shared.role.first_term()));
@@ -214,7 +217,7 @@ impl Desk {
         arena: ArenaWriter,
         bell: OwnedFd,
         term: OnTerm,
-        may_hold: Option<usize>,
+        (may_hold, may_keep): (Option<usize>, Option<usize>),
         config: &Config,
     ) -> Self {
         Self {
@@ -223,6 +226,7 @@ impl Desk {
             doors: Vec::new(),
             bell,
             most_connections: may_hold.unwrap_or_else(|| capacity::share(config, limits::descriptors())),
+            may_keep: may_keep.unwrap_or(usize::MAX),
             has_siblings: config.processes > 1,
             lets_others_run: false,
             drain: config.timeouts.drain,
@@ -235,6 +239,7 @@ impl Desk {
             told_crowding: None,
             adoptions: std::collections::VecDeque::new(),
             asking_waits: false,
+            lacks_credit: false,
             offers_wait: false,
             line_is_full: false,
             has_complained: false,
