@@ -5,7 +5,7 @@ mod support;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 use support::measure::{assert_rests, descriptors};
-use support::{Service, Wire, code, cpu_ticks, framed};
+use support::{Service, Wire, await_so, code, cpu_ticks, framed};
 
 const KIB: usize = 1024;
 
@@ -150,9 +150,10 @@ fn a_thousand_clients_that_vanish_while_their_calls_run_leave_nothing_behind() {
         assert_eq!(code(&probe.receive()), -32601, "{round}");
         wires.into_iter().for_each(Wire::reset);
     }
-    while descriptors(pid) > before {
+    await_so("what they had open is closed", || {
         assert_eq!(probe.call("ping", json!(1))["result"], 1);
-    }
+        descriptors(pid) <= before
+    });
     assert_eq!(service.worker_pids(), [pid], "the worker lives");
     assert_eq!(service.call("ping", json!("others"))["result"], "others");
 }
@@ -183,9 +184,10 @@ fn clients_that_connect_and_leave_in_a_loop_leave_no_descriptor_behind() {
             }
         });
     }
-    while open() > before {
+    await_so("what they had open is closed", || {
         assert_eq!(service.call("ping", json!(0))["result"], 0);
-    }
+        open() <= before
+    });
     assert_eq!(service.worker_pids(), pids);
 }
 
@@ -203,7 +205,8 @@ fn a_client_that_goes_on_sending_after_its_last_answer_gets_that_answer() {
     assert_nobody_spins(pid, &mut probe);
     assert!(wire.is_closed(), "an end, not a reset");
     drop(wire);
-    while descriptors(pid) > before {
+    await_so("what it had open is closed", || {
         assert_eq!(probe.call("ping", Value::Null)["out"], "pong");
-    }
+        descriptors(pid) <= before
+    });
 }

@@ -2,14 +2,14 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use support::{Folder, Service, rig};
+use support::{Folder, Over, Service, await_so, rig};
 use tine::{Client, ClientError};
 
 fn client(service: &Service) -> Client {
@@ -104,7 +104,7 @@ fn calls_on_their_way_when_the_service_is_killed_learn_that_they_may_have_run() 
             .collect();
         // While one of the four threads is free, it answers this in time.
         let probe = client.clone().timeout(Duration::from_millis(200));
-        while probe.call::<Value>("sleep", &json!({ "ms": 1 })).is_ok() {}
+        await_so("the threads are taken", || probe.call::<Value>("sleep", &json!({ "ms": 1 })).is_err());
         service.signal(Signal::SIGQUIT);
         for call in calls {
             let result = call.join().expect("no panic");
@@ -125,12 +125,13 @@ fn a_reload_is_not_noticed_by_callers() {
     let client = client(&service);
     let generation = |client: &Client| worker(client)["generation"].as_u64();
     assert_eq!(generation(&client), Some(1));
-    let (is_over, calls) = (AtomicBool::new(false), AtomicU32::new(0));
+    let (over, calls) = (Over::default(), AtomicU32::new(0));
     thread::scope(|scope| {
+        let _told = over.at_the_end();
         for thread in 0..4_u32 {
-            let (client, is_over, calls) = (&client, &is_over, &calls);
+            let (client, over, calls) = (&client, &over, &calls);
             scope.spawn(move || {
-                while !is_over.load(Ordering::Relaxed) {
+                while !over.is_so() {
                     assert_eq!(client.call::<u32>("echo", &thread).expect("an echo"), thread);
                     calls.fetch_add(1, Ordering::Relaxed);
                 }
@@ -138,8 +139,8 @@ fn a_reload_is_not_noticed_by_callers() {
         }
         service.signal(Signal::SIGHUP);
         service.await_log("reloaded");
-        while generation(&client) == Some(1) {}
-        is_over.store(true, Ordering::Relaxed);
+        await_so("the next generation answers", || generation(&client) != Some(1));
+        over.say();
     });
     assert!(calls.into_inner() > 4);
     assert_eq!(generation(&client), Some(2));

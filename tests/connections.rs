@@ -5,14 +5,13 @@ mod support;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::kept::Kept;
 use support::proc::{Process, kill, pid_in, worker_pid};
-use support::{PATIENCE, Service, Wire, framed, send_signal};
+use support::{Over, PATIENCE, Service, Wire, await_so, framed, send_signal};
 
 /// Two workers whose connections are kept from the start.
 const TWO: &str =
@@ -24,14 +23,15 @@ const ONE: &str =
 /// worker is through.
 fn await_running(kept: &Kept, pid: i32) {
     let mut others = Vec::new();
-    loop {
+    await_so("another connection of that worker", || {
         let mut other = kept.service.connect();
-        if worker_pid(&mut other) == pid {
+        let is_there = worker_pid(&mut other) == pid;
+        if is_there {
             assert_eq!(other.call("sleep", json!({ "ms": 30 }))["out"], "sleep");
-            return;
         }
         others.push(other);
-    }
+        is_there
+    });
 }
 
 fn crashed(answer: &Value, method: &str, cause: &str) {
@@ -262,7 +262,7 @@ fn a_young_connection_goes_as_soon_as_its_worker_is_to_leave() {
     let mut wire = service.connect();
     let pid = worker_pid(&mut wire);
     support::send_signal(pid, Signal::SIGTERM);
-    while worker_pid(&mut wire) == pid {}
+    await_so("another worker has it", || worker_pid(&mut wire) != pid);
 }
 
 #[test]
@@ -530,10 +530,10 @@ fn a_worker_that_dies_while_it_adopts_leaves_all_to_the_next() {
 
 /// Calls in pipelines of this depth, each with a text of its own, until told to stop; how many were answered rightly and
 /// how many with the worker's end.
-fn call_without_pause(wire: &mut Wire, client: usize, deep: usize, stop: &AtomicBool) -> (usize, usize) {
+fn call_without_pause(wire: &mut Wire, client: usize, deep: usize, over: &Over) -> (usize, usize) {
     let (mut right, mut crashed) = (0, 0);
     for round in 0.. {
-        if stop.load(Ordering::Relaxed) {
+        if over.is_so() {
             break;
         }
         let text = |call: usize| format!("client {client}, round {round}, call {call}");
@@ -558,11 +558,12 @@ fn call_without_pause(wire: &mut Wire, client: usize, deep: usize, stop: &Atomic
 fn every_call_gets_its_own_answer_while_workers_are_killed_all_the_time() {
     let kept = Kept::start("processes = 3\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"");
     let wires = kept.connect(24);
-    let stop = AtomicBool::new(false);
+    let over = Over::default();
     let counts: Vec<(usize, usize)> = std::thread::scope(|scope| {
+        let _told = over.at_the_end();
         let call = |(client, mut wire)| {
-            let stop = &stop;
-            scope.spawn(move || call_without_pause(&mut wire, client, [1, 16][client % 2], stop))
+            let over = &over;
+            scope.spawn(move || call_without_pause(&mut wire, client, [1, 16][client % 2], over))
         };
         let clients: Vec<_> = wires.into_iter().enumerate().map(call).collect();
         for round in 0..20 {
@@ -572,7 +573,7 @@ fn every_call_gets_its_own_answer_while_workers_are_killed_all_the_time() {
             let is_new = |line: &Value| line["message"] == "worker ready" && !pids.contains(&pid_in(line));
             kept.service.await_since(mark, "another is ready", is_new);
         }
-        stop.store(true, Ordering::Relaxed);
+        over.say();
         clients.into_iter().map(|client| client.join().expect("every answer was right")).collect()
     });
     let crashed: usize = counts.iter().map(|(_, crashed)| crashed).sum();

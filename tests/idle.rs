@@ -10,7 +10,7 @@ use serde_json::json;
 use support::measure::{
     assert_rests, descriptor_limits, descriptors, private_memory, raise_descriptor_limit, threads,
 };
-use support::{Service, Wire, rig};
+use support::{Service, Wire, await_so, rig};
 
 /// Descriptors of this test besides its idle connections.
 const OWN: usize = 200;
@@ -42,9 +42,10 @@ fn ten_thousand_silent_connections_cost_one_thread_nothing_but_a_little_memory()
     let silent: Vec<TcpStream> =
         (0..count).map(|_| TcpStream::connect(address).expect("the backlog has room")).collect();
     // Each answer is a turn of the poller, in which it accepts what has arrived.
-    while descriptors(pid) < open_before + count {
+    await_so("all are accepted", || {
         assert_eq!(probe.call("ping", json!(1))["result"], 1);
-    }
+        descriptors(pid) >= open_before + count
+    });
 
     assert_eq!(threads(pid), 3, "the poller, the watch and the one thread");
     let each = (private_memory(pid) - memory_before) / count;
@@ -56,9 +57,10 @@ fn ten_thousand_silent_connections_cost_one_thread_nothing_but_a_little_memory()
     for stream in silent {
         Wire { stream }.reset();
     }
-    while descriptors(pid) > open_before {
+    await_so("all are closed", || {
         assert_eq!(probe.call("ping", json!(2))["result"], 2);
-    }
+        descriptors(pid) <= open_before
+    });
 }
 
 #[test]

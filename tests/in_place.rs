@@ -5,12 +5,11 @@ mod support;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::proc::{copy_for_everyone, open_descriptors, status, worker_pid, zombies_of};
-use support::{Folder, PATIENCE, Service, await_gone, code, rig, send_signal};
+use support::{Folder, Over, PATIENCE, Service, await_gone, code, rig, send_signal};
 
 const TAKEN_OVER: &str = "the supervisor runs the new program";
 
@@ -99,12 +98,13 @@ fn the_supervisor_becomes_the_new_program_and_goes_on_with_all_it_had() {
 #[test]
 fn calls_go_on_while_the_supervisor_becomes_another_program_and_a_worker_dies() {
     let scene = Scene::new("processes = 2\nthreads = 1");
-    let (address, over) = (scene.service.socket_address(), AtomicBool::new(false));
+    let (address, over) = (scene.service.socket_address(), Over::default());
     std::thread::scope(|scope| {
+        let _told = over.at_the_end();
         let calls = scope.spawn(|| {
             let mut wire = support::Wire::connect(address);
             let mut count = 0;
-            while !over.load(Ordering::SeqCst) {
+            while !over.is_so() {
                 assert_eq!(wire.call("echo", json!(count))["result"], count);
                 count += 1;
             }
@@ -114,7 +114,7 @@ fn calls_go_on_while_the_supervisor_becomes_another_program_and_a_worker_dies() 
         let mark = scene.service.mark();
         scene.service.signal(Signal::SIGHUP);
         scene.service.await_text(mark, TAKEN_OVER);
-        over.store(true, Ordering::SeqCst);
+        over.say();
         assert!(calls.join().expect("every call was answered, on one connection") > 100);
     });
     assert!(scene.runs_what_is_there());

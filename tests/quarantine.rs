@@ -5,14 +5,14 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::proc::{copy_for_everyone, worker_pid};
-use support::{Folder, PATIENCE, Service, Wire, await_asleep, await_gone, code, rig, send_signal};
+use support::{Folder, Over, PATIENCE, Service, Wire, await_asleep, await_gone, code, rig, send_signal};
 
 const IN_QUARANTINE: i64 = -32004;
 const CRASHED: i64 = -32002;
@@ -72,9 +72,9 @@ impl Innocent {
         }
     }
 
-    fn work(&self, service: std::net::SocketAddr, is_over: &AtomicBool) {
+    fn work(&self, service: std::net::SocketAddr, over: &Over) {
         let mut wire = Wire::connect(service);
-        while !is_over.load(Ordering::SeqCst) {
+        while !over.is_so() {
             let answer = wire.call(self.method, self.params.clone());
             let counter = if is_in_quarantine(&answer) {
                 &self.refused
@@ -106,10 +106,11 @@ fn a_method_that_crashes_every_time_is_alone_in_quarantine_beside_seven_busy_inn
         Innocent::new("blob", json!({ "bytes": 10_000 })),
         Innocent::new("rand", json!(null)),
     ];
-    let is_over = AtomicBool::new(false);
+    let over = Over::default();
     thread::scope(|threads| {
+        let _told = over.at_the_end();
         for innocent in &innocents {
-            threads.spawn(|| innocent.work(address, &is_over));
+            threads.spawn(|| innocent.work(address, &over));
         }
         let mark = service.mark();
         for how in ["segv", "exit", "abort"] {
@@ -137,7 +138,7 @@ fn a_method_that_crashes_every_time_is_alone_in_quarantine_beside_seven_busy_inn
             assert!(Instant::now() < until, "not all go on: {before:?}");
             assert_eq!(code(&wire.call("crash", crash("segv"))), IN_QUARANTINE);
         }
-        is_over.store(true, Ordering::SeqCst);
+        over.say();
         assert_eq!(service.count_since(mark, "worker died"), 3);
         assert_eq!(service.count_since(mark, "in quarantine for"), 1);
     });
@@ -211,14 +212,15 @@ fn one_call_in_the_whole_service_tries_it_again_and_one_that_comes_back_releases
     let mut wires: Vec<Wire> = (0..4).map(|slot| service.connect_to(slot)).collect();
     let mark = service.mark();
     // Callers at every worker want it, and it would crash any of them.
-    let is_over = AtomicBool::new(false);
+    let over = Over::default();
     thread::scope(|threads| {
+        let _told = over.at_the_end();
         let callers: Vec<_> = wires
             .iter_mut()
             .map(|wire| {
-                let is_over = &is_over;
+                let over = &over;
                 threads.spawn(move || {
-                    while !is_over.load(Ordering::SeqCst) {
+                    while !over.is_so() {
                         let answer = wire.call("crash", crash("segv"));
                         if code(&answer) == CRASHED {
                             return 1;
@@ -231,7 +233,7 @@ fn one_call_in_the_whole_service_tries_it_again_and_one_that_comes_back_releases
             .collect();
         service.await_text(mark, "may be tried");
         service.await_text(mark, "in quarantine for");
-        is_over.store(true, Ordering::SeqCst);
+        over.say();
         let crashed: u32 = callers.into_iter().map(|caller| caller.join().expect("as it should")).sum();
         assert_eq!(crashed, 1);
     });

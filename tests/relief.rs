@@ -5,13 +5,12 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::thread;
-use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::measure::{threads, threads_named};
 use support::proc::open_descriptors;
-use support::{PATIENCE, Service, Wire, code, framed, rig};
+use support::{Service, Wire, await_so, code, framed, rig};
 
 /// How often a poller is made to block before the test gives up: a busy machine can make a quick method look slow.
 const ATTEMPTS: usize = 30;
@@ -170,11 +169,7 @@ fn a_thread_that_becomes_the_watch_holds_nothing_of_the_call_that_it_ran_before(
     // The watch is the poller now. The one thread of the pool is asleep, and will watch next.
     assert_eq!(last.receive()["out"], "sleep");
     drop(last);
-    let until = Instant::now() + PATIENCE;
-    while open_descriptors(pid) > before + 1 {
-        assert!(Instant::now() < until, "a closed connection's socket is still open");
-        thread::yield_now();
-    }
+    await_so("the closed connection's socket is closed", || open_descriptors(pid) <= before + 1);
     assert_eq!(blocked.receive()["id"], "blocks");
 }
 

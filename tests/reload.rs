@@ -10,12 +10,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::proc::{copy_for_everyone, open_descriptors, worker_pid};
-use support::{Folder, Service, Wire, await_gone, children_of, example, rig, send_signal};
+use support::{Folder, Over, Service, Wire, await_gone, await_so, children_of, example, rig, send_signal};
 
 const LISTEN: &str = "listen = [\"127.0.0.1:0\"]";
 const LOG: &str = "\n[log]\nlevel = \"debug\"\nformat = \"json\"\n";
@@ -71,9 +70,7 @@ impl Service {
             };
             assert!(await_gone(*other, support::PATIENCE), "{other} stays");
             // Gone, and perhaps not reaped yet: the supervisor says when it is.
-            while support::parent_of(*other).is_some() {
-                std::thread::yield_now();
-            }
+            await_so("it is reaped", || support::parent_of(*other).is_none());
         }
     }
 
@@ -178,12 +175,13 @@ fn connections_go_on_where_their_listener_is_another_one_or_none() {
 #[test]
 fn no_connection_is_refused_or_closed_and_no_call_is_lost_while_generations_change() {
     let service = Service::start("processes = 2\nthreads = 2");
-    let (address, over) = (service.socket_address(), AtomicBool::new(false));
+    let (address, over) = (service.socket_address(), Over::default());
     let repeat = |call: &dyn Fn(u64)| {
-        let rounds = (0..).take_while(|_| !over.load(Ordering::SeqCst));
+        let rounds = (0..).take_while(|_| !over.is_so());
         rounds.inspect(|number| call(*number)).count()
     };
     std::thread::scope(|scope| {
+        let _told = over.at_the_end();
         let new_each_time = scope.spawn(|| {
             repeat(&|number| {
                 assert_eq!(Wire::connect(address).call("echo", json!(number))["result"], number);
@@ -203,7 +201,7 @@ fn no_connection_is_refused_or_closed_and_no_call_is_lost_while_generations_chan
         for _ in 0..3 {
             service.reload();
         }
-        over.store(true, Ordering::SeqCst);
+        over.say();
         assert!(new_each_time.join().expect("each was answered") > 100);
         assert!(for_ever.join().expect("each was answered, on one connection") > 100);
     });
@@ -378,11 +376,8 @@ fn many_reloads_leave_no_process_and_no_descriptor_behind() {
         service.reload();
         service.await_children(service.family());
         // The last of a child is forgotten a moment after it was reaped.
-        let until = std::time::Instant::now() + support::PATIENCE;
-        while open_descriptors(service.pid()) > descriptors && std::time::Instant::now() < until {
-            std::thread::yield_now();
-        }
-        assert!(open_descriptors(service.pid()) <= descriptors, "round {round}");
+        let closed = format!("what round {round} had opened is closed");
+        await_so(&closed, || open_descriptors(service.pid()) <= descriptors);
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::proc::{pid_in, timed, worker_pid};
-use support::{PATIENCE, Service, await_asleep, children_named, rig, send_signal};
+use support::{PATIENCE, Service, await_asleep, await_so, children_named, rig, send_signal};
 
 /// Far above what an end takes that waits for nothing, far below `timeouts.drain` as it is by default.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -368,7 +368,7 @@ fn with_pre_stop_readiness_is_red_while_calls_are_still_taken() {
     service.signal(Signal::SIGTERM);
     service.await_text(mark, "accepting goes on for timeouts.pre_stop");
     // Each worker is told by a message of its own.
-    while ready(&service) {}
+    await_so("each worker is red", || !ready(&service));
     assert_eq!(old.call("ping", json!(1))["result"], 1);
     assert_eq!(service.connect().call("ping", json!(2))["result"], 2);
     service.signal(Signal::SIGQUIT);

@@ -5,7 +5,6 @@ mod support;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
@@ -15,7 +14,7 @@ use support::kept::Kept;
 use support::proc::{
     Process, after_setup, is_a_duration, kill_at_rest, parent_of, pid_in, status, worker_pid, zombies_of,
 };
-use support::{Service, Wire, children_named, children_of, code, rig, send_signal};
+use support::{Over, Service, Wire, children_named, children_of, code, rig, send_signal};
 
 #[test]
 fn each_slot_has_a_worker_that_is_the_supervisors_own_child() {
@@ -106,9 +105,9 @@ fn a_crash_costs_one_worker(params: &Value, cause: &str) {
 
 /// Calls on a connection of its own each time, until told to stop; how many were answered, and how many connections ended
 /// with their worker.
-fn calls_of_a_visitor(service: std::net::SocketAddr, is_over: &AtomicBool) -> (usize, usize) {
+fn calls_of_a_visitor(service: std::net::SocketAddr, over: &Over) -> (usize, usize) {
     let (mut answered, mut cut_off) = (0, 0);
-    while !is_over.load(Ordering::SeqCst) {
+    while !over.is_so() {
         // One that waits to be accepted is nobody's yet; one that was accepted may end with its worker, being young.
         match Wire::connect(service).exchange(&json!({ "in": "ping", "params": answered }).to_string()) {
             Some(answer) => {
@@ -125,9 +124,10 @@ fn calls_of_a_visitor(service: std::net::SocketAddr, is_over: &AtomicBool) -> (u
 fn a_hundred_deaths_before_and_in_first_calls_are_made_good_at_once_beside_a_visitor() {
     let mut service = Service::start("processes = 2\n[quarantine]\ncrashes = 0");
     let address = service.socket_address();
-    let is_over = AtomicBool::new(false);
+    let over = Over::default();
     std::thread::scope(|threads| {
-        let visitor = threads.spawn(|| calls_of_a_visitor(address, &is_over));
+        let _told = over.at_the_end();
+        let visitor = threads.spawn(|| calls_of_a_visitor(address, &over));
         for turn in 0..100 {
             let mark = service.mark();
             let how = ["kill", "segv", "abort", "exit", "stack", "oom"][turn % 6];
@@ -140,7 +140,7 @@ fn a_hundred_deaths_before_and_in_first_calls_are_made_good_at_once_beside_a_vis
             let died = service.await_text(mark, "worker died");
             service.await_refill(mark, died["slot"].as_u64().expect("a slot"));
         }
-        is_over.store(true, Ordering::SeqCst);
+        over.say();
         let (answered, cut_off) = visitor.join().expect("every answer is right");
         assert!(answered >= 100 && cut_off <= 100, "{answered} answered, {cut_off} cut off");
     });

@@ -22,7 +22,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Once;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -79,6 +79,41 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Asks again and again until it is so; `what` is for the failure. For what nobody tells of.
+pub fn await_so(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < until, "not within {PATIENCE:?}: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Tells threads that work until they are told to stop; dropped, it has told them. A scope joins its threads also when the
+/// test in it has failed, and would wait for ever for those that nobody told.
+#[derive(Default)]
+pub struct Over(AtomicBool);
+
+impl Over {
+    pub fn is_so(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    pub fn say(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Says it at the end of a block, however that ends.
+    pub fn at_the_end(&self) -> impl Drop + '_ {
+        struct AtTheEnd<'a>(&'a Over);
+        impl Drop for AtTheEnd<'_> {
+            fn drop(&mut self) {
+                self.0.say();
+            }
+        }
+        AtTheEnd(self)
     }
 }
 
