@@ -149,6 +149,31 @@ fn a_hundred_deaths_before_and_in_first_calls_are_made_good_at_once_beside_a_vis
     assert_eq!(service.stop(), Some(0));
 }
 
+/// One that was accepted at the very moment, and of which the supervisor had not heard yet, was lost with its worker.
+#[test]
+fn no_visitor_is_lost_to_a_handler_that_takes_its_worker_down() {
+    let mut service = Service::start("processes = 2\nthreads = 4\n[quarantine]\ncrashes = 0");
+    let (address, over) = (service.socket_address(), Over::default());
+    std::thread::scope(|threads| {
+        let _told = over.at_the_end();
+        let visitors: Vec<_> = (0..6).map(|_| threads.spawn(|| calls_of_a_visitor(address, &over))).collect();
+        for turn in 0..60 {
+            let mark = service.mark();
+            let mut wire = Wire::connect(address);
+            let how = ["segv", "abort", "exit", "stack"][turn % 4];
+            wire.request("crash", &json!({ "how": how }));
+            let died = service.await_text(mark, "worker died");
+            service.await_refill(mark, died["slot"].as_u64().expect("a slot"));
+        }
+        over.say();
+        for visitor in visitors {
+            let (answered, cut_off) = visitor.join().expect("every answer is right");
+            assert!(answered >= 20 && cut_off == 0, "{answered} answered, {cut_off} cut off");
+        }
+    });
+    assert_eq!(service.stop(), Some(0));
+}
+
 #[test]
 fn a_segmentation_fault_costs_one_worker() {
     a_crash_costs_one_worker(&json!({ "how": "segv" }), "SIGSEGV");

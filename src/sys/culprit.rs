@@ -28,6 +28,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use super::last_moment;
+
 /// The signals of a crash. TRAP and SYS are what `abort` is on some processors, and a forbidden system call.
 const CRASHES: [Signal; 7] = [
     Signal::SIGSEGV,
@@ -141,23 +143,34 @@ fn is_at_the_end_of_the_stack(address: usize) -> bool {
     end != 0 && (end.saturating_sub(BELOW_STACK)..end.saturating_add(ABOVE_END)).contains(&address)
 }
 
+/// The record, unless this is another process that has it too. Async-signal-safe: loads and `getpid`.
+fn own_record() -> Option<&'static Record> {
+    // SAFETY: it takes nothing and can't fail.
+    RECORD.get().filter(|record| unsafe { libc::getpid() } == record.pid)
+}
+
 /// Async-signal-safe: loads, one compare-and-swap, `getpid`.
 fn store_number(extra: u64) {
-    let Some(record) = RECORD.get() else { return };
-    // SAFETY: it takes nothing and can't fail.
-    if unsafe { libc::getpid() } != record.pid {
-        return;
-    }
+    let Some(record) = own_record() else { return };
     let number = NUMBER.try_with(Cell::get).unwrap_or(STRANGER);
     let number = if number == STRANGER { number } else { number | extra };
     let _ = record.word.compare_exchange(0, number, Ordering::AcqRel, Ordering::Relaxed);
 }
 
-extern "C" fn exiting() {
-    store_number(0);
+/// Async-signal-safe, as its parts are.
+fn let_poller_finish() {
+    if own_record().is_some() {
+        last_moment::wait_for_hand();
+    }
 }
 
-/// Async-signal-safe: beside [`store_number`] it calls `signal`, `raise` and `getpid` alone, and takes no lock.
+extern "C" fn exiting() {
+    store_number(0);
+    let_poller_finish();
+}
+
+/// Async-signal-safe: beside [`store_number`] and [`let_poller_finish`] it calls `signal`, `raise` and `getpid` alone, and takes
+/// no lock.
 extern "C" fn crashed(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let saved = Errno::last_raw();
     // SAFETY: the kernel passes a valid `siginfo_t` to a handler with SA_SIGINFO, and every signal sent by `kill` and
@@ -172,6 +185,7 @@ extern "C" fn crashed(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
         let is_overflow = is_access && is_at_the_end_of_the_stack(unsafe { (*info).si_addr() }.addr());
         store_number(if is_overflow { STACK_OVERFLOW } else { 0 });
     }
+    let_poller_finish();
     // SAFETY: the default is no function, so no code of ours runs when the signal comes again.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
     // A fault comes again by itself when its instruction does; with the address in the core.

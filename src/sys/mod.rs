@@ -13,6 +13,7 @@ pub(crate) mod culprit;
 pub(crate) mod descriptors;
 pub(crate) mod exec;
 pub(crate) mod family;
+pub(crate) mod last_moment;
 pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod peer;

@@ -23,7 +23,7 @@ use crate::arena::{ArenaWriter, Key, State};
 use crate::line::{FromWorker, Line, Received, ToWorker};
 use crate::log;
 use crate::sys::signals::OnTerm;
-use crate::sys::{descriptors, process};
+use crate::sys::{descriptors, last_moment, process};
 
 /// What a worker without a supervisor gets beyond the time to drain, to say that it ends.
 const GRACE: Duration = Duration::from_secs(1);
@@ -139,6 +139,7 @@ impl Desk {
     /// All that was to do is done: the last call may have been answered.
     pub(super) fn end_round(&mut self, hand: &mut Hand) {
         self.keep_who_ask(hand);
+        last_moment::put_down();
         if std::mem::take(&mut self.lets_others_run) {
             // Another worker that was woken by the next connection of a burst may wait for this very core. Only now: who was
             // accepted would be lost if this process died meanwhile, until they are kept.

@@ -12,6 +12,7 @@ use super::counted::TURNED_AWAY;
 use crate::config;
 use crate::log::More;
 use crate::sys::descriptors::{self, Identity};
+use crate::sys::last_moment;
 use crate::sys::peer::PeerAddress;
 use crate::sys::socket::{AcceptFailure, Listener, Socket, sort_accept_error};
 use crate::wire::Accepts;
@@ -165,6 +166,9 @@ impl Door {
         if standing.leave_to_others.is_some() {
             return self.shut_for(Shut::NoThread, epoll, false);
         }
+        if !last_moment::take_in_hand() {
+            return Visit::Done;
+        }
         let mut room = standing.room;
         let mut took_any = false;
         let batch = if standing.has_siblings { BATCH_BESIDE_OTHERS } else { BATCH };
@@ -255,7 +259,7 @@ impl Door {
     }
 
     fn take_all(&self, mut accepted: impl FnMut(Socket, PeerAddress, Accepts)) {
-        loop {
+        while last_moment::take_in_hand() {
             match self.accept() {
                 Ok(Some((socket, peer))) => accepted(socket, peer, self.accepts),
                 Ok(None) => {}

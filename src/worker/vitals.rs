@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{Shared, WAKE};
-use crate::sys::{descriptors, process};
+use crate::sys::{descriptors, last_moment, process};
 
 /// From now on this process ends when one of its descriptors is lost.
 pub(super) fn guard(slot: usize) {
@@ -30,6 +30,7 @@ pub(super) fn guard(slot: usize) {
             "a descriptor of the worker's own was closed or replaced, as by a handler that closes what isn't its own; the \
              worker ends and is replaced"
         );
+        last_moment::wait_for_hand();
         process::exit_now(1)
     }));
 }
