@@ -22,7 +22,7 @@ fn context(folder: &std::path::Path) -> Command {
 
 /// Two workers with room for one connection each, and a connection to either.
 fn one_connection_to_each(folder: &Folder) -> (Service, [Wire; 2]) {
-    let config = "processes = 2\nthreads = 2\n[limits]\nmax_connections = 2";
+    let config = "processes = 2\nthreads = 2\n[limits]\nmax_connections = 2\nqueue_wait = \"20s\"";
     let service = Service::start_with(context(folder.path()), config);
     let mut wires = [service.connect(), service.connect()];
     wires.sort_by_key(|wire| {
@@ -157,7 +157,8 @@ fn each_worker_has_a_state_of_its_own_and_a_new_one_when_it_is_replaced() {
     drop(second);
     send_signal(pid, Signal::SIGKILL);
     service.await_log("worker ready");
-    let replaced = service.connect().call("who", Value::Null)["result"].clone();
+    // It may have to wait for its part of the connections, which the other one has until then.
+    let replaced = service.connect_to(1).call("who", Value::Null)["result"].clone();
     assert_eq!(replaced["slot"], 1, "the slot stays");
     assert_ne!(replaced["pid"], pid);
     assert_eq!(replaced["nth_here"], 1, "the state does not");

@@ -232,29 +232,6 @@ fn large_messages_that_do_not_fit_together_become_whole_one_after_another() {
     });
 }
 
-#[test]
-fn connections_beyond_the_most_wait_and_are_served_when_others_leave() {
-    let service = Service::start("processes = 1\nthreads = 2\n[limits]\nmax_connections = 3");
-    let mut inside: Vec<Wire> = (0..3).map(|_| service.connect()).collect();
-    for (n, wire) in inside.iter_mut().enumerate() {
-        assert_eq!(wire.call("ping", json!(n))["result"], n);
-    }
-    let mut outside: Vec<Wire> = (0..3).map(|_| service.connect()).collect();
-    for (n, wire) in outside.iter_mut().enumerate() {
-        wire.request("ping", &json!(n));
-    }
-    for n in 0..50 {
-        assert_eq!(inside[n % 3].call("ping", json!(n))["result"], n);
-    }
-    assert!(outside.iter().all(Wire::has_nothing));
-    inside.pop();
-    assert_eq!(outside[0].receive()["result"], 0);
-    assert!(outside[1..].iter().all(Wire::has_nothing), "one left, one came in");
-    inside.clear();
-    assert_eq!(outside[1].receive()["result"], 1);
-    assert_eq!(outside[2].receive()["result"], 2);
-}
-
 /// A worker that was full was woken for the connection, and the other one, which had room, was not.
 #[test]
 fn a_connection_that_one_worker_has_no_room_for_is_taken_by_another() {
@@ -266,6 +243,8 @@ fn a_connection_that_one_worker_has_no_room_for_is_taken_by_another() {
             assert_eq!(wire.call("sleep", json!({ "ms": 70 }))["out"], "sleep");
         }
         let leaves = if round % 2 == 0 { &mut one } else { &mut two };
+        leaves.finish_sending();
+        assert!(leaves.is_closed());
         *leaves = service.connect();
         assert_eq!(leaves.call("ping", json!(round))["result"], round);
     }

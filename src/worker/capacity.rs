@@ -5,6 +5,8 @@
 use crate::config::Config;
 use crate::line::MOST_DESCRIPTORS;
 
+/// Connections that come in by each worker beyond those that it may hold: health checks are answered on them whatever happens.
+pub(super) const RESERVED: usize = 16;
 /// What a process has open besides connections and whatever handlers open: standard streams, line, arena, epoll, events,
 /// listeners, with room to spare.
 const OWN: u64 = 64;
@@ -20,7 +22,7 @@ const EACH_LISTENER: u64 = 4;
 /// go on with, nor than the supervisor can keep. A quarter of that is left for those whose end it has not heard of.
 pub(crate) fn connections(config: &Config, descriptors: u64) -> usize {
     let threads = u64::try_from(super::rows(config.threads)).unwrap_or(u64::MAX);
-    let kept_free = threads.saturating_mul(EACH_THREAD).saturating_add(OWN);
+    let kept_free = threads.saturating_mul(EACH_THREAD).saturating_add(OWN + RESERVED as u64);
     let in_one = usize::try_from(descriptors.saturating_sub(kept_free)).unwrap_or(usize::MAX);
     let kept = kept(config, descriptors);
     config.limits.max_connections.min(in_one).min(kept - kept / 4).max(1)
@@ -43,11 +45,11 @@ pub(crate) fn share(config: &Config, descriptors: u64) -> usize {
     connections(config, descriptors).div_ceil(config.processes)
 }
 
-/// Connections that one worker has records for: those of the whole service, in case that it adopts them all, and all that
-/// still wait before the doors when they are closed.
+/// Connections that one worker has records for: those of the whole service, in case that it adopts them all, those in reserved
+/// places, and all that still wait before the doors when they are closed.
 pub(super) fn most(config: &Config) -> usize {
     let waiting = config.listeners.iter().map(|listener| listener.backlog as usize);
-    waiting.fold(config.limits.max_connections, usize::saturating_add)
+    waiting.fold(config.limits.max_connections.saturating_add(RESERVED), usize::saturating_add)
 }
 
 #[cfg(test)]

@@ -98,7 +98,8 @@ pub(super) enum Pause {
     Starved,
     /// It waits until the poller comes round to it.
     Turn,
-    /// A handler would run next, and the supervisor must first be sent this connection, or others that wait for that.
+    /// A handler would run next, and the supervisor must first be sent this connection, or others that wait for that; or this one
+    /// has no place yet.
     Unkept,
 }
 
@@ -133,7 +134,9 @@ pub(super) struct State {
     pub(super) message_since: Option<Instant>,
     /// Why it is not read from at present, if so.
     pub(super) paused: Option<Pause>,
-    /// Since when the supervisor can't be sent it, and calls wait for that.
+    /// It is one of those that the worker may hold. On another only what needs no handler is answered.
+    pub(super) has_place: bool,
+    /// Since when the supervisor can't be sent it, or it has no place, and calls wait for that.
     pub(super) unkept_since: Option<Instant>,
     /// They have waited for long enough: what has arrived is refused.
     pub(super) refuses_unkept: bool,
@@ -252,6 +255,7 @@ impl State {
             input_ended: false,
             message_since: None,
             paused: None,
+            has_place: true,
             unkept_since: None,
             refuses_unkept: false,
             calls: Vec::new(),
@@ -435,6 +439,16 @@ impl State {
     pub(super) fn idle_due(&self, bounds: &Bounds) -> Option<Instant> {
         let idle = if self.is_silent() { bounds.idle.min(bounds.first_byte) } else { bounds.idle };
         self.calls.is_empty().then(|| self.last_progress + idle)
+    }
+
+    /// It only idles: nothing of a message is here, nothing runs, nothing waits to be sent, and it is not on its way elsewhere.
+    pub(super) fn may_give_way(&self) -> bool {
+        self.phase == Phase::Open
+            && self.going == Going::Not
+            && self.is_quiet()
+            && !self.has_more_input()
+            && self.paused.is_none()
+            && !self.input_ended
     }
 
     /// Nothing has ever arrived on it.

@@ -10,6 +10,8 @@ use crate::sys::descriptors;
 pub(super) static STRANGERS: Counted = Counted::new("expected a framing that this listener takes", 1);
 pub(super) static TURNED_AWAY: Counted =
     Counted::new("a user that is not among allow_uids was turned away", 1);
+/// Where `limits.max_connections` is reached whoever connects can cause these.
+pub(super) static NO_PLACE: Counted = Counted::new("limits.max_connections is reached", 1);
 pub(super) static NO_MEMORY: Counted = Counted::new("no record or block of the arena is left", 1);
 /// Pages of origins that may not call: whoever set up the list may have forgotten one, and any site can cause these.
 pub(super) static PAGES: Counted = Counted::new("a page's call is refused", 1);

@@ -18,6 +18,7 @@ use super::flow::{Hand, Job};
 use super::life::Life;
 use super::listening::Door;
 use super::recycle::Limits;
+use super::reserve::Reserve;
 use super::{Due, LINE, Shared};
 use crate::arena::{ArenaWriter, Key, State};
 use crate::line::{FromWorker, Line, Received, ToWorker};
@@ -73,6 +74,8 @@ pub(super) struct Desk {
     pub(super) most_connections: usize,
     /// Connections that this worker may yet ask to have kept, and be sure that they are.
     pub(super) may_keep: usize,
+    /// Those that came when it held as many.
+    pub(super) reserve: Reserve,
     /// Other workers may have a free thread when this one has none.
     pub(super) has_siblings: bool,
     /// Somebody was accepted in this round, and the next ones are for other workers.
@@ -140,6 +143,9 @@ impl Desk {
     pub(super) fn end_round(&mut self, hand: &mut Hand) {
         self.keep_who_ask(hand);
         last_moment::put_down();
+        if !self.reserve.is_empty() {
+            self.give_places(hand);
+        }
         if std::mem::take(&mut self.lets_others_run) {
             // Another worker that was woken by the next connection of a burst may wait for this very core. Only now: who was
             // accepted would be lost if this process died meanwhile, until they are kept.
@@ -282,7 +288,7 @@ impl Desk {
             ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
             ToWorker::MayHold { connections } => {
                 self.most_connections = connections;
-                self.open_doors(&hand.shared);
+                self.open_doors(hand);
             }
             ToWorker::MayKeep { more } => self.may_keep_more(&hand.shared, more),
             ToWorker::LetGo { count, busy } => self.let_some_go(&hand.shared, count, busy),
@@ -352,10 +358,11 @@ impl Desk {
                 });
             }
         }
+        self.give_places_to_all(hand);
     }
 
     pub(super) fn woken(&mut self, hand: &mut Hand) {
-        let shared = &hand.shared;
+        let shared = Arc::clone(&hand.shared);
         for message in std::mem::take(&mut *shared.outbox.lock()) {
             // Where the supervisor is gone its line says so too.
             let _ = self.line.send(&message, Vec::new());
@@ -363,6 +370,7 @@ impl Desk {
         self.todo.extend(shared.buffers.feed().into_iter().map(Todo::Feed));
         self.todo.extend(shared.turns.lock().drain(..).map(Todo::Turn));
         self.todo.extend(shared.displaced.lock().drain(..).map(Todo::Displaced));
-        self.open_doors(shared);
+        self.give_places(hand);
+        self.open_doors(hand);
     }
 }

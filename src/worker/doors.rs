@@ -86,21 +86,23 @@ impl Desk {
 
     /// Somebody may wait at listener `number`.
     pub(super) fn visit(&mut self, number: usize, hand: &mut Hand) {
-        self.visit_and_tell(number, self.standing(&hand.shared), hand);
+        let standing = self.standing(hand);
+        self.visit_and_tell(number, standing, hand);
     }
 
     /// It is time to look again at listener `number`. A worker without a free thread has looked all the while whether
-    /// others take what waits; where they have not, it does.
+    /// others take what waits; where they have not, it does. So does one without a free place.
     pub(super) fn look_again(&mut self, number: usize, hand: &mut Hand) {
         let shared = Arc::clone(&hand.shared);
-        let standing = self.standing(&shared);
+        let standing = self.standing(hand);
         let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
             return;
         };
         let waited = match door.shut() {
             Some(Shut::NoThread) => door.has_let_wait(),
+            Some(Shut::NoRoom) => return self.look_for_room(number, standing, hand),
             Some(Shut::Refused) => None,
-            Some(Shut::NotYet | Shut::NoRoom) | None => return,
+            Some(Shut::NotYet) | None => return,
         };
         match (standing.leave_to_others, waited) {
             (Some(patience), Some(waited)) if waited < patience => {
@@ -115,6 +117,35 @@ impl Desk {
         }
     }
 
+    /// Whoever still waits at a door that was shut for want of room has not been taken by another worker.
+    fn look_for_room(&mut self, number: usize, standing: Standing, hand: &mut Hand) {
+        let shared = Arc::clone(&hand.shared);
+        let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
+            return;
+        };
+        door.is_looked_at();
+        let Some(waited) = door.has_let_wait().filter(|_| standing.room == 0) else {
+            // The next one is heard of, and the others hear of him if they may have room.
+            return shared.watch_door(number, door.open(&shared.epoll));
+        };
+        let may_have_place = self.may_have_place(hand);
+        if Standing::takes_beyond(waited, may_have_place, self.has_siblings) {
+            self.reserve.others_are_full(hand.now());
+            if self.room(&shared, hand.now()) == (0, 0) {
+                self.clear_reserve(hand);
+            }
+            self.open_doors(hand);
+        }
+        self.look_for_room_later(number, &shared);
+    }
+
+    fn look_for_room_later(&mut self, number: usize, shared: &Shared) {
+        let door = self.doors.get_mut(number).and_then(Option::as_mut);
+        if door.is_some_and(|door| door.shut() == Some(Shut::NoRoom) && door.is_to_be_looked_at()) {
+            shared.look_again_at(number, Shut::NoRoom);
+        }
+    }
+
     /// Visits, and rings for the others where nothing could be taken.
     fn visit_and_tell(&mut self, number: usize, standing: Standing, hand: &mut Hand) {
         if let Some(Visit::Shut { took_any: false, .. }) = self.visit_as(number, standing, hand) {
@@ -124,6 +155,7 @@ impl Desk {
 
     fn visit_as(&mut self, number: usize, standing: Standing, hand: &mut Hand) -> Option<Visit> {
         let shared = Arc::clone(&hand.shared);
+        let (places, _) = self.room(&shared, hand.now());
         let door = self.doors.get_mut(number).and_then(Option::as_mut)?;
         let was_empty = shared.table.lock().len() == 0;
         let mut accepted = Vec::new();
@@ -131,11 +163,15 @@ impl Desk {
             accepted.extend(hand.accepted(socket, peer, accepts));
         });
         self.lets_others_run |= self.has_siblings && !accepted.is_empty();
+        self.came(&accepted, places, hand);
         // Most have sent their call by then: it begins in this very round.
         self.todo.extend(accepted.into_iter().map(|key| Todo::Event(token_of(key), EpollFlags::EPOLLIN)));
         if let Visit::Shut { why, .. } = visit {
-            shared.look_again_at(number, why);
-            self.open_doors(&shared);
+            match why {
+                Shut::NoRoom => self.look_for_room_later(number, &shared),
+                Shut::NotYet | Shut::NoThread | Shut::Refused => shared.look_again_at(number, why),
+            }
+            self.open_doors(hand);
         }
         if was_empty && shared.table.lock().len() > 0 {
             self.is_wanted_again(hand.now());
@@ -157,29 +193,33 @@ impl Desk {
     /// ring in its turn, or every worker would wake every other one.
     pub(super) fn rung(&mut self, hand: &mut Hand) {
         for number in 0..self.doors.len() {
-            self.visit_as(number, self.standing(&hand.shared), hand);
+            let standing = self.standing(hand);
+            self.visit_as(number, standing, hand);
         }
     }
 
-    fn standing(&self, shared: &Shared) -> Standing {
+    fn standing(&mut self, hand: &Hand) -> Standing {
+        let shared = &hand.shared;
+        let (places, beyond) = self.room(shared, hand.now());
         let busy_for = shared
             .gate
             .busy_for(clock::monotonic_ns(), shared.queue.held_back())
             .filter(|_| self.has_siblings);
         Standing {
             leave_to_others: busy_for.map(Standing::leave_after),
-            room: self.most_connections.saturating_sub(shared.table.lock().len()),
+            room: places + beyond,
             has_siblings: self.has_siblings,
         }
     }
 
     /// Opens what was shut for a reason that is gone, and sees to it that the poller hears when the others' is.
-    pub(super) fn open_doors(&mut self, shared: &Shared) {
+    pub(super) fn open_doors(&mut self, hand: &Hand) {
+        let shared = &hand.shared;
         // Asked for before looking: what changes after the look is then heard of.
         shared.wants_thread.store(true, Ordering::SeqCst);
         shared.wants_room.store(true, Ordering::SeqCst);
-        let standing = self.standing(shared);
-        let (mut wants_thread, mut wants_room) = (false, false);
+        let standing = self.standing(hand);
+        let (mut wants_thread, mut wants_room) = (false, !self.reserve.is_empty());
         for (number, door) in self.doors.iter_mut().enumerate() {
             let Some(door) = door else { continue };
             match door.shut() {

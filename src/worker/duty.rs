@@ -199,6 +199,7 @@ impl Hand {
             match due {
                 Due::Connection(key) => self.due(key, at),
                 Due::Door(number) => desk.lock().look_again(number, self),
+                Due::Places => desk.lock().look_for_places(self),
                 Due::Notes => desk.lock().tell_notes(self),
                 Due::TakeBack(key) => self.take_back(key),
                 Due::Adoptions => desk.lock().tell_adoptions(self),

@@ -190,7 +190,7 @@ impl Shared {
     fn to_be_kept(&self, key: Key) -> Option<Arc<Connection>> {
         let connection = self.find(key)?;
         let state = connection.lock();
-        let may_be_kept = state.phase != Phase::Closed && !state.stays;
+        let may_be_kept = state.phase != Phase::Closed && !state.stays && state.has_place;
         drop(state);
         (may_be_kept && !connection.kept.load(Ordering::Relaxed)).then_some(connection)
     }
@@ -237,6 +237,10 @@ impl Desk {
         self.asking_waits = false;
         for connection in shared.take_unkept() {
             let mut state = connection.lock();
+            // It is noted again when it has a place. What is kept counts against what others may hold.
+            if !state.has_place {
+                continue;
+            }
             // What was offered in vain can be kept nowhere.
             state.refuses_unkept |= state.stays;
             let goes_on = state.stays || connection.kept.load(Ordering::Relaxed);

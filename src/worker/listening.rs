@@ -25,6 +25,9 @@ const BATCH_BESIDE_OTHERS: usize = 1;
 /// How long a worker without a free thread leaves a new connection to others, before it takes it after all: at least
 /// so long that another one wakes up, and up to so long where no thread has become free for a while and may never be.
 const LEAVE_TO_OTHERS: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(300);
+/// How long one without a free place leaves it to others where nobody gives way: longer, because a call that comes in beyond the
+/// places may be refused.
+const FOR_A_PLACE: Duration = Duration::from_millis(100);
 /// How often it looks meanwhile whether others take what waits.
 const LOOK_AT_OTHERS: Duration = Duration::from_millis(20);
 /// How long a worker that the kernel refuses descriptors waits before it looks again.
@@ -44,6 +47,8 @@ pub(super) struct Door {
     shut: Option<Shut>,
     /// When it was shut last.
     shut_since: Instant,
+    /// It will be looked at again although it was shut for want of room.
+    looked_at: bool,
     complained: bool,
     /// None where the kernel could not tell.
     identity: Option<Identity>,
@@ -80,6 +85,12 @@ impl Standing {
     pub(super) fn leave_after(for_so_long: Duration) -> Duration {
         for_so_long.clamp(*LEAVE_TO_OTHERS.start(), *LEAVE_TO_OTHERS.end())
     }
+
+    /// Whether a worker without a free place takes somebody who has `waited` after all: no other one has.
+    pub(super) fn takes_beyond(waited: Duration, may_have_place: bool, has_siblings: bool) -> bool {
+        let patience = if may_have_place { *LEAVE_TO_OTHERS.start() } else { FOR_A_PLACE };
+        !has_siblings || waited >= patience
+    }
 }
 
 /// What a visit to the door ends with.
@@ -96,8 +107,8 @@ impl Shut {
     /// How long until it is time to look again although nothing was heard.
     pub(super) fn look_again(self) -> Option<Duration> {
         match self {
-            Self::NoThread => Some(LOOK_AT_OTHERS),
-            Self::NotYet | Self::NoRoom => None,
+            Self::NoThread | Self::NoRoom => Some(LOOK_AT_OTHERS),
+            Self::NotYet => None,
             Self::Refused => Some(LOOK_AGAIN),
         }
     }
@@ -113,6 +124,7 @@ impl Door {
             allow_uids: config.allow_uids.clone(),
             shut: Some(Shut::NotYet),
             shut_since: Instant::now(),
+            looked_at: false,
             complained: false,
             identity,
             in_vain: 0,
@@ -135,6 +147,16 @@ impl Door {
         let mut listener = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         let somebody_waits = poll(&mut listener, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
         somebody_waits.then(|| self.shut_since.elapsed())
+    }
+
+    /// True where nobody is about to look at it again; somebody is from now on.
+    pub(super) fn is_to_be_looked_at(&mut self) -> bool {
+        !std::mem::replace(&mut self.looked_at, true)
+    }
+
+    /// It is looked at.
+    pub(super) fn is_looked_at(&mut self) {
+        self.looked_at = false;
     }
 
     /// Why it is shut; None while it is open.

@@ -22,6 +22,7 @@ mod desk;
 mod dispatch;
 mod doors;
 mod duty;
+mod eviction;
 mod flow;
 mod health;
 mod keep;
@@ -36,6 +37,7 @@ mod pool;
 mod quarantine;
 mod queue;
 mod recycle;
+mod reserve;
 mod role;
 mod runs;
 mod site;
@@ -173,6 +175,8 @@ enum Due {
     Adoptions,
     /// Memory that nobody has wanted for a while goes back.
     Tidying,
+    /// Somebody may give way to a connection that has no place.
+    Places,
     /// A connection that was to go to a worker with less to do could not go, and is served again.
     TakeBack(Key),
     /// A worker that leaves serves those connections on that could not go yet.

@@ -227,6 +227,7 @@ impl Desk {
             bell,
             most_connections: may_hold.unwrap_or_else(|| capacity::share(config, limits::descriptors())),
             may_keep: may_keep.unwrap_or(usize::MAX),
+            reserve: super::reserve::Reserve::default(),
             has_siblings: config.processes > 1,
             lets_others_run: false,
             drain: config.timeouts.drain,

@@ -205,15 +205,6 @@ impl Hand {
         }
     }
 
-    /// Nothing more is read or begun until the supervisor was sent what it must have first.
-    fn wait_to_be_kept(&mut self, state: &mut Locked<'_>) {
-        state.paused = Some(Pause::Unkept);
-        self.shared.ask_to_keep(state.connection.key, self.now);
-        if self.term.is_none() {
-            self.shared.wake_poller();
-        }
-    }
-
     /// Tells a client to send the rest of its request, once, whichever workers the connection has until that is there.
     fn invite(&mut self, state: &mut Locked<'_>) {
         if !state.may_invite() {

@@ -2,7 +2,6 @@
 //! answer.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Hand;
@@ -132,21 +131,6 @@ impl Hand {
         }
         self.enqueue(state, message, whom, (None, allowed));
         Next::Message
-    }
-
-    /// No handler begins while this worker has connections that would end with it: whatever that handler does, its caller
-    /// is to be answered, and who calls beside it. None where the supervisor has been sent them all, and the call may begin.
-    fn instead_of_unkept(&mut self, state: &mut Locked<'_>, whom: Whom, message: &[u8]) -> Option<Next> {
-        let is_kept = state.connection.kept.load(Ordering::Relaxed);
-        if is_kept && !self.shared.has_new.load(Ordering::Relaxed) {
-            return None;
-        }
-        if is_kept || !state.refuses_unkept {
-            return Some(Next::Unkept);
-        }
-        let refused = self.shared.refused(state.connection.who, None);
-        self.refuse(state, refused, (whom, message), Answered::Message);
-        Some(Next::Message)
     }
 
     /// What a message is, which has been answered where it makes no call.

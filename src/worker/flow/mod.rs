@@ -18,6 +18,7 @@ mod run;
 mod settle;
 #[cfg(any(test, fuzzing))]
 mod threadless;
+mod unkept;
 
 use std::io;
 use std::sync::Arc;
@@ -352,18 +353,6 @@ impl Hand {
             }
             self.go_on(&mut state);
         }
-    }
-
-    /// The supervisor can't be sent this connection now. Its calls wait for that, though not for ever. True where there are any.
-    pub(super) fn can_not_be_kept_yet(&mut self, connection: &Arc<Connection>) -> bool {
-        let mut state = connection.lock();
-        let waits = state.paused == Some(Pause::Unkept);
-        if waits {
-            let now = self.now;
-            state.unkept_since.get_or_insert(now);
-            self.settle(&mut state);
-        }
-        waits
     }
 
     /// Goes on with the connection at whose call the poller before this one has blocked.

@@ -130,7 +130,7 @@ impl Hand {
 
     /// Ends a connection from our side: at once where nothing can be lost by it, otherwise lingering. An answer that
     /// refuses what is still being sent is followed by input even if none is there yet.
-    pub(super) fn end(&mut self, state: &mut Locked<'_>) {
+    pub(in crate::worker) fn end(&mut self, state: &mut Locked<'_>) {
         if state.phase == Phase::Closed {
             return;
         }
