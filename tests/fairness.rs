@@ -145,9 +145,11 @@ fn where_the_queue_is_full_the_newest_call_of_who_has_most_gives_way() {
 #[test]
 fn a_call_of_a_batch_gives_way_too() {
     let service = Service::start("processes = 1\nthreads = 3\n[limits]\nqueue = 4\nqueue_wait = \"60s\"");
+    let mut greedy = Wire::connect_from(GREEDY, service.socket_address());
+    assert_eq!(greedy.call("ping", json!(1))["result"], 1);
+    // It is not alone, so that it leaves a thread.
     let mut other = Wire::connect_from(OTHER, service.socket_address());
     put(&mut other, (0..4).map(|id| call("hang", &json!(0), id)));
-    let mut greedy = Wire::connect_from(GREEDY, service.socket_address());
     let member = |id, method, params: &Value| json!({ "jsonrpc": "2.0", "method": method, "params": params, "id": id });
     let members = [
         member(0, "panic", &json!({ "message": "the batch was taken apart" })),
