@@ -2,10 +2,12 @@
 //!
 //! Fuzz targets come here through `internals`, and the corpus in `cargo test`; so a breach is an error and no panic.
 
+use std::os::fd::OwnedFd;
+
 use super::kept::{KeptArena, Moved};
-use super::record::{CORE_WORDS, Core, Flags, Key};
-use super::{ArenaWriter, Room, create};
-use crate::sys::blocks::{Block, HEAD};
+use super::record::{CORE_WORDS, Core, Flags, Key, Records};
+use super::{ArenaError, ArenaWriter, Room, create};
+use crate::sys::blocks::{Block, HEAD, Pool};
 use crate::sys::memory::WORD;
 use crate::sys::sync::Ordering;
 
@@ -24,59 +26,82 @@ const IS_PLACE: u64 = 0xB0;
 ///
 /// What was read is more than the arena holds, or is different when it is read again.
 pub(crate) fn hold(bytes: &[u8]) -> Result<usize, String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let room = Room { rows: 1, methods: 1, connections: 4, buffers: 1 << 20 };
-    let fd = create(&room).map_err(|error| text(&error))?;
-    let memory = fd.try_clone().map_err(|error| text(&error))?;
-    let mut writer = ArenaWriter::open(fd).map_err(|error| text(&error))?;
-    let pool = writer.blocks().map_err(|error| text(&error))?;
-    let (words, rest) = numbers(bytes);
-    let mut blocks: Vec<Block> = Vec::new();
-    let part = rest.len() / BLOCKS + 1;
-    for part in rest.chunks(part) {
-        let mut block = pool.take(part.len()).ok_or("expected room for a block")?;
-        block.iter_mut().zip(part).for_each(|(byte, from)| *byte = *from);
-        blocks.push(block);
+    thread_local! {
+        static SCENE: Result<Scene, String> = Scene::new().map_err(|error| error.to_string());
     }
-    let place = |word: u64| place(word, &blocks);
-    for (block, part) in blocks.iter().zip(rest.chunks(part)) {
-        // The head of a call lies before its message, and is as hostile.
-        let (head, _) = numbers(part);
-        block.words().iter().zip(head).for_each(|(word, value)| word.store(place(value), Ordering::Relaxed));
+    SCENE.with(|scene| scene.as_ref().map_err(String::clone)?.hold(bytes))
+}
+
+/// A worker's arena. It is mapped for the life of the process, as in a worker, so each thread has one for all its inputs.
+struct Scene {
+    records: Records,
+    pool: &'static Pool,
+    memory: OwnedFd,
+}
+
+impl Scene {
+    fn new() -> Result<Self, ArenaError> {
+        let fd = create(&Room { rows: 1, methods: 1, connections: 4, buffers: 1 << 20 })?;
+        let memory = fd.try_clone()?;
+        let mut writer = ArenaWriter::open(fd)?;
+        Ok(Self { records: writer.records(), pool: writer.blocks()?, memory })
     }
-    let mut word = words.iter().map(|word| place(*word));
-    let core = Core::from_words(std::array::from_fn::<_, CORE_WORDS, _>(|_| word.next().unwrap_or(0)));
-    let counted = Moved::Counted { taken: word.next().unwrap_or(0), sent: word.next().unwrap_or(0) };
-    let record = writer.records().open(KEY, &core);
-    record.ok_or("expected room for a record")?;
-    let arena = KeptArena::open(&memory).map_err(|error| text(&error))?;
-    let mut held = 0;
-    for moved in [counted, Moved::Recorded] {
-        let kept = arena.kept(KEY, moved);
-        if arena.kept(KEY, moved) != kept {
-            return Err(format!("read again it is no longer {kept:?}"));
+
+    fn hold(&self, bytes: &[u8]) -> Result<usize, String> {
+        let (words, rest) = numbers(bytes);
+        let mut blocks: Vec<Block> = Vec::new();
+        let part = rest.len() / BLOCKS + 1;
+        for part in rest.chunks(part) {
+            let mut block = self.pool.take(part.len()).ok_or("expected room for a block")?;
+            block.fill(0);
+            block.iter_mut().zip(part).for_each(|(byte, from)| *byte = *from);
+            blocks.push(block);
         }
-        let Ok(kept) = kept else { continue };
-        if moved == Moved::Recorded && core.flags.contains(Flags::IN_IO) {
-            return Err("gone on with, though its worker died in the middle of a receive or send".to_owned());
+        let place = |word: u64| place(word, &blocks);
+        for (block, part) in blocks.iter().zip(rest.chunks(part)) {
+            // The head of a call lies before its message, and is as hostile.
+            let (head, _) = numbers(part);
+            block
+                .words()
+                .iter()
+                .zip(head)
+                .for_each(|(word, value)| word.store(place(value), Ordering::Relaxed));
         }
-        let waited = kept.waited.iter().map(|call| call.message.len());
-        let ran = kept.ran.iter().map(|ran| ran.message.len());
-        let gathered = kept.ran.iter().flat_map(|ran| &ran.gathered).map(|(_, answer)| answer.len());
-        for (what, bytes) in [
-            ("input", kept.input.len()),
-            ("output", kept.output.len()),
-            // The message of a call that the poller ran is counted apart.
-            ("messages", waited.chain(ran).sum::<usize>() / 2),
-            ("answers", gathered.sum()),
-        ] {
-            if bytes > arena.held() {
-                return Err(format!("{bytes} bytes of {what} from an arena of {}", arena.held()));
+        let mut word = words.iter().map(|word| place(*word));
+        let core = Core::from_words(std::array::from_fn::<_, CORE_WORDS, _>(|_| word.next().unwrap_or(0)));
+        let counted = Moved::Counted { taken: word.next().unwrap_or(0), sent: word.next().unwrap_or(0) };
+        self.records.open(KEY, &core).ok_or("expected room for a record")?;
+        let arena = KeptArena::open(&self.memory).map_err(|error| error.to_string())?;
+        let mut held = 0;
+        for moved in [counted, Moved::Recorded] {
+            let kept = arena.kept(KEY, moved);
+            if arena.kept(KEY, moved) != kept {
+                return Err(format!("read again it is no longer {kept:?}"));
             }
+            let Ok(kept) = kept else { continue };
+            if moved == Moved::Recorded && core.flags.contains(Flags::IN_IO) {
+                return Err(
+                    "gone on with, though its worker died in the middle of a receive or send".to_owned()
+                );
+            }
+            let waited = kept.waited.iter().map(|call| call.message.len());
+            let ran = kept.ran.iter().map(|ran| ran.message.len());
+            let gathered = kept.ran.iter().flat_map(|ran| &ran.gathered).map(|(_, answer)| answer.len());
+            for (what, bytes) in [
+                ("input", kept.input.len()),
+                ("output", kept.output.len()),
+                // The message of a call that the poller ran is counted apart.
+                ("messages", waited.chain(ran).sum::<usize>() / 2),
+                ("answers", gathered.sum()),
+            ] {
+                if bytes > arena.held() {
+                    return Err(format!("{bytes} bytes of {what} from an arena of {}", arena.held()));
+                }
+            }
+            held = 1;
         }
-        held = 1;
+        Ok(held)
     }
-    Ok(held)
 }
 
 /// The numbers at the start, as many as a record and the kernel's counts have, and what is behind them.
