@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub)] // each of them uses its part
 
 pub mod load;
+pub mod memory_group;
 pub mod plain;
 pub mod proc;
 pub mod service;

@@ -16,6 +16,7 @@ pub(crate) mod family;
 pub(crate) mod last_moment;
 pub(crate) mod limits;
 pub(crate) mod memory;
+pub(crate) mod oom;
 pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod resident;

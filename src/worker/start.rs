@@ -23,6 +23,7 @@ use crate::sys::clock;
 use crate::sys::culprit;
 use crate::sys::descriptors;
 use crate::sys::limits;
+use crate::sys::oom;
 use crate::sys::process;
 use crate::sys::signals::{self, OnTerm};
 use crate::sys::socket::Listener;
@@ -59,6 +60,8 @@ fn live(service: Service, config: Config, birth: Birth) -> ! {
     let _ = nix::sys::prctl::set_name(c"tine-worker");
     let title = format!("tine: worker {} gen {} ({})", birth.slot, birth.generation, service.about().title);
     let _ = title::set(&title);
+    // A worker is replaced; a service whose supervisor is killed ends. Where /proc can't be written the kernel chooses by size.
+    let _ = oom::be_chosen_before_others();
     vitals::guard(birth.slot);
     let mut descriptors = birth.descriptors.into_iter().map(descriptors::control);
     let Some(line) = descriptors.next() else {

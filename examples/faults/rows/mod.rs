@@ -1,7 +1,9 @@
 //! The rows of the table, in its order.
 
 mod crash;
+mod first_calls;
 mod kill;
+mod leaving;
 mod lifecycle;
 mod overload;
 mod points;
@@ -37,9 +39,11 @@ pub const ALL: &[Row] = &[
     points::ROW,
     crash::GARBAGE,
     crash::CRASH,
+    first_calls::ROW,
     crash::QUARANTINE,
     stuck::HANG,
     stuck::STOPPED,
+    leaving::ROW,
     lifecycle::RECYCLE,
     lifecycle::SCALE,
     lifecycle::SUPERVISOR,
