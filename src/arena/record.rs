@@ -239,8 +239,10 @@ impl Record {
     pub(crate) fn commit(&mut self, core: &Core) {
         self.current = !self.current;
         let version = VERSIONS[usize::from(self.current)];
-        let words: Option<&[AtomicU64; CORE_WORDS]> = self.words.get(version..).and_then(<[_]>::first_chunk);
-        for (word, value) in words.into_iter().flatten().zip(core.to_words()) {
+        let Some(words) = self.words.get(version..).and_then(<[_]>::first_chunk::<CORE_WORDS>) else {
+            return;
+        };
+        for (word, value) in words.iter().zip(core.to_words()) {
             // What reads it comes after the word that says which version counts, and that one releases.
             fail_points::step(fail_points::Kind::Path);
             word.store(value, Ordering::Relaxed);

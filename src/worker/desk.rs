@@ -58,7 +58,7 @@ pub(super) enum Todo {
     /// Another worker had it.
     TakeUp(Key),
     /// It gave way in the queue to another caller's.
-    Displaced(Job),
+    Displaced(Box<Job>),
 }
 
 /// The poller's side of the worker.

@@ -28,7 +28,8 @@ const LATE: Duration = Duration::from_millis(1);
 /// What a thread of the pool is asked to do.
 #[derive(Debug)]
 pub(super) enum Task {
-    Run(Job),
+    /// Apart, so that it stays where it is while it waits and changes hands.
+    Run(Box<Job>),
     /// Somebody should be the watch: threads look whether there is one after each task, this wakes one that has none.
     Watch,
 }

@@ -233,9 +233,13 @@ impl Desk {
 
     /// The round is over: keeps those that ask for it, and has those go on that wait for that.
     pub(super) fn keep_who_ask(&mut self, hand: &mut Hand) {
-        let (shared, mut unkept, mut others) = (Arc::clone(&hand.shared), Vec::new(), Vec::new());
         self.asking_waits = false;
-        for connection in shared.take_unkept() {
+        let asked = hand.shared.take_unkept();
+        if asked.is_empty() {
+            return;
+        }
+        let (shared, mut unkept, mut others) = (Arc::clone(&hand.shared), Vec::new(), Vec::new());
+        for connection in asked {
             let mut state = connection.lock();
             // It is noted again when it has a place. What is kept counts against what others may hold.
             if !state.has_place {

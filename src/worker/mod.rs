@@ -61,7 +61,7 @@ use crate::config::Config;
 use crate::line::FromWorker;
 use crate::rpc::{MethodIndex, States, WorkerInfo};
 use crate::sys::blocks::Pool;
-use crate::sys::{clock, descriptors};
+use crate::sys::descriptors;
 use site::Site;
 
 use answer_sizes::AnswerSizes;
@@ -143,10 +143,11 @@ pub(crate) struct Shared {
     outbox: Mutex<Vec<FromWorker>>,
     gate: Gate,
     runs: Runs,
-    concurrency: Concurrency<Job>,
+    concurrency: Concurrency<Box<Job>>,
     queue: Queue<Task>,
     /// Calls that gave way to another caller's and are not answered yet.
-    displaced: Mutex<Vec<Job>>,
+    #[expect(clippy::vec_box, reason = "in their boxes they come from the queue and go to the poller")]
+    displaced: Mutex<Vec<Box<Job>>>,
     /// What a thread gets beyond its call's deadline.
     stuck: Duration,
     overdue: Mutex<Overdue>,
@@ -297,9 +298,9 @@ impl Shared {
         }
     }
 
-    /// A call of the connection occupies its thread no longer.
-    fn call_ended(&self, connection: &Connection) {
-        self.gate.ended(clock::monotonic_ns());
+    /// A call of the connection occupies its thread no longer, since `now_ns`.
+    fn call_ended(&self, connection: &Connection, now_ns: u64) {
+        self.gate.ended(now_ns);
         self.queue.ended(connection.who.lane);
         if self.wants_thread.load(Ordering::SeqCst) || self.leaving.load(Ordering::SeqCst) {
             self.wake_poller();

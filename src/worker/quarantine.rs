@@ -71,21 +71,9 @@ impl Quarantine {
 
     /// Whether a call may run now. This uses the trial up, so that a second one finds the method shut.
     pub(super) fn enter(&self, method: MethodIndex) -> Result<Pass, Shut> {
-        let Some(of) = self.methods.get(method.0) else { return Ok(Pass::Free) };
-        loop {
-            match of.word.load(Ordering::Relaxed) {
-                OPEN => return Ok(Pass::Free),
-                TRIAL => {
-                    let now_ns = clock::monotonic_ns().max(TRIAL + 1);
-                    let taken = of.word.compare_exchange(TRIAL, now_ns, Ordering::AcqRel, Ordering::Relaxed);
-                    if taken.is_ok() {
-                        // Whoever is refused meanwhile need not ask: the end of this call decides.
-                        of.has_asked.store(true, Ordering::Relaxed);
-                        return Ok(Pass::Trial);
-                    }
-                }
-                until_ns => return Err(of.shut(until_ns)),
-            }
+        match self.methods.get(method.0) {
+            Some(of) if of.word.load(Ordering::Relaxed) != OPEN => of.enter(),
+            Some(_) | None => Ok(Pass::Free),
         }
     }
 
@@ -155,6 +143,27 @@ impl Shared {
 }
 
 impl Word {
+    /// Of a method that was in quarantine a moment ago.
+    #[cold]
+    fn enter(&self) -> Result<Pass, Shut> {
+        loop {
+            match self.word.load(Ordering::Relaxed) {
+                OPEN => return Ok(Pass::Free),
+                TRIAL => {
+                    let now_ns = clock::monotonic_ns().max(TRIAL + 1);
+                    let taken =
+                        self.word.compare_exchange(TRIAL, now_ns, Ordering::AcqRel, Ordering::Relaxed);
+                    if taken.is_ok() {
+                        // Whoever is refused meanwhile need not ask: the end of this call decides.
+                        self.has_asked.store(true, Ordering::Relaxed);
+                        return Ok(Pass::Trial);
+                    }
+                }
+                until_ns => return Err(self.shut(until_ns)),
+            }
+        }
+    }
+
     fn shut(&self, until_ns: u64) -> Shut {
         let left = Duration::from_nanos(until_ns.saturating_sub(clock::monotonic_ns()));
         let retry_after = if left.is_zero() { SOON } else { left };

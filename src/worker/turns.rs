@@ -258,11 +258,9 @@ impl<T> Turns<T> {
     pub(super) fn displace(&mut self, lane: Lane) -> Option<T> {
         let index = self.index(lane)?;
         let own = self.lanes[index].address as usize;
-        let (deepest, most) = self.address_depths.deepest()?;
-        let (address, mine) = if most > self.addresses[own].waiting + 1 {
-            (deepest as usize, 0)
-        } else {
-            (own, self.lanes[index].waiting.len() + 1)
+        let (address, mine) = match self.address_depths.deepest() {
+            Some((deepest, most)) if most > self.addresses[own].waiting + 1 => (deepest as usize, 0),
+            Some(_) | None => (own, self.lanes[index].waiting.len() + 1),
         };
         let (victim, most) = self.addresses[address].depths.deepest()?;
         if most <= mine {
@@ -419,13 +417,17 @@ impl<T> Turns<T> {
         let (depth, is_held) = (lane.waiting.len(), lane.is_held);
         let at = &mut self.addresses[address];
         at.waiting = at.waiting.saturating_add_signed(more);
+        at.depths.set(&mut self.lane_links, to_u32(index), depth);
+        // One that waits alone gives way to nobody of another address.
+        let depth = if at.waiting > 1 { at.waiting } else { 0 };
+        self.address_depths.set(&mut self.address_links, to_u32(address), depth);
+        self.waiting = self.waiting.saturating_add_signed(more);
         if is_held {
             at.waiting_held = at.waiting_held.saturating_add_signed(more);
         }
-        at.depths.set(&mut self.lane_links, to_u32(index), depth);
-        self.address_depths.set(&mut self.address_links, to_u32(address), at.waiting);
-        self.waiting = self.waiting.saturating_add_signed(more);
-        self.recount_held(address);
+        if is_held || at.is_held {
+            self.recount_held(address);
+        }
     }
 
     fn recount_held(&mut self, address: usize) {

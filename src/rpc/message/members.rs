@@ -163,23 +163,22 @@ impl Members {
     fn to_form<'a>(&self, text: &'a str, form: Form) -> Result<Request<'a>, Rejected<'a>> {
         let (name, timeout_ms, params) = match self.check(text, form) {
             Ok(checked) => checked,
-            Err(what) => {
-                // Version 2.0 wants null where it can't be told which one is meant.
-                let is_told = |id: &Span| self.twice & bit::ID == 0 && is_id(id.of(text));
-                let id = self.id.filter(|id| form != Form::V2 || is_told(id));
-                return Err(Rejected {
-                    form,
-                    error: Error::invalid_request(&what),
-                    id: id.map(|span| span.json(text)),
-                    is_silent: false,
-                });
-            }
+            Err(what) => return Err(self.rejected(text, form, &what)),
         };
         let request = Request { form, method: name.decoded(text), params, id: self.id, timeout_ms, text };
         match self.half {
             None => Ok(request),
             Some(half) => Err(self.with_half(&request, half)),
         }
+    }
+
+    #[cold]
+    fn rejected<'a>(&self, text: &'a str, form: Form, what: &str) -> Rejected<'a> {
+        // Version 2.0 wants null where it can't be told which one is meant.
+        let is_told = |id: &Span| self.twice & bit::ID == 0 && is_id(id.of(text));
+        let id = self.id.filter(|id| form != Form::V2 || is_told(id));
+        let id = id.map(|span| span.json(text));
+        Rejected { form, error: Error::invalid_request(&what), id, is_silent: false }
     }
 
     /// A request that would be right if all of its texts were some. Only it is refused, with its id as it was written: what stands

@@ -224,7 +224,7 @@ impl Hand {
     fn queue_again(&mut self, state: &mut Locked<'_>, job: Job) {
         let (number, who) = (job.number, job.connection.who);
         self.shared.gate.began_unasked();
-        if !self.shared.enqueue(job)
+        if !self.shared.enqueue(Box::new(job))
             && let Some(call) = state.take_call(number)
         {
             self.row.refused();

@@ -190,7 +190,7 @@ impl Hand {
         let (message, arrived) = (message.clone(), batch.arrived);
         let job =
             Job { connection, number, message, arrived, call: Some(call), member: Some(member), ticket };
-        self.shared.dispatch(queued, job) || batch.take(member.index).is_none()
+        self.shared.dispatch(queued, Box::new(job)) || batch.take(member.index).is_none()
     }
 
     /// Runs a call of a batch, on a pool thread.
@@ -202,7 +202,7 @@ impl Hand {
             drop(state);
             self.shared.came_back((job.connection.key, job.number));
             self.shared.release(call.method, self.now_ns);
-            return self.shared.call_ended(&job.connection);
+            return self.shared.call_ended(&job.connection, self.now_ns);
         }
         let refused = if self.fills_buffers(&state, call) {
             self.row.refused();
@@ -218,14 +218,14 @@ impl Hand {
             self.answer.clear();
             call.caller.caller(&job.message).write_error(&mut self.answer, &error);
             self.shared.release(call.method, self.now_ns);
-            self.shared.call_ended(&job.connection);
+            self.shared.call_ended(&job.connection, self.now_ns);
             let is_there = self.keep_answer(&mut state, member, Duration::ZERO);
             return self.batch_goes_on(&mut state, member, is_there);
         }
         self.is_in(&job.connection, &job.message, call);
         drop(state);
         let ran = self.invoke_in_pool(&job.connection, &job.message, call);
-        self.shared.call_ended(&job.connection);
+        self.shared.call_ended(&job.connection, self.now_ns);
         let mut state = job.connection.lock();
         let is_wanted = state.phase != Phase::Closed
             && state

@@ -70,7 +70,7 @@ impl Hand {
         let connection = Arc::clone(state.connection);
         let job = Job { connection, number, message: copy, arrived: self.now, call, member: None, ticket };
         // The gate admits no more than fit.
-        if !self.shared.dispatch(place, job)
+        if !self.shared.dispatch(place, Box::new(job))
             && let Some(call) = state.take_call(number)
         {
             let refused = self.shared.refused(who, method);

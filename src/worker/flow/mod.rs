@@ -60,6 +60,8 @@ pub(super) struct Hand {
     pub(super) term: Option<Term>,
     /// The method in quarantine of which this thread runs the one call that is tried.
     trial: Option<MethodIndex>,
+    /// Bytes that the answer to the call is expected to add which this thread has looked at last.
+    expects: usize,
     /// What is set aside in the buffers for the answer of the call that this thread runs.
     set_aside: usize,
     /// The moment at which what is done now began; read anew after whatever takes time.
@@ -83,6 +85,7 @@ impl Hand {
             thread,
             term: None,
             trial: None,
+            expects: 0,
             set_aside: 0,
             now: Instant::now(),
             now_ns: clock::monotonic_ns(),

@@ -90,7 +90,7 @@ impl Shared {
     }
 
     /// Another connection's lock is held here, so the poller answers it.
-    fn is_displaced(&self, job: Job) {
+    fn is_displaced(&self, job: Box<Job>) {
         self.displaced.lock().push(job);
         self.wake_poller();
     }
@@ -126,7 +126,7 @@ impl Shared {
     }
 
     /// Puts a job where its call was admitted to. False where the queue has no room: its place is given back.
-    pub(super) fn dispatch(&self, place: Place, job: Job) -> bool {
+    pub(super) fn dispatch(&self, place: Place, job: Box<Job>) -> bool {
         let (Place::Listed, Some(method)) = (place, job.ticket.method()) else {
             return self.enqueue(job);
         };
@@ -147,7 +147,7 @@ impl Shared {
         if self.enter_list(who, call.method, call.allowed)? == Entry::Go {
             return Ok(Entry::Go);
         }
-        let waits = Job { call: Some(call), ..job.clone() };
+        let waits = Box::new(Job { call: Some(call), ..job.clone() });
         let goes = self.concurrency.wait(who, call.method, Arc::clone(&job.ticket), waits);
         Ok(if goes.is_some() { Entry::Go } else { Entry::Wait })
     }
@@ -265,7 +265,7 @@ impl Shared {
     }
 
     /// Puts a job into the queue whose call has a place there. False where there is no room: its place is given back.
-    pub(super) fn enqueue(&self, job: Job) -> bool {
+    pub(super) fn enqueue(&self, job: Box<Job>) -> bool {
         let Some(job) = self.put(job) else {
             return true;
         };
@@ -275,7 +275,7 @@ impl Shared {
     }
 
     /// The job, where the queue has no room.
-    fn put(&self, job: Job) -> Option<Job> {
+    fn put(&self, job: Box<Job>) -> Option<Box<Job>> {
         let lane = job.connection.who.lane;
         match self.queue.put(lane, Task::Run(job)) {
             Err(Task::Run(job)) => Some(job),

@@ -46,12 +46,12 @@ impl Hand {
             return self.run_member(job, member, call);
         }
         let Some(call) = self.start(job) else {
-            self.shared.call_ended(&job.connection);
+            self.shared.call_ended(&job.connection, self.now_ns);
             return;
         };
         let ran = self.invoke_in_pool(&job.connection, &job.message, &call);
         // Before its answer is sent: whoever reads that finds the thread free.
-        self.shared.call_ended(&job.connection);
+        self.shared.call_ended(&job.connection, self.now_ns);
         let mut state = job.connection.lock();
         // Where the call is no longer on the list its caller was told that the time was up, or is gone.
         let in_flight = if state.phase == Phase::Closed { None } else { state.take_call(job.number) };
@@ -115,7 +115,7 @@ impl Hand {
         } else {
             // As at the end of any call of the pool, which this is now; its connection may not have been taken over yet.
             shared.gate.ran(ran.took);
-            shared.call_ended(connection);
+            shared.call_ended(connection, self.now_ns);
             if !state.take_over(number) {
                 self.fail(state, &io::ErrorKind::OutOfMemory.into());
             }
@@ -272,11 +272,17 @@ impl Hand {
         None
     }
 
-    /// There is no room in the buffers for the answer that this call is expected to have.
-    pub(super) fn fills_buffers(&self, state: &Locked<'_>, call: &Parsed) -> bool {
-        let unsent = state.output.len() + state.gathered();
-        !call.caller.route.is_silent()
-            && !self.shared.buffers.have_room_for(self.expected(state.connection, call), unsent)
+    /// There is no room in the buffers for the answer that this call is expected to have. To be asked right before it is run,
+    /// which sets aside what is expected.
+    pub(super) fn fills_buffers(&mut self, state: &Locked<'_>, call: &Parsed) -> bool {
+        self.expects = 0;
+        if call.caller.route.is_silent() {
+            return false;
+        }
+        let (unsent, expected) =
+            (state.output.len() + state.gathered(), self.expected(state.connection, call));
+        self.expects = expected.more;
+        !self.shared.buffers.have_room_for(expected, unsent)
     }
 
     /// What the answer of a call is expected to add: where it is there, the call's own params are not held any more.
@@ -291,11 +297,10 @@ impl Hand {
     }
 
     /// Sets room aside for the answer of a call that is to be run now. Its run gives it back.
-    fn set_room_aside(&mut self, connection: &Connection, call: &Parsed) {
-        let Expected { more, .. } = self.expected(connection, call);
-        if more >= LITTLE && !call.caller.route.is_silent() {
-            self.set_aside = more;
-            self.shared.buffers.hold_on(more);
+    fn set_room_aside(&mut self) {
+        if self.expects >= LITTLE {
+            self.set_aside = self.expects;
+            self.shared.buffers.hold_on(self.set_aside);
         }
     }
 
@@ -388,7 +393,7 @@ impl Hand {
     /// Runs the handler and leaves its framed answer in `self.answer`.
     pub(super) fn invoke(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
         let begun_ns = self.now_ns;
-        self.set_room_aside(connection, call);
+        self.set_room_aside();
         let outcome = self.answer(connection, message, call);
         self.shared.answer_sizes.answered(call.method, self.answer.len());
         connection.answer_size.answered(self.answer.len());

@@ -28,6 +28,9 @@ impl Default for Link {
 impl Depths {
     /// Queue `id` has this length from now on.
     pub(super) fn set(&mut self, links: &mut [Link], id: u32, depth: usize) {
+        if depth == 0 && links[id as usize].depth == 0 {
+            return;
+        }
         self.unlink(links, id);
         if depth >= self.heads.len() {
             self.heads.resize(depth + 1, NONE);
