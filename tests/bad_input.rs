@@ -260,7 +260,7 @@ fn a_stranger_is_closed_unanswered_and_costs_one_line_that_names_it() {
         let mentions = log.iter().filter(|line| line.to_string().contains(&me)).count();
         assert_eq!(mentions, 1, "{what}: {log:?}");
         assert!(
-            !log.iter().any(|line| line["message"].as_str().unwrap_or_default().contains("more records")),
+            !log.iter().any(|line| line["message"].as_str().unwrap_or_default().contains("more record")),
             "{log:?}"
         );
     }

@@ -9,7 +9,7 @@ use support::{Service, Wire, await_asleep, code};
 fn exceeded(answer: &Value, ms: u64) {
     assert_eq!(code(answer), -32001, "{answer}");
     let text = answer["result"]["message"].as_str().expect("a message");
-    assert!(text.contains(&format!("within {ms} ms")), "{answer}");
+    assert!(text.contains(&format!("within {ms}ms")), "{answer}");
 }
 
 fn goes_on(wire: &mut Wire) {

@@ -8,7 +8,6 @@ mod json;
 mod picture;
 mod server_cpu;
 mod text;
-mod units;
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
@@ -19,7 +18,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::BenchArgs;
-use super::{page, params};
+use super::{page, params, units};
 use crate::client::load::{Load, LoadError, Native, Phase, Progress, Report};
 use server_cpu::ServerCpu;
 

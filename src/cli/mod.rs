@@ -8,6 +8,7 @@ mod page;
 mod params;
 mod serve;
 mod tune;
+mod units;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

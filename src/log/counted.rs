@@ -88,8 +88,15 @@ pub(crate) fn tell_of_counted(ends: bool) {
     drop(untold);
     for (what, More { count, from }) in lines {
         if let Some(count) = count {
-            tracing::warn!(from, "{count} more records were not written: {what}");
+            tracing::warn!(from, "{}: {what}", not_written(count));
         }
+    }
+}
+
+fn not_written(count: u64) -> String {
+    match count {
+        1 => "1 more record was not written".to_owned(),
+        count => format!("{count} more records were not written"),
     }
 }
 
@@ -155,6 +162,12 @@ mod tests {
     const MS: u64 = 1_000_000;
     const ONE: AddressKey = AddressKey::Unix(1);
     const OTHER: AddressKey = AddressKey::Unix(2);
+
+    #[test]
+    fn one_is_not_told_as_several() {
+        assert_eq!(not_written(1), "1 more record was not written");
+        assert_eq!(not_written(2), "2 more records were not written");
+    }
 
     #[test]
     fn so_many_a_second_are_written_and_the_next_one_tells_of_the_others() {

@@ -16,6 +16,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::guard;
+use crate::config::span;
 use crate::wire::WireError;
 
 type Cause = Box<dyn StdError + Send + Sync>;
@@ -223,10 +224,9 @@ impl Error {
     }
 
     pub(crate) fn deadline(allowed: Duration) -> Error {
-        Error::plain(
-            Error::DEADLINE,
-            format!("deadline exceeded: no answer within {} ms", allowed.as_millis().max(1)),
-        )
+        // Deadlines come in whole milliseconds; what is left of one is not nothing.
+        let allowed = Duration::from_millis(u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX).max(1));
+        Error::plain(Error::DEADLINE, format!("deadline exceeded: no answer within {}", span::show(allowed)))
     }
 
     pub(crate) fn too_large(length: usize, limit: usize) -> Error {

@@ -38,8 +38,10 @@ const BESIDE: [(&str, &[&str], &[&str]); 5] = [
 ];
 
 /// Modules of one level of which the first may use the second, with the reason.
-pub(crate) const PEERS: &[(&str, &str, &str)] =
-    &[("line", "arena", "messages name a connection by the place of its record")];
+pub(crate) const PEERS: &[(&str, &str, &str)] = &[
+    ("line", "arena", "messages name a connection by the place of its record"),
+    ("rpc", "config", "errors tell times in the form of the configuration's"),
+];
 
 /// Parts of the worker that are wired by `worker/mod.rs` alone: it decides where a connection goes next.
 const WIRED_APART: [&str; 3] = ["connection", "poller", "pool"];

@@ -22,16 +22,16 @@ pub const ROW: Row = Row {
     name: "first-calls",
     fault: "workers that die in their first calls, on connections that have just come, again and again",
     promise: "who made such a call gets -32002 with the cause; a caller on fresh connections is answered within 100 ms, save where \
-              a worker dies between accepting his connection and having it kept",
+              a worker is killed, or ends by `_exit`, between accepting his connection and having it kept",
     parts: &[
         Part { name: "kill-9", run: |extent| deaths(extent, &killed()) },
         Part { name: "memory-limit", run: memory_limit },
         Part { name: "segv", run: |extent| deaths(extent, &crash("segv", "SIGSEGV")) },
         Part { name: "abort", run: |extent| deaths(extent, &crash("abort", "SIGABRT")) },
         Part { name: "exit", run: |extent| deaths(extent, &crash("exit", "exit 3")) },
-        Part { name: "vanish", run: |extent| deaths(extent, &crash("vanish", "exit 3")) },
+        Part { name: "vanish", run: |extent| deaths(extent, &unseen("vanish", "exit 3")) },
         Part { name: "stack", run: |extent| deaths(extent, &crash("stack", "SIGSEGV")) },
-        Part { name: "oom", run: |extent| deaths(extent, &crash("oom", "SIGKILL")) },
+        Part { name: "oom", run: |extent| deaths(extent, &unseen("oom", "SIGKILL")) },
     ],
 };
 
@@ -54,13 +54,19 @@ struct Deadly {
     cause: &'static str,
     /// What is done to the service meanwhile.
     meanwhile: fn(&Service) -> bool,
-    /// Of so many deaths one may end a connection unanswered: who dies between accepting it and having it kept takes it along.
-    may_end_one_in: usize,
+    /// Of so many deaths one may end a connection unanswered: who dies between accepting it and having it kept takes it along,
+    /// where no handler of a signal sees that.
+    may_end_one_in: Option<usize>,
 }
 
 /// From outside, while it is in the call.
 fn killed() -> Deadly {
-    Deadly { meanwhile: kill_the_stopped, ..crash("stop", "SIGKILL") }
+    Deadly { meanwhile: kill_the_stopped, ..unseen("stop", "SIGKILL") }
+}
+
+/// No handler of a signal sees it.
+fn unseen(how: &str, cause: &'static str) -> Deadly {
+    Deadly { may_end_one_in: Some(20), ..crash(how, cause) }
 }
 
 fn crash(how: &str, cause: &'static str) -> Deadly {
@@ -69,7 +75,7 @@ fn crash(how: &str, cause: &'static str) -> Deadly {
         params: json!({ "how": how, "code": 3 }),
         cause,
         meanwhile: |_| true,
-        may_end_one_in: 20,
+        may_end_one_in: None,
     }
 }
 
@@ -96,8 +102,11 @@ fn memory_limit(extent: Extent) -> Result<Judge, BoxError> {
     let service = Service::start(PROCESSES, CONFIG)?;
     group.take(&service.processes())?;
     let params = json!({ "bytes": 400 << 20 });
-    let judge =
-        die(extent, &service, &Deadly { method: "leak", params, may_end_one_in: 3, ..crash("", "SIGKILL") });
+    let judge = die(
+        extent,
+        &service,
+        &Deadly { method: "leak", params, may_end_one_in: Some(3), ..crash("", "SIGKILL") },
+    );
     drop(service);
     judge
 }
@@ -117,7 +126,11 @@ fn die(extent: Extent, service: &Service, deadly: &Deadly) -> Result<Judge, BoxE
     judge.failures.extend(told.err().map(|why| why.to_string()));
     judge.failures.extend(others.wrong);
     judge.tell(format!("{} calls beside it, {} failed with their worker", others.answered, others.failed));
-    judge.at_most("ended unanswered", others.ended, deaths.div_ceil(deadly.may_end_one_in));
+    judge.at_most(
+        "ended unanswered",
+        others.ended,
+        deadly.may_end_one_in.map_or(0, |one_in| deaths.div_ceil(one_in)),
+    );
     judge.at_least("deaths", service.count_log(mark, "worker died"), deaths);
     judge.holds("calls are answered beside it", others.answered > deaths / 4);
     judge.tell(format!("longest stall of the machine {stalled:.1?}"));

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::units;
+use crate::cli::units;
 use crate::client::load::Report;
 
 /// Ranges, and so lines, at most.

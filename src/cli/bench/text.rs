@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Measured, picture, units};
-use crate::cli::page;
+use super::{Measured, picture};
+use crate::cli::{page, units};
 
 /// The load may have been what was measured when it used more than this share of its core.
 const BUSY: f64 = 0.9;

@@ -13,6 +13,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::cells::{Cell, Cells};
 use super::grid::Setting;
 use super::table;
+use crate::cli::units;
 
 const CELL: (i32, i32) = (84, 48);
 /// Room for the labels on the left, and for the heading above; the same again right and below is too much.
@@ -53,7 +54,7 @@ impl Figure {
     fn label(self, cell: &Cell) -> String {
         match self {
             Figure::Throughput => table::rate(cell.rate()),
-            Figure::P99 => table::time(cell.p99()),
+            Figure::P99 => units::duration(cell.p99()),
         }
     }
 
@@ -204,7 +205,7 @@ mod tests {
         }
         assert!(svg.contains("&lt;5 &amp; more&gt;"), "text is escaped:\n{svg}");
         let p99 = heat_map(Figure::P99, "sleep", &cells, None).expect("drawn");
-        assert!(p99.contains("20.0 ms") && !p99.contains("#D65412"), "{p99}");
+        assert!(p99.contains("20.0ms") && !p99.contains("#D65412"), "{p99}");
     }
 
     #[test]

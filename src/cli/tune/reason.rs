@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::cells::{Cell, Cells};
 use super::grid::Grid;
 use super::judge::Verdict;
+use crate::cli::units;
 
 /// Calls that take no longer than this, there and back, are quick enough for the poller to run them itself, and most
 /// of their time is the way.
@@ -63,8 +64,8 @@ fn nature(alone: Alone) -> String {
     let waiting = alone.waiting();
     if alone.time <= QUICK {
         format!(
-            "calls take {} µs there and back, quick enough for the poller to answer them itself",
-            alone.time.as_micros()
+            "calls take {} there and back, quick enough for the poller to answer them itself",
+            units::duration(alone.time)
         )
     } else if waiting >= MOSTLY {
         format!("handlers wait {} of their time", percent(waiting))
@@ -176,7 +177,7 @@ mod tests {
             (
                 alone(40, 20),
                 (1, 1),
-                "calls take 40 µs there and back, quick enough for the poller to answer them itself: neither more threads nor more processes help.",
+                "calls take 40.0us there and back, quick enough for the poller to answer them itself: neither more threads nor more processes help.",
             ),
             (
                 alone(10_000, 40),

@@ -15,7 +15,7 @@ use super::judge::Verdict;
 use super::plot::{Figure, heat_map};
 use super::reason::{Alone, reason};
 use super::table::{self, table};
-use crate::cli::page;
+use crate::cli::{page, units};
 
 /// Everything there is to say.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Findings<'_> {
                 Some(_) => "best guess",
                 None => "recommended",
             };
-            let (rate, p99) = (table::rate(cell.rate()), table::time(cell.p99()));
+            let (rate, p99) = (table::rate(cell.rate()), units::duration(cell.p99()));
             text.push_str(&format!(
                 "\n{words}: {} (processes × threads), {rate} calls/s, p99 {p99}\n{}\n\n{}",
                 cell.setting,
@@ -141,7 +141,7 @@ mod tests {
     fn the_recommendation_has_figures_a_reason_and_lines_to_paste() {
         let text = told(false, as_text);
         let expected = "
-recommended: 1 × 2 (processes × threads), 190 calls/s, p99 20.0 ms
+recommended: 1 × 2 (processes × threads), 190 calls/s, p99 20.0ms
 handlers burn CPU 98 % of their time: more threads help up to 2, one for each
 CPU, more processes don't.
 

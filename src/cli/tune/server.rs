@@ -18,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::grid::Setting;
+use crate::config::span;
 use crate::sys::child;
 
 /// How long all workers may take to be ready; a model that is loaded may take its time.
@@ -93,8 +94,8 @@ impl Launcher {
                 return Err(self.ended_early(&mut server, setting));
             }
             if begun.elapsed() >= BOOT_LIMIT {
-                let limit = BOOT_LIMIT.as_secs();
-                let words = format!("expected {setting} workers and threads to be ready within {limit} s");
+                let limit = span::show(BOOT_LIMIT);
+                let words = format!("expected {setting} workers and threads to be ready within {limit}");
                 return Err(StartError::Failed(self.with_log(&words)));
             }
             thread::sleep(LOOK);

@@ -172,7 +172,7 @@ impl Load {
             ));
         }
         if self.duration.is_zero() {
-            return refuse("duration: expected some time, found 0 s".to_owned());
+            return refuse("duration: expected some time, found 0s".to_owned());
         }
         self.check_descriptors()?;
         Ok(target)

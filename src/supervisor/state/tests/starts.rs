@@ -23,6 +23,12 @@ fn last_word(brain: &mut Brain, event: Event) -> Option<String> {
     })
 }
 
+/// The first worker, by the first template.
+fn is_born(brain: &mut Brain) {
+    brain.template_ready(1);
+    brain.worker(0, WorkerEvent::Born);
+}
+
 #[test]
 fn a_service_of_which_no_worker_was_ever_ready_gives_up_in_time_and_says_what_failed_last() {
     type Way = (&'static str, fn(&mut Brain), &'static str);
@@ -41,8 +47,7 @@ fn a_service_of_which_no_worker_was_ever_ready_gives_up_in_time_and_says_what_fa
         (
             "a worker dies",
             |brain| {
-                brain.template_ready(1);
-                brain.worker(0, WorkerEvent::Born);
+                is_born(brain);
                 brain.worker(0, end_with("no database"));
             },
             "a worker ended before it was ready (no database)",
@@ -50,8 +55,7 @@ fn a_service_of_which_no_worker_was_ever_ready_gives_up_in_time_and_says_what_fa
         (
             "a worker hangs",
             |brain| {
-                brain.template_ready(1);
-                brain.worker(0, WorkerEvent::Born);
+                is_born(brain);
                 brain.due(Timer::Boot(0));
                 brain.worker(0, end_with("SIGKILL"));
             },

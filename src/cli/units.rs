@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-/// A duration with three significant digits and the unit that fits.
+/// A duration with three significant digits and the unit that fits, written as a setting is.
 pub(super) fn duration(time: Duration) -> String {
     let ns = time.as_secs_f64() * 1e9;
     // A unit changes where rounding to three digits would give 1000 of the smaller one.
     let (value, unit) = match ns {
-        ns if ns < 999.5 => return format!("{ns:.0} ns"),
-        ns if ns < 999.5e3 => (ns / 1e3, "µs"),
+        ns if ns < 999.5 => return format!("{ns:.0}ns"),
+        ns if ns < 999.5e3 => (ns / 1e3, "us"),
         ns if ns < 999.5e6 => (ns / 1e6, "ms"),
         ns => (ns / 1e9, "s"),
     };
@@ -17,7 +17,7 @@ pub(super) fn duration(time: Duration) -> String {
         value if value < 99.95 => 1,
         _ => 0,
     };
-    format!("{value:.decimals$} {unit}")
+    format!("{value:.decimals$}{unit}")
 }
 
 /// A count with its thousands apart.
@@ -64,18 +64,18 @@ mod tests {
     #[test]
     fn durations_have_three_digits_and_a_unit() {
         for (ns, text) in [
-            (0, "0 ns"),
-            (999, "999 ns"),
-            (1_000, "1.00 µs"),
-            (9_994, "9.99 µs"),
-            (9_996, "10.0 µs"),
-            (99_960, "100 µs"),
-            (482_304, "482 µs"),
-            (999_499, "999 µs"),
-            (999_500, "1.00 ms"),
-            (12_345_678, "12.3 ms"),
-            (1_500_000_000, "1.50 s"),
-            (3_600_000_000_000, "3600 s"),
+            (0, "0ns"),
+            (999, "999ns"),
+            (1_000, "1.00us"),
+            (9_994, "9.99us"),
+            (9_996, "10.0us"),
+            (99_960, "100us"),
+            (482_304, "482us"),
+            (999_499, "999us"),
+            (999_500, "1.00ms"),
+            (12_345_678, "12.3ms"),
+            (1_500_000_000, "1.50s"),
+            (3_600_000_000_000, "3600s"),
         ] {
             assert_eq!(duration(Duration::from_nanos(ns)), text, "{ns}");
         }
