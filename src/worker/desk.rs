@@ -363,13 +363,12 @@ impl Desk {
 
     pub(super) fn woken(&mut self, hand: &mut Hand) {
         let shared = Arc::clone(&hand.shared);
-        for message in std::mem::take(&mut *shared.outbox.lock()) {
+        for message in shared.outbox.take() {
             // Where the supervisor is gone its line says so too.
             let _ = self.line.send(&message, Vec::new());
         }
         self.todo.extend(shared.buffers.feed().into_iter().map(Todo::Feed));
-        self.todo.extend(shared.turns.lock().drain(..).map(Todo::Turn));
-        self.todo.extend(shared.displaced.lock().drain(..).map(Todo::Displaced));
+        self.todo.extend(shared.for_poller.take());
         self.give_places(hand);
         self.open_doors(hand);
     }

@@ -29,6 +29,7 @@ mod keep;
 mod leave;
 mod life;
 mod listening;
+mod mailbox;
 mod overdue;
 mod pace;
 mod panics;
@@ -70,6 +71,7 @@ pub(crate) use capacity::{connections, kept, share};
 use concurrency::Concurrency;
 use connection::{Bounds, Connection};
 use deadlines::Deadlines;
+use desk::Todo;
 use dispatch::Gate;
 use duty::Task;
 use flow::Job;
@@ -77,6 +79,7 @@ use flow::Job;
 pub(crate) use flow::hostile::hold;
 use keep::Notes;
 pub(crate) use life::LOOKS;
+use mailbox::Mailbox;
 use overdue::Overdue;
 use pace::Paces;
 use quarantine::Quarantine;
@@ -134,20 +137,18 @@ pub(crate) struct Shared {
     inline_at: AtomicU64,
     /// That connection's place in the queue.
     inline_lane: AtomicU64,
-    /// Connections that wait until the poller comes round to them.
-    turns: Mutex<Vec<Key>>,
+    /// Connections that wait until the poller comes round to them, and calls that gave way to another caller's and are not answered
+    /// yet.
+    for_poller: Mailbox<Todo>,
     paces: Paces,
     answer_sizes: AnswerSizes,
     quarantine: Quarantine,
     /// What the supervisor is to hear; the poller has the line.
-    outbox: Mutex<Vec<FromWorker>>,
+    outbox: Mailbox<FromWorker>,
     gate: Gate,
     runs: Runs,
     concurrency: Concurrency<Box<Job>>,
     queue: Queue<Task>,
-    /// Calls that gave way to another caller's and are not answered yet.
-    #[expect(clippy::vec_box, reason = "in their boxes they come from the queue and go to the poller")]
-    displaced: Mutex<Vec<Box<Job>>>,
     /// What a thread gets beyond its call's deadline.
     stuck: Duration,
     overdue: Mutex<Overdue>,
@@ -240,17 +241,16 @@ impl Shared {
             role: Role::new(),
             inline_at: AtomicU64::new(0),
             inline_lane: AtomicU64::new(0),
-            turns: Mutex::default(),
+            for_poller: Mailbox::default(),
             paces: Paces::new(registry),
             answer_sizes: AnswerSizes::new(registry.names().count()),
             quarantine: Quarantine::new(registry),
-            outbox: Mutex::default(),
+            outbox: Mailbox::default(),
             gate: Gate::new(config.threads, limits.queue, limits.queue_wait),
             runs: Runs::new(rows(config.threads), registry.names().len()),
             concurrency,
             // The gates bound what waits; this is room for that and for what was adopted.
             queue: Queue::new(limits.queue.saturating_mul(2) + rows(config.threads), config.threads),
-            displaced: Mutex::default(),
             stuck: config.timeouts.stuck,
             overdue: Mutex::default(),
             buffers: Buffers::new(limits.buffers),
@@ -321,13 +321,13 @@ impl Shared {
 
     /// Has the poller go on with a connection when it comes round.
     fn turn_for(&self, key: Key) {
-        self.turns.lock().push(key);
+        self.for_poller.put(Todo::Turn(key));
         self.wake_poller();
     }
 
     /// Has the poller tell the supervisor something.
     fn tell(&self, message: FromWorker) {
-        self.outbox.lock().push(message);
+        self.outbox.put(message);
         self.wake_poller();
     }
 

@@ -1,7 +1,8 @@
 //! The pool: the threads that run handlers which are not quick. What a job is and how it is run is not known here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::channel;
+
+use crossbeam_channel::bounded;
 
 /// Starts `threads` threads, numbered from 1, and returns when all of them are ready.
 ///
@@ -19,7 +20,7 @@ where
     J: Send + 'static,
     R: FnOnce() -> Result<Box<dyn FnMut(J)>, String> + Send + 'static,
 {
-    let (report, reports) = channel();
+    let (report, reports) = bounded(threads);
     for thread in 1..=threads {
         let (begin, next, report) = (begin(thread)?, next.clone(), report.clone());
         std::thread::Builder::new()
@@ -56,17 +57,14 @@ pub(super) fn serve<J>(next: impl Fn() -> J, mut run: impl FnMut(J)) -> ! {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use parking_lot::Mutex;
+    use crossbeam_channel::unbounded;
 
     use super::*;
 
     #[test]
     fn every_job_is_run_by_some_thread() {
-        let ((jobs, queue), (done, results)) = (channel(), channel());
-        let queue = Arc::new(Mutex::new(queue));
-        let next = move || queue.lock().recv().unwrap_or_default();
+        let ((jobs, queue), (done, results)) = (unbounded(), unbounded());
+        let next = move || queue.recv().unwrap_or_default();
         start(3, next, |thread| {
             let done = done.clone();
             Ok(move || Ok(Box::new(move |job: u32| done.send((thread, job)).unwrap()) as Box<dyn FnMut(u32)>))
@@ -82,12 +80,11 @@ mod tests {
 
     #[test]
     fn a_thread_that_can_not_begin_fails_the_start() {
-        let (jobs, queue) = channel::<()>();
-        let queue = Arc::new(Mutex::new(queue));
+        let (jobs, queue) = unbounded::<()>();
         std::mem::forget(jobs);
         let started = start(
             2,
-            move || queue.lock().recv().unwrap_or_default(),
+            move || queue.recv().unwrap_or_default(),
             |thread| {
                 Ok(move || match thread {
                     2 => Err("no licence for a second thread".to_string()),

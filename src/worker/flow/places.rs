@@ -13,6 +13,7 @@ use crate::rpc::MethodIndex;
 use crate::sys::clock;
 use crate::worker::concurrency::{Entry, Who};
 use crate::worker::connection::{Answered, Connection, InFlight, Phase};
+use crate::worker::desk::Todo;
 use crate::worker::dispatch::{Crowded, Refused};
 use crate::worker::duty::Task;
 use crate::worker::overdue::Run;
@@ -91,7 +92,7 @@ impl Shared {
 
     /// Another connection's lock is held here, so the poller answers it.
     fn is_displaced(&self, job: Box<Job>) {
-        self.displaced.lock().push(job);
+        self.for_poller.put(Todo::Displaced(job));
         self.wake_poller();
     }
 

@@ -19,6 +19,7 @@ use crate::fail_points::looking;
 use crate::sys::socket::Listener;
 use crate::sys::tcp;
 use crate::wire::{Accepts, ByteOrder, Kinds};
+use crate::worker::desk::Todo;
 use crate::worker::duty::Task;
 
 /// A message that the client sends: what becomes of it, and how long its params are.
@@ -299,9 +300,11 @@ fn play(way: Way, acts: &[Act]) -> u64 {
                 poller.stay(&connection);
             }
         }
-        let turns = std::mem::take(&mut *poller.shared.turns.lock());
-        for key in turns {
-            poller.take_turn(key);
+        for todo in poller.shared.for_poller.take() {
+            match todo {
+                Todo::Turn(key) => poller.take_turn(key),
+                other => panic!("{other:?} in a scene without it"),
+            }
         }
         scene.look();
     };

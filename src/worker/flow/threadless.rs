@@ -13,6 +13,7 @@ use super::Hand;
 use crate::arena::{ArenaWriter, Room, create};
 use crate::config::Config;
 use crate::rpc::{BoxError, Handler, Hooks, RegistryBuilder, Service, WorkerInfo};
+use crate::worker::desk::Todo;
 use crate::worker::duty::Task;
 use crate::worker::keep::Notes;
 use crate::worker::site::Site;
@@ -72,16 +73,20 @@ impl Threadless {
             for key in self.poller.shared.buffers.feed() {
                 self.poller.feed(key);
             }
-            let turns = std::mem::take(&mut *self.poller.shared.turns.lock());
-            for key in turns {
-                self.poller.take_turn(key);
-            }
-            let displaced = std::mem::take(&mut *self.poller.shared.displaced.lock());
-            for job in displaced {
-                self.poller.displaced(&job);
-            }
+            self.take_mail();
         }
         Ok(is_woken || count > 0)
+    }
+
+    /// Does what was put for the poller.
+    pub(super) fn take_mail(&mut self) {
+        for todo in self.poller.shared.for_poller.take() {
+            match todo {
+                Todo::Turn(key) => self.poller.take_turn(key),
+                Todo::Displaced(job) => self.poller.displaced(&job),
+                other => unreachable!("nobody puts {other:?}"),
+            }
+        }
     }
 
     /// Runs what waits for the pool, as one thread of it. False where nothing did.
@@ -113,7 +118,7 @@ impl Threadless {
     /// Forgets what only a supervisor would be told, and nobody ever takes.
     pub(super) fn tell_nobody(&self) {
         *self.poller.shared.notes.lock() = Notes::new(Duration::MAX);
-        self.poller.shared.outbox.lock().clear();
+        self.poller.shared.outbox.take();
     }
 
     /// What connections have left behind that are gone, in words.
