@@ -34,10 +34,11 @@
 //! worker counts where others can read it, `line` what processes say to each other, `config` what the operator
 //! wants, `log` where it is all told; `sys` is the operating system and has all `unsafe` code.
 //!
-//! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, line, config, log} →
+//! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, addresses, line, config, log} →
 //! wire → sys. `client`, whose `load` measures servers, `fork_processes`, `fail_points`, and `internals` for this project's
 //! own benches stand beside. A test reads the `use` lines against this.
 
+mod addresses;
 mod arena;
 mod cli;
 mod client;

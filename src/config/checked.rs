@@ -57,6 +57,8 @@ pub(crate) struct Limits {
     pub(crate) max_message: usize,
     /// Connections of the whole service; the descriptor limit may allow fewer.
     pub(crate) max_connections: usize,
+    /// Connections of one client address in the whole service; zero: any number.
+    pub(crate) per_address: usize,
     /// Calls that may wait in one worker.
     pub(crate) queue: usize,
     /// A call that would wait longer is refused; zero: no call waits where a wait is foreseen.
@@ -205,6 +207,7 @@ impl Default for Limits {
         Self {
             max_message: 1 << 20,
             max_connections: 10_000,
+            per_address: 0,
             queue: 1024,
             queue_wait: Duration::from_secs(1),
             in_flight_per_connection: 64,
@@ -352,6 +355,7 @@ fn limits(mut section: Section<'_, '_>, max_message: RangeInclusive<u64>) -> Lim
     let limits = Limits {
         max_message: section.read("max_message", default.max_message, size(max_message)),
         max_connections: section.read("max_connections", default.max_connections, count_usize(1..=MILLION)),
+        per_address: section.read("per_address", default.per_address, count_usize(0..=MILLION)),
         queue: section.read("queue", default.queue, count_usize(1..=MILLION)),
         queue_wait: section.read("queue_wait", default.queue_wait, duration(SHORTEST..=DAY)),
         in_flight_per_connection: section.read(

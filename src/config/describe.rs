@@ -61,6 +61,11 @@ impl Config {
         let limits = &self.limits;
         line(text, "limits.max_message", &bytes(limits.max_message));
         line(text, "limits.max_connections", &format!("{} in the whole service", limits.max_connections));
+        let per_address = match limits.per_address {
+            0 => "off".to_owned(),
+            most => format!("{most} connections in the whole service"),
+        };
+        line(text, "limits.per_address", &per_address);
         line(text, "limits.queue", &format!("{} calls in each worker", limits.queue));
         line(text, "limits.queue_wait", &show(limits.queue_wait));
         let in_flight = format!("{} calls", limits.in_flight_per_connection);

@@ -79,6 +79,7 @@ allow_uids = [0, 1000]
 [limits]
 max_message = "64KiB"
 max_connections = 5
+per_address = 4
 queue = 6
 queue_wait = "1ms"
 in_flight_per_connection = 7
@@ -155,6 +156,7 @@ fn every_key_is_read_into_its_field() {
         limits: Limits {
             max_message: 64 << 10,
             max_connections: 5,
+            per_address: 4,
             queue: 6,
             queue_wait: Duration::from_millis(1),
             in_flight_per_connection: 7,
@@ -206,6 +208,7 @@ listen                           unix:/run/x y.sock, backlog 4096, mode 0660, ow
 processes                        3 × 1000 threads, 3000 calls at once
 limits.max_message               64KiB
 limits.max_connections           5 in the whole service
+limits.per_address               4 connections in the whole service
 limits.queue                     6 calls in each worker
 limits.queue_wait                1ms
 limits.in_flight_per_connection  7 calls

@@ -26,6 +26,7 @@ pub(crate) enum ToTemplate {
     /// `may_hold`: so many connections, until it hears [`ToWorker::MayHold`]; as many as the configuration gives it where
     /// nothing is said. `may_keep`: it may ask to have so many kept and be sure of it, and so many more with each
     /// [`ToWorker::MayKeep`]; where nothing is said it learns only afterwards.
+    /// `region`: it counts its clients' addresses there; the memory that this is in comes before the listeners.
     Fork {
         worker: u32,
         slot: usize,
@@ -37,6 +38,8 @@ pub(crate) enum ToTemplate {
         doors_shut: bool,
         #[serde(default)]
         quarantine: Vec<Quarantined>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        region: Option<usize>,
     },
 }
 

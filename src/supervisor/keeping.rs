@@ -342,6 +342,11 @@ impl<D, A> Keeping<D, A> {
         self.estates.get(&worker).map_or(0, |estate| estate.served.len())
     }
 
+    /// True of a worker that lives, and of one that has left connections which are not all others' yet.
+    pub(crate) fn knows(&self, worker: WorkerId) -> bool {
+        self.estates.contains_key(&worker)
+    }
+
     /// True while something of this worker's is nobody's yet: a balance struck now would count it wrong.
     pub(crate) fn is_moving(&self) -> bool {
         self.estates.values().any(|estate| !estate.waiting.is_empty() || !estate.on_the_way.is_empty())

@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::addresses::{AddressRegions, RegionsLeft};
 use super::children::{Template, Worker, Workers};
 use super::hand_over::Keeper;
 use super::leftovers::Leftovers;
@@ -63,6 +64,9 @@ pub(crate) struct Legacy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     descriptors: Option<u64>,
     template: TemplateLeft,
+    /// Where workers count their clients' addresses. A program that doesn't know of it does without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    addresses: Option<RegionsLeft>,
     workers: Vec<WorkerLeft>,
 }
 
@@ -225,6 +229,7 @@ impl Supervisor {
                 line: template.line.as_fd().as_raw_fd(),
                 age: template.started.elapsed(),
             },
+            addresses: self.addresses.as_ref().map(AddressRegions::leave),
             workers,
         })
     }
@@ -238,7 +243,8 @@ impl Supervisor {
         let kept = self.keeper.keeping.served().flat_map(|(_, arena, kept)| {
             std::iter::once(arena.as_fd()).chain(kept.map(|(_, descriptor)| descriptor.as_fd()))
         });
-        own.chain(listeners).chain(templates).chain(workers).chain(kept)
+        let addresses = self.addresses.iter().map(AddressRegions::memory);
+        own.chain(listeners).chain(templates).chain(workers).chain(kept).chain(addresses)
     }
 }
 
@@ -266,6 +272,7 @@ pub(crate) fn go_on(legacy: Legacy, about: &About) -> io::Result<i32> {
     let methods = Rc::new(all_methods.number(legacy.methods));
     let listeners = Listeners::inherit(legacy.listeners, &mut descriptors)?;
     let terms = Terms { config, told, methods, listeners: Some(listeners) };
+    let addresses = legacy.addresses.and_then(|left| AddressRegions::inherit(left, &mut descriptors));
     let mut regained = Regained {
         workers: Workers::default(),
         keeper: Keeper::new(&terms.config),
@@ -325,6 +332,7 @@ pub(crate) fn go_on(legacy: Legacy, about: &About) -> io::Result<i32> {
         last_word: None,
         lost,
         leftovers: Leftovers::new(),
+        addresses,
         finished: None,
     };
     supervisor.balance_soon();

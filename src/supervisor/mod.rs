@@ -4,6 +4,7 @@
 //! into events for `state`, which decides, and performs the actions that come back. It runs no user code, never
 //! blocks and never serves a call.
 
+mod addresses;
 mod balance;
 mod blame;
 mod children;
@@ -50,6 +51,7 @@ use crate::sys::limits;
 use crate::sys::process;
 use crate::sys::signals::Signals;
 
+use addresses::AddressRegions;
 use children::{Template, Workers};
 use hand_over::Keeper;
 use leftovers::Leftovers;
@@ -142,6 +144,7 @@ pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
         last_word: None,
         lost,
         leftovers: Leftovers::new(),
+        addresses: None,
         finished: None,
     };
     supervisor.begin(actions)
@@ -210,6 +213,8 @@ struct Supervisor {
     last_word: Option<String>,
     lost: LostListeners,
     leftovers: Leftovers<WorkerId>,
+    /// Where workers count their clients' addresses, once one of them does.
+    addresses: Option<AddressRegions>,
     finished: Option<i32>,
 }
 
@@ -249,6 +254,7 @@ impl Supervisor {
             self.listen_again();
             self.end_leftovers_if_due();
             self.hand_over();
+            self.clear_addresses();
             self.share_out();
             self.grant_credit();
             self.look_for_life();

@@ -6,6 +6,7 @@ use std::fmt;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
+use crate::addresses;
 use crate::arena::{self, Room};
 use crate::config::Config;
 
@@ -42,7 +43,10 @@ pub(crate) fn check(config: &Config, methods: usize) -> Result<(), String> {
         arena::size(&room).map_err(|error| error.to_string())
     };
     let least = config.limits.max_message.max(config.limits.output);
-    let (arena, least) = (size(config.limits.buffers)?, size(least.min(config.limits.buffers))?);
+    let (mut arena, mut least) = (size(config.limits.buffers)?, size(least.min(config.limits.buffers))?);
+    if config.limits.per_address > 0 {
+        (arena, least) = (arena + addresses::BYTES, least + addresses::BYTES);
+    }
     let limits = Limits { addresses: limit(Resource::RLIMIT_AS), file: limit(Resource::RLIMIT_FSIZE) };
     match limits.lack(arena, least, config.threads as u64) {
         Some(lack) => Err(lack.to_string()),

@@ -69,8 +69,10 @@ impl Supervisor {
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
         let kept_memory = memory.try_clone()?;
         let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
-        descriptors.extend(listeners.duplicates()?);
-        let sockets = listeners.sockets();
+        let (listeners, sockets) = (listeners.duplicates()?, listeners.sockets());
+        let per_address = terms.config.limits.per_address;
+        let (region, addresses) = self.region_for(id, per_address)?.unzip();
+        descriptors.extend(addresses.into_iter().chain(listeners));
         let Some(template) = self.templates.get_mut(&generation) else {
             return Err(io::Error::other("there is no template"));
         };
@@ -100,7 +102,7 @@ impl Supervisor {
         self.workers.insert(id, worker);
         self.keeper.keeping.begin(id, kept_memory);
         let may_hold = Some(share.may_hold());
-        let fork = ToTemplate::Fork { worker: id, slot, may_hold, may_keep, doors_shut, quarantine };
+        let fork = ToTemplate::Fork { worker: id, slot, may_hold, may_keep, doors_shut, quarantine, region };
         template.line.send(&fork, descriptors)?;
         watch(&self.epoll, &template.line, template_line::token(generation));
         Ok(())

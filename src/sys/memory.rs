@@ -20,7 +20,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -63,6 +63,11 @@ impl WritableMemory {
     /// Maps the first `bytes` of `fd`, a memfd sealed against shrinking that has as many or more.
     pub(crate) fn map(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
         Mapping::writable(fd, 0..bytes).map(|mapping| Self { mapping })
+    }
+
+    /// Maps a part, which begins where a page does, of such a memfd.
+    pub(crate) fn map_part(fd: BorrowedFd<'_>, part: Range<usize>) -> io::Result<Self> {
+        Mapping::writable(fd, part).map(|mapping| Self { mapping })
     }
 
     /// Size in bytes.
@@ -237,6 +242,13 @@ pub(crate) fn sealed_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
         return Err(unsealed("no such seal"));
     }
     usize::try_from(fstat(fd)?.st_size).map_err(|_| io::ErrorKind::FileTooLarge.into())
+}
+
+/// Gives the memory of whole pages of a memfd back to the system; they read as zero from then on, in every mapping.
+pub(crate) fn give_back(fd: BorrowedFd<'_>, pages: Range<usize>) -> io::Result<()> {
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let at = |offset: usize| i64::try_from(offset).map_err(io::Error::other);
+    Ok(fallocate(fd, flags, at(pages.start)?, at(pages.len())?)?)
 }
 
 /// Bytes of memory that a memfd has: those pages of it that were ever written and not given back.

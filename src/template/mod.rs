@@ -149,7 +149,7 @@ impl Template {
             match receive(&mut self.line) {
                 Ok(None) => return 0,
                 Ok(Some((
-                    ToTemplate::Fork { worker, slot, may_hold, may_keep, doors_shut, quarantine },
+                    ToTemplate::Fork { worker, slot, may_hold, may_keep, doors_shut, quarantine, region },
                     descriptors,
                 ))) => {
                     match fork_twice() {
@@ -162,6 +162,7 @@ impl Template {
                                 may_keep,
                                 doors_shut,
                                 quarantine,
+                                region,
                                 descriptors,
                             };
                             // The template's own line goes with it: a worker has no business on it.

@@ -10,6 +10,8 @@ use crate::sys::descriptors;
 pub(super) static STRANGERS: Counted = Counted::new("expected a framing that this listener takes", 1);
 pub(super) static TURNED_AWAY: Counted =
     Counted::new("a user that is not among allow_uids was turned away", 1);
+/// Whoever may not connect again comes back at once.
+pub(super) static TOO_MANY: Counted = Counted::new("an address has limits.per_address connections", 1);
 /// Where `limits.max_connections` is reached whoever connects can cause these.
 pub(super) static NO_PLACE: Counted = Counted::new("limits.max_connections is reached", 1);
 pub(super) static NO_MEMORY: Counted = Counted::new("no record or block of the arena is left", 1);

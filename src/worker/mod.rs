@@ -33,6 +33,7 @@ mod mailbox;
 mod overdue;
 mod pace;
 mod panics;
+mod per_address;
 mod poller;
 mod pool;
 mod quarantine;
@@ -57,6 +58,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
+use crate::addresses::Addresses;
 use crate::arena::{Key, Records, Room};
 use crate::config::Config;
 use crate::line::FromWorker;
@@ -130,6 +132,9 @@ pub(crate) struct Shared {
     /// The longest message that is read, on whatever connection.
     max_message: usize,
     records: Records,
+    /// How many connections each client address has in the service, where that is limited.
+    addresses: Option<Addresses>,
+    per_address: u64,
     pool: &'static Pool,
     deadlines: Arc<Deadlines<Due>>,
     role: Role,
@@ -236,6 +241,8 @@ impl Shared {
             table: Mutex::default(),
             max_message: limits.max_message,
             records,
+            addresses: None,
+            per_address: limits.per_address as u64,
             pool,
             deadlines: Arc::new(Deadlines::new()),
             role: Role::new(),

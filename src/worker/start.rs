@@ -1,6 +1,6 @@
 //! A worker's beginning: everything is built after the fork, and the supervisor hears that it is ready or why not.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use super::life::Life;
 use super::recycle::Limits;
 use super::site::Site;
 use super::{LINE, Shared, TERM, capacity, doors, panics, pool, rows, vitals};
+use crate::addresses::Addresses;
 use crate::arena::{ArenaWriter, Row, State};
 use crate::config::Config;
 use crate::line::{self, FromWorker, Line, Quarantined};
@@ -42,6 +43,8 @@ pub(crate) struct Birth {
     pub(crate) doors_shut: bool,
     /// What it must refuse from the first call on.
     pub(crate) quarantine: Vec<Quarantined>,
+    /// It counts its clients' addresses in that region of the memory which comes behind the bell.
+    pub(crate) region: Option<usize>,
     /// Its line, its arena, the bell, then the listeners in the order of the configuration.
     pub(crate) descriptors: Vec<OwnedFd>,
 }
@@ -70,7 +73,7 @@ fn live(service: Service, config: Config, birth: Birth) -> ! {
     descriptors::make_room(&line, capacity::share(&config, limits::descriptors()));
     let mut line = Line::from(line);
     let info = WorkerInfo::new(birth.slot, std::process::id(), u64::from(birth.generation), Instant::now());
-    let gathered = match Gathered::gather(service, &config, info, &mut line, descriptors) {
+    let gathered = match Gathered::gather(service, &config, info, &mut line, (birth.region, descriptors)) {
         Ok(gathered) => gathered,
         Err(reason) => fail(&mut line, reason),
     };
@@ -116,7 +119,7 @@ impl Gathered {
         config: &Config,
         info: WorkerInfo,
         line: &mut Line,
-        mut descriptors: impl Iterator<Item = OwnedFd>,
+        (region, mut descriptors): (Option<usize>, impl Iterator<Item = OwnedFd>),
     ) -> Result<Self, String> {
         process::reset_signals();
         signals::ignore_what_is_for_the_supervisor().map_err(failed("signals"))?;
@@ -137,6 +140,13 @@ impl Gathered {
         let word = arena.culprit().ok_or("the arena has no word for a culprit")?;
         culprit::record(word).map_err(failed("crash handlers"))?;
         let bell = descriptors.next().ok_or("the bell is missing")?;
+        let addresses = match region {
+            Some(region) => {
+                let memory = descriptors.next().ok_or("the memory for addresses is missing")?;
+                Some(Addresses::open(memory.as_fd(), region).map_err(failed("addresses"))?)
+            }
+            None => None,
+        };
         let listeners = descriptors
             .map(Listener::inherited)
             .collect::<Result<Vec<_>, _>>()
@@ -151,7 +161,8 @@ impl Gathered {
         let states = &*Box::leak(Box::new(site.service.make_states(&info)?));
         site.service.worker_start(&info)?;
         let memory = (arena.records(), arena.blocks().map_err(|error| format!("arena: {error}"))?);
-        let shared = Shared::new(site, states, config, info, memory).map_err(failed("epoll"))?;
+        let mut shared = Shared::new(site, states, config, info, memory).map_err(failed("epoll"))?;
+        shared.addresses = addresses;
         let shared = Arc::new(shared);
         let rows = (0..rows(config.threads)).map(|row| arena.row(row)).collect::<Result<_, _>>();
         let rows = rows.map_err(|error| format!("arena: {error}"))?;

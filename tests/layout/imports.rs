@@ -1,6 +1,6 @@
 //! The import rule: who in `src` may use whom.
 //!
-//!     cli → server → {supervisor, template, admin} → worker → {rpc, arena, line, config} → wire → sys
+//!     cli → server → {supervisor, template, admin} → worker → {rpc, arena, addresses, line, config} → wire → sys
 //!
 //! A module uses what stands further down, at any distance. Modules of one level don't use each other, and the
 //! modules beside this line have a list each. Tests inside a file are held to its rule. The crate's root may use
@@ -12,7 +12,7 @@ use crate::source::{Source, words};
 const LEVELS: [&[&str]; 7] = [
     &["sys"],
     &["wire"],
-    &["rpc", "arena", "line", "config"],
+    &["rpc", "arena", "addresses", "line", "config"],
     &["worker"],
     &["supervisor", "template", "admin"],
     &["server"],

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Every key, and a value of its right type.
-pub(super) const KEYS: [(&str, &str); 47] = [
+pub(super) const KEYS: [(&str, &str); 48] = [
     ("listen", "['[::1]:80']"),
     ("processes", "1"),
     ("threads", "1"),
@@ -16,6 +16,7 @@ pub(super) const KEYS: [(&str, &str); 47] = [
     ("listener.allow_uids", "[1]"),
     ("limits.max_message", "'1KiB'"),
     ("limits.max_connections", "1"),
+    ("limits.per_address", "1"),
     ("limits.queue", "1"),
     ("limits.queue_wait", "'1s'"),
     ("limits.in_flight_per_connection", "1"),

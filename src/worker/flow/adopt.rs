@@ -72,6 +72,8 @@ impl Hand {
         let parts = Parts { key, socket, peer, who, accepts, pool, record, core };
         let connection = Arc::new(Connection::new(parts, moved.instant));
         connection.kept.store(true, Ordering::Relaxed);
+        // Before the supervisor hears of it, which forgets then what its worker before has counted.
+        self.shared.address_came(&connection.peer);
         let mut state = connection.lock();
         let jobs = self.fill(&mut state, kept, cause);
         drop(state);
@@ -264,6 +266,7 @@ impl Hand {
         state.calls.clear();
         self.shared.table.lock().give_back(prepared.connection.key);
         self.shared.queue.close(prepared.connection.who.lane);
+        self.shared.address_left(&prepared.connection.peer);
     }
 
     /// Moves a connection on that was taken in.

@@ -118,6 +118,9 @@ impl Hand {
     /// Takes in a connection that was just accepted. None where that can't be.
     pub(super) fn accepted(&mut self, socket: Socket, peer: PeerAddress, accepts: Accepts) -> Option<Key> {
         let (now, shared, address, peer) = (self.now, &self.shared, peer.key(), Peer::from(peer));
+        if !shared.admits(&peer) {
+            return None;
+        }
         let who = Who::new(address, |address| shared.queue.open(address));
         let (pool, core) = (
             shared.pool,
@@ -125,6 +128,7 @@ impl Hand {
         );
         let make = |key| {
             let record = shared.records.open(key, &core)?;
+            let peer = peer.clone();
             Some(Connection::new(Parts { key, socket, peer, who, accepts, pool, record, core }, now))
         };
         let Some(connection) = shared.table.lock().insert(make) else {
@@ -136,6 +140,7 @@ impl Hand {
                 );
             }
             shared.queue.close(who.lane);
+            shared.address_left(&peer);
             return None;
         };
         self.row.connection_opened();

@@ -186,6 +186,7 @@ impl Hand {
         self.account(state);
         self.row.connection_closed();
         self.shared.queue.close(connection.who.lane);
+        self.shared.address_left(&connection.peer);
         let shared = &self.shared;
         if shared.wants_room.load(Ordering::SeqCst) || shared.is_ending() {
             shared.wake_poller();
