@@ -230,6 +230,25 @@ fn nobody_gives_way_while_another_worker_has_room() {
     assert_eq!(page(&mut check, "/readyz").status, 200);
 }
 
+/// A worker without a free thread leaves who comes to others, and one without a place too: neither took anybody.
+#[test]
+fn health_checks_are_answered_where_every_worker_has_neither_thread_nor_place() {
+    let service =
+        Service::start(&format!("processes = 2\nthreads = 1\n[limits]\nmax_connections = 4\n{PATIENT}"));
+    let _inside = busy(&service, POLITE, 4);
+    let calls: Vec<Wire> = (0..4 * RESERVED)
+        .map(|_| {
+            let mut wire = service.connect();
+            wire.request("sleep", &json!({ "ms": 1 }));
+            wire
+        })
+        .collect();
+    for _ in 0..3 {
+        assert_eq!(page(&mut Peer::of(&service, Way::Http), "/readyz").status, 200);
+    }
+    drop(calls);
+}
+
 /// What waits in a reserved place is lost to nobody when its worker ends.
 #[test]
 fn a_call_that_waits_for_a_place_is_answered_after_a_reload() {

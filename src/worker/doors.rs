@@ -109,10 +109,7 @@ impl Desk {
                 self.tell_others();
                 shared.look_again_at(number, Shut::NoThread);
             }
-            (Some(_), Some(_)) => {
-                shared.watch_door(number, door.open(&shared.epoll));
-                self.visit_and_tell(number, Standing { leave_to_others: None, ..standing }, hand);
-            }
+            (Some(_), Some(_)) => self.take_after_all(number, hand),
             (None, _) | (_, None) => shared.watch_door(number, door.open(&shared.epoll)),
         }
     }
@@ -130,13 +127,25 @@ impl Desk {
         };
         let may_have_place = self.may_have_place(hand);
         if Standing::takes_beyond(waited, may_have_place, self.has_siblings) {
-            self.reserve.others_are_full(hand.now());
-            if self.room(&shared, hand.now()) == (0, 0) {
-                self.clear_reserve(hand);
-            }
-            self.open_doors(hand);
+            self.take_after_all(number, hand);
         }
         self.look_for_room_later(number, &shared);
+    }
+
+    /// Whoever still waits at listener `number` has been taken by no other worker, for want of a thread or of a place.
+    fn take_after_all(&mut self, number: usize, hand: &mut Hand) {
+        let shared = Arc::clone(&hand.shared);
+        self.reserve.others_are_full(hand.now());
+        if self.room(&shared, hand.now()) == (0, 0) {
+            self.clear_reserve(hand);
+        }
+        if let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) {
+            shared.watch_door(number, door.open(&shared.epoll));
+        }
+        let standing = self.standing(hand);
+        // Who comes in by a reserved place takes nothing that a burst should share out, and a health check may be behind him.
+        let has_siblings = standing.has_siblings && self.room(&shared, hand.now()).0 > 0;
+        self.visit_and_tell(number, Standing { leave_to_others: None, has_siblings, ..standing }, hand);
     }
 
     fn look_for_room_later(&mut self, number: usize, shared: &Shared) {
