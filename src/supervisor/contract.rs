@@ -8,7 +8,7 @@ use std::rc::Rc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::keeping::Keeping;
+use super::keeping::{Keeping, Which};
 use super::legacy::Legacy;
 use super::reload;
 use super::state::{State, WorkerId};
@@ -80,7 +80,7 @@ fn follow(keeping: &mut Keeping<Rc<()>, ()>, worker: WorkerId, message: FromWork
     }
     let adopters: Vec<(WorkerId, usize)> =
         WORKERS.into_iter().map(|worker| (worker, keeping.served_by(worker))).collect();
-    for handing in keeping.plan(&adopters) {
+    for handing in keeping.plan(&adopters, Which::All) {
         keeping.sent(handing);
     }
 }

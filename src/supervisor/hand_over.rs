@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Supervisor;
 use super::balance::{self, Has};
-use super::keeping::{Handing, Keeping};
+use super::keeping::{Handing, Keeping, Which};
 use super::shares::{self, Share};
 use super::state::WorkerId;
 use crate::arena::{KeptArena, Key};
@@ -27,6 +27,9 @@ const WINDOW: usize = 1024;
 
 /// Keys in one message: a tenth of what a line takes.
 const MOST_RELEASED: usize = 512;
+
+/// Of so many connections it is looked who waits for something, before those are handed over.
+const LOOK_AT_ONCE: usize = 512;
 
 /// When it is tried again to hand over what the kernel would not take.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
@@ -311,16 +314,23 @@ impl Supervisor {
         };
         let mut adopters: Vec<(WorkerId, usize)> =
             adopters.into_iter().filter(can_take).map(|worker| weight(self.has(worker))).collect();
-        self.keeper.keeping.put_urgent_first(are_urgent);
-        // One that can't take anything is left out and the rest planned anew: the next plan would else be the same again.
-        while let Some((adopter, error)) = self.hand_over_to(&adopters) {
-            self.try_again_later();
-            match Refused::by(&error) {
-                Refused::Everybody => return,
-                Refused::ThisOne => {}
-                Refused::ForLong => self.leave_out(adopter, &error),
+        loop {
+            // Who is found first is handed over first: an adopter answers them while the others are looked at.
+            let are_more = self.keeper.keeping.look_at_some(LOOK_AT_ONCE, are_urgent);
+            let which = if are_more { Which::Urgent } else { Which::All };
+            // One that can't take anything is left out and the rest planned anew: the next plan would else be the same again.
+            while let Some((adopter, error)) = self.hand_over_to(&adopters, which) {
+                self.try_again_later();
+                match Refused::by(&error) {
+                    Refused::Everybody => return,
+                    Refused::ThisOne => {}
+                    Refused::ForLong => self.leave_out(adopter, &error),
+                }
+                adopters.retain(|(worker, _)| *worker != adopter);
             }
-            adopters.retain(|(worker, _)| *worker != adopter);
+            if !are_more {
+                break;
+            }
         }
         if self.keeper.keeping.waiting() > 0 {
             self.try_again_later();
@@ -328,8 +338,12 @@ impl Supervisor {
     }
 
     /// Hands over what waits, up to the first worker that can't be asked.
-    fn hand_over_to(&mut self, adopters: &[(WorkerId, usize)]) -> Option<(WorkerId, io::Error)> {
-        for handing in self.keeper.keeping.plan(adopters) {
+    fn hand_over_to(
+        &mut self,
+        adopters: &[(WorkerId, usize)],
+        which: Which,
+    ) -> Option<(WorkerId, io::Error)> {
+        for handing in self.keeper.keeping.plan(adopters, which) {
             if let Err(error) = self.ask_to_adopt(handing) {
                 return Some((handing.to, error));
             }

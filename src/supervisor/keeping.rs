@@ -34,11 +34,8 @@ struct Estate<D, A> {
     cause: Option<String>,
     /// Those that it serves. None when it has died.
     served: HashMap<Key, D>,
-    /// Those that nobody serves, in the order in which they are handed over.
-    waiting: VecDeque<(Key, D)>,
-    /// So many at the front of `waiting` are in an order that was asked for, and of these so many are urgent.
-    ordered: usize,
-    urgent: usize,
+    /// Those that nobody serves.
+    waiting: Waiting<D>,
     /// Those that others were asked to go on with, in the order in which they were asked.
     on_the_way: Vec<Sent<D>>,
     /// How often adopters had no room for these.
@@ -47,10 +44,29 @@ struct Estate<D, A> {
     put_off_by: Option<WorkerId>,
 }
 
+/// Connections that wait for a worker, in the order in which they are handed over.
+#[derive(Debug)]
+struct Waiting<D> {
+    /// Somebody waits for these.
+    urgent: VecDeque<(Key, D)>,
+    /// Nobody does.
+    others: VecDeque<(Key, D)>,
+    /// It was not looked yet which these are.
+    new: VecDeque<(Key, D)>,
+}
+
 #[derive(Debug)]
 struct Sent<D> {
     to: WorkerId,
     connections: Vec<(Key, D)>,
+}
+
+/// What is to be handed over of all that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// Those that somebody waits for, as far as that was looked at.
+    Urgent,
+    All,
 }
 
 /// Connections that a worker should be asked to go on with.
@@ -90,6 +106,45 @@ impl<D, A> Estate<D, A> {
     }
 }
 
+impl<D> Default for Waiting<D> {
+    fn default() -> Self {
+        Self { urgent: VecDeque::new(), others: VecDeque::new(), new: VecDeque::new() }
+    }
+}
+
+impl<D> Waiting<D> {
+    fn len(&self) -> usize {
+        self.urgent.len() + self.others.len() + self.new.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &(Key, D)> {
+        self.urgent.iter().chain(&self.others).chain(&self.new)
+    }
+
+    /// The first `count`, which wait no longer.
+    fn take(&mut self, count: usize) -> Vec<(Key, D)> {
+        let mut taken = Vec::with_capacity(count.min(self.len()));
+        for queue in [&mut self.urgent, &mut self.others, &mut self.new] {
+            let missing = count - taken.len();
+            taken.extend(queue.drain(..missing.min(queue.len())));
+        }
+        taken
+    }
+
+    /// Looks which are urgent of `most` that were not looked at yet.
+    fn look_at(&mut self, most: usize, are_urgent: impl Fn(&[(Key, D)]) -> Vec<bool>) {
+        let some: Vec<(Key, D)> = self.new.drain(..most.min(self.new.len())).collect();
+        let are_urgent = are_urgent(&some).into_iter().chain(std::iter::repeat(false));
+        for (connection, is_urgent) in some.into_iter().zip(are_urgent) {
+            if is_urgent { &mut self.urgent } else { &mut self.others }.push_back(connection);
+        }
+    }
+}
+
 impl<D, A> Default for Keeping<D, A> {
     fn default() -> Self {
         Self { estates: BTreeMap::new() }
@@ -100,14 +155,12 @@ impl<D, A> Default for Keeping<D, A> {
 impl<D, A> Keeping<D, A> {
     /// A worker process that is about to be forked has this arena.
     pub(crate) fn begin(&mut self, worker: WorkerId, arena: A) {
-        let (served, waiting, on_the_way) = (HashMap::new(), VecDeque::new(), Vec::new());
+        let (served, waiting, on_the_way) = (HashMap::new(), Waiting::default(), Vec::new());
         let estate = Estate {
             arena,
             cause: None,
             served,
             waiting,
-            ordered: 0,
-            urgent: 0,
             on_the_way,
             put_off: HashMap::new(),
             put_off_by: None,
@@ -142,7 +195,7 @@ impl<D, A> Keeping<D, A> {
         let mut not_kept = Vec::new();
         for key in connections {
             match estate.served.remove(&key) {
-                Some(descriptor) => estate.waiting.push_back((key, descriptor)),
+                Some(descriptor) => estate.waiting.new.push_back((key, descriptor)),
                 None => not_kept.push(key),
             }
         }
@@ -169,7 +222,7 @@ impl<D, A> Keeping<D, A> {
                     Some(Taken::NotNow) if estate.may_be_put_off(key) => {
                         estate.put_off_by = Some(adopter);
                         moved.wait_again += 1;
-                        estate.waiting.push_back((key, descriptor));
+                        estate.waiting.new.push_back((key, descriptor));
                     }
                     Some(Taken::Refused | Taken::NotNow) => {
                         moved.refused += 1;
@@ -177,7 +230,7 @@ impl<D, A> Keeping<D, A> {
                     }
                     None => {
                         moved.wait_again += 1;
-                        estate.waiting.push_back((key, descriptor));
+                        estate.waiting.new.push_back((key, descriptor));
                     }
                 }
             }
@@ -199,11 +252,14 @@ impl<D, A> Keeping<D, A> {
             let (lost, on_the_way) =
                 std::mem::take(&mut estate.on_the_way).into_iter().partition(|sent| sent.to == worker);
             estate.on_the_way = on_the_way;
-            estate.waiting.extend(Vec::into_iter(lost).flat_map(|sent: Sent<D>| sent.connections));
+            estate.waiting.new.extend(Vec::into_iter(lost).flat_map(|sent: Sent<D>| sent.connections));
         }
         if let Some(estate) = self.estates.get_mut(&worker) {
             estate.cause = Some(cause);
-            estate.waiting.extend(estate.served.drain());
+            let mut served: Vec<(Key, D)> = estate.served.drain().collect();
+            // Records that lie together are read together.
+            served.sort_unstable_by_key(|(key, _)| *key);
+            estate.waiting.new.extend(served);
         }
         self.tidy();
     }
@@ -218,31 +274,33 @@ impl<D, A> Keeping<D, A> {
 
 /// Handing over.
 impl<D, A> Keeping<D, A> {
-    /// Puts those first of what waits for which somebody waits. `are_urgent` is asked once about each.
-    pub(crate) fn put_urgent_first(&mut self, are_urgent: impl Fn(&A, &[(Key, D)]) -> Vec<bool>) {
-        for estate in self.estates.values_mut().filter(|estate| estate.ordered < estate.waiting.len()) {
-            let mut are_urgent = are_urgent(&estate.arena, estate.waiting.make_contiguous()).into_iter();
-            let (urgent, mut others): (Vec<_>, Vec<_>) =
-                estate.waiting.drain(..).partition(|_| are_urgent.next().unwrap_or(false));
-            // Records that lie together are read together.
-            others.sort_unstable_by_key(|(key, _)| *key);
-            estate.urgent = urgent.len();
-            estate.waiting.extend(urgent);
-            estate.waiting.extend(others);
-            estate.ordered = estate.waiting.len();
+    /// Looks which are urgent of `most` that wait, for somebody waits for them. `are_urgent` is asked once about each. True while
+    /// there are more to look at.
+    pub(crate) fn look_at_some(
+        &mut self,
+        most: usize,
+        are_urgent: impl Fn(&A, &[(Key, D)]) -> Vec<bool>,
+    ) -> bool {
+        let is_new = |estate: &Estate<D, A>| !estate.waiting.new.is_empty();
+        if let Some(estate) = self.estates.values_mut().find(|estate| is_new(estate)) {
+            let arena = &estate.arena;
+            estate.waiting.look_at(most, |some| are_urgent(arena, some));
         }
+        self.estates.values().any(is_new)
     }
 
-    /// Who should go on with what waits, so that those with the fewest connections get them. `adopters` are the
+    /// Who should go on with `which` of what waits, so that those with the fewest connections get them. `adopters` are the
     /// workers that take connections, each with the number that it has beside those on their way to it. None of them
     /// gets back what it has let go itself unless it is the only one, nor what it just had no room for.
-    pub(crate) fn plan(&self, adopters: &[(WorkerId, usize)]) -> Vec<Handing> {
+    pub(crate) fn plan(&self, adopters: &[(WorkerId, usize)], which: Which) -> Vec<Handing> {
         let mut loads: Vec<(usize, WorkerId)> =
             adopters.iter().map(|(worker, has)| (has + self.on_the_way_to(*worker), *worker)).collect();
         let mut plan = Vec::new();
         for (from, estate) in &self.estates {
             let mut counts: BTreeMap<WorkerId, usize> = BTreeMap::new();
-            for _ in 0..estate.waiting.len() {
+            let mut urgent = estate.waiting.urgent.len();
+            let all = if which == Which::Urgent { urgent } else { estate.waiting.len() };
+            for _ in 0..all {
                 let shunned = |worker: WorkerId| (worker == *from, Some(worker) == estate.put_off_by);
                 let least = loads.iter_mut().min_by_key(|(load, worker)| (shunned(*worker), *load, *worker));
                 let Some((load, worker)) = least else {
@@ -252,7 +310,6 @@ impl<D, A> Keeping<D, A> {
                 *counts.entry(*worker).or_default() += 1;
             }
             // By turns, as the first that wait are the most urgent; and these by themselves, so that they wait for no others.
-            let mut urgent = estate.urgent;
             while !counts.is_empty() {
                 counts.retain(|to, count| {
                     let most = if urgent == 0 { MOST_AT_ONCE } else { urgent.min(MOST_AT_ONCE) };
@@ -282,10 +339,7 @@ impl<D, A> Keeping<D, A> {
     /// The request is on its way.
     pub(crate) fn sent(&mut self, handing: Handing) {
         if let Some(estate) = self.estates.get_mut(&handing.from) {
-            let count = handing.count.min(estate.waiting.len());
-            estate.ordered = estate.ordered.saturating_sub(count);
-            estate.urgent = estate.urgent.saturating_sub(count);
-            let connections = estate.waiting.drain(..count).collect();
+            let connections = estate.waiting.take(handing.count);
             estate.on_the_way.push(Sent { to: handing.to, connections });
         }
     }
@@ -295,9 +349,8 @@ impl<D, A> Keeping<D, A> {
         let mut released = Vec::new();
         for (worker, estate) in &mut self.estates {
             let waiting = std::mem::take(&mut estate.waiting);
-            (estate.ordered, estate.urgent) = (0, 0);
             if estate.cause.is_none() && !waiting.is_empty() {
-                released.push((*worker, waiting.into_iter().map(|(key, _)| key).collect()));
+                released.push((*worker, waiting.iter().map(|(key, _)| *key).collect()));
             }
         }
         self.tidy();

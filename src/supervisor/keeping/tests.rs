@@ -25,7 +25,7 @@ fn keeping(count: u32) -> Kept {
 }
 
 fn send_all(keeping: &mut Kept, adopters: &[(WorkerId, usize)]) -> Vec<Handing> {
-    let plan = keeping.plan(adopters);
+    let plan = keeping.plan(adopters, Which::All);
     for handing in &plan {
         keeping.sent(*handing);
     }
@@ -46,7 +46,7 @@ fn connections_of_a_worker_that_died_go_to_those_with_the_fewest() {
     for (waiting, has, gets) in cases {
         let mut keeping = keeping(waiting);
         keeping.ended(0, "SIGSEGV".into());
-        let plan = keeping.plan(&[(1, has.0), (2, has.1)]);
+        let plan = keeping.plan(&[(1, has.0), (2, has.1)], Which::All);
         let to = |worker| {
             let handings = plan.iter().filter(|handing| handing.to == worker);
             handings.map(|handing| handing.count).sum::<usize>()
@@ -64,7 +64,7 @@ fn what_is_on_its_way_counts_as_the_adopters() {
     keeping.begin(3, "arena");
     keeping.keep(3, keys([7]), vec![7]);
     keeping.ended(3, "SIGKILL".into());
-    assert_eq!(keeping.plan(&[(1, 0), (2, 1)]), [Handing { from: 3, to: 2, count: 1 }]);
+    assert_eq!(keeping.plan(&[(1, 0), (2, 1)], Which::All), [Handing { from: 3, to: 2, count: 1 }]);
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn an_adopter_that_dies_before_it_said_so_leaves_all_to_the_next() {
     keeping.ended(1, "SIGKILL".into());
     let parcel = keeping.parcel(0, 9).unwrap();
     assert_eq!((parcel.connections.len(), parcel.cause.as_deref()), (3, Some("SIGSEGV")));
-    assert_eq!(keeping.plan(&[(2, 0)]), [Handing { from: 0, to: 2, count: 3 }]);
+    assert_eq!(keeping.plan(&[(2, 0)], Which::All), [Handing { from: 0, to: 2, count: 3 }]);
 }
 
 #[test]
@@ -130,8 +130,8 @@ fn a_worker_that_lets_go_hears_when_another_has_what_it_offered() {
 fn a_worker_that_is_alone_gets_back_what_it_let_go() {
     let mut keeping = keeping(1);
     keeping.offered(0, keys([0]));
-    assert_eq!(keeping.plan(&[(0, 0)]), [Handing { from: 0, to: 0, count: 1 }]);
-    assert_eq!(keeping.plan(&[]), [], "none is ready: it waits");
+    assert_eq!(keeping.plan(&[(0, 0)], Which::All), [Handing { from: 0, to: 0, count: 1 }]);
+    assert_eq!(keeping.plan(&[], Which::All), [], "none is ready: it waits");
 }
 
 #[test]
@@ -164,10 +164,13 @@ fn what_an_adopter_has_no_room_for_goes_to_another_and_is_given_up_at_last() {
             keeping.sent(Handing { from: 0, to: adopter, count: 1 });
             assert_eq!(keeping.adopted(adopter, 0, vec![Taken::NotNow]), waits);
             assert_eq!(
-                keeping.plan(&[(adopter, 0), (other, 50)]),
+                keeping.plan(&[(adopter, 0), (other, 50)], Which::All),
                 [Handing { from: 0, to: other, count: 1 }]
             );
-            assert_eq!(keeping.plan(&[(adopter, 0)]), [Handing { from: 0, to: adopter, count: 1 }]);
+            assert_eq!(
+                keeping.plan(&[(adopter, 0)], Which::All),
+                [Handing { from: 0, to: adopter, count: 1 }]
+            );
         }
     }
     keeping.sent(Handing { from: 0, to: 1, count: 1 });
@@ -314,13 +317,14 @@ fn those_that_somebody_waits_for_go_first_and_by_turns() {
     keeping.ended(0, "SIGSEGV".into());
     // In whatever order they wait.
     let is_urgent = |key: Key| key.index < urgent;
-    keeping.put_urgent_first(|arena, waiting| {
+    let are_more = keeping.look_at_some(usize::MAX, |arena, waiting| {
         assert_eq!((*arena, waiting.len()), ("arena", count as usize));
         waiting.iter().map(|(key, _)| is_urgent(*key)).collect()
     });
-    keeping.put_urgent_first(|_, _| panic!("nothing has come that was not asked about"));
+    assert!(!are_more);
+    assert!(!keeping.look_at_some(1, |_, _| panic!("nothing has come that was not asked about")));
     let mut to = Vec::new();
-    for handing in keeping.plan(&[(1, 0), (2, 0)]) {
+    for handing in keeping.plan(&[(1, 0), (2, 0)], Which::All) {
         let parcel = keeping.parcel(0, handing.count).unwrap();
         let urgent = parcel.connections.iter().filter(|key| is_urgent(**key)).count();
         to.push((handing.to, handing.count, urgent));
@@ -328,4 +332,28 @@ fn those_that_somebody_waits_for_go_first_and_by_turns() {
     }
     let (all, some) = (MOST_AT_ONCE, MOST_AT_ONCE - 10);
     assert_eq!(to, [(1, all, all), (2, 10, 10), (1, all, 0), (2, all, 0), (2, some, 0)]);
+}
+
+#[test]
+fn those_that_somebody_waits_for_wait_for_no_look_at_others() {
+    let mut keeping = keeping(10);
+    keeping.ended(0, "SIGSEGV".into());
+    let look = |keeping: &mut Kept| {
+        keeping.look_at_some(4, |_, some| some.iter().map(|(key, _)| key.index.is_multiple_of(3)).collect())
+    };
+    let mut handed = Vec::new();
+    loop {
+        let are_more = look(&mut keeping);
+        let which = if are_more { Which::Urgent } else { Which::All };
+        for handing in keeping.plan(&[(1, 0)], which) {
+            let parcel = keeping.parcel(0, handing.count).unwrap();
+            handed.push(parcel.connections.iter().map(|key| key.index).collect::<Vec<_>>());
+            keeping.sent(handing);
+        }
+        if !are_more {
+            break;
+        }
+    }
+    assert_eq!(handed, [vec![0, 3], vec![6], vec![9], vec![1, 2, 4, 5, 7, 8]]);
+    assert_eq!((keeping.waiting(), keeping.on_the_way_to(1)), (0, 10));
 }
