@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::peer::{ALL, Peer, Way, post};
 use support::proc::{Process, after_setup, status};
-use support::{PATIENCE, Service, Wire, code, rig, send_signal};
+use support::{PATIENCE, Service, Wire, await_asleep, code, rig, send_signal};
 
 /// Workers come back at once however often they end, and what waits is not refused. `keep_after` never comes.
 const CONFIG: &str = "threads = 2\nlisten = [\"127.0.0.1:0\", \"unix:rpc.sock\"]\n[timeouts]\nkeep_after = \"1h\"\n[limits]\nqueue_wait = \"60s\"\n\
@@ -178,7 +178,7 @@ fn calls_that_came_beside_it_are_answered() {
 #[test]
 fn a_call_that_can_not_be_kept_waits_and_is_refused_and_never_runs() {
     // First there is no room on the line, then no descriptor that the supervisor has granted.
-    for setup in ["true", "ulimit -n 120"] {
+    for setup in ["true", "ulimit -n 200"] {
         waits_and_is_refused(setup);
     }
 }
@@ -224,15 +224,53 @@ fn waits_and_is_refused(setup: &str) {
     assert_eq!(refused.receive()["result"], ran + 1);
 }
 
-/// The supervisor keeps 60 connections then, of which 44 may be open; it hears of those that ended 20 ms later.
+/// They wait before the doors, where another worker finds them.
+#[test]
+fn nobody_is_accepted_while_nobody_can_be_kept() {
+    let config = "processes = 1\nthreads = 1\n[limits]\nqueue_wait = \"60s\"\n[quarantine]\ncrashes = 0\n\
+                  [timeouts]\nkeep_after = \"1h\"\nstuck = \"1h\"";
+    let service = Service::start_with(after_setup("ulimit -n 200", &rig()), config);
+    let [worker] = service.worker_pids()[..] else { panic!("one worker") };
+    let process = Process::of(worker);
+    // It keeps nobody any more when what it was granted is used up.
+    send_signal(service.pid(), Signal::SIGSTOP);
+    let mut kept: Vec<Wire> = Vec::new();
+    let unkept = loop {
+        let mut wire = service.connect();
+        wire.request("count", &json!({ "of": "runs", "add": 1 }));
+        await_asleep(worker);
+        wire.stream.set_nonblocking(true).expect("the option exists");
+        let is_answered = wire.stream.peek(&mut [0; 1]).is_ok();
+        wire.stream.set_nonblocking(false).expect("the option exists");
+        if !is_answered {
+            break wire;
+        }
+        wire.receive();
+        kept.push(wire);
+        assert!(kept.len() < 75, "it may keep all that it may hold");
+    };
+    let mut left: Vec<Wire> = (0..8).map(|_| service.connect()).collect();
+    for wire in &mut left {
+        wire.request("count", &json!({ "of": "runs", "add": 1 }));
+    }
+    await_asleep(worker);
+    process.kill();
+    send_signal(service.pid(), Signal::SIGCONT);
+    for wire in kept.iter_mut().chain(&mut left) {
+        assert!(wire.call("count", json!({ "of": "runs", "add": 0 }))["result"].is_u64());
+    }
+    drop(unkept);
+}
+
+/// The supervisor keeps 100 connections then, of which 75 may be open; it hears of those that ended 20 ms later.
 #[test]
 fn no_call_runs_whose_connection_the_supervisor_has_no_descriptor_for() {
     let config = "processes = 1\nthreads = 1\n[limits]\nqueue_wait = \"60s\"\n[quarantine]\ncrashes = 0\n\
                   [restart]\nmax_restarts = 0\nbackoff = \"1ms\"\nbackoff_max = \"10ms\"\n[timeouts]\nkeep_after = \"1h\"";
-    let service = Service::start_with(after_setup("ulimit -n 120", &rig()), config);
+    let service = Service::start_with(after_setup("ulimit -n 200", &rig()), config);
     for round in 0..10 {
         for _ in 0..2 {
-            let mut visits: Vec<Wire> = (0..43).map(|_| service.connect()).collect();
+            let mut visits: Vec<Wire> = (0..70).map(|_| service.connect()).collect();
             for visit in &mut visits {
                 visit.request("count", &json!({ "of": "runs", "add": 1 }));
             }

@@ -150,7 +150,7 @@ fn come_and_go(service: &Service, count: usize) -> Result<(), BoxError> {
     Ok(())
 }
 
-fn await_descriptors(service: &Service, enough: impl Fn(usize) -> bool) -> Result<(), BoxError> {
+pub(crate) fn await_descriptors(service: &Service, enough: impl Fn(usize) -> bool) -> Result<(), BoxError> {
     let until = Instant::now() + PATIENCE;
     loop {
         let found = descriptors(service.pid())?;

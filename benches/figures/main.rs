@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod adoption;
 mod beside;
 mod cost;
 mod idle;
@@ -44,7 +45,7 @@ struct Row {
     measure: fn(&Bench) -> Result<Vec<Figure>, BoxError>,
 }
 
-const ROWS: [Row; 20] = [
+const ROWS: [Row; 21] = [
     Row {
         name: "ping-64",
         what: "ping, 64 connections, one call at a time, against the echo loop",
@@ -134,6 +135,11 @@ const ROWS: [Row; 20] = [
         name: "visits",
         what: "what it costs that a connection is kept before its first call: one call on each, against a built-in method",
         measure: keeping::visits,
+    },
+    Row {
+        name: "adoption",
+        what: "kept connections whose worker is killed: how long their clients wait for the first answer",
+        measure: adoption::first_answers,
     },
     Row {
         name: "load-headroom",

@@ -95,6 +95,8 @@ pub(super) struct Desk {
     pub(super) asking_waits: bool,
     /// Calls wait until this worker may have more kept.
     pub(super) lacks_credit: bool,
+    /// Since when there are connections that can't be kept, for the one reason or the other.
+    pub(super) keeps_none_since: Option<Instant>,
     /// Connections were let go, and the line does not take the word of it.
     pub(super) offers_wait: bool,
     /// Epoll is to say when the line takes messages again.

@@ -168,11 +168,18 @@ impl Desk {
         let door = self.doors.get_mut(number).and_then(Option::as_mut)?;
         let was_empty = shared.table.lock().len() == 0;
         let mut accepted = Vec::new();
-        let visit = door.visit(&shared.epoll, standing, |socket, peer, accepts| {
+        let mut visit = door.visit(&shared.epoll, standing, |socket, peer, accepts| {
             accepted.extend(hand.accepted(socket, peer, accepts));
         });
-        self.lets_others_run |= self.has_siblings && !accepted.is_empty();
         self.came(&accepted, places, hand);
+        // Where they are kept at once, before anything else is done: until then they would end with this process.
+        self.keep_who_ask(hand);
+        if visit == Visit::GivesWay
+            && let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut)
+        {
+            visit = door.give_way(&shared.epoll);
+        }
+        self.lets_others_run |= self.has_siblings && !accepted.is_empty();
         // Most have sent their call by then: it begins in this very round.
         self.todo.extend(accepted.into_iter().map(|key| Todo::Event(token_of(key), EpollFlags::EPOLLIN)));
         if let Visit::Shut { why, .. } = visit {
@@ -214,8 +221,12 @@ impl Desk {
             .gate
             .busy_for(clock::monotonic_ns(), shared.queue.held_back())
             .filter(|_| self.has_siblings);
+        // Whoever is accepted and not kept ends with this process; before the doors nobody does. Calls that need no keeping wait
+        // there too, so not for as long as those that do may wait here.
+        let patience = shared.bounds.queue_wait / 2;
+        let keeps_none = self.keeps_none_since.is_some_and(|since| since.elapsed() < patience);
         Standing {
-            leave_to_others: busy_for.map(Standing::leave_after),
+            leave_to_others: keeps_none.then_some(patience).or(busy_for.map(Standing::leave_after)),
             room: places + beyond,
             has_siblings: self.has_siblings,
         }

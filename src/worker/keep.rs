@@ -266,7 +266,10 @@ impl Desk {
         }
         let later = self.keep(hand, &unkept);
         if !later.is_empty() {
+            self.keeps_none_since.get_or_insert(hand.now());
             self.wait_until_kept(hand, later);
+        } else if !self.lacks_credit && self.keeps_none_since.take().is_some() {
+            self.open_doors(hand);
         }
     }
 

@@ -64,7 +64,7 @@ pub(super) struct Door {
 pub(super) enum Shut {
     /// The worker has not been told to open it.
     NotYet,
-    /// Every thread runs a call; other workers may have a free one.
+    /// Every thread runs a call, or nobody can be kept just now; with other workers that may be otherwise.
     NoThread,
     /// The worker holds as many connections as it may.
     NoRoom,
@@ -75,7 +75,7 @@ pub(super) enum Shut {
 /// How the worker stands when somebody is at the door.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Standing {
-    /// How long connections are left to other workers, where one may have a free thread and this one has none.
+    /// How long connections are left to other workers, where one may have a free thread or keep them, and this one can't.
     pub(super) leave_to_others: Option<Duration>,
     /// Connections that the worker may still hold.
     pub(super) room: usize,
@@ -101,6 +101,8 @@ impl Standing {
 pub(super) enum Visit {
     /// All that waited is in, or the rest is reported again.
     Done,
+    /// Some are in, and the next ones are for other workers: [`Door::give_way`] comes next.
+    GivesWay,
     /// The door is shut. Where nothing was taken the kernel woke this worker for nothing, and the others must hear
     /// that somebody waits.
     Shut { why: Shut, took_any: bool },
@@ -232,13 +234,13 @@ impl Door {
                 },
             }
         }
-        if took_any && standing.has_siblings { self.give_way(epoll) } else { Visit::Done }
+        if took_any && standing.has_siblings { Visit::GivesWay } else { Visit::Done }
     }
 
     /// Goes to the end of the line of workers: the kernel wakes the first that waits, which would be the same one for every
     /// connection that comes while nobody is busy. This comes before anybody is answered, since whoever is may connect again at
     /// once. A connection that comes in between is reported by the entry that is added.
-    fn give_way(&mut self, epoll: &Epoll) -> Visit {
+    pub(super) fn give_way(&mut self, epoll: &Epoll) -> Visit {
         let _ = epoll.delete(&self.listener);
         self.shut = Some(Shut::Refused);
         match self.open(epoll) {

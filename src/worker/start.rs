@@ -255,6 +255,7 @@ impl Desk {
             adoptions: std::collections::VecDeque::new(),
             asking_waits: false,
             lacks_credit: false,
+            keeps_none_since: None,
             offers_wait: false,
             line_is_full: false,
             has_complained: false,

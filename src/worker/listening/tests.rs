@@ -67,7 +67,10 @@ impl Scene {
     }
 
     fn visit(&mut self, standing: Standing) -> Visit {
-        self.door.visit(&self.epoll, standing, |socket, peer, _| self.accepted.push((socket, peer)))
+        match self.door.visit(&self.epoll, standing, |socket, peer, _| self.accepted.push((socket, peer))) {
+            Visit::GivesWay => self.door.give_way(&self.epoll),
+            visit => visit,
+        }
     }
 
     /// Whether the worker would be woken for somebody at the door.
