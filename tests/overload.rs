@@ -67,13 +67,12 @@ fn new_connections_go_to_a_worker_with_a_free_thread() {
 #[test]
 fn connections_that_come_one_by_one_go_to_all_workers() {
     let service = Service::start("processes = 2\nthreads = 1");
-    // A worker that is ready may not wait for connections yet.
-    for pid in service.worker_pids() {
-        await_asleep(pid);
-    }
+    let workers = service.worker_pids();
     let mut wires: Vec<Wire> = Vec::new();
     let mut taken = [0, 0];
     for _ in 0..40 {
+        // One that still puts the last away does not wait for the next, and the other one gets that too.
+        workers.iter().copied().for_each(await_asleep);
         let mut wire = service.connect();
         let slot = wire.call("tine.worker", Value::Null)["result"]["slot"].as_u64().expect("a slot");
         taken[usize::try_from(slot).unwrap()] += 1;
