@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::peer::{ALL, Peer, Way};
 use support::proc::kill;
-use support::{PATIENCE, Service, Wire, await_asleep, send_signal};
+use support::{PATIENCE, Service, Wire, await_asleep, await_so, send_signal};
 
 /// One worker with one thread, in which calls wait for as long as it takes. The time to drain is longer than any test waits.
 const ONE: &str =
@@ -135,16 +135,34 @@ fn what_waits_behind_a_stuck_thread_is_run_as_soon_as_another_worker_is_ready() 
 #[test]
 fn what_waits_in_a_worker_whose_slot_is_taken_away_is_run_by_another() {
     let service = Service::start(&format!("{}{LONG_DRAIN}", ONE.replace("processes = 1", "processes = 2")));
-    let mut busy = service.connect_to(1);
-    let mut wires: Vec<_> = (0..4).map(|_| service.connect_to(1)).collect();
+    let (mut wires, mut others) = (Vec::new(), Vec::new());
+    // As many at each, or some would be moved before it is time.
+    for _ in 0..5 {
+        wires.push(service.connect_to(1));
+        others.push(service.connect_to(0));
+    }
+    await_so("they are where they are wanted", || {
+        let mut all_there = true;
+        for wire in &mut wires {
+            if wire.call("tine.worker", json!(null))["result"]["slot"] != 1 {
+                (*wire, all_there) = (service.connect_to(1), false);
+            }
+        }
+        all_there
+    });
+    let mut busy = wires.remove(0);
+    // The thread is free, and the next call gets it.
+    assert_eq!(busy.call("sleep", json!({ "ms": 0 }))["out"], "sleep");
     busy.request("hang", &json!(null));
+    await_asleep(service.workers()[&1]);
     for wire in &mut wires {
         wire.request("count", &count("taken away"));
     }
     await_asleep(service.workers()[&1]);
     service.signal(Signal::SIGTTOU);
     for wire in &mut wires {
-        assert!(wire.receive()["result"].is_u64());
+        let answer = wire.receive();
+        assert!(answer["result"].is_u64(), "{answer}\n{}", service.log_so_far());
         assert_eq!(wire.call("tine.worker", json!(null))["result"]["slot"], 0);
     }
 }
