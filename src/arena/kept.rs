@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::error::ArenaError;
 use super::gathered::{FILLED, entries};
@@ -94,9 +94,10 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The arena of another worker, all of it, mapped read-only.
+/// The arena of another worker, mapped read-only. What its connections hold is copied out of the file.
 #[derive(Debug)]
 pub(crate) struct KeptArena {
+    file: OwnedFd,
     memory: ReadableMemory,
     layout: Layout,
     /// Bytes of memory that it has: no connection can hold more. Its file is sparse, and much larger.
@@ -104,7 +105,7 @@ pub(crate) struct KeptArena {
 }
 
 impl KeptArena {
-    /// Maps an arena; the descriptor is needed no longer then. Connections that are read must have been left before.
+    /// Maps an arena. Connections that are read must have been left before.
     ///
     /// # Errors
     ///
@@ -116,7 +117,7 @@ impl KeptArena {
             std::array::from_fn::<_, HEADER_WORDS, _>(|index| memory.load(index * WORD).unwrap_or(0));
         let layout = Layout::read(&header, size)?;
         let held = memory::held(fd.as_fd())?;
-        Ok(Self { memory, layout, held })
+        Ok(Self { file: fd.as_fd().try_clone_to_owned()?, memory, layout, held })
     }
 
     /// Bytes of memory that it has.
@@ -137,7 +138,7 @@ impl KeptArena {
         let layout = Layout::read(&header, size)?;
         let (first, words) = layout.records();
         let memory = ReadableMemory::map(fd.as_fd(), first + words * WORD)?;
-        Ok(Self { memory, layout, held: 0 })
+        Ok(Self { file: fd.as_fd().try_clone_to_owned()?, memory, layout, held: 0 })
     }
 
     /// Whether a call of the connection waited or ran. Good for an order in which connections are looked at, and no more:
@@ -283,7 +284,7 @@ impl KeptArena {
             return Some(Vec::new());
         }
         let range = self.within_blocks(place).filter(|range| range.len() <= most)?;
-        self.memory.copy(range)
+        memory::copy(self.file.as_fd(), range)
     }
 
     fn load(&self, offset: usize) -> u64 {

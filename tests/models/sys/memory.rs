@@ -35,6 +35,11 @@ pub(crate) fn held(fd: BorrowedFd<'_>) -> io::Result<usize> {
     sealed_size(fd)
 }
 
+/// No model follows a place to the bytes there.
+pub(crate) fn copy(_: BorrowedFd<'_>, _: Range<usize>) -> Option<Vec<u8>> {
+    None
+}
+
 #[derive(Debug)]
 pub(crate) struct WritableMemory(&'static [AtomicU64]);
 
@@ -65,10 +70,5 @@ impl ReadableMemory {
         let value = self.0.get(offset / WORD)?.look(Ordering::Relaxed);
         fence(Ordering::Acquire);
         Some(value)
-    }
-
-    /// No model follows a place to the bytes there.
-    pub(crate) fn copy(&self, _: Range<usize>) -> Option<Vec<u8>> {
-        None
     }
 }
