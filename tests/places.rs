@@ -2,12 +2,14 @@
 
 mod support;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 use support::peer::{ALL, Peer, Reply, Way, post};
-use support::{Service, Wire, code, framed};
+use support::{PATIENCE, Service, Wire, code, framed};
 
 const POLITE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 const GREEDY: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
@@ -15,6 +17,9 @@ const NEW: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 4));
 
 /// Nobody is refused for how long he waits.
 const PATIENT: &str = "queue_wait = \"60s\"\n";
+
+/// And no time makes room while a test waits.
+const LONG: &str = "queue_wait = \"60s\"\n[timeouts]\nfirst_byte = \"10m\"\nrequest = \"10m\"\n";
 
 /// Beyond `limits.max_connections`, in each worker.
 const RESERVED: usize = 16;
@@ -200,6 +205,62 @@ fn whoever_fills_the_reserved_places_keeps_no_health_check_out() {
         assert_eq!(page(&mut check, "/readyz").status, 200);
     }
     drop(silent);
+}
+
+/// The moment to look at the door came while it was open, and was the last one.
+#[test]
+fn a_door_that_was_opened_before_it_was_looked_at_is_looked_at_when_it_is_shut_again() {
+    let service = room_for(2, LONG);
+    let mut inside = busy(&service, POLITE, 2);
+    let mut silent: Vec<Wire> = (1..RESERVED).map(|_| service.connect()).collect();
+    let is_in = |mut wire: Wire| {
+        assert_eq!(wire.call("ping", json!(1))["result"], 1);
+        wire
+    };
+    drop(is_in(service.connect()));
+    let_answers_arrive(&mut inside[0]);
+    silent.push(is_in(service.connect()));
+    assert_eq!(page(&mut Peer::of(&service, Way::Http), "/readyz").status, 200);
+}
+
+/// Whoever took what he was answered, again and again or not at all, was left alone.
+#[test]
+fn who_goes_on_in_a_reserved_place_or_does_not_read_makes_room_for_another() {
+    let service = Service::start(&format!(
+        "listen = [\"127.0.0.1:0\", \"unix:places.sock\"]\n\
+         processes = 1\nthreads = 8\n[limits]\nmax_connections = 2\n{LONG}"
+    ));
+    let _inside = busy(&service, POLITE, 2);
+    let ping = json!({ "in": "ping", "params": "x".repeat(10_000) }).to_string();
+    let mut holding: Vec<Peer> =
+        (0..RESERVED).map(|_| Peer::by_file(&service, "places.sock", Way::Length)).collect();
+    // More than a Unix socket takes, and less than has a worker stop reading.
+    for _ in 0..100 {
+        for peer in &mut holding {
+            peer.send(&ping);
+        }
+    }
+    assert_eq!(page(&mut Peer::of(&service, Way::Http), "/readyz").status, 200);
+    drop(holding);
+
+    let ping = framed(r#"{"in":"ping"}"#);
+    let goes_on = |stream: &mut TcpStream| {
+        stream.write_all(&ping).is_ok() && stream.read(&mut [0; 64]).is_ok_and(|read| read > 0)
+    };
+    let mut going_on: Vec<TcpStream> =
+        (0..RESERVED).map(|_| TcpStream::connect(service.socket_address()).expect("it accepts")).collect();
+    for stream in &mut going_on {
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        assert!(goes_on(stream));
+    }
+    let mut check = service.connect();
+    check.request("ping", &json!(1));
+    let begun = Instant::now();
+    while check.has_nothing() {
+        assert!(begun.elapsed() < PATIENCE, "somebody has ended");
+        going_on.retain_mut(goes_on);
+    }
+    assert_eq!(check.receive()["result"], 1);
 }
 
 /// Two workers: whoever has room is left the connection, and where neither has, somebody gives way in one of them.

@@ -120,7 +120,6 @@ impl Desk {
         let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
             return;
         };
-        door.is_looked_at();
         let Some(waited) = door.has_let_wait().filter(|_| standing.room == 0) else {
             // The next one is heard of, and the others hear of him if they may have room.
             return shared.watch_door(number, door.open(&shared.epoll));
@@ -149,9 +148,12 @@ impl Desk {
     }
 
     fn look_for_room_later(&mut self, number: usize, shared: &Shared) {
-        let door = self.doors.get_mut(number).and_then(Option::as_mut);
-        if door.is_some_and(|door| door.shut() == Some(Shut::NoRoom) && door.is_to_be_looked_at()) {
-            shared.look_again_at(number, Shut::NoRoom);
+        let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else { return };
+        let now = Instant::now();
+        if let (Some(Shut::NoRoom), Some(wait)) = (door.shut(), Shut::NoRoom.look_again())
+            && door.is_to_be_looked_at(now + wait, now)
+        {
+            shared.remind(now + wait, Due::Door(number));
         }
     }
 

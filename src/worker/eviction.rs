@@ -18,6 +18,9 @@ pub(super) const TIME_TO_SPEAK: Duration = Duration::from_millis(500);
 /// For how long a look at all connections is good.
 const FRESH: Duration = Duration::from_millis(100);
 
+/// How soon the next look may be where nobody is left of the last.
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// A look takes this part of the poller's time at most.
 const PART_OF_TIME: u32 = 20;
 
@@ -69,8 +72,9 @@ impl Eviction {
 
     /// All connections were looked at, from `began` until `now`.
     pub(super) fn looked_at(&mut self, holders: &[Holder], began: Instant, now: Instant) {
-        let pause = FRESH.max(now.saturating_duration_since(began).saturating_mul(PART_OF_TIME));
-        *self = Self { fresh_until: Some(now + pause), next_look: Some(now + pause / 5), ..Self::default() };
+        let pause = now.saturating_duration_since(began).saturating_mul(PART_OF_TIME);
+        let (fresh_until, next_look) = (Some(now + FRESH.max(pause)), Some(now + AGAIN.max(pause)));
+        *self = Self { fresh_until, next_look, ..Self::default() };
         let mut silent = Vec::new();
         for holder in holders {
             *self.counts.entry(holder.address).or_default() += 1;
@@ -285,6 +289,6 @@ mod tests {
         assert!(eviction.wants_look(start + MS(20)));
         // One that took 50 ms.
         eviction.looked_at(&[], start, start + MS(50));
-        assert!(!eviction.wants_look(start + MS(50 + 199)) && eviction.wants_look(start + MS(50 + 200)));
+        assert!(!eviction.wants_look(start + MS(50 + 999)) && eviction.wants_look(start + MS(50 + 1_000)));
     }
 }

@@ -50,8 +50,8 @@ pub(super) struct Door {
     shut: Option<Shut>,
     /// When it was shut last.
     shut_since: Instant,
-    /// It will be looked at again although it was shut for want of room.
-    looked_at: bool,
+    /// When it is looked at next, or was last, because it was shut for want of room.
+    look_at: Option<Instant>,
     complained: bool,
     /// None where the kernel could not tell.
     identity: Option<Identity>,
@@ -129,7 +129,7 @@ impl Door {
             allow_uids: config.allow_uids.clone(),
             shut: Some(Shut::NotYet),
             shut_since: Instant::now(),
-            looked_at: false,
+            look_at: None,
             complained: false,
             identity,
             in_vain: 0,
@@ -154,14 +154,14 @@ impl Door {
         somebody_waits.then(|| self.shut_since.elapsed())
     }
 
-    /// True where nobody is about to look at it again; somebody is from now on.
-    pub(super) fn is_to_be_looked_at(&mut self) -> bool {
-        !std::mem::replace(&mut self.looked_at, true)
-    }
-
-    /// It is looked at.
-    pub(super) fn is_looked_at(&mut self) {
-        self.looked_at = false;
+    /// It is to be looked at again at the moment `at`. False where it already is at one that has not come. A moment, which passes
+    /// whatever has become of the door by then.
+    pub(super) fn is_to_be_looked_at(&mut self, at: Instant, now: Instant) -> bool {
+        let is_new = self.look_at.is_none_or(|look_at| look_at <= now);
+        if is_new {
+            self.look_at = Some(at);
+        }
+        is_new
     }
 
     /// Why it is shut; None while it is open.

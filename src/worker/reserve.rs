@@ -3,7 +3,8 @@
 //! A new connection comes in by a reserved place. It has a place like any other at once where another [gives way](super::eviction),
 //! or as soon as one leaves. Until then only built-in methods and pages are answered on it, so that health checks are whatever
 //! happens; a call waits for `queue_wait`, as for a thread, and is refused then. Where the reserved places are taken too and
-//! somebody still waits at the door, those who wait for a place are refused at once and those who say nothing are closed.
+//! somebody still waits at the door, those who wait for a place are refused at once, and those who say nothing are closed; after a
+//! second so are those who do not read, or have only said what needs no place.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,8 +20,8 @@ use crate::log::More;
 
 /// What has come in by a reserved place, and says nothing, has so long before it gives that to another.
 const TIME_IN_RESERVE: Duration = Duration::from_millis(100);
-/// The same for one that has begun a message.
-const TIME_FOR_MESSAGE: Duration = Duration::from_secs(1);
+/// The same for one that has begun a message, that does not read its answers, or that goes on saying what needs no place.
+const TIME_TO_END: Duration = Duration::from_secs(1);
 /// For so long after somebody could not go to another worker nobody is left to others.
 const OTHERS_ARE_FULL: Duration = Duration::from_millis(100);
 /// How soon it is looked again whether somebody gives way to a call that waits for a place.
@@ -234,13 +235,17 @@ impl Hand {
                 (state.paused, state.refuses_unkept) = (None, true);
                 self.go_on(&mut state);
             }
-            Phase::Open if state.message_since.is_some_and(|since| has_had(TIME_FOR_MESSAGE, since)) => {
+            Phase::Open if state.message_since.is_some_and(|since| has_had(TIME_TO_END, since)) => {
                 self.end(&mut state);
             }
             Phase::Open if state.is_quiet() && state.input.is_empty() => {
-                if has_had(TIME_IN_RESERVE, came.max(state.last_moved().instant)) {
+                let says_nothing = has_had(TIME_IN_RESERVE, came.max(state.last_moved().instant));
+                if says_nothing || has_had(TIME_TO_END, came) {
                     self.end(&mut state);
                 }
+            }
+            Phase::Open | Phase::Finishing if !state.output.is_empty() && has_had(TIME_TO_END, came) => {
+                self.close(&mut state);
             }
             Phase::Lingering { .. } if has_had(TIME_IN_RESERVE, state.last_moved().instant) => {
                 self.close(&mut state);
