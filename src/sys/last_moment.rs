@@ -9,8 +9,8 @@
 //! Both words are this process's own and go with it. They say nothing of a process that is killed from outside: a connection that
 //! was accepted in that very moment is lost.
 
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::{ptr, thread};
 
 use nix::libc;
 
@@ -53,8 +53,6 @@ impl Words {
         let lives = !self.dying.load(Ordering::SeqCst);
         if !lives {
             self.put_down();
-            // It would be woken for the same again and again. The one that dies may want this very core.
-            thread::yield_now();
         }
         lives
     }
@@ -83,6 +81,7 @@ fn this_thread() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
     use std::time::{Duration, Instant};
 
     use super::*;

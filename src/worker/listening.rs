@@ -68,7 +68,7 @@ pub(super) enum Shut {
     NoThread,
     /// The worker holds as many connections as it may.
     NoRoom,
-    /// The kernel refused: descriptors or memory are short.
+    /// The kernel refused, as descriptors or memory are short; or this process is about to die.
     Refused,
 }
 
@@ -194,7 +194,8 @@ impl Door {
             return self.shut_for(Shut::NoThread, epoll, false);
         }
         if !last_moment::take_in_hand() {
-            return Visit::Done;
+            // The kernel has woken this worker alone, so the others must hear of it; and it would wake it again and again.
+            return self.shut_for(Shut::Refused, epoll, false);
         }
         let mut room = standing.room;
         let mut took_any = false;
