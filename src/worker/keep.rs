@@ -216,7 +216,10 @@ impl Desk {
         let (shared, now) = (Arc::clone(&hand.shared), hand.now());
         let old = shared.notes.lock().old(now, self.may_keep);
         let old: Vec<Arc<Connection>> = old.into_iter().filter_map(|key| shared.to_be_kept(key)).collect();
-        let later = self.keep(hand, &old).into_iter().map(|connection| connection.key).collect();
+        let later: Vec<Key> = self.keep(hand, &old).into_iter().map(|connection| connection.key).collect();
+        if !old.is_empty() && later.is_empty() {
+            self.keeps_all(hand);
+        }
         self.tell_closed(&shared);
         shared.note(|notes| {
             notes.keep_later(later, now);
@@ -265,10 +268,17 @@ impl Desk {
             self.tell_closed(&shared);
         }
         let later = self.keep(hand, &unkept);
-        if !later.is_empty() {
+        if later.is_empty() {
+            self.keeps_all(hand);
+        } else {
             self.keeps_none_since.get_or_insert(hand.now());
             self.wait_until_kept(hand, later);
-        } else if !self.lacks_credit && self.keeps_none_since.take().is_some() {
+        }
+    }
+
+    /// Those that were to be kept are. Where no others wait for that, who is accepted can be kept too.
+    fn keeps_all(&mut self, hand: &Hand) {
+        if !self.lacks_credit && self.keeps_none_since.take().is_some() {
             self.open_doors(hand);
         }
     }
