@@ -118,6 +118,8 @@ impl Supervisor {
         let Some(mut worker) = self.workers.remove(id) else {
             return;
         };
+        // What it was to hold and was granted is anybody's.
+        self.keeper.shares_changed();
         if worker.line_open {
             let _ = self.epoll.delete(&worker.line);
         }
