@@ -299,8 +299,6 @@ impl Desk {
                 notes.look_again(hand.now())
             });
         }
-        // The line says when it takes more. What else there may be passes without a word.
-        self.asking_waits = true;
         asking.append(&mut others);
         shared.note(|notes| {
             notes.asking.append(&mut asking);
@@ -339,6 +337,8 @@ impl Desk {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
                 Err(error) => {
                     self.complain(&hand.shared, &error);
+                    // Then the line says when it takes more. What else there may be passes without a word, and is tried again.
+                    self.asking_waits |= error.kind() == io::ErrorKind::WouldBlock;
                     later.extend_from_slice(batch);
                     continue;
                 }
