@@ -101,7 +101,7 @@ fn the_files_have_every_round_and_agree_with_the_table() {
     let folder = Folder::new();
     // Longer than a busy machine lets anybody wait for a core: a setting with a round without answers is not recommended.
     let arguments =
-        ["--method", "spin", "--params", r#"{"us": 200}"#, "--connections", "1", "--time", "60ms"];
+        ["--method", "spin", "--params", r#"{"us": 200}"#, "--connections", "1", "--time", "100ms"];
     let ran = run(tune(&folder, &arguments).args(["--out", "new/tuned"]), "");
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
     assert_eq!(files(folder.path()), ["new"], "socket and log are gone");
@@ -171,7 +171,7 @@ impl Tuning {
     fn start(servers: usize) -> Self {
         let folder = Folder::new();
         // Few connections: on a busy machine a single thread refuses some of many callers, and nothing would be good then.
-        let load = ["--params", r#"{"ms":1}"#, "--time", "50ms", "--connections", "4"];
+        let load = ["--params", r#"{"ms":1}"#, "--time", "200ms", "--connections", "4"];
         let mut command = tune(&folder, &["--method", "sleep"]);
         command.args(load);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
