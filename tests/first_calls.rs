@@ -281,5 +281,4 @@ fn no_call_runs_whose_connection_the_supervisor_has_no_descriptor_for() {
         let answer = service.call("crash", json!({ "how": "exit", "code": 7 }));
         assert_eq!(code(&answer), -32002, "round {round}: {answer}");
     }
-    assert_eq!(service.count_since(0, "can't be kept"), 0, "{}", service.log_so_far());
 }
