@@ -323,3 +323,22 @@ fn a_call_that_waits_for_a_place_is_answered_after_a_reload() {
     service.signal(Signal::SIGHUP);
     assert_eq!(outside.receive()["out"], "sleep");
 }
+
+/// The first listener took every place that became free.
+#[test]
+fn a_flood_at_one_listener_keeps_nobody_out_at_another() {
+    let service = Service::start(&format!(
+        "listen = [\"127.0.0.1:0\", \"unix:places.sock\"]\n\
+         processes = 1\nthreads = 2\n[limits]\nmax_connections = 2\n{PATIENT}"
+    ));
+    let address = service.socket_address();
+    // They are let in and closed, 16 at a time; the last of them would be answered at once.
+    let _flood: Vec<Wire> = (0..2_000).map(|_| Wire::connect(address)).collect();
+    let mut last = Wire::connect(address);
+    last.send(r#"{"in":"ping","id":1}"#);
+    for round in 0..10 {
+        let mut check = Peer::by_file(&service, "places.sock", Way::Http);
+        assert_eq!(page(&mut check, "/healthz").status, 200);
+        assert!(last.has_nothing(), "there is no flood any more in round {round}");
+    }
+}

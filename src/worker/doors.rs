@@ -126,9 +126,19 @@ impl Desk {
         };
         let may_have_place = self.may_have_place(hand);
         if Standing::takes_beyond(waited, may_have_place, self.has_siblings) {
-            self.take_after_all(number, hand);
+            self.take_after_all(self.has_its_turn(number), hand);
         }
         self.look_for_room_later(number, &shared);
+    }
+
+    /// Of the doors that lack room as this one does, and before which somebody waits, the one that took nobody for longest: a flood at
+    /// one listener would take every place that becomes free.
+    fn has_its_turn(&self, number: usize) -> usize {
+        let doors = self.doors.iter().enumerate().filter_map(|(number, door)| Some((number, door.as_ref()?)));
+        doors
+            .filter(|(_, door)| door.shut() == Some(Shut::NoRoom) && door.has_let_wait().is_some())
+            .min_by_key(|(_, door)| door.took())
+            .map_or(number, |(number, _)| number)
     }
 
     /// Whoever still waits at listener `number` has been taken by no other worker, for want of a thread or of a place.
@@ -242,8 +252,12 @@ impl Desk {
         shared.wants_room.store(true, Ordering::SeqCst);
         let standing = self.standing(hand);
         let (mut wants_thread, mut wants_room) = (false, !self.reserve.is_empty());
-        for (number, door) in self.doors.iter_mut().enumerate() {
-            let Some(door) = door else { continue };
+        let numbered = self.doors.iter_mut().enumerate();
+        let mut doors: Vec<(usize, &mut Door)> =
+            numbered.filter_map(|(number, door)| Some((number, door.as_mut()?))).collect();
+        // Epoll tells of them in this order, and there may be room for one.
+        doors.sort_by_key(|(_, door)| door.took());
+        for (number, door) in doors {
             match door.shut() {
                 Some(Shut::NoThread) if standing.leave_to_others.is_some() => wants_thread = true,
                 Some(Shut::NoRoom) if standing.room == 0 => wants_room = true,

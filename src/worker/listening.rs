@@ -53,6 +53,8 @@ pub(super) struct Door {
     /// When it is looked at next, or was last, because it was shut for want of room.
     look_at: Option<Instant>,
     complained: bool,
+    /// When somebody was taken last.
+    took: Instant,
     /// None where the kernel could not tell.
     identity: Option<Identity>,
     /// Visits in a row that met nobody.
@@ -131,6 +133,7 @@ impl Door {
             shut_since: Instant::now(),
             look_at: None,
             complained: false,
+            took: Instant::now(),
             identity,
             in_vain: 0,
         }
@@ -162,6 +165,11 @@ impl Door {
             self.look_at = Some(at);
         }
         is_new
+    }
+
+    /// When somebody was taken last: of several doors that lack room the one that took nobody for longest has its turn.
+    pub(super) fn took(&self) -> Instant {
+        self.took
     }
 
     /// Why it is shut; None while it is open.
@@ -209,6 +217,7 @@ impl Door {
                     accepted(socket, peer, self.accepts);
                     room -= 1;
                     took_any = true;
+                    self.took = Instant::now();
                 }
                 Ok(None) => took_any = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
