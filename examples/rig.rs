@@ -4,8 +4,8 @@
 //! `ping`, `echo`, `tine.methods`, `tine.worker`.
 //!
 //! Environment variables make it fail before it serves, or after: `RIG_PRELOAD`, `RIG_STATE`, `RIG_WORKER_START` and
-//! `RIG_WORKER_STOP` are each `fail`, `panic`, `segv`, `exit`, `hang`, `thread` (leaves a thread behind) or `later` (exits soon after). A
-//! value that begins with `@` names a file that has such a word, or isn't there: that can change while it runs.
+//! `RIG_WORKER_STOP` are each `fail`, `panic`, `segv`, `exit`, `hang`, `hang at exit`, `thread` (leaves a thread behind) or `later` (exits
+//! soon after). A value that begins with `@` names a file that has such a word, or isn't there: that can change while it runs.
 
 #![allow(clippy::unnecessary_wraps)] // handlers have one shape, whether they can fail or not
 
@@ -107,6 +107,10 @@ fn misbehave(variable: &str) -> Result<(), BoxError> {
             loop {
                 thread::park();
             }
+        }
+        "hang at exit" => {
+            hang_at_exit();
+            Ok(())
         }
         "later" => {
             thread::spawn(|| {
@@ -243,6 +247,19 @@ fn crash(_call: &Call<'_>, Crash { how, code }: Crash) -> Result<(), Error> {
 fn vanish(code: i32) {
     // SAFETY: it returns to nobody, so nothing of this process can be misused after it.
     unsafe { nix::libc::_exit(code) }
+}
+
+/// Whoever exits never comes to an end, as where a library flushes something to somebody who does not answer.
+#[allow(unsafe_code)]
+fn hang_at_exit() {
+    extern "C" fn park() {
+        let _ = std::io::stderr().write_all(b"the exit hangs\n");
+        loop {
+            thread::park();
+        }
+    }
+    // SAFETY: `park` is a function and stays one.
+    unsafe { nix::libc::atexit(park) };
 }
 
 /// A real access to memory that isn't there, as in a C library with a bug.

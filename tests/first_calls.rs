@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use support::measure::assert_rests;
 use support::peer::{ALL, Peer, Way, post};
 use support::proc::{Process, after_setup, status};
 use support::{PATIENCE, Service, Wire, await_asleep, code, rig, send_signal};
@@ -281,4 +282,21 @@ fn no_call_runs_whose_connection_the_supervisor_has_no_descriptor_for() {
         let answer = service.call("crash", json!({ "how": "exit", "code": 7 }));
         assert_eq!(code(&answer), -32002, "round {round}: {answer}");
     }
+}
+
+/// Its poller was woken for every new connection, took none, told nobody, and was busy with that until the worker was killed.
+#[test]
+fn a_worker_whose_exit_lasts_leaves_connections_to_others_and_rests() {
+    let mut program = rig();
+    program.env("RIG_PRELOAD", "hang at exit");
+    let service = Service::start_with(program, &format!("processes = 2\n{CONFIG}"));
+    let workers = service.worker_pids();
+    let mut exits = service.connect();
+    exits.request("crash", &json!({ "how": "exit" }));
+    service.await_log("the exit hangs");
+    assert_rests(&workers, || {
+        for _ in 0..20 {
+            assert_eq!(service.call("ping", json!(1))["result"], 1);
+        }
+    });
 }
