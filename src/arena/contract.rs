@@ -3,6 +3,9 @@
 //! Fuzz targets come here through `internals`, and the corpus in `cargo test`; so a breach is an error and no panic.
 
 use std::os::fd::OwnedFd;
+use std::sync::LazyLock;
+
+use parking_lot::Mutex;
 
 use super::kept::{KeptArena, Moved};
 use super::record::{CORE_WORDS, Core, Flags, Key, Records};
@@ -26,13 +29,12 @@ const IS_PLACE: u64 = 0xB0;
 ///
 /// What was read is more than the arena holds, or is different when it is read again.
 pub(crate) fn hold(bytes: &[u8]) -> Result<usize, String> {
-    thread_local! {
-        static SCENE: Result<Scene, String> = Scene::new().map_err(|error| error.to_string());
-    }
-    SCENE.with(|scene| scene.as_ref().map_err(String::clone)?.hold(bytes))
+    static SCENE: LazyLock<Mutex<Result<Scene, String>>> =
+        LazyLock::new(|| Mutex::new(Scene::new().map_err(|error| error.to_string())));
+    SCENE.lock().as_ref().map_err(String::clone)?.hold(bytes)
 }
 
-/// A worker's arena. It is mapped for the life of the process, as in a worker, so each thread has one for all its inputs.
+/// A worker's arena. It is mapped for the life of the process, as in a worker, so there is one for all inputs.
 struct Scene {
     records: Records,
     pool: &'static Pool,
