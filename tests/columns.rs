@@ -201,7 +201,7 @@ fn the_report_of_bench_with_its_errors() {
 fn the_report_of_tune_with_failures_and_progress() {
     let folder = Folder::new();
     // One thread refuses some of four callers.
-    let config = "[limits]\nqueue = 1\nqueue_wait = \"1ms\"";
+    let config = "[limits]\nqueue = 1\nqueue_wait = \"60s\"";
     fs::write(folder.path().join("config.toml"), config).expect("our own folder");
     let tune = |method: &str, params: &str| {
         let mut tune = rig();
