@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use parking_lot::Mutex;
 
 use super::kept::{KeptArena, Moved};
-use super::record::{CORE_WORDS, Core, Flags, Key, Records};
+use super::record::{CORE_WORDS, Core, Flags, Key};
 use super::{ArenaError, ArenaWriter, Room, create};
 use crate::sys::blocks::{Block, HEAD, Pool};
 use crate::sys::memory::WORD;
@@ -36,7 +36,7 @@ pub(crate) fn hold(bytes: &[u8]) -> Result<usize, String> {
 
 /// A worker's arena. It is mapped for the life of the process, as in a worker, so there is one for all inputs.
 struct Scene {
-    records: Records,
+    writer: ArenaWriter,
     pool: &'static Pool,
     memory: OwnedFd,
 }
@@ -46,7 +46,8 @@ impl Scene {
         let fd = create(&Room { rows: 1, methods: 1, connections: 4, buffers: 1 << 20 })?;
         let memory = fd.try_clone()?;
         let mut writer = ArenaWriter::open(fd)?;
-        Ok(Self { records: writer.records(), pool: writer.blocks()?, memory })
+        let pool = writer.blocks()?;
+        Ok(Self { writer, pool, memory })
     }
 
     fn hold(&self, bytes: &[u8]) -> Result<usize, String> {
@@ -72,7 +73,7 @@ impl Scene {
         let mut word = words.iter().map(|word| place(*word));
         let core = Core::from_words(std::array::from_fn::<_, CORE_WORDS, _>(|_| word.next().unwrap_or(0)));
         let counted = Moved::Counted { taken: word.next().unwrap_or(0), sent: word.next().unwrap_or(0) };
-        self.records.open(KEY, &core).ok_or("expected room for a record")?;
+        self.writer.records().open(KEY, &core).ok_or("expected room for a record")?;
         let arena = KeptArena::open(&self.memory).map_err(|error| error.to_string())?;
         let mut held = 0;
         for moved in [counted, Moved::Recorded] {

@@ -1,10 +1,12 @@
-//! What is printed for a person: no line is wider than 80 columns.
+//! What is printed for a person: no line is wider than 80 columns, and a terminal obeys none of it, whoever wrote the words.
 //!
 //! Every command prints its reports, errors and warnings through this. JSON, which programs read, and the log don't pass here.
 
 use std::io::{self, Write};
 
 use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm, core::display_width};
+
+use crate::log;
 
 /// Columns of a line, on every terminal and in a pipe: what is piped is looked at later.
 pub(super) const WIDTH: usize = 80;
@@ -24,13 +26,20 @@ pub(super) fn paragraph(text: &str) -> String {
 
 /// Like [`fit`], for a table of two columns, of which the second is `beyond` columns from the left.
 pub(super) fn hanging(text: &str, beyond: usize) -> String {
-    text.split_inclusive('\n').map(|line| fit_line(line, beyond)).collect()
+    each_line(text, |line| fit_line(&log::spelled_out(line), beyond))
 }
 
-fn fit_line(line: &str, beyond: usize) -> String {
-    let (content, end) = line.strip_suffix('\n').map_or((line, ""), |content| (content, "\n"));
+fn each_line(text: &str, change: impl Fn(&str) -> String) -> String {
+    let changed = text.split_inclusive('\n').map(|line| match line.strip_suffix('\n') {
+        Some(content) => change(content) + "\n",
+        None => change(line),
+    });
+    changed.collect()
+}
+
+fn fit_line(content: &str, beyond: usize) -> String {
     if display_width(content) <= WIDTH {
-        return line.to_owned();
+        return content.to_owned();
     }
     let words = content.trim_start_matches(' ');
     // Deeply indented text would have no room left.
@@ -40,7 +49,7 @@ fn fit_line(line: &str, beyond: usize) -> String {
         .word_splitter(WordSplitter::NoHyphenation)
         .wrap_algorithm(WrapAlgorithm::FirstFit);
     let (first, others) = (" ".repeat(indent), " ".repeat(indent + beyond));
-    textwrap::fill(words, options.initial_indent(&first).subsequent_indent(&others)) + end
+    textwrap::fill(words, options.initial_indent(&first).subsequent_indent(&others))
 }
 
 /// Prints to standard error. Whoever closed that does not want to know.
@@ -50,7 +59,7 @@ pub(super) fn complain(words: &str) {
 
 /// Prints what clap has to say: help that was asked for, or what is wrong with a command line.
 pub(super) fn show_clap(said: &clap::Error) {
-    let text = fit(&said.render().ansi().to_string());
+    let text = each_line(&said.render().ansi().to_string(), |line| fit_line(line, HANGING));
     // Colours are for terminals.
     let _ = if said.use_stderr() {
         anstream::stderr().write_all(text.as_bytes())
@@ -74,7 +83,7 @@ mod tests {
     #[test]
     fn what_is_too_wide_goes_on_below_and_loses_nothing() {
         let words = "word ".repeat(40);
-        let text = format!("  first {words}\nsecond {}\n\x1b[31mthird\x1b[0m {words}\n", "字".repeat(100));
+        let text = format!("  first {words}\nsecond {}\nthird {words}\n", "字".repeat(100));
         for beyond in [0, HANGING, 33] {
             let fitted = hanging(&text, beyond);
             assert!(fitted.lines().all(|line| display_width(line) <= WIDTH), "{fitted}");
@@ -83,6 +92,13 @@ mod tests {
             let second = fitted.lines().nth(1).expect("several lines");
             assert!(second.starts_with(&format!("{}word", " ".repeat(2 + beyond))), "{fitted}");
         }
+    }
+
+    #[test]
+    fn nothing_that_a_server_says_is_obeyed_by_a_terminal() {
+        let said = "found \x1b]0;owned\x07\x1b[2J\u{9b}1m\r\u{202e}it\nand a\ttab";
+        let shown = "found \\u{1b}]0;owned\\u{7}\\u{1b}[2J\\u{9b}1m\\r\\u{202e}it\nand a\\ttab";
+        assert_eq!(fit(said), shown);
     }
 
     #[test]

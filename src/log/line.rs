@@ -33,6 +33,11 @@ pub(super) fn line_of(formatted: &[u8], format: LogFormat) -> Cow<'_, [u8]> {
     Cow::Owned(shortened(&escaped, format))
 }
 
+/// A line of text for a person's terminal, in which nothing is obeyed.
+pub(crate) fn spelled_out(line: &str) -> Cow<'_, str> {
+    escaped(line.as_bytes(), LogFormat::Text).map_or(Cow::Borrowed(line), Cow::Owned)
+}
+
 /// The text with every character spelled out that has an effect and no shape; None where it has none of them.
 fn escaped(record: &[u8], format: LogFormat) -> Option<String> {
     // Nearly all lines are ASCII without any.

@@ -19,7 +19,7 @@ use crate::config::{Log, LogFormat};
 use destination::Destination;
 
 pub(crate) use counted::{Counted, More, tell_of_counted};
-pub(crate) use line::{cut, text_of};
+pub(crate) use line::{cut, spelled_out, text_of};
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 static DROPPED_AND_TOLD: AtomicU64 = AtomicU64::new(0);
