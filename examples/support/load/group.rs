@@ -106,7 +106,7 @@ impl Group {
     pub const fn out_of_order(mut self, depth: usize) -> Self {
         self.depth = depth;
         self.speeches = Speech::PLAIN_WITH_IDS;
-        self.work = Work::Mixed { bytes: 40, every: 64, ms: 2 };
+        self.work = Work::Mixed { bytes: 40, every: 256, ms: 2 };
         self
     }
 
