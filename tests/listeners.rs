@@ -395,9 +395,11 @@ fn a_limit_that_no_worker_could_live_with_ends_the_start_with_its_name() {
         ("ulimit -v 8000000", "RLIMIT_AS (`ulimit -v`) is 7812MiB, and "),
         ("ulimit -f 1000", "RLIMIT_FSIZE (`ulimit -f`) is 512000 bytes, and "),
     ];
+    // So many that the allocator's arenas for them are more than all else that a worker has beside its buffers.
+    let config = "processes = 1\nthreads = 32";
     let mut needed = Vec::new();
     for (setup, said) in table {
-        let mut service = Service::launch(after_setup(setup, &rig()), "processes = 1");
+        let mut service = Service::launch(after_setup(setup, &rig()), config);
         assert_eq!(service.await_end().code(), Some(1), "{setup}");
         let log = service.whole_log();
         let text = log.last().and_then(|line| line["message"].as_str()).unwrap_or_default().to_owned();
@@ -406,10 +408,12 @@ fn a_limit_that_no_worker_could_live_with_ends_the_start_with_its_name() {
         needed.push(need.unwrap_or_else(|| panic!("{setup}: {log:?}")));
         assert!(!log.iter().any(|line| line["message"] == "listening"), "{setup}: {log:?}");
     }
-    // What is said to be enough is.
+    // What is said to be enough is. Threads were refused their stacks where others had made arenas of that.
     let setup = format!("ulimit -v {}; ulimit -f {}", (needed[0] + 1) << 10, (needed[1] + 1) << 11);
-    let service = Service::start_with(after_setup(&setup, &rig()), "processes = 1\nthreads = 8");
+    let mut service = Service::start_with(after_setup(&setup, &rig()), config);
     assert_eq!(service.call("ping", json!("ireader 0"))["out"], "pong");
+    service.stop();
+    assert!(!said(&service.whole_log(), &["can't be started"]));
 }
 
 #[test]

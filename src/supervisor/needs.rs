@@ -9,11 +9,17 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use crate::addresses;
 use crate::arena::{self, Room};
 use crate::config::Config;
+use crate::sys::cpus;
 
 /// Addresses that a worker takes beside its shared memory: the program and its libraries, the allocator's.
 const PROGRAM: u64 = 256 << 20;
-/// The same for each of its threads: its stack, and what the allocator has for it.
+/// The same for each of its threads: its stacks.
 const EACH_THREAD: u64 = 4 << 20;
+/// One of glibc's own arenas (not ours), from which it allocates: 64 MiB, and for a moment as much again to align them. Where it
+/// is refused one it does with another, but then the next thread is refused its stack.
+const EACH_MALLOC_ARENA: u64 = 128 << 20;
+/// A thread's first allocation makes an arena for it, up to so many for each CPU (mallopt(3), `M_ARENA_MAX`).
+const MALLOC_ARENAS_EACH_CPU: u64 = 8;
 
 /// A limit that is too low.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,10 +54,17 @@ pub(crate) fn check(config: &Config, methods: usize) -> Result<(), String> {
         (arena, least) = (arena + addresses::BYTES, least + addresses::BYTES);
     }
     let limits = Limits { addresses: limit(Resource::RLIMIT_AS), file: limit(Resource::RLIMIT_FSIZE) };
-    match limits.lack(arena, least, config.threads as u64) {
+    let threads = crate::worker::threads_beside_main(config.threads) as u64;
+    match limits.lack(arena, least, beside(threads, cpus::online() as u64)) {
         Some(lack) => Err(lack.to_string()),
         None => Ok(()),
     }
+}
+
+/// Addresses that a worker with so many threads beside the main one takes beside its shared memory, at most.
+fn beside(threads: u64, cpus: u64) -> u64 {
+    let malloc_arenas = threads.min(cpus * MALLOC_ARENAS_EACH_CPU);
+    PROGRAM + threads * EACH_THREAD + malloc_arenas * EACH_MALLOC_ARENA
 }
 
 struct Limits {
@@ -60,9 +73,9 @@ struct Limits {
 }
 
 impl Limits {
-    /// What is missing for a worker whose shared memory has so many bytes, or `least` with the smallest buffers.
-    fn lack(&self, arena: u64, least: u64, threads: u64) -> Option<Lack> {
-        let beside = PROGRAM + threads * EACH_THREAD;
+    /// What is missing for a worker whose shared memory has so many bytes, or `least` with the smallest buffers, and which
+    /// takes so many `beside` it.
+    fn lack(&self, arena: u64, least: u64, beside: u64) -> Option<Lack> {
         if arena.saturating_add(beside) > self.addresses {
             return Some(Lack {
                 limit: "RLIMIT_AS (`ulimit -v`)",
@@ -104,16 +117,29 @@ mod tests {
             (MOST, 0, Some(("RLIMIT_FSIZE", false))),
         ];
         for (addresses, file, expected) in table {
-            let lack = Limits { addresses, file }.lack(20 * GIB, 8 * GIB, 8);
+            let lack = Limits { addresses, file }.lack(20 * GIB, 8 * GIB, GIB);
             let found =
                 lack.as_ref().map(|lack| (lack.limit.split(' ').next().unwrap(), lack.is_for_buffers));
             assert_eq!(found, expected, "{addresses} addresses, files of {file}");
         }
-        let lack = Limits { addresses: 8 * GIB, file: MOST }.lack(20 * GIB, 8 * GIB, 8).unwrap();
+        let lack = Limits { addresses: 8 * GIB, file: MOST }.lack(20 * GIB, 8 * GIB, GIB).unwrap();
         assert_eq!(
             lack.to_string(),
-            "RLIMIT_AS (`ulimit -v`) is 8192MiB, and 20768MiB are needed, as addresses of a worker, most of which it \
+            "RLIMIT_AS (`ulimit -v`) is 8192MiB, and 21504MiB are needed, as addresses of a worker, most of which it \
              never touches; raise that limit"
         );
+    }
+
+    #[test]
+    fn each_thread_has_an_arena_of_the_allocator_up_to_eight_for_each_cpu() {
+        const MIB: u64 = 1 << 20;
+        for (threads, cpus, expected) in [
+            (2, 1, 256 + 8 + 256),
+            (9, 1, 256 + 36 + 1024),
+            (9, 2, 256 + 36 + 1152),
+            (99, 2, 256 + 396 + 2048),
+        ] {
+            assert_eq!(beside(threads, cpus), expected * MIB, "{threads} threads on {cpus}");
+        }
     }
 }

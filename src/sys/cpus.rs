@@ -1,6 +1,6 @@
 //! How many CPUs this process may use: its affinity mask, and the CPU quota of its control groups.
 //!
-//! `config` asks once, to turn `processes = 0` into a number. Unlike
+//! `config` asks once, to turn `processes = 0` into a number; `supervisor::needs` asks how many are online. Unlike
 //! `std::thread::available_parallelism`, a quota is rounded up: 1.5 CPUs are two workers' worth, because a
 //! worker too many waits a little, while a worker too few leaves paid CPU time unused.
 
@@ -21,6 +21,11 @@ fn by_affinity() -> usize {
         return (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count();
     }
     // The kernel refuses the mask (EINVAL) where it knows of more CPUs than glibc's fixed-size set holds.
+    online()
+}
+
+/// The CPUs of the machine, at least 1.
+pub(crate) fn online() -> usize {
     let online = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
     online.and_then(|cpus| usize::try_from(cpus).ok()).unwrap_or(1)
 }

@@ -115,6 +115,11 @@ fn rows(threads: usize) -> usize {
     threads + 2
 }
 
+/// Threads that such a worker starts: all of those but the main one.
+pub(crate) fn threads_beside_main(threads: usize) -> usize {
+    rows(threads) - 1
+}
+
 /// What every thread of the worker uses.
 pub(crate) struct Shared {
     info: WorkerInfo,

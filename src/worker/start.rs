@@ -184,12 +184,12 @@ fn open(
     let mut row = move || rows.next().ok_or("the arena has too few rows");
     is_to_blame_as(0)?;
     let hand = begin_thread(Arc::clone(shared), row()?, 0)?;
-    // All but the main thread; one of them becomes the watch.
+    // One of them becomes the watch.
     let next = {
         let shared = Arc::clone(shared);
         move || shared.next_task()
     };
-    pool::start(super::rows(config.threads) - 1, next, |thread| {
+    pool::start(super::threads_beside_main(config.threads), next, |thread| {
         let (row, shared, desk) = (row()?, Arc::clone(shared), Arc::clone(desk));
         Ok(move || {
             is_to_blame_as(thread)?;
