@@ -1,0 +1,342 @@
+//! A service that holds as many connections as it may: who gives way to a new one, and what is answered where nobody does.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::time::Instant;
+
+use crate::support::peer::{ALL, Peer, Reply, Way, post};
+use crate::support::{PATIENCE, Service, Wire, code, framed};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+const POLITE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+const GREEDY: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
+const NEW: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 4));
+
+/// Nobody is refused for how long he waits.
+const PATIENT: &str = "queue_wait = \"60s\"\n";
+
+/// And no time makes room while a test waits.
+const LONG: &str = "queue_wait = \"60s\"\n[timeouts]\nfirst_byte = \"10m\"\nrequest = \"10m\"\n";
+
+/// Beyond `limits.max_connections`, in each worker.
+const RESERVED: usize = 16;
+
+/// One worker with room for so many.
+fn room_for(connections: usize, more: &str) -> Service {
+    Service::start(&format!("processes = 1\nthreads = 8\n[limits]\nmax_connections = {connections}\n{more}"))
+}
+
+fn page(peer: &mut Peer, target: &str) -> Reply {
+    peer.send_bytes(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+    peer.reply()
+}
+
+/// A call that a handler runs, which takes a place.
+fn runs(wire: &mut Wire) {
+    assert_eq!(wire.call("sleep", json!({ "ms": 1 }))["out"], "sleep");
+}
+
+/// What was sent has arrived, and the service has heard of it: an answer on its way holds a connection's place.
+fn let_answers_arrive(wire: &mut Wire) {
+    assert_eq!(wire.call("sleep", json!({ "ms": 300 }))["out"], "sleep");
+}
+
+/// As many connections on which a call runs, and a word to each of them that has arrived before that.
+fn busy(service: &Service, own: IpAddr, count: usize) -> Vec<Wire> {
+    let hold = || {
+        let mut wire = Wire::connect_from(own, service.socket_address());
+        wire.send(r#"{"in":"hang","id":1}"#);
+        wire.send(r#"{"in":"unknown","id":2}"#);
+        assert_eq!(code(&wire.receive()), -32601);
+        wire
+    };
+    (0..count).map(|_| hold()).collect()
+}
+
+/// A flood of connections that say nothing kept everybody else out until `first_byte`, and those that idle for ten minutes.
+#[test]
+fn who_said_nothing_gives_way_first_and_then_the_longest_idle() {
+    let service = Service::start(&format!(
+        "listen = [\"127.0.0.1:0\", \"[::1]:0\", \"unix:places.sock\"]\n\
+         processes = 1\nthreads = 2\n[limits]\nmax_connections = 4\n{PATIENT}"
+    ));
+    let call = |peer: &mut Peer| {
+        assert_eq!(peer.call("sleep", json!({ "ms": 1 }))["out"], "sleep");
+    };
+    for listener in service.addresses() {
+        let connect = || match listener.parse() {
+            Ok(address) => Peer::connect(address, Way::Length),
+            Err(_) => Peer::by_file(&service, "places.sock", Way::Length),
+        };
+        let mut begun = connect();
+        begun.send_bytes(&framed(r#"{"in":"ping","params":2}"#)[..7]);
+        let (mut spoken, mut silent) = (connect(), connect());
+        call(&mut spoken);
+        let mut later = connect();
+        let mut first = connect();
+        call(&mut first);
+        assert!(silent.is_closed(), "the first that said nothing, at {listener}");
+        let mut second = connect();
+        call(&mut second);
+        assert!(later.is_closed(), "the other one");
+        // An answer on its way holds a connection's place too.
+        assert_eq!(second.call("sleep", json!({ "ms": 300 }))["out"], "sleep");
+        let mut third = connect();
+        call(&mut third);
+        assert!(spoken.is_closed(), "the longest idle");
+        call(&mut first);
+        begun.send_bytes(&framed(r#"{"in":"ping","params":2}"#)[7..]);
+        assert_eq!(begun.receive()["result"], 2, "who has begun a message may end it");
+        for mut peer in [begun, first, second, third] {
+            peer.half_close();
+            assert!(peer.is_closed());
+        }
+    }
+    service.await_log("limits.max_connections is reached: an idle connection is closed for a new one");
+}
+
+#[test]
+fn of_those_that_idle_the_address_with_most_gives_way_and_gets_no_place_of_others() {
+    let service = room_for(6, PATIENT);
+    let connect = |own| {
+        let mut wire = Wire::connect_from(own, service.socket_address());
+        runs(&mut wire);
+        wire
+    };
+    let mut polite = connect(POLITE);
+    let mut greedy: Vec<Wire> = (0..5).map(|_| connect(GREEDY)).collect();
+    let_answers_arrive(greedy.last_mut().expect("some"));
+    let mut new: Vec<Wire> = (0..2).map(|_| connect(NEW)).collect();
+    let_answers_arrive(&mut new[1]);
+    for mut wire in greedy.drain(..2) {
+        assert!(wire.is_closed());
+    }
+    // Three are left of it, and it is one of these that makes room for another, again and again.
+    for _ in 0..4 {
+        let mut wire = connect(GREEDY);
+        let_answers_arrive(&mut wire);
+        assert!(greedy.remove(0).is_closed());
+        greedy.push(wire);
+    }
+    for wire in [&mut polite].into_iter().chain(&mut new) {
+        runs(wire);
+    }
+}
+
+/// Each of them was left in the backlog, health checks among them.
+#[test]
+fn where_nobody_gives_way_health_checks_are_answered_and_calls_wait_for_a_place() {
+    let service = room_for(3, PATIENT);
+    let mut inside = busy(&service, POLITE, 2);
+    inside.push(Wire::connect_from(POLITE, service.socket_address()));
+    inside[2].send(r#"{"in":"sleep","id":1,"params":{"ms":700}}"#);
+    inside[2].send(r#"{"in":"unknown","id":2}"#);
+    assert_eq!(code(&inside[2].receive()), -32601);
+    let mut outside = service.connect();
+    outside.request("sleep", &json!({ "ms": 1 }));
+    let mut check = Peer::of(&service, Way::Http);
+    for target in ["/healthz", "/readyz"] {
+        assert_eq!(page(&mut check, target).status, 200);
+    }
+    for way in ALL {
+        assert_eq!(Peer::of(&service, way).call("ping", json!(way as u8))["result"], way as u8);
+    }
+    assert!(outside.has_nothing(), "its call waits");
+    assert_eq!(inside[2].receive()["out"], "sleep");
+    assert_eq!(outside.receive()["out"], "sleep", "it has the place of one that idles by now");
+    assert!(inside[2].is_closed());
+    assert_eq!(page(&mut check, "/readyz").status, 200);
+}
+
+#[test]
+fn a_call_for_which_there_is_no_place_in_time_is_refused_in_its_own_words() {
+    let service = room_for(3, "queue_wait = \"100ms\"\n");
+    let mut inside = busy(&service, POLITE, 3);
+    for way in ALL {
+        let mut peer = Peer::of(&service, way);
+        // What needs no place is answered as ever, before and beside.
+        assert_eq!(peer.call("ping", json!(1))["result"], 1);
+        match way {
+            Way::Http => peer.send_bytes([&post("/sleep", 8, ""), r#"{"ms":1}"#].concat()),
+            _ => peer.send(r#"{"in":"sleep","id":7,"params":{"ms":1}}"#),
+        }
+        let reply = peer.reply();
+        assert_eq!(reply.code(), -32000, "{way:?}: {reply:?}");
+        if way == Way::Http {
+            assert_eq!((reply.status, reply.field("Retry-After")), (503, Some("1")), "{reply:?}");
+            assert_eq!(reply.field("Connection"), Some("close"));
+        }
+        assert!(peer.is_closed(), "it makes room for a health check");
+    }
+    let mut batch = Peer::of(&service, Way::Stream);
+    batch.send(
+        r#"[{"jsonrpc":"2.0","id":1,"method":"sleep","params":{"ms":1}},{"jsonrpc":"2.0","method":"sleep"}]"#,
+    );
+    let answers = batch.receive();
+    assert_eq!((answers.as_array().map(Vec::len), &answers[0]["error"]["code"]), (Some(1), &json!(-32000)));
+    service.await_log(
+        "limits.max_connections is reached and no connection idles: a call of a new one is refused",
+    );
+    for wire in &mut inside {
+        wire.send(r#"{"in":"unknown","id":3}"#);
+        assert_eq!(code(&wire.receive()), -32601, "who has a place is served");
+    }
+}
+
+#[test]
+fn whoever_fills_the_reserved_places_keeps_no_health_check_out() {
+    let service = room_for(2, PATIENT);
+    let _inside = busy(&service, POLITE, 2);
+    let silent: Vec<Wire> = (0..3 * RESERVED).map(|_| service.connect()).collect();
+    for n in 0..3 {
+        // Calls that wait for a place, as many as there are reserved ones; and some that begin a message and don't end it.
+        let mut waiting: Vec<Wire> = (0..RESERVED).map(|_| service.connect()).collect();
+        for wire in &mut waiting {
+            if n == 1 {
+                wire.send_bytes(&[9]);
+            } else {
+                wire.request("sleep", &json!({ "ms": 1 }));
+            }
+        }
+        let mut check = Peer::of(&service, Way::Http);
+        assert_eq!(page(&mut check, "/readyz").status, 200);
+    }
+    drop(silent);
+}
+
+/// The moment to look at the door came while it was open, and was the last one.
+#[test]
+fn a_door_that_was_opened_before_it_was_looked_at_is_looked_at_when_it_is_shut_again() {
+    let service = room_for(2, LONG);
+    let mut inside = busy(&service, POLITE, 2);
+    let mut silent: Vec<Wire> = (1..RESERVED).map(|_| service.connect()).collect();
+    let is_in = |mut wire: Wire| {
+        assert_eq!(wire.call("ping", json!(1))["result"], 1);
+        wire
+    };
+    drop(is_in(service.connect()));
+    let_answers_arrive(&mut inside[0]);
+    silent.push(is_in(service.connect()));
+    assert_eq!(page(&mut Peer::of(&service, Way::Http), "/readyz").status, 200);
+}
+
+/// Whoever took what he was answered, again and again or not at all, was left alone.
+#[test]
+fn who_goes_on_in_a_reserved_place_or_does_not_read_makes_room_for_another() {
+    let service = Service::start(&format!(
+        "listen = [\"127.0.0.1:0\", \"unix:places.sock\"]\n\
+         processes = 1\nthreads = 8\n[limits]\nmax_connections = 2\n{LONG}"
+    ));
+    let _inside = busy(&service, POLITE, 2);
+    let ping = json!({ "in": "ping", "params": "x".repeat(10_000) }).to_string();
+    let mut holding: Vec<Peer> =
+        (0..RESERVED).map(|_| Peer::by_file(&service, "places.sock", Way::Length)).collect();
+    // More than a Unix socket takes, and less than has a worker stop reading.
+    for _ in 0..100 {
+        for peer in &mut holding {
+            peer.send(&ping);
+        }
+    }
+    assert_eq!(page(&mut Peer::of(&service, Way::Http), "/readyz").status, 200);
+    drop(holding);
+
+    let ping = framed(r#"{"in":"ping"}"#);
+    let goes_on = |stream: &mut TcpStream| {
+        stream.write_all(&ping).is_ok() && stream.read(&mut [0; 64]).is_ok_and(|read| read > 0)
+    };
+    let mut going_on: Vec<TcpStream> =
+        (0..RESERVED).map(|_| TcpStream::connect(service.socket_address()).expect("it accepts")).collect();
+    for stream in &mut going_on {
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        assert!(goes_on(stream));
+    }
+    let mut check = service.connect();
+    check.request("ping", &json!(1));
+    let begun = Instant::now();
+    while check.has_nothing() {
+        assert!(begun.elapsed() < PATIENCE, "somebody has ended");
+        going_on.retain_mut(goes_on);
+    }
+    assert_eq!(check.receive()["result"], 1);
+}
+
+/// Two workers: whoever has room is left the connection, and where neither has, somebody gives way in one of them.
+#[test]
+fn nobody_gives_way_while_another_worker_has_room() {
+    let service =
+        Service::start(&format!("processes = 2\nthreads = 2\n[limits]\nmax_connections = 4\n{PATIENT}"));
+    let mut wires: Vec<Wire> = Vec::new();
+    for _ in 0..4 {
+        let mut wire = service.connect();
+        runs(&mut wire);
+        wires.push(wire);
+    }
+    for wire in &mut wires {
+        let_answers_arrive(wire);
+    }
+    for _ in 0..8 {
+        let mut wire = service.connect();
+        runs(&mut wire);
+        // It has room for one more call, which is as good as any event.
+        let_answers_arrive(&mut wire);
+        let gone = wires.iter_mut().filter(|wire| !wire.has_nothing()).count();
+        assert_eq!(gone, 1, "one for each that came");
+        wires.retain(Wire::has_nothing);
+        wires.push(wire);
+    }
+    let mut check = Peer::of(&service, Way::Http);
+    assert_eq!(page(&mut check, "/readyz").status, 200);
+}
+
+/// A worker without a free thread leaves who comes to others, and one without a place too: neither took anybody.
+#[test]
+fn health_checks_are_answered_where_every_worker_has_neither_thread_nor_place() {
+    let service =
+        Service::start(&format!("processes = 2\nthreads = 1\n[limits]\nmax_connections = 4\n{PATIENT}"));
+    let _inside = busy(&service, POLITE, 4);
+    let calls: Vec<Wire> = (0..4 * RESERVED)
+        .map(|_| {
+            let mut wire = service.connect();
+            wire.request("sleep", &json!({ "ms": 1 }));
+            wire
+        })
+        .collect();
+    for _ in 0..3 {
+        assert_eq!(page(&mut Peer::of(&service, Way::Http), "/readyz").status, 200);
+    }
+    drop(calls);
+}
+
+/// What waits in a reserved place is lost to nobody when its worker ends.
+#[test]
+fn a_call_that_waits_for_a_place_is_answered_after_a_reload() {
+    let service = Service::start(&format!(
+        "processes = 1\nthreads = 8\n[limits]\nmax_connections = 2\n{PATIENT}[timeouts]\nkeep_after = \"0s\"\ndrain = \"2s\""
+    ));
+    let _inside = busy(&service, POLITE, 2);
+    let mut outside = service.connect();
+    outside.request("sleep", &json!({ "ms": 1 }));
+    assert_eq!(page(&mut Peer::of(&service, Way::Http), "/readyz").status, 200);
+    service.signal(Signal::SIGHUP);
+    assert_eq!(outside.receive()["out"], "sleep");
+}
+
+/// The first listener took every place that became free.
+#[test]
+fn a_flood_at_one_listener_keeps_nobody_out_at_another() {
+    let service = Service::start(&format!(
+        "listen = [\"127.0.0.1:0\", \"unix:places.sock\"]\n\
+         processes = 1\nthreads = 2\n[limits]\nmax_connections = 2\n{PATIENT}"
+    ));
+    let address = service.socket_address();
+    // They are let in and closed, 16 at a time; the last of them would be answered at once.
+    let _flood: Vec<Wire> = (0..2_000).map(|_| Wire::connect(address)).collect();
+    let mut last = Wire::connect(address);
+    last.send(r#"{"in":"ping","id":1}"#);
+    for round in 0..10 {
+        let mut check = Peer::by_file(&service, "places.sock", Way::Http);
+        assert_eq!(page(&mut check, "/healthz").status, 200);
+        assert!(last.has_nothing(), "there is no flood any more in round {round}");
+    }
+}
