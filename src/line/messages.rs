@@ -24,7 +24,7 @@ pub(crate) enum ToTemplate {
     /// then every listener in the order of the configuration. `doors_shut`: it accepts nothing before it is told to open.
     /// `quarantine` is what holds from its birth on.
     /// `may_hold`: so many connections, until it hears [`ToWorker::MayHold`]; as many as the configuration gives it where
-    /// nothing is said. `may_keep`: it may ask to have so many kept and be sure of it, and so many more with each
+    /// nothing is said. `service_has_room` is what that message says too. `may_keep`: it may ask to have so many kept and be sure of it, and so many more with each
     /// [`ToWorker::MayKeep`]; where nothing is said it learns only afterwards.
     /// `region`: it counts its clients' addresses there; the memory that this is in comes before the listeners.
     Fork {
@@ -32,6 +32,8 @@ pub(crate) enum ToTemplate {
         slot: usize,
         #[serde(default)]
         may_hold: Option<usize>,
+        #[serde(default)]
+        service_has_room: bool,
         #[serde(default)]
         may_keep: Option<usize>,
         #[serde(default)]
@@ -87,8 +89,13 @@ pub(crate) enum ToWorker {
     /// Go on with connections that were worker process `from`'s. Its descriptors are that worker's arena and then a socket for
     /// each. `cause` is what that worker died of, if it has died.
     Adopt { from: u32, cause: Option<String>, connections: Vec<Key> },
-    /// Accept until it holds so many connections.
-    MayHold { connections: usize },
+    /// Accept until it holds so many connections. `service_has_room`: the service may hold more than it does, so no
+    /// connection gives way to a new one here.
+    MayHold {
+        connections: usize,
+        #[serde(default)]
+        service_has_room: bool,
+    },
     /// It may ask to have so many more connections kept, and be sure of it.
     MayKeep { more: usize },
     /// Others have what this worker offered: to be forgotten without a word to the peer.

@@ -171,7 +171,7 @@ impl Supervisor {
 
     /// One that boots must not be sent anything, and catches up.
     fn tell_if_ready(&mut self, id: WorkerId, message: &ToWorker) {
-        if self.workers.get_mut(id).is_some_and(|worker| worker.is_ready && worker.line_open) {
+        if self.workers.get_mut(id).is_some_and(|worker| worker.hears()) {
             self.tell(id, message);
         }
     }

@@ -70,6 +70,11 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// It can be told something. A word to one that boots would end it.
+    pub(crate) fn hears(&self) -> bool {
+        self.is_ready && self.line_open && !self.is_reaped
+    }
+
     /// Ends it at once. One that has not told its pid can't be ended by a signal; its closed line ends it.
     pub(crate) fn kill(&mut self) {
         self.end_expected = true;

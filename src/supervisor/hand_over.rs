@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Supervisor;
 use super::balance::{self, Has};
+use super::children::Worker;
 use super::keeping::{Handing, Keeping, Which};
 use super::shares::{self, Share};
 use super::state::WorkerId;
@@ -141,6 +142,11 @@ impl Supervisor {
             self.keeper.complain("the supervisor may not have more descriptors open");
         }
         let not_kept = self.keeper.keeping.keep(worker, connections, descriptors);
+        let kept = self.keeper.keeping.served_by(worker);
+        if self.workers.get(worker).is_some_and(|worker| worker.share.may_hold() <= kept) {
+            // It may wait to hear that the service has no room.
+            self.keeper.shares_changed();
+        }
         self.balance_soon();
         if !not_kept.is_empty() {
             self.tell(worker, &ToWorker::NotKept { connections: not_kept });
@@ -210,36 +216,48 @@ impl Supervisor {
         shares::unclaimed(self.keeper.connections, moving, living.map(|worker| worker.share))
     }
 
-    /// Each worker's part of the connections: of those that the configuration asks for, or of more where some were added.
-    fn part(&self) -> usize {
-        let serving = self.workers.iter().filter(|worker| worker.generation == self.origin.number);
-        let slots: BTreeSet<usize> =
-            serving.filter(|worker| !worker.share.has_ended()).map(|worker| worker.slot).collect();
-        self.keeper.connections.div_ceil(slots.len().max(self.terms.config.processes).max(1))
+    /// Workers that accept connections.
+    pub(super) fn serving(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.iter().filter(|worker| worker.hears() && !worker.share.has_ended())
     }
 
-    /// Tells workers how many connections they may hold, where that has changed.
+    /// Each worker's part of the connections.
+    fn part(&self) -> usize {
+        let serving = self.serving().filter(|worker| worker.generation == self.origin.number);
+        let slots: BTreeSet<usize> = serving.map(|worker| worker.slot).collect();
+        self.keeper.connections.div_ceil(slots.len().max(1))
+    }
+
+    /// More connections may be held than are.
+    pub(super) fn has_room(&self) -> bool {
+        shares::has_room(self.keeper.connections, self.keeper.keeping.len())
+    }
+
+    /// Tells workers how many connections they may hold, and whether the service has room for more, where that has changed.
     pub(super) fn share_out(&mut self) {
         if !std::mem::take(&mut self.keeper.shares_may_change) {
             return;
         }
         let part = self.part();
+        let mut told = BTreeSet::new();
         for id in self.workers.ids() {
             let kept = self.keeper.keeping.served_by(id);
-            let ready = self.workers.get_mut(id).filter(|worker| worker.is_ready && worker.line_open);
-            if let Some(connections) = ready.and_then(|worker| worker.share.has_part(part, kept)) {
-                self.tell(id, &ToWorker::MayHold { connections });
+            let ready = self.workers.get_mut(id).filter(|worker| worker.hears());
+            if ready.and_then(|worker| worker.share.has_part(part, kept)).is_some() {
+                told.insert(id);
             }
         }
         let unclaimed = self.unclaimed();
-        // A word to one that boots would end it.
-        let ready = self
-            .workers
-            .iter_mut()
-            .filter(|(_, worker)| worker.is_ready && worker.line_open && !worker.is_reaped);
-        let mut shares: Vec<_> = ready.map(|(id, worker)| (id, &mut worker.share)).collect();
-        for (worker, connections) in shares::give_out(unclaimed, &mut shares) {
-            self.tell(worker, &ToWorker::MayHold { connections });
+        let hear = self.workers.iter_mut().filter(|(_, worker)| worker.hears());
+        let mut shares: Vec<_> = hear.map(|(id, worker)| (id, &mut worker.share)).collect();
+        told.extend(shares::give_out(unclaimed, &mut shares).into_iter().map(|(id, _)| id));
+        let has_room = self.has_room();
+        let hear = self.workers.iter_mut().filter(|(_, worker)| worker.hears());
+        told.extend(hear.filter_map(|(id, worker)| worker.share.hears_of_room(has_room).then_some(id)));
+        for id in told {
+            let Some(share) = self.workers.get(id).map(|worker| worker.share) else { continue };
+            let (connections, service_has_room) = (share.may_hold(), share.service_has_room());
+            self.tell(id, &ToWorker::MayHold { connections, service_has_room });
         }
     }
 
@@ -274,10 +292,8 @@ impl Supervisor {
         let window = self.keeper.window(self.workers.ids().len());
         for id in self.workers.ids() {
             let room = self.room_beyond_credit(id);
-            // A word to one that boots would end it.
-            let low = self.workers.get_mut(id).filter(|worker| {
-                worker.is_ready && worker.line_open && !worker.is_reaped && worker.credit.is_low(window)
-            });
+            let low =
+                self.workers.get_mut(id).filter(|worker| worker.hears() && worker.credit.is_low(window));
             let Some(worker) = low else {
                 continue;
             };

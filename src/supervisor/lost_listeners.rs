@@ -155,8 +155,7 @@ impl Supervisor {
         };
         let Some(terms) = self.terms(worker.generation) else { return };
         let sockets = terms.listeners.as_ref().map(Listeners::sockets).unwrap_or_default();
-        let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.is_ready && worker.line_open)
-        else {
+        let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.hears()) else {
             return;
         };
         for (number, (has, wanted)) in worker.listeners.iter_mut().zip(sockets).enumerate() {

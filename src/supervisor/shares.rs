@@ -2,7 +2,11 @@
 //!
 //! A worker accepts until it holds its part of `max_connections`. That alone is no bound: what a dead worker had goes to others, and
 //! whoever replaces it would fill its own part beside that, at each death anew. So a worker is told how many it may hold. What
-//! others hold beyond their part, and what waits for somebody, is taken off it, and given back when that has ended.
+//! others hold beyond their part, and what waits for somebody, is taken off it, and given back when that has ended. While one boots
+//! the others have its part, so that they take what comes meanwhile.
+//!
+//! A connection gives way to a new one only where the service has no room. A worker that may hold no more can't know that by itself,
+//! so it is told.
 //!
 //! What a worker has accepted it asks to have kept, and those that have ended count until it has told so. It runs no handler on a
 //! connection that might not be kept, and does not wait for an answer either; so it is granted beforehand how many it may ask for
@@ -23,13 +27,21 @@ pub(crate) struct Share {
     was_told: usize,
     /// What it held when it last went on with others' connections, as far as it still does.
     adopted_to: usize,
+    /// What it was told last of that. None where it is not known.
+    service_has_room: Option<bool>,
 }
 
 impl Share {
-    /// Of a worker that is told at its birth how many it may hold.
-    pub(crate) fn new(part: usize, may_hold: usize) -> Self {
-        let may_hold = may_hold.min(part);
-        Self { part, may_hold, was_told: may_hold, adopted_to: 0 }
+    /// Of a worker that is born while so many connections are nobody's. Where others serve it hears how many it may hold when it is
+    /// ready: until then it could not be told to hold less.
+    pub(crate) fn at_birth(part: usize, unclaimed: usize, others_serve: bool, has_room: bool) -> Self {
+        let may_hold = if others_serve { 0 } else { unclaimed.min(part) };
+        Self { part, may_hold, was_told: may_hold, adopted_to: 0, service_has_room: Some(has_room) }
+    }
+
+    /// Of a worker that was told so by a program before this one.
+    pub(crate) fn left(part: usize, may_hold: usize) -> Self {
+        Self { part, may_hold, was_told: may_hold, adopted_to: 0, service_has_room: None }
     }
 
     /// It accepts no more.
@@ -39,6 +51,15 @@ impl Share {
 
     pub(crate) fn may_hold(&self) -> usize {
         self.may_hold
+    }
+
+    pub(crate) fn service_has_room(&self) -> bool {
+        self.service_has_room.unwrap_or(false)
+    }
+
+    /// It is told whether the service has room, if that is news to it.
+    pub(crate) fn hears_of_room(&mut self, has_room: bool) -> bool {
+        !self.has_ended() && self.service_has_room.replace(has_room) != Some(has_room)
     }
 
     /// The most connections of it that are kept, with some `slack` for those whose end it has not told yet.
@@ -128,6 +149,12 @@ pub(crate) fn unclaimed(most: usize, moving: usize, shares: impl Iterator<Item =
     shares.fold(most.saturating_sub(moving), |left, share| left.saturating_sub(share.claim()))
 }
 
+/// Whether the service, which may hold `most` connections and holds so many, has room for more. What [`give_out`] leaves lying, of each
+/// worker's part a sixteenth at most, is none.
+pub(crate) fn has_room(most: usize, held: usize) -> bool {
+    held < most - most / 16
+}
+
 /// Gives out what is nobody's to those that may not hold their whole part, as evenly as that goes. Who has changed is returned,
 /// with how many it may hold now.
 pub(crate) fn give_out(
@@ -158,12 +185,17 @@ pub(crate) fn give_out(
 mod tests {
     use super::*;
 
+    /// One whose part is 100, while nobody else serves.
+    fn born(unclaimed: usize) -> Share {
+        Share::at_birth(100, unclaimed, false, true)
+    }
+
     /// Two workers of a service that has 200 at most, and what becomes of them.
     struct Scene(Vec<(WorkerId, Share)>);
 
     impl Scene {
         fn new() -> Self {
-            Self(vec![(1, Share::new(100, 100)), (2, Share::new(100, 100))])
+            Self(vec![(1, born(100)), (2, born(100))])
         }
 
         fn free(&self, moving: usize) -> usize {
@@ -183,7 +215,7 @@ mod tests {
         fn replace(&mut self, dead: WorkerId, had: usize, next: WorkerId) -> usize {
             self.0.retain(|(worker, _)| *worker != dead);
             let free = self.free(had);
-            self.0.push((next, Share::new(100, free)));
+            self.0.push((next, born(free)));
             free
         }
     }
@@ -224,7 +256,7 @@ mod tests {
     #[test]
     fn a_worker_that_is_added_gets_its_part_from_the_others() {
         let mut scene = Scene::new();
-        scene.0.push((3, Share::new(100, 0)));
+        scene.0.push((3, born(0)));
         assert_eq!(scene.share(1).has_part(67, 20), Some(67));
         assert_eq!(scene.share(2).has_part(67, 90), Some(90), "what it has is not taken from it");
         assert_eq!(scene.share(3).has_part(67, 0), None);
@@ -238,9 +270,47 @@ mod tests {
     }
 
     #[test]
+    fn while_one_boots_the_others_may_hold_its_part_too() {
+        let mut scene = Scene::new();
+        scene.0.retain(|(worker, _)| *worker != 1);
+        scene.0.push((3, Share::at_birth(100, scene.free(80), true, true)));
+        assert_eq!((scene.share(3).may_hold(), scene.share(3).has_part(200, 0)), (0, None));
+        scene.share(2).adopted(140);
+        assert_eq!(scene.share(2).has_part(200, 140), None);
+        let free = scene.free(0);
+        assert_eq!(give_out(free, &mut [(2, scene.share(2))]), [(2, 200)], "the other one hears nothing yet");
+        // It is ready.
+        assert_eq!(scene.share(2).has_part(100, 150), Some(150), "what it has is not taken from it");
+        assert_eq!(scene.share(3).has_part(100, 0), None);
+        assert_eq!(scene.give_out(0), [(3, 50)]);
+    }
+
+    #[test]
+    fn the_service_has_no_room_once_it_holds_about_as_many_as_it_may() {
+        let table = [
+            (200, 0, true),
+            (200, 187, true),
+            (200, 188, false),
+            (200, 240, false),
+            (1, 0, true),
+            (1, 1, false),
+        ];
+        for (most, held, expected) in table {
+            assert_eq!(has_room(most, held), expected, "{held} of {most}");
+        }
+        let mut share = born(100);
+        assert!(!share.hears_of_room(true), "it was told so at its birth");
+        assert!(share.hears_of_room(false) && !share.hears_of_room(false));
+        share.ends(10);
+        assert!(!share.hears_of_room(true), "it accepts no more");
+        let mut left = Share::left(100, 100);
+        assert!(left.hears_of_room(true), "what a program before has told is not known");
+    }
+
+    #[test]
     fn a_generation_that_leaves_makes_room_for_the_next() {
         let mut scene = Scene::new();
-        scene.0.extend([(3, Share::new(100, 0)), (4, Share::new(100, 0))]);
+        scene.0.extend([(3, born(0)), (4, born(0))]);
         assert_eq!(scene.give_out(0), [], "those that serve may still accept");
         scene.share(1).ends(10);
         scene.share(2).ends(30);
@@ -253,7 +323,7 @@ mod tests {
 
     #[test]
     fn what_a_worker_asks_to_have_kept_is_no_claim_to_more() {
-        let mut share = Share::new(100, 100);
+        let mut share = born(100);
         assert_eq!(share.may_keep(10), 110);
         share.gave_up(110);
         assert_eq!((share.claim(), share.may_keep(10)), (100, 110));

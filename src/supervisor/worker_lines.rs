@@ -61,7 +61,8 @@ impl Supervisor {
             return Err(io::Error::other("its generation is gone"));
         };
         let (methods, stuck) = (Rc::clone(&terms.methods), terms.config.timeouts.stuck);
-        let share = Share::new(crate::worker::share(&terms.config, limits::descriptors()), unclaimed);
+        let part = crate::worker::share(&terms.config, limits::descriptors());
+        let share = Share::at_birth(part, unclaimed, self.serving().next().is_some(), self.has_room());
         let may_keep = Some(self.first_credit(share));
         let (line, far_end) = Line::pair()?;
         let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
@@ -101,8 +102,16 @@ impl Supervisor {
         };
         self.workers.insert(id, worker);
         self.keeper.keeping.begin(id, kept_memory);
-        let may_hold = Some(share.may_hold());
-        let fork = ToTemplate::Fork { worker: id, slot, may_hold, may_keep, doors_shut, quarantine, region };
+        let fork = ToTemplate::Fork {
+            worker: id,
+            slot,
+            may_hold: Some(share.may_hold()),
+            service_has_room: share.service_has_room(),
+            may_keep,
+            doors_shut,
+            quarantine,
+            region,
+        };
         template.line.send(&fork, descriptors)?;
         watch(&self.epoll, &template.line, template_line::token(generation));
         Ok(())

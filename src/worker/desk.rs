@@ -72,6 +72,8 @@ pub(super) struct Desk {
     pub(super) bell: OwnedFd,
     /// Connections this worker may hold.
     pub(super) most_connections: usize,
+    /// The service may hold more than it does: no connection gives way to a new one.
+    pub(super) service_has_room: bool,
     /// Connections that this worker may yet ask to have kept, and be sure that they are.
     pub(super) may_keep: usize,
     /// Those that came when it held as many.
@@ -288,8 +290,9 @@ impl Desk {
             ToWorker::Open => self.open_late(&hand.shared),
             ToWorker::TurnRed => hand.shared.site.turn_red(),
             ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
-            ToWorker::MayHold { connections } => {
-                self.most_connections = connections;
+            ToWorker::MayHold { connections, service_has_room } => {
+                (self.most_connections, self.service_has_room) = (connections, service_has_room);
+                self.give_places(hand);
                 self.open_doors(hand);
             }
             ToWorker::MayKeep { more } => self.may_keep_more(&hand.shared, more),

@@ -107,6 +107,15 @@ impl Notes {
         self.arm(now)
     }
 
+    /// Connections that are not kept yet are old enough by now.
+    pub(super) fn keep_young(&mut self, now: Instant) -> Option<Arm> {
+        let long_ago = now.checked_sub(self.keep_after)?;
+        for (since, _) in &mut self.young {
+            *since = long_ago.min(*since);
+        }
+        if self.young.is_empty() { None } else { self.arm(now) }
+    }
+
     fn arm(&mut self, at: Instant) -> Option<Arm> {
         if self.timer.is_some_and(|timer| timer <= at) {
             return None;

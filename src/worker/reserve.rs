@@ -87,8 +87,20 @@ impl Desk {
 
     /// Somebody may give way to a new connection, as far as that is known without a look at it.
     pub(super) fn may_have_place(&mut self, hand: &Hand) -> bool {
+        if self.service_has_room(hand) {
+            return false;
+        }
         self.look(hand);
         self.reserve.eviction.has_candidates(hand.now())
+    }
+
+    /// Others may have a place where this worker has none, as far as the supervisor knows. It counts what is kept, so all that are
+    /// here are from now on.
+    fn service_has_room(&self, hand: &Hand) -> bool {
+        if self.service_has_room {
+            hand.shared.note(|notes| notes.keep_young(hand.now()));
+        }
+        self.service_has_room
     }
 
     fn look(&mut self, hand: &Hand) {
@@ -104,6 +116,9 @@ impl Desk {
     fn has_place_for(&mut self, connection: &Connection, hand: &mut Hand) -> bool {
         if self.room(&hand.shared, hand.now()).0 > 0 {
             return true;
+        }
+        if self.service_has_room(hand) {
+            return false;
         }
         self.look(hand);
         let address = connection.who.address;

@@ -30,15 +30,23 @@ use crate::sys::signals::{self, OnTerm};
 use crate::sys::socket::Listener;
 use crate::sys::title;
 
+/// What a worker has of the service's connections.
+#[derive(Debug)]
+pub(crate) struct Share {
+    /// So many it may hold; its part where nothing is said.
+    pub(crate) may_hold: Option<usize>,
+    /// Where it may hold no more, others may.
+    pub(crate) service_has_room: bool,
+    /// It may ask to have so many kept and be sure of it; any number where nothing is said.
+    pub(crate) may_keep: Option<usize>,
+}
+
 /// What a worker is born with.
 #[derive(Debug)]
 pub(crate) struct Birth {
     pub(crate) slot: usize,
     pub(crate) generation: u32,
-    /// So many connections; its part of the service's where nothing is said.
-    pub(crate) may_hold: Option<usize>,
-    /// It may ask to have so many kept and be sure of it; any number where nothing is said.
-    pub(crate) may_keep: Option<usize>,
+    pub(crate) share: Share,
     /// It accepts nothing before it is told to open.
     pub(crate) doors_shut: bool,
     /// What it must refuse from the first call on.
@@ -81,7 +89,7 @@ fn live(service: Service, config: Config, birth: Birth) -> ! {
     for Quarantined { method, for_ms } in birth.quarantine {
         shared.shut_method(&method, Duration::from_millis(for_ms));
     }
-    let desk = Desk::new(line, arena, bell, term, (birth.may_hold, birth.may_keep), &config);
+    let desk = Desk::new(line, arena, bell, term, &birth.share, &config);
     let desk = Arc::new(Mutex::new(desk));
     match open(&shared, &desk, rows, listeners, &config, birth.doors_shut) {
         Ok(mut hand) => {
@@ -231,7 +239,7 @@ impl Desk {
         arena: ArenaWriter,
         bell: OwnedFd,
         term: OnTerm,
-        (may_hold, may_keep): (Option<usize>, Option<usize>),
+        share: &Share,
         config: &Config,
     ) -> Self {
         Self {
@@ -239,8 +247,11 @@ impl Desk {
             arena,
             doors: Vec::new(),
             bell,
-            most_connections: may_hold.unwrap_or_else(|| capacity::share(config, limits::descriptors())),
-            may_keep: may_keep.unwrap_or(usize::MAX),
+            most_connections: share
+                .may_hold
+                .unwrap_or_else(|| capacity::share(config, limits::descriptors())),
+            service_has_room: share.service_has_room,
+            may_keep: share.may_keep.unwrap_or(usize::MAX),
             reserve: super::reserve::Reserve::default(),
             has_siblings: config.processes > 1,
             lets_others_run: false,

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Instant;
 
 use crate::support::peer::{ALL, Peer, Reply, Way, post};
-use crate::support::{PATIENCE, Service, Wire, code, framed};
+use crate::support::{Folder, PATIENCE, Service, Wire, code, framed, rig, send_signal};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -280,13 +280,58 @@ fn nobody_gives_way_while_another_worker_has_room() {
         runs(&mut wire);
         // It has room for one more call, which is as good as any event.
         let_answers_arrive(&mut wire);
-        let gone = wires.iter_mut().filter(|wire| !wire.has_nothing()).count();
+        let gone = wires.iter().filter(|wire| !wire.has_nothing()).count();
         assert_eq!(gone, 1, "one for each that came");
         wires.retain(Wire::has_nothing);
         wires.push(wire);
     }
     let mut check = Peer::of(&service, Way::Http);
     assert_eq!(page(&mut check, "/readyz").status, 200);
+}
+
+/// Whoever went on with a dead worker's connections had more than its part then, and closed some of them for new ones, far below
+/// `limits.max_connections`.
+#[test]
+fn nobody_gives_way_while_a_worker_boots_whose_connections_another_has() {
+    let folder = Folder::new();
+    let how = folder.path().join("how");
+    let mut program = rig();
+    program.env("RIG_WORKER_START", format!("@{}", how.display()));
+    let config = "processes = 2\nthreads = 2\n[limits]\nmax_connections = 20\n";
+    let service = Service::start_with(program, &format!("{config}{PATIENT}"));
+    let open = |count: usize| -> Vec<Wire> {
+        let mut wires: Vec<Wire> = (0..count).map(|_| service.connect()).collect();
+        wires.iter_mut().for_each(runs);
+        wires
+    };
+    let mut wires = open(16);
+    std::fs::write(&how, "hang").expect("the folder can be written to");
+    send_signal(service.worker_pids()[0], Signal::SIGKILL);
+    service.await_log("RIG_WORKER_START hangs");
+    wires.extend(open(4));
+    assert!(wires.iter().all(Wire::has_nothing), "somebody gave way: {}", service.log_so_far());
+    for wire in &mut wires {
+        let_answers_arrive(wire);
+    }
+    // And where it has none somebody does.
+    runs(&mut service.connect());
+    assert_eq!(wires.iter().filter(|wire| !wire.has_nothing()).count(), 1);
+}
+
+/// One that had not heard yet that it may hold more than at its birth closed some for new ones.
+#[test]
+fn nobody_gives_way_while_a_worker_goes_on_with_what_another_had() {
+    let config = "processes = 1\nthreads = 2\n[limits]\nmax_connections = 40\n";
+    let service = Service::start(&format!("{config}{PATIENT}"));
+    let mut wires: Vec<Wire> = Vec::new();
+    for _ in 0..5 {
+        wires.resize_with(30, || service.connect());
+        wires.iter_mut().for_each(runs);
+        send_signal(service.worker_pids()[0], Signal::SIGKILL);
+        let mut new: Vec<Wire> = (0..6).map(|_| service.connect()).collect();
+        new.iter_mut().for_each(runs);
+        assert!(wires.iter().all(Wire::has_nothing), "somebody gave way: {}", service.log_so_far());
+    }
 }
 
 /// A worker without a free thread leaves who comes to others, and one without a place too: neither took anybody.
