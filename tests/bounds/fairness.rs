@@ -175,8 +175,13 @@ fn who_is_refused_is_told_when_a_place_may_be_free() {
         "processes = 1\nthreads = 2\n[limits]\nqueue = 1\nqueue_wait = \"500ms\"\n[methods.mix]\nconcurrency = 1",
     );
     // Of these it learns how long calls take.
-    for method in ["sleep", "mix"] {
-        assert_eq!(service.call(method, json!({ "ms": 3_000, "us": 0 }))["out"], method);
+    let learning = ["sleep", "mix"].map(|method| {
+        let mut wire = service.connect();
+        wire.request(method, &json!({ "ms": 3_000, "us": 0 }));
+        (wire, method)
+    });
+    for (mut wire, method) in learning {
+        assert_eq!(wire.receive()["out"], method);
     }
     let mut greedy = service.connect();
     put(&mut greedy, std::iter::once(call("mix", &json!({ "ms": 60_000, "us": 0 }), 1)));

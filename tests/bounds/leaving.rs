@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use crate::support;
 use crate::support::peer::{ALL, Peer, Way};
 use crate::support::proc::kill;
-use crate::support::{PATIENCE, Service, Wire, await_asleep, await_so, send_signal};
+use crate::support::{PATIENCE, Service, Wire, at_once, await_asleep, await_so, send_signal};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -274,7 +274,7 @@ fn what_waits_beside_a_call_that_ends_goes_with_its_end() {
 /// Nobody else can answer them, and who made the call that lasts may be somebody else than who makes these.
 #[test]
 fn a_connection_whose_call_lasts_is_served_on_where_it_is_and_goes_when_that_ends() {
-    for way in [Way::Length, Way::Stream, Way::Header] {
+    at_once([Way::Length, Way::Stream, Way::Header], |way| {
         let service = Service::start(&format!("{}{LONG_DRAIN}", ONE.replace("threads = 1", "threads = 2")));
         let mut peer = Peer::of(&service, way);
         let worker = peer.worker();
@@ -292,7 +292,7 @@ fn a_connection_whose_call_lasts_is_served_on_where_it_is_and_goes_when_that_end
         );
         assert_eq!(peer.receive()["id"], 0);
         assert_ne!(peer.worker(), worker, "{way:?}");
-    }
+    });
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::support;
 use crate::support::kept::Kept;
 use crate::support::peer::{Peer, Way, post};
 use crate::support::proc::{open_descriptors, timed};
-use crate::support::{PATIENCE, await_gone, send_signal};
+use crate::support::{PATIENCE, at_once, await_gone, send_signal};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
@@ -51,7 +51,7 @@ fn connected(kept: &Kept, way: Way) -> Peer {
 
 #[test]
 fn half_a_message_has_timeouts_message_whoever_reads_it() {
-    for how in ENDS {
+    at_once(ENDS, |how| {
         let kept = Kept::start(&format!("{CONFIG}message = \"1s\""));
         let mut peer = connected(&kept, Way::Length);
         peer.send_bytes(&Way::Length.framed(r#"{"in":"ping"}"#)[..9]);
@@ -59,22 +59,22 @@ fn half_a_message_has_timeouts_message_whoever_reads_it() {
         let answer = peer.receive();
         assert_eq!(support::code(&answer), -32600, "{answer}");
         assert!(answer.to_string().contains("timeouts.message"), "{answer}");
-    }
+    });
 }
 
 #[test]
 fn an_idle_connection_has_timeouts_idle_whoever_has_it() {
-    for how in ENDS {
+    at_once(ENDS, |how| {
         let kept = Kept::start(&format!("{CONFIG}idle = \"1s\""));
         let mut peer = connected(&kept, Way::Stream);
         end_workers_until(&kept, how, || has_something(&peer));
         assert!(peer.is_closed());
-    }
+    });
 }
 
 #[test]
 fn a_connection_that_was_closed_lingers_no_longer_for_having_many_workers() {
-    for how in ENDS {
+    at_once(ENDS, |how| {
         let kept = Kept::start(CONFIG);
         let mut peer = connected(&kept, Way::Http);
         peer.send_bytes("GET / HTTP/7.5\r\n\r\n");
@@ -82,7 +82,7 @@ fn a_connection_that_was_closed_lingers_no_longer_for_having_many_workers() {
         // The client keeps its side open and sends nothing.
         assert!(peer.is_closed());
         end_workers_until(&kept, how, || open_descriptors(kept.service.pid()) == kept.without);
-    }
+    });
 }
 
 /// Time does not run faster either: a worker that goes on with a connection does not take it for older than it is.
@@ -100,7 +100,7 @@ fn a_connection_that_was_used_just_now_is_not_idle_for_the_next_worker() {
 
 #[test]
 fn a_client_is_told_to_continue_once() {
-    for how in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGHUP] {
+    at_once([Signal::SIGKILL, Signal::SIGTERM, Signal::SIGHUP], |how| {
         let kept = Kept::start(CONFIG);
         let mut peer = connected(&kept, Way::Http);
         for _ in 0..2 {
@@ -119,5 +119,5 @@ fn a_client_is_told_to_continue_once() {
             let reply = peer.reply();
             assert_eq!((reply.status, &*reply.body), (200, "\"abc\""), "{how}");
         }
-    }
+    });
 }

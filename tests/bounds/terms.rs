@@ -5,7 +5,7 @@ use crate::support;
 use crate::support::kept::Kept;
 use crate::support::peer::{ALL, Peer, Way, post};
 use crate::support::proc::{Process, kill_at_rest};
-use crate::support::{Service, await_asleep};
+use crate::support::{Service, at_once, await_asleep};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -89,7 +89,7 @@ fn a_batch_that_has_begun_is_not_refused_by_a_later_configuration() {
         .chain([r#"{"jsonrpc":"2.0","method":"hang","id":5}"#.to_owned()])
         .collect();
     let batch = format!("[{}]", calls.join(","));
-    for way in ALL {
+    at_once(ALL, |way| {
         let kept = Kept::start(
             "processes = 1\nthreads = 4\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nqueue = 100\n[quarantine]\ncrashes = 0",
         );
@@ -109,7 +109,7 @@ fn a_batch_that_has_begun_is_not_refused_by_a_later_configuration() {
         assert_eq!(code(&answers[5]), -32002, "{way:?}: {answers:?}");
         peer.send(&batch);
         assert_eq!(code(&peer.receive()), -32600, "{way:?}: it holds for what comes now");
-    }
+    });
 }
 
 // A page whose origin had been taken off the list meanwhile was told 403 for a call that had run.
@@ -135,9 +135,9 @@ fn a_call_of_a_page_that_has_begun_is_not_refused_by_a_later_configuration() {
 // nothing: one long answer is more.
 #[test]
 fn an_answer_longer_than_all_buffers_goes_on_with_its_connection() {
-    const LONG: usize = 20_000_000;
+    const LONG: usize = 12_000_000;
     let kept = Kept::start(
-        "processes = 2\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nbuffers = \"16MiB\"\n[quarantine]\ncrashes = 0",
+        "processes = 2\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"\n[limits]\nbuffers = \"4MiB\"\n[quarantine]\ncrashes = 0",
     );
     for how in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGHUP] {
         let mut peer = kept.connect_to_speak(Way::Stream);
@@ -160,32 +160,35 @@ fn an_answer_longer_than_all_buffers_goes_on_with_its_connection() {
 // So was one whose calls were more, or larger, than the configuration of the other allowed.
 #[test]
 fn calls_beyond_the_limits_of_a_later_configuration_are_told_what_became_of_them() {
-    for (before, after) in [
-        ("in_flight_per_connection = 64", "in_flight_per_connection = 2"),
-        ("max_message = \"1MiB\"", "max_message = \"4KiB\""),
-        ("buffers = \"64MiB\"", "buffers = \"4MiB\""),
-    ] {
-        let kept = Kept::start(&format!(
-            "processes = 1\nthreads = 8\n[timeouts]\nkeep_after = \"0s\"\n[quarantine]\ncrashes = 0\n[limits]\n{before}"
-        ));
-        let mut peer = kept.connect_to_speak(Way::Length);
-        let pid = peer.worker();
-        let pad = "x".repeat(900_000);
-        for id in 0..8 {
-            peer.send(&json!({"in": "hang", "pad": pad, "id": id}).to_string());
-        }
-        await_asleep(pid);
-        reload(&kept.service, |config| config.replace(before, after));
-        Process::of(pid).kill();
-        let mut lost: Vec<u64> = (0..8)
-            .map(|_| {
-                let answer = peer.receive();
-                assert_eq!(code(&answer), -32002, "{after}: {answer}");
-                answer["id"].as_u64().expect("an id")
-            })
-            .collect();
-        lost.sort_unstable();
-        assert!(lost.into_iter().eq(0..8), "{after}");
-        assert_ne!(peer.worker(), pid, "{after}");
-    }
+    at_once(
+        [
+            ("in_flight_per_connection = 64", "in_flight_per_connection = 2"),
+            ("max_message = \"1MiB\"", "max_message = \"4KiB\""),
+            ("buffers = \"64MiB\"", "buffers = \"4MiB\""),
+        ],
+        |(before, after)| {
+            let kept = Kept::start(&format!(
+                "processes = 1\nthreads = 8\n[timeouts]\nkeep_after = \"0s\"\n[quarantine]\ncrashes = 0\n[limits]\n{before}"
+            ));
+            let mut peer = kept.connect_to_speak(Way::Length);
+            let pid = peer.worker();
+            let pad = "x".repeat(900_000);
+            for id in 0..8 {
+                peer.send(&json!({"in": "hang", "pad": pad, "id": id}).to_string());
+            }
+            await_asleep(pid);
+            reload(&kept.service, |config| config.replace(before, after));
+            Process::of(pid).kill();
+            let mut lost: Vec<u64> = (0..8)
+                .map(|_| {
+                    let answer = peer.receive();
+                    assert_eq!(code(&answer), -32002, "{after}: {answer}");
+                    answer["id"].as_u64().expect("an id")
+                })
+                .collect();
+            lost.sort_unstable();
+            assert!(lost.into_iter().eq(0..8), "{after}");
+            assert_ne!(peer.worker(), pid, "{after}");
+        },
+    );
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::support::measure::assert_rests;
 use crate::support::peer::{ALL, Peer, Way, post};
 use crate::support::proc::{Process, after_setup, status};
-use crate::support::{PATIENCE, Service, Wire, await_asleep, code, rig, send_signal};
+use crate::support::{PATIENCE, Service, Wire, at_once, await_asleep, code, rig, send_signal};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -177,14 +177,13 @@ fn calls_that_came_beside_it_are_answered() {
 #[test]
 fn a_call_that_can_not_be_kept_waits_and_is_refused_and_never_runs() {
     // First there is no room on the line, then no descriptor that the supervisor has granted.
-    for setup in ["true", "ulimit -n 200"] {
-        waits_and_is_refused(setup);
-    }
+    at_once(["true", "ulimit -n 200"], waits_and_is_refused);
 }
 
 fn waits_and_is_refused(setup: &str) {
     let config = "processes = 1\nthreads = 1\n[timeouts]\nkeep_after = \"1h\"\nstuck = \"1h\"\n[limits]\nqueue_wait = \"300ms\"\n";
     let service = Service::start_with(after_setup(setup, &rig()), config);
+    let address = service.socket_address();
     let count = |wire: &mut Wire, add: u64| wire.call("count", json!({ "of": "runs", "add": add }));
     let mut kept = service.connect();
     assert_eq!(count(&mut kept, 1)["result"], 1);
@@ -210,12 +209,12 @@ fn waits_and_is_refused(setup: &str) {
     for way in ALL {
         let long = format!("{{\"in\":\"echo\",\"params\":null{}}}", " ".repeat(20_000));
         let batch = r#"[{"jsonrpc":"2.0","method":"count","params":{"of":"runs","add":1},"id":1}]"#;
-        for body in [r#"{"in":"count","params":{"of":"runs","add":1}}"#, &long, batch] {
-            let mut peer = Peer::of(&service, way);
+        at_once([r#"{"in":"count","params":{"of":"runs","add":1}}"#, &long, batch], |body| {
+            let mut peer = Peer::connect(address, way);
             peer.send(body);
             let answer = peer.receive();
             assert_eq!(code(answer.get(0).unwrap_or(&answer)), -32000, "{way:?}");
-        }
+        });
     }
     // One that waits is begun as soon as the line takes it.
     refused.request("count", &json!({ "of": "runs", "add": 1 }));

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use crate::support::programs::{run, unwrapped};
 use crate::support::{Folder, Service, await_child, rig, tine};
@@ -26,16 +27,21 @@ fn fits(printed: &str, what: &str) {
 }
 
 /// Runs it with pipes, with each of the widths in its environment; what it printed the last time, without line breaks.
-fn ran_with_pipes(command: impl Fn() -> Command) -> String {
-    let mut printed = String::new();
-    for columns in [None, Some("40"), Some("200")] {
+fn ran_with_pipes(command: impl Fn() -> Command + Sync) -> String {
+    let run_in = |columns: Option<&str>| {
         let mut command = command();
         command.env_remove("COLUMNS").envs(columns.map(|columns| ("COLUMNS", columns)));
         let ran = run(&mut command, "");
         fits(&ran.stdout, &format!("{command:?}"));
         fits(&ran.stderr, &format!("{command:?}"));
-        printed = ran.stdout + &ran.stderr;
-    }
+        ran.stdout + &ran.stderr
+    };
+    let printed = thread::scope(|scope| {
+        for columns in [None, Some("40")] {
+            scope.spawn(move || run_in(columns));
+        }
+        run_in(Some("200"))
+    });
     assert!(!printed.is_empty(), "it says something");
     unwrapped(&printed)
 }
@@ -172,7 +178,7 @@ fn the_report_of_bench_with_its_errors() {
     let service = Service::start("processes = 1\nthreads = 2");
     let long = format!("a method's name {}字", "that goes on and on ".repeat(20));
     let message = format!(r#"{{"code":17,"message":"{}"}}"#, "no pens ".repeat(30));
-    let pid = service.pid().to_string();
+    let (to, pid) = (service.address(), service.pid().to_string());
     for (arguments, says) in [
         (&["--pid", &pid][..], "server CPU"),
         (&["--method", &long], "-32601"),
@@ -183,40 +189,54 @@ fn the_report_of_bench_with_its_errors() {
     ] {
         let bench = || {
             let mut bench = tine();
-            bench.args(["bench", "--to", service.address(), "--duration", "100ms", "--warm-up", "0s"]);
+            bench.args(["bench", "--to", to, "--duration", "100ms", "--warm-up", "0s"]);
             bench.args(arguments);
             bench
         };
-        let printed = ran_with_pipes(bench);
-        assert!(printed.contains(says), "{arguments:?}: expected {says:?} in:\n{printed}");
-        for columns in [40, 200] {
-            ran_on_terminal(bench(), columns);
-        }
+        thread::scope(|scope| {
+            for columns in [40, 200] {
+                scope.spawn(move || ran_on_terminal(bench(), columns));
+            }
+            let printed = ran_with_pipes(bench);
+            assert!(printed.contains(says), "{arguments:?}: expected {says:?} in:\n{printed}");
+        });
     }
 }
 
+fn folder_with(config: &str) -> Folder {
+    let folder = Folder::new();
+    fs::write(folder.path().join("config.toml"), config).expect("our own folder");
+    folder
+}
+
+fn tune(folder: &Folder, method: &str, params: &str) -> Command {
+    let mut tune = rig();
+    tune.args(["tune", "--method", method, "--params", params]);
+    tune.current_dir(folder.path()).env("TMPDIR", folder.path());
+    tune
+}
+
+/// Nobody is refused, however busy the machine is.
+const REFUSES_NOBODY: &str = "[limits]\nqueue_wait = \"60s\"";
+
 #[test]
 fn the_report_of_tune_with_failures_and_progress() {
-    let folder = Folder::new();
-    // One thread refuses some of four callers.
+    // One thread refuses some of three callers.
     let config = "[limits]\nqueue = 1\nqueue_wait = \"60s\"";
-    fs::write(folder.path().join("config.toml"), config).expect("our own folder");
-    let tune = |method: &str, params: &str| {
-        let mut tune = rig();
-        tune.args(["tune", "--method", method, "--params", params]);
-        tune.current_dir(folder.path()).env("TMPDIR", folder.path());
-        tune
-    };
     let params = format!(r#"{{"ms": 10, "for": "{}"}}"#, "字".repeat(200));
-    let mut refusing = tune("sleep", &params);
-    refusing.args(["--connections", "4", "--time", "50ms"]);
+    let folder = folder_with(config);
+    let mut refusing = tune(&folder, "sleep", &params);
+    refusing.args(["--connections", "3", "--time", "50ms"]);
     let printed = ran_on_terminal(refusing, 200);
     for words in ["rounds at most", "error"] {
         assert!(printed.contains(words), "expected {words:?} in:\n{printed}");
     }
-    // From now on nobody is refused, however busy the machine is.
-    fs::write(folder.path().join("config.toml"), "[limits]\nqueue_wait = \"60s\"").expect("our own folder");
-    let mut well = tune("ping", "[]");
+}
+
+#[test]
+fn the_report_of_tune_with_a_recommendation() {
+    let folder = folder_with(REFUSES_NOBODY);
+    let mut well = tune(&folder, "ping", "[]");
     well.args(["--connections", "1", "--time", "50ms", "--out", "tuned"]);
     let printed = run(&mut well, "").stdout;
     fits(&printed, "a report with a recommendation");
@@ -225,13 +245,17 @@ fn the_report_of_tune_with_failures_and_progress() {
         &fs::read_to_string(folder.path().join("tuned/tune.toml")).expect("the lines to paste"),
         "tune.toml",
     );
-    // What fails before the first round, with the end of the server's log.
+}
+
+#[test]
+fn why_tune_fails_before_the_first_round() {
+    let folder = folder_with(REFUSES_NOBODY);
     for (method, params, says) in [
         ("crash", r#"{"how":"abort"}"#, "its log ends with"),
         ("fail", r#"{"code":17,"message":"no pens"}"#, "no pens"),
         (&"no such method ".repeat(20), "[]", "-32601"),
     ] {
-        let printed = ran_with_pipes(|| tune(method, params));
+        let printed = ran_with_pipes(|| tune(&folder, method, params));
         assert!(printed.contains(says), "{method}: expected {says:?} in:\n{printed}");
     }
 }

@@ -82,6 +82,16 @@ impl Drop for Folder {
     }
 }
 
+/// Plays a scenario for each of these, all at the same time: most of it waits.
+pub fn at_once<T: Send>(cases: impl IntoIterator<Item = T>, scenario: impl Fn(T) + Sync) {
+    let scenario = &scenario;
+    std::thread::scope(|scope| {
+        for case in cases {
+            scope.spawn(move || scenario(case));
+        }
+    });
+}
+
 /// Asks again and again until it is so; `what` is for the failure. For what nobody tells of.
 pub fn await_so(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
