@@ -255,10 +255,11 @@ impl Supervisor {
             self.end_leftovers_if_due();
             self.hand_over();
             self.clear_addresses();
+            // Before the shares that it has looked at anew.
+            self.balance();
             self.share_out();
             self.grant_credit();
             self.look_for_life();
-            self.balance();
             log::tell_of_counted(false);
             self.give_way_to_successor();
         }

@@ -260,6 +260,22 @@ fn nobody_is_accepted_while_nobody_can_be_kept() {
     drop(unkept);
 }
 
+/// They were kept by the timer, as no call asked for it, and the doors stayed shut for half of `queue_wait`.
+#[test]
+fn doors_are_open_as_soon_as_connections_that_call_nothing_are_kept() {
+    let config = "processes = 1\nthreads = 1\n[limits]\nqueue_wait = \"10m\"\n\
+                  [timeouts]\nkeep_after = \"0s\"\nstuck = \"1h\"\nfirst_byte = \"10m\"";
+    let service = Service::start_with(after_setup("ulimit -n 200", &rig()), config);
+    let [worker] = service.worker_pids()[..] else { panic!("one worker") };
+    send_signal(service.pid(), Signal::SIGSTOP);
+    // More than it was granted to have kept, and fewer than the supervisor has room for.
+    let silent: Vec<Wire> = (0..40).map(|_| service.connect()).collect();
+    await_asleep(worker);
+    send_signal(service.pid(), Signal::SIGCONT);
+    assert_eq!(service.call("ping", json!(1))["result"], 1);
+    drop(silent);
+}
+
 /// The supervisor keeps 100 connections then, of which 75 may be open; it hears of those that ended 20 ms later.
 #[test]
 fn no_call_runs_whose_connection_the_supervisor_has_no_descriptor_for() {
