@@ -8,6 +8,9 @@ use super::span::show;
 use super::{Config, Source};
 use crate::wire::Kind;
 
+/// Worker processes whose connections `limits.per_address` counts at once.
+pub(crate) const COUNTED_AT_ONCE: usize = 256;
+
 /// A setting, the other that it contradicts, and what follows.
 struct Contradiction {
     /// Names of tables and then of the key.
@@ -104,6 +107,15 @@ fn contradictions(config: &Config) -> Vec<Contradiction> {
             limits.max_connections, config.processes
         );
         add(&["limits", "max_connections"], &["processes"], text);
+    }
+    // A reload has two workers in each place for a while.
+    if limits.per_address > 0 && config.processes > COUNTED_AT_ONCE / 2 {
+        let text = format!(
+            "the number of workers is {}: connections are counted in {COUNTED_AT_ONCE} at once, and a reload has twice as many workers; \
+             some addresses may have more",
+            config.processes
+        );
+        add(&["limits", "per_address"], &["processes"], text);
     }
     about_http(config, &mut add);
     found

@@ -8,7 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::Supervisor;
 use super::state::WorkerId;
 use crate::addresses::{AllAddresses, REGIONS};
+use crate::config::COUNTED_AT_ONCE;
 use crate::sys::exec::LeftOpen;
+
+// What the configuration is warned of.
+const _: () = assert!(REGIONS == COUNTED_AT_ONCE);
 
 /// Whose each region is. Made when the first worker needs one, and never given up.
 #[derive(Debug)]

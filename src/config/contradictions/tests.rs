@@ -72,6 +72,13 @@ fn settings_that_contradict_each_other_are_told_where_they_stand() {
             ],
         ),
         (
+            "processes = 129\nlimits.per_address = 3",
+            &[
+                "config.toml:2: limits.per_address: the number of workers is 129: connections are counted in 256 at once, and a reload has twice as many workers; some addresses may have more",
+            ],
+        ),
+        ("processes = 128\nlimits.per_address = 3", &[]),
+        (
             "[http]\nallow_headers = ['Authorization']\nhosts = ['a']",
             &[
                 "config.toml:2: http.allow_headers: `http.allow_origins` is empty: no page can send these",
