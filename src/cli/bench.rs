@@ -154,8 +154,11 @@ impl Bar {
         self.0.set_message(match progress.phase {
             Phase::WarmUp => "warming up".to_owned(),
             Phase::Measuring | Phase::Finishing => {
-                let (calls, failed) = (units::count(progress.calls), units::count(progress.failed));
-                format!("{calls} calls, {failed} failed, {} connections open", progress.open)
+                let (calls, failed) = (units::things(progress.calls, "call"), units::count(progress.failed));
+                format!(
+                    "{calls}, {failed} failed, {} open",
+                    units::things(progress.open as u64, "connection")
+                )
             }
         });
     }

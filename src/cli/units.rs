@@ -34,8 +34,8 @@ pub(super) fn count(number: u64) -> String {
 }
 
 /// A count of things by their name, which takes an s for more than one.
-pub(super) fn things(number: usize, name: &str) -> String {
-    format!("{} {name}{}", count(number as u64), if number == 1 { "" } else { "s" })
+pub(super) fn things(number: u64, name: &str) -> String {
+    format!("{} {name}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
 /// A number that is none or more, rounded, with its thousands apart.

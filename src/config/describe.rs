@@ -21,7 +21,12 @@ impl Config {
             line(&mut text, "listen", &describe_listener(listener));
         }
         let total = self.processes.saturating_mul(self.threads);
-        let workers = format!("{} × {} threads, {total} calls at once", self.processes, self.threads);
+        let workers = format!(
+            "{} × {}, {} at once",
+            self.processes,
+            counted(self.threads as u64, "thread"),
+            counted(total as u64, "call")
+        );
         line(&mut text, "processes", &workers);
         self.describe_limits(&mut text);
         self.describe_times(&mut text);
@@ -63,12 +68,12 @@ impl Config {
         line(text, "limits.max_connections", &format!("{} in the whole service", limits.max_connections));
         let per_address = match limits.per_address {
             0 => "off".to_owned(),
-            most => format!("{most} connections in the whole service"),
+            most => format!("{} in the whole service", counted(most as u64, "connection")),
         };
         line(text, "limits.per_address", &per_address);
-        line(text, "limits.queue", &format!("{} calls in each worker", limits.queue));
+        line(text, "limits.queue", &format!("{} in each worker", counted(limits.queue as u64, "call")));
         line(text, "limits.queue_wait", &show(limits.queue_wait));
-        let in_flight = format!("{} calls", limits.in_flight_per_connection);
+        let in_flight = counted(limits.in_flight_per_connection as u64, "call");
         line(text, "limits.in_flight_per_connection", &in_flight);
         line(text, "limits.output", &format!("{} for each connection", bytes(limits.output)));
         line(text, "limits.buffers", &format!("{} in each worker", bytes(limits.buffers)));
@@ -88,7 +93,7 @@ impl Config {
         let restart = &self.restart;
         let failures = match restart.max_restarts {
             0 => "no limit".to_owned(),
-            most => format!("{most} boot failures"),
+            most => counted(u64::from(most), "boot failure"),
         };
         line(text, "restart.max_restarts", &failures);
         line(text, "restart.window", &show(restart.window));
@@ -108,7 +113,7 @@ impl Config {
         let recycle = &self.recycle;
         let requests = match recycle.max_requests {
             0 => "no limit".to_owned(),
-            most => format!("{most} calls for each worker"),
+            most => format!("{} for each worker", counted(most, "call")),
         };
         line(text, "recycle.max_requests", &requests);
         line(text, "recycle.jitter", &format!("up to {:.1} % earlier", recycle.jitter * 100.0));
@@ -146,6 +151,11 @@ fn describe_listener(listener: &Listener) -> String {
 
 fn line(text: &mut String, name: &str, value: &str) {
     let _ = writeln!(text, "{name:<width$} {value}", width = VALUES_AT - 1);
+}
+
+/// A count of things by their name, which takes an s unless it is one.
+pub(crate) fn counted(count: u64, name: &str) -> String {
+    format!("{count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
 fn bytes(count: usize) -> String {

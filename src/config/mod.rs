@@ -30,7 +30,7 @@ mod tests;
 pub(crate) use address::{Address, AddressError};
 pub(crate) use checked::{Config, Log, LogFormat, Recycle, check, check_methods};
 pub(crate) use contradictions::{COUNTED_AT_ONCE, warnings};
-pub(crate) use describe::VALUES_AT;
+pub(crate) use describe::{VALUES_AT, counted};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use error::ConfigError;
 pub(crate) use listener::Listener;

@@ -249,6 +249,23 @@ log.slow                         500ms
 }
 
 #[test]
+fn one_of_a_thing_is_told_as_one() {
+    let text = "threads = 1\nprocesses = 1\n[limits]\nqueue = 1\nin_flight_per_connection = 1\nper_address = 1\n\
+                [restart]\nmax_restarts = 1\n[recycle]\nmax_requests = 1";
+    let described = checked(text).describe();
+    for line in [
+        "processes                        1 × 1 thread, 1 call at once\n",
+        "limits.per_address               1 connection in the whole service\n",
+        "limits.queue                     1 call in each worker\n",
+        "limits.in_flight_per_connection  1 call\n",
+        "restart.max_restarts             1 boot failure\n",
+        "recycle.max_requests             1 call for each worker\n",
+    ] {
+        assert!(described.contains(line), "{line}{described}");
+    }
+}
+
+#[test]
 fn an_origin_is_written_as_browsers_write_it() {
     for wrong in [
         "app.example.com",

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::Recycle;
+use crate::config::{Recycle, counted};
 
 /// How often calls are counted, at most.
 const COUNT: Duration = Duration::from_millis(10);
@@ -50,7 +50,8 @@ impl Limits {
     pub(super) fn count(&mut self, begun: u64) -> Option<String> {
         let most = self.requests.filter(|most| begun >= *most)?;
         self.next = None;
-        Some(format!("it has begun {begun} calls; recycle.max_requests gives this worker {most}"))
+        let begun = counted(begun, "call");
+        Some(format!("it has begun {begun}; recycle.max_requests gives this worker {most}"))
     }
 
     /// True when memory is to be measured too.

@@ -16,7 +16,7 @@ use super::site::Site;
 use super::{LINE, Shared, TERM, capacity, doors, panics, pool, rows, vitals};
 use crate::addresses::Addresses;
 use crate::arena::{ArenaWriter, Row, State};
-use crate::config::Config;
+use crate::config::{Config, counted};
 use crate::line::{self, FromWorker, Line, Quarantined};
 use crate::log;
 use crate::rpc::{Service, WorkerInfo};
@@ -161,10 +161,8 @@ impl Gathered {
             .map_err(failed("listener"))?;
 
         if listeners.len() < config.listeners.len() {
-            let (expected, found) = (config.listeners.len(), listeners.len());
-            return Err(format!(
-                "expected {expected} listeners, found {found}: the descriptor limit is too low"
-            ));
+            let (expected, found) = (counted(config.listeners.len() as u64, "listener"), listeners.len());
+            return Err(format!("expected {expected}, found {found}: the descriptor limit is too low"));
         }
         let states = &*Box::leak(Box::new(site.service.make_states(&info)?));
         site.service.worker_start(&info)?;

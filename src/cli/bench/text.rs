@@ -23,6 +23,7 @@ pub(super) fn text(measured: &Measured<'_>) -> String {
 fn write_page(page: &mut String, measured: &Measured<'_>) -> std::fmt::Result {
     let Measured { args, report, .. } = measured;
     let pace = match args.rate {
+        Some(1.0) => "1 call due a second".to_owned(),
         Some(rate) => format!("{} calls due a second", units::rate(rate)),
         None => "closed loop".to_owned(),
     };
@@ -31,8 +32,8 @@ fn write_page(page: &mut String, measured: &Measured<'_>) -> std::fmt::Result {
         "{} at {}, {pace}\n{}, {} in flight on each, {} measured{}\n",
         args.method,
         args.to,
-        units::things(args.connections, "connection"),
-        units::things(args.pipeline, "call"),
+        units::things(args.connections as u64, "connection"),
+        units::things(args.pipeline as u64, "call"),
         units::duration(report.elapsed),
         if measured.interrupted { " until Ctrl-C" } else { "" },
     )?;

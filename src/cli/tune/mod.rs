@@ -30,7 +30,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::value::RawValue;
 
 use super::args::TuneArgs;
-use super::page;
+use super::{page, units};
 use crate::client::load::Native;
 use crate::sys::cpus;
 
@@ -90,7 +90,7 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let title = title(args);
     print(&page::fit(&format!(
         "{title}; on {}\nat most {} settings, {}; half of that on an idle machine\n\n",
-        counted(grid.cpus, "CPU"),
+        units::things(grid.cpus as u64, "CPU"),
         at_most.settings,
         crate::config::span::show(whole_seconds(longest))
     )));
@@ -139,11 +139,7 @@ fn title(args: &TuneArgs) -> String {
     let short: String = params.chars().take(TITLE_PARAMS).collect();
     let cut = if short.len() < params.len() { "…" } else { "" };
     let call = format!("{} {short}{cut}", args.method);
-    format!("{}, {}", call.trim_end(), counted(args.connections, "connection"))
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+    format!("{}, {}", call.trim_end(), units::things(args.connections as u64, "connection"))
 }
 
 fn whole_seconds(time: Duration) -> Duration {

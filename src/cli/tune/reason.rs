@@ -100,7 +100,11 @@ fn limit(alone: Alone, cell: &Cell, grid: Grid) -> Option<String> {
     }
     (alone.time > QUICK && cell.setting.in_all() >= grid.connections).then(|| {
         let connections = grid.connections;
-        format!("every one of the {connections} connections has a thread then, so expect more callers to need more (--connections)")
+        let have = match connections {
+            1 => "the one connection has".to_owned(),
+            _ => format!("every one of the {connections} connections has"),
+        };
+        format!("{have} a thread then, so expect more callers to need more (--connections)")
     })
 }
 
