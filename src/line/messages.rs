@@ -122,7 +122,7 @@ pub(crate) enum ToWorker {
 pub(crate) enum FromWorker {
     /// The first message, before any user code has run.
     Born { version: u32, pid: i32 },
-    /// Everything is set up; it serves calls.
+    /// Everything is set up; it serves calls. Its one descriptor, if there is one, is what its poller waits in.
     Ready,
     /// A hook or a state failed; it ends itself.
     BootFailed { reason: String },

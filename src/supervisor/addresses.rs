@@ -103,7 +103,7 @@ impl Supervisor {
         Ok(Some((region, regions.memory().as_fd().try_clone_to_owned()?)))
     }
 
-    /// What a worker has counted goes when it has been reaped and all its connections are others', who count them too: in between
+    /// What a worker has counted goes when it has ended and all its connections are others', who count them too: in between
     /// they count twice, so that nobody has more than may be.
     pub(super) fn clear_addresses(&mut self) {
         if let Some(regions) = &mut self.addresses {

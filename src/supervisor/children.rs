@@ -34,7 +34,7 @@ pub(crate) struct Template {
     pub(crate) started: Instant,
 }
 
-/// One worker process, from the request to fork it until it is reaped.
+/// One worker process, from the request to fork it until its end is taken in.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) generation: GenerationId,
@@ -55,8 +55,8 @@ pub(crate) struct Worker {
     pub(crate) end_expected: bool,
     /// It was killed because its line was closed at its end while it lived.
     pub(crate) is_deaf: bool,
-    /// Its pid is its own no more.
-    pub(crate) is_reaped: bool,
+    /// It has ended: what is left is to be decided about, and its pid may soon be anybody's.
+    pub(crate) has_ended: bool,
     /// Why it can't start, if it said so.
     pub(crate) boot_failure: Option<String>,
     /// It reads its line. Before that a word on it would end it.
@@ -72,7 +72,7 @@ pub(crate) struct Worker {
 impl Worker {
     /// It can be told something. A word to one that boots would end it.
     pub(crate) fn hears(&self) -> bool {
-        self.is_ready && self.line_open && !self.is_reaped
+        self.is_ready && self.line_open && !self.has_ended
     }
 
     /// Ends it at once. One that has not told its pid can't be ended by a signal; its closed line ends it.
@@ -144,7 +144,7 @@ fn running_calls(snapshot: &Snapshot, methods: &[String]) -> String {
     calls.join(", ")
 }
 
-/// Every worker process that has not been reaped.
+/// Every worker process whose end has not been taken in.
 #[derive(Debug, Default)]
 pub(crate) struct Workers {
     by_id: HashMap<WorkerId, Worker>,

@@ -212,7 +212,7 @@ impl Supervisor {
     /// Connections that no worker holds or may accept.
     pub(super) fn unclaimed(&self) -> usize {
         let moving = self.keeper.keeping.moving();
-        let living = self.workers.iter().filter(|worker| !worker.is_reaped);
+        let living = self.workers.iter().filter(|worker| !worker.has_ended);
         shares::unclaimed(self.keeper.connections, moving, living.map(|worker| worker.share))
     }
 

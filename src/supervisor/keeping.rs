@@ -30,6 +30,9 @@ pub(crate) struct Keeping<D, A> {
 #[derive(Debug)]
 struct Estate<D, A> {
     arena: A,
+    /// What its poller waits in, once it is ready. The kernel empties that when nobody holds it any more, which takes longer than
+    /// anything else in the end of a worker with many connections.
+    epoll: Option<D>,
     /// What it died of; None while it lives.
     cause: Option<String>,
     /// Those that it serves. None when it has died.
@@ -158,6 +161,7 @@ impl<D, A> Keeping<D, A> {
         let (served, waiting, on_the_way) = (HashMap::new(), Waiting::default(), Vec::new());
         let estate = Estate {
             arena,
+            epoll: None,
             cause: None,
             served,
             waiting,
@@ -166,6 +170,13 @@ impl<D, A> Keeping<D, A> {
             put_off_by: None,
         };
         self.estates.insert(worker, estate);
+    }
+
+    /// A worker is ready, and this is what its poller waits in. Only what it said first counts.
+    pub(crate) fn hold_epoll(&mut self, worker: WorkerId, epoll: D) {
+        if let Some(estate) = self.estates.get_mut(&worker) {
+            estate.epoll.get_or_insert(epoll);
+        }
     }
 
     /// A worker asks to have connections kept. Those for which no descriptor arrived are returned.
@@ -264,7 +275,7 @@ impl<D, A> Keeping<D, A> {
         self.tidy();
     }
 
-    /// Arenas of dead workers go when no connection needs them.
+    /// Arenas of dead workers go when no connection needs them, and what their pollers waited in when nobody waits.
     fn tidy(&mut self) {
         self.estates.retain(|_, estate| {
             estate.cause.is_none() || !estate.waiting.is_empty() || !estate.on_the_way.is_empty()
@@ -357,6 +368,11 @@ impl<D, A> Keeping<D, A> {
         released
     }
 
+    /// What a worker's poller waits in, if it has said so.
+    pub(crate) fn epoll_of(&self, worker: WorkerId) -> Option<&D> {
+        self.estates.get(&worker)?.epoll.as_ref()
+    }
+
     /// Each living worker's arena and the connections it serves: all there is, unless something [`Self::is_moving`].
     pub(crate) fn served(&self) -> impl Iterator<Item = (WorkerId, &A, impl Iterator<Item = (Key, &D)>)> {
         let living = self.estates.iter().filter(|(_, estate)| estate.cause.is_none());
@@ -365,9 +381,10 @@ impl<D, A> Keeping<D, A> {
         })
     }
 
-    /// Descriptors that this takes: the connections', and the arenas' of workers that have died.
+    /// Descriptors that this takes: the connections', and for workers that have died their arenas and what their pollers waited in.
     pub(crate) fn descriptors(&self) -> usize {
-        self.len() + self.estates.values().filter(|estate| estate.cause.is_some()).count()
+        let dead = self.estates.values().filter(|estate| estate.cause.is_some());
+        self.len() + dead.map(|estate| 1 + usize::from(estate.epoll.is_some())).sum::<usize>()
     }
 
     /// Those that wait for a worker or are on their way to one.

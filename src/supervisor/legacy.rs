@@ -85,6 +85,9 @@ struct WorkerLeft {
     pid: i32,
     line: RawFd,
     arena: RawFd,
+    /// What its poller waits in. A program that doesn't know of it does without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    epoll: Option<RawFd>,
     age: Duration,
     /// So many connections; its part where nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -201,6 +204,7 @@ impl Supervisor {
                 pid: worker.pid?.as_raw(),
                 line: worker.line.as_fd().as_raw_fd(),
                 arena: arena.as_raw_fd(),
+                epoll: self.keeper.keeping.epoll_of(id).map(AsRawFd::as_raw_fd),
                 age: worker.started.elapsed(),
                 may_hold: Some(worker.share.may_hold()),
                 may_keep: worker.credit.leave(),
@@ -240,8 +244,10 @@ impl Supervisor {
         let listeners = self.terms.listeners.iter().flat_map(Listeners::descriptors);
         let templates = self.templates.values().map(|template| template.line.as_fd());
         let workers = self.workers.iter().map(|worker| worker.line.as_fd());
-        let kept = self.keeper.keeping.served().flat_map(|(_, arena, kept)| {
-            std::iter::once(arena.as_fd()).chain(kept.map(|(_, descriptor)| descriptor.as_fd()))
+        let kept = self.keeper.keeping.served().flat_map(|(id, arena, kept)| {
+            let epoll = self.keeper.keeping.epoll_of(id);
+            let descriptors = epoll.into_iter().chain(kept.map(|(_, descriptor)| descriptor));
+            std::iter::once(arena).chain(descriptors).map(AsFd::as_fd)
         });
         let addresses = self.addresses.iter().map(AddressRegions::memory);
         own.chain(listeners).chain(templates).chain(workers).chain(kept).chain(addresses)
@@ -331,6 +337,7 @@ pub(crate) fn go_on(legacy: Legacy, about: &About) -> io::Result<i32> {
         forks: super::Refusals::default(),
         last_word: None,
         lost,
+        to_reap: super::ToReap::default(),
         leftovers: Leftovers::new(),
         addresses,
         finished: None,
@@ -369,6 +376,7 @@ impl Regained {
     ) -> io::Result<()> {
         let line = Line::from(descriptors.take(left.line)?);
         let memory = descriptors.take(left.arena)?;
+        let polled = left.epoll.map(|epoll| descriptors.take(epoll)).transpose()?;
         let (keys, kept): (Vec<Key>, Vec<RawFd>) = left.kept.into_iter().unzip();
         let kept: Vec<OwnedFd> =
             kept.into_iter().map(|fd| descriptors.take(fd)).collect::<io::Result<_>>()?;
@@ -384,6 +392,9 @@ impl Regained {
         };
         epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, worker_lines::token(left.id)))?;
         self.keeper.keeping.begin(left.id, memory);
+        if let Some(polled) = polled {
+            self.keeper.keeping.hold_epoll(left.id, polled);
+        }
         self.keeper.keeping.keep(left.id, keys, kept);
         let stuck = terms.config.timeouts.stuck;
         let part = crate::worker::share(&terms.config, limits::descriptors());
@@ -403,7 +414,7 @@ impl Regained {
             stuck,
             end_expected: false,
             is_deaf: false,
-            is_reaped: false,
+            has_ended: false,
             boot_failure: None,
             is_ready: true,
             born_refusing: Vec::new(),

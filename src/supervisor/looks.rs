@@ -52,8 +52,8 @@ impl Supervisor {
     /// nothing any more. It is killed at once, and accused only when it has been reaped: one that ended by itself meanwhile
     /// has another status.
     pub(super) fn end_deaf(&mut self, id: WorkerId, pid: Pid) {
-        // The pid of one that was reaped may be anybody's; one that has said why it can't start ends.
-        let lives = |worker: &&mut Worker| !worker.is_reaped && worker.boot_failure.is_none();
+        // The pid of one that has ended may be anybody's; one that has said why it can't start ends.
+        let lives = |worker: &&mut Worker| !worker.has_ended && worker.boot_failure.is_none();
         let Some(worker) = self.workers.get_mut(id).filter(lives) else { return };
         if worker.is_deaf || !process::is_alive(pid).unwrap_or(false) {
             return;

@@ -60,6 +60,7 @@ pub(crate) use listeners::Listeners;
 use lost_listeners::LostListeners;
 use methods::{AllMethods, Methods};
 pub(crate) use needs::check as check_limits;
+use news::ToReap;
 use quarantine::Quarantine;
 use reload::{Next, Origin, Terms};
 use restart::Refusals;
@@ -143,6 +144,7 @@ pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
         forks: Refusals::default(),
         last_word: None,
         lost,
+        to_reap: ToReap::default(),
         leftovers: Leftovers::new(),
         addresses: None,
         finished: None,
@@ -212,6 +214,7 @@ struct Supervisor {
     /// What is said when everything has ended.
     last_word: Option<String>,
     lost: LostListeners,
+    to_reap: ToReap,
     leftovers: Leftovers<WorkerId>,
     /// Where workers count their clients' addresses, once one of them does.
     addresses: Option<AddressRegions>,
@@ -254,6 +257,7 @@ impl Supervisor {
             self.listen_again();
             self.end_leftovers_if_due();
             self.hand_over();
+            self.reap_if_nobody_waits();
             self.clear_addresses();
             // Before the shares that it has looked at anew.
             self.balance();
@@ -273,7 +277,8 @@ impl Supervisor {
             .chain(self.signs.next_look())
             .chain(self.quarantine.next_due())
             .chain(self.lost.next_try())
-            .chain(self.leftovers.next_due());
+            .chain(self.leftovers.next_due())
+            .chain(self.to_reap.latest);
         let Some(next) = timers.chain(others).min() else {
             return EpollTimeout::NONE;
         };

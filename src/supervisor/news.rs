@@ -1,5 +1,8 @@
 //! Signals that arrive, and children that have ended: what the supervisor makes of them.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -8,6 +11,18 @@ use super::state::{Event, GenerationId, Request, WorkerEvent, WorkerId};
 use crate::config::span;
 use crate::sys::clock;
 use crate::sys::process::{self, Ended, Reaped};
+
+/// How long children that have ended may wait to be reaped while connections wait for a worker.
+const REAP_WITHIN: Duration = Duration::from_millis(50);
+
+/// Children that have ended and were not reaped.
+#[derive(Debug, Default)]
+pub(super) struct ToReap {
+    /// Workers whose ends were taken in.
+    taken_in: BTreeSet<Pid>,
+    /// When all are reaped, whoever waits; None while there is nobody to reap.
+    pub(super) latest: Option<Instant>,
+}
 
 impl Supervisor {
     pub(super) fn read_signals(&mut self) {
@@ -25,7 +40,7 @@ impl Supervisor {
         }
         // Signals of one kind merge, so one SIGCHLD may stand for many children.
         if child_ended {
-            self.reap();
+            self.take_in_ends();
         }
     }
 
@@ -59,10 +74,49 @@ impl Supervisor {
         self.happened(Event::Asked(request));
     }
 
+    /// Takes in the ends of workers whose connections others are to have, before these are reaped: that takes the kernel 10 ms
+    /// for one that had 10,000 descriptors, when somebody has listed them in `/proc`, as programs that watch others do.
+    fn take_in_ends(&mut self) {
+        let keeping = &self.keeper.keeping;
+        let mut workers = self.workers.ids();
+        workers.retain(|id| keeping.served_by(*id) > 0);
+        // In the order of their births.
+        workers.sort_unstable();
+        for id in workers {
+            let pid = self.workers.get(id).and_then(|worker| worker.pid);
+            if let Some((pid, ended)) = pid.and_then(|pid| Some((pid, process::how_ended(pid)?))) {
+                self.worker_ended(id, ended);
+                self.to_reap.taken_in.insert(pid);
+            }
+        }
+        if !self.to_reap.taken_in.is_empty() {
+            // Before they are replaced: whoever lives when an orphan is first seen may have started it.
+            self.end_leftovers();
+        }
+        let latest = Instant::now() + REAP_WITHIN;
+        self.to_reap.latest.get_or_insert(latest);
+    }
+
+    /// Reaps who has ended, once those who waited for it have been handed over.
+    pub(super) fn reap_if_nobody_waits(&mut self) {
+        let Some(latest) = self.to_reap.latest else { return };
+        if self.keeper.keeping.waiting() == 0 || self.finished.is_some() || latest <= Instant::now() {
+            self.reap();
+            // Some ends are only seen now.
+            self.decide();
+            self.hand_over();
+        }
+    }
+
     pub(super) fn reap(&mut self) {
+        self.to_reap.latest = None;
         loop {
             match process::reap_any() {
-                Ok(Reaped::Child(pid, ended)) => self.child_ended(pid, ended),
+                Ok(Reaped::Child(pid, ended)) => {
+                    if !self.to_reap.taken_in.remove(&pid) {
+                        self.child_ended(pid, ended);
+                    }
+                }
                 Ok(Reaped::NoneYet | Reaped::NoChildren) => break,
                 Err(error) => {
                     tracing::error!(%error, "children can't be reaped");
@@ -99,7 +153,7 @@ impl Supervisor {
 
     fn worker_ended(&mut self, id: WorkerId, ended: Ended) {
         if let Some(worker) = self.workers.get_mut(id) {
-            worker.is_reaped = true;
+            worker.has_ended = true;
         }
         // What it said last counts: its line is read dry before anything is decided.
         self.read_worker(id);

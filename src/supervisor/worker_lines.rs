@@ -93,7 +93,7 @@ impl Supervisor {
             credit: Credit::new(may_keep),
             end_expected: false,
             is_deaf: false,
-            is_reaped: false,
+            has_ended: false,
             boot_failure: None,
             is_ready: false,
             born_refusing: quarantine.iter().map(|shut| shut.method.clone()).collect(),
@@ -240,6 +240,9 @@ impl Supervisor {
                 let pid = worker.pid.map_or(0, Pid::as_raw);
                 let after = span::show_measured(worker.started.elapsed());
                 tracing::info!(slot, pid, generation, after, "worker ready");
+                if let Some(epoll) = descriptors.into_iter().next() {
+                    self.keeper.keeping.hold_epoll(id, epoll);
+                }
                 self.balance_soon();
                 self.keeper.shares_changed();
                 self.catch_up(id);

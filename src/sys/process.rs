@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{self, SigEvent, SigSet, SigevNotify, SigmaskHow};
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::time::ClockId;
 use nix::unistd;
 
@@ -133,6 +134,19 @@ pub(crate) enum Reaped {
     /// There are children, and none has ended.
     NoneYet,
     NoChildren,
+}
+
+/// How a child has ended that was not reaped, if it has. It stays a zombie, so its pid is nobody else's before it is reaped.
+pub(crate) fn how_ended(pid: Pid) -> Option<Ended> {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    match waitid(Id::Pid(pid), look) {
+        Ok(WaitStatus::Exited(_, code)) => Some(Ended::Exited(code)),
+        Ok(WaitStatus::Signaled(_, signal, core_dumped)) => {
+            Some(Ended::Signalled { signal: signal as i32, core_dumped })
+        }
+        // None yet, or ended by a signal without a name, which whoever reaps it hears of.
+        _ => None,
+    }
 }
 
 /// Reaps one ended child of this process, whichever it is, without waiting for one.
@@ -448,6 +462,27 @@ mod tests {
         assert!(!is_alive(pid).expect("it is not reaped"));
         child.wait().expect("now it is");
         assert!(is_alive(pid).is_err());
+    }
+
+    #[test]
+    fn how_a_child_has_ended_is_seen_as_often_as_wanted_until_it_is_reaped() {
+        let ends = [
+            ("read line; exit 3", Ended::Exited(3)),
+            ("read line; kill -9 $$", Ended::Signalled { signal: 9, core_dumped: false }),
+        ];
+        for (script, end) in ends {
+            let mut command = Command::new("sh");
+            let mut child =
+                command.args(["-c", script]).stdin(std::process::Stdio::piped()).spawn().expect("a shell");
+            let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+            assert_eq!(how_ended(pid), None, "{script}");
+            drop(child.stdin.take());
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+            waitid(Id::Pid(pid), flags).expect("it ends");
+            assert_eq!([how_ended(pid), how_ended(pid)], [Some(end); 2], "{script}");
+            child.wait().expect("now it is reaped");
+            assert_eq!(how_ended(pid), None, "{script}");
+        }
     }
 
     #[test]

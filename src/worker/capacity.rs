@@ -12,9 +12,9 @@ pub(super) const RESERVED: usize = 16;
 const OWN: u64 = 64;
 /// Descriptors left to the handlers of each thread.
 const EACH_THREAD: u64 = 4;
-/// What the supervisor needs for each slot: line and arena of its worker, of the next generation's, and of one that is about to be
-/// forked.
-const EACH_SLOT: u64 = 8;
+/// What the supervisor needs for each slot: line, arena and epoll set of its worker and of the next generation's, and line and arena
+/// of one that is about to be forked.
+const EACH_SLOT: u64 = 10;
 /// For each listener: its socket, that of the next generation, and the duplicates for a fork in each.
 const EACH_LISTENER: u64 = 4;
 
@@ -60,12 +60,12 @@ mod tests {
     fn the_descriptor_limit_bounds_what_the_configuration_wants() {
         let cases = [
             // descriptors, wanted, processes, threads, in the service, in each worker, kept
-            (1_000_000, 10_000, 4, 8, 10_000, 2_500, 999_647),
-            (1_000_000, 10_000, 3, 8, 10_000, 3_334, 999_655),
-            (1024, 10_000, 4, 8, 504, 126, 671),
-            (1024, 100, 4, 8, 100, 25, 671),
+            (1_000_000, 10_000, 4, 8, 10_000, 2_500, 999_639),
+            (1_000_000, 10_000, 3, 8, 10_000, 3_334, 999_649),
+            (1024, 10_000, 4, 8, 498, 125, 663),
+            (1024, 100, 4, 8, 100, 25, 663),
             (16, 100, 2, 1, 1, 1, 8),
-            (u64::MAX, 100, 1, 1, 100, 100, usize::MAX - 329),
+            (u64::MAX, 100, 1, 1, 100, 100, usize::MAX - 331),
         ];
         for (descriptors, wanted, processes, threads, in_all, each, most_kept) in cases {
             let mut config = Config { processes, threads, ..Config::default() };

@@ -513,8 +513,8 @@ fn a_worker_that_is_added_gets_its_share_of_long_lived_connections() {
     kept.await_kept(30 + DESCRIPTORS_OF_A_WORKER);
 }
 
-/// Its line and its arena.
-const DESCRIPTORS_OF_A_WORKER: usize = 2;
+/// Its line, its arena, and what its poller waits in.
+const DESCRIPTORS_OF_A_WORKER: usize = 3;
 
 #[test]
 fn a_worker_that_dies_while_it_adopts_leaves_all_to_the_next() {

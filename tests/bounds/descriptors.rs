@@ -170,8 +170,8 @@ fn children_that_handlers_fork_have_the_soft_limit_that_the_service_was_started_
 #[test]
 fn at_the_descriptor_limit_workers_may_die_again_and_again() {
     /// What fits in a service with a limit of 1,024 and two processes, and what the supervisor may keep then.
-    const FIT: usize = 516;
-    const KEPT: usize = 687;
+    const FIT: usize = 513;
+    const KEPT: usize = 683;
     raise_descriptor_limit();
     let config = "processes = 2\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"";
     let service = Service::start_with(after_setup("ulimit -n 1024", &rig()), config);

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::support;
 use crate::support::proc::{copy_for_everyone, open_descriptors, status, worker_pid, zombies_of};
-use crate::support::{Folder, Over, PATIENCE, Service, await_gone, code, rig, send_signal};
+use crate::support::{Folder, Over, PATIENCE, Service, await_gone, await_so, code, rig, send_signal};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -76,7 +76,7 @@ fn the_supervisor_becomes_the_new_program_and_goes_on_with_all_it_had() {
     service.signal(Signal::SIGTTIN);
     service.await_refill(mark, 2);
     let descriptors = open_descriptors(pid);
-    assert!(zombies_of(pid).is_empty());
+    await_so("who died is reaped", || zombies_of(pid).is_empty());
 
     // And all of it can be done again.
     assert_eq!(scene.take_over()["generation"], 3);
@@ -119,15 +119,28 @@ fn calls_go_on_while_the_supervisor_becomes_another_program_and_a_worker_dies() 
     assert!(scene.runs_what_is_there());
 }
 
+/// Epoll sets that a process has open.
+fn epoll_sets(pid: i32) -> usize {
+    let folder = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").flatten();
+    let what = folder.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    what.filter(|what| what.to_string_lossy().ends_with("[eventpoll]")).count()
+}
+
 #[test]
-fn connections_are_kept_by_the_new_program_too() {
+fn connections_are_kept_by_the_new_program_too_and_what_pollers_wait_in() {
     let scene = Scene::new("processes = 2\nthreads = 1\n[timeouts]\nkeep_after = \"1ms\"");
+    let supervisor = scene.service.pid();
     let mut wire = scene.service.connect();
     wire.call("echo", json!("it is looked at when it says something"));
+    assert_eq!(epoll_sets(supervisor), 3, "its own and each worker's");
     scene.take_over();
-    let worker = worker_pid(&mut wire);
+    assert_eq!(epoll_sets(supervisor), 3);
+    let (worker, mark) = (worker_pid(&mut wire), scene.service.mark());
     send_signal(worker, Signal::SIGKILL);
     assert_ne!(worker_pid(&mut wire), worker, "another one goes on with it");
+    scene.service.await_text(mark, "worker ready");
+    await_so("the dead worker's is closed, and its replacement's is held", || epoll_sets(supervisor) == 3);
+    await_so("who died is reaped", || zombies_of(supervisor).is_empty());
 }
 
 /// Overwrites the beginning of what a worker shares with the supervisor, as a handler's wild pointer might. The worker has

@@ -8,7 +8,7 @@ use crate::support::kept::Kept;
 use crate::support::proc::{
     Process, after_setup, is_a_duration, kill_at_rest, parent_of, pid_in, status, worker_pid, zombies_of,
 };
-use crate::support::{Over, Service, Wire, children_named, children_of, code, rig, send_signal};
+use crate::support::{Over, Service, Wire, await_so, children_named, children_of, code, rig, send_signal};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -252,7 +252,7 @@ fn fifty_crashes_in_a_row_restart_at_once_and_leave_no_zombie_and_no_descriptor(
         assert_eq!(worker_pid(&mut wire), next, "the connection goes on");
         assert!(pids.insert(next));
     }
-    assert!(zombies_of(service.pid()).is_empty());
+    await_so("who died is reaped", || zombies_of(service.pid()).is_empty());
     kept.await_kept(0);
     let last = service.adopted_workers()[&0];
     assert_eq!(service.worker_pids(), [last]);
@@ -275,7 +275,7 @@ fn a_template_that_dies_is_replaced_and_its_workers_live_on() {
     let next = service.await_refill(mark, 0);
     assert_eq!(worker_pid(&mut service.connect()), next);
     assert_eq!(children_named(service.pid(), "tine-template"), [second]);
-    assert!(zombies_of(service.pid()).is_empty());
+    await_so("who died is reaped", || zombies_of(service.pid()).is_empty());
 }
 
 #[test]

@@ -93,6 +93,21 @@ fn a_connection_that_was_adopted_is_the_adopters_under_its_new_key() {
 }
 
 #[test]
+fn what_a_dead_workers_poller_waited_in_is_held_until_its_connections_are_others() {
+    let mut keeping = keeping(2);
+    keeping.hold_epoll(0, 90);
+    keeping.hold_epoll(0, 91);
+    assert_eq!((keeping.epoll_of(0), keeping.epoll_of(1)), (Some(&90), None), "what was said first");
+    assert_eq!(keeping.descriptors(), 2);
+    keeping.ended(0, "SIGKILL".into());
+    send_all(&mut keeping, &[(1, 0)]);
+    assert_eq!((keeping.epoll_of(0), keeping.descriptors()), (Some(&90), 4), "with the arena");
+    keeping.adopted(1, 0, vec![Taken::As(key(40)), Taken::As(key(41))]);
+    keeping.hold_epoll(0, 92);
+    assert_eq!((keeping.epoll_of(0), keeping.descriptors()), (None, 2));
+}
+
+#[test]
 fn what_did_not_arrive_waits_again() {
     let mut keeping = keeping(3);
     keeping.ended(0, "SIGKILL".into());
