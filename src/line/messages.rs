@@ -24,7 +24,7 @@ pub(crate) enum ToTemplate {
     /// then every listener in the order of the configuration. `doors_shut`: it accepts nothing before it is told to open.
     /// `quarantine` is what holds from its birth on.
     /// `may_hold`: so many connections, until it hears [`ToWorker::MayHold`]; as many as the configuration gives it where
-    /// nothing is said. `service_has_room` is what that message says too. `may_keep`: it may ask to have so many kept and be sure of it, and so many more with each
+    /// nothing is said. `may_keep`: it may ask to have so many kept and be sure of it, and so many more with each
     /// [`ToWorker::MayKeep`]; where nothing is said it learns only afterwards.
     /// `region`: it counts its clients' addresses there; the memory that this is in comes before the listeners.
     Fork {
@@ -32,8 +32,6 @@ pub(crate) enum ToTemplate {
         slot: usize,
         #[serde(default)]
         may_hold: Option<usize>,
-        #[serde(default)]
-        service_has_room: bool,
         #[serde(default)]
         may_keep: Option<usize>,
         #[serde(default)]

@@ -91,7 +91,7 @@ impl Keeper {
     pub(super) fn resize(&mut self, config: &Config) {
         let descriptors = limits::descriptors();
         self.most = worker::kept(config, descriptors);
-        self.connections = worker::share(config, descriptors) * config.processes;
+        self.connections = worker::connections(config, descriptors);
         self.shares_changed();
     }
 
@@ -143,9 +143,12 @@ impl Supervisor {
         }
         let not_kept = self.keeper.keeping.keep(worker, connections, descriptors);
         let kept = self.keeper.keeping.served_by(worker);
-        if self.workers.get(worker).is_some_and(|worker| worker.share.may_hold() <= kept) {
-            // It may wait to hear that the service has no room.
-            self.keeper.shares_changed();
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.share.keeps(kept);
+            if worker.share.may_hold() <= kept {
+                // It may wait to hear that the service has no room.
+                self.keeper.shares_changed();
+            }
         }
         self.balance_soon();
         if !not_kept.is_empty() {

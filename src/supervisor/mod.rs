@@ -256,12 +256,13 @@ impl Supervisor {
             self.fire_timers();
             self.listen_again();
             self.end_leftovers_if_due();
+            // Before the shares that it has looked at anew. Whoever goes on with others' connections knows by then whether new ones may
+            // take their place.
+            self.balance();
+            self.share_out();
             self.hand_over();
             self.reap_if_nobody_waits();
             self.clear_addresses();
-            // Before the shares that it has looked at anew.
-            self.balance();
-            self.share_out();
             self.grant_credit();
             self.look_for_life();
             log::tell_of_counted(false);

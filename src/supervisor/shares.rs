@@ -25,18 +25,16 @@ pub(crate) struct Share {
     may_hold: usize,
     /// The most that it was ever told: what it accepted then may still be about to be kept.
     was_told: usize,
-    /// What it held when it last went on with others' connections, as far as it still does.
+    /// What it held beyond that when it last went on with others' connections, or was told of less, as far as it still does.
     adopted_to: usize,
     /// What it was told last of that. None where it is not known.
     service_has_room: Option<bool>,
 }
 
 impl Share {
-    /// Of a worker that is born while so many connections are nobody's. Where others serve it hears how many it may hold when it is
-    /// ready: until then it could not be told to hold less.
-    pub(crate) fn at_birth(part: usize, unclaimed: usize, others_serve: bool, has_room: bool) -> Self {
-        let may_hold = if others_serve { 0 } else { unclaimed.min(part) };
-        Self { part, may_hold, was_told: may_hold, adopted_to: 0, service_has_room: Some(has_room) }
+    /// Of a worker that boots: it hears how many it may hold when it is ready. Before that it could not be told to hold less again.
+    pub(crate) fn at_birth(part: usize) -> Self {
+        Self { part, may_hold: 0, was_told: 0, adopted_to: 0, service_has_room: None }
     }
 
     /// Of a worker that was told so by a program before this one.
@@ -65,6 +63,13 @@ impl Share {
     /// The most connections of it that are kept, with some `slack` for those whose end it has not told yet.
     pub(crate) fn may_keep(&self, slack: usize) -> usize {
         self.was_told.max(self.adopted_to).saturating_add(slack)
+    }
+
+    /// It has so many that are kept: more than it may hold, where it accepted them before it heard of less.
+    pub(crate) fn keeps(&mut self, kept: usize) {
+        if kept > self.may_hold {
+            self.adopted(kept);
+        }
     }
 
     /// It has so many that are kept, some of them others' until now.
@@ -185,9 +190,9 @@ pub(crate) fn give_out(
 mod tests {
     use super::*;
 
-    /// One whose part is 100, while nobody else serves.
-    fn born(unclaimed: usize) -> Share {
-        Share::at_birth(100, unclaimed, false, true)
+    /// One whose part is 100, and that was told so.
+    fn told(may_hold: usize) -> Share {
+        Share { may_hold, was_told: may_hold, ..Share::at_birth(100) }
     }
 
     /// Two workers of a service that has 200 at most, and what becomes of them.
@@ -195,7 +200,7 @@ mod tests {
 
     impl Scene {
         fn new() -> Self {
-            Self(vec![(1, born(100)), (2, born(100))])
+            Self(vec![(1, told(100)), (2, told(100))])
         }
 
         fn free(&self, moving: usize) -> usize {
@@ -215,7 +220,7 @@ mod tests {
         fn replace(&mut self, dead: WorkerId, had: usize, next: WorkerId) -> usize {
             self.0.retain(|(worker, _)| *worker != dead);
             let free = self.free(had);
-            self.0.push((next, born(free)));
+            self.0.push((next, told(free)));
             free
         }
     }
@@ -256,7 +261,7 @@ mod tests {
     #[test]
     fn a_worker_that_is_added_gets_its_part_from_the_others() {
         let mut scene = Scene::new();
-        scene.0.push((3, born(0)));
+        scene.0.push((3, told(0)));
         assert_eq!(scene.share(1).has_part(67, 20), Some(67));
         assert_eq!(scene.share(2).has_part(67, 90), Some(90), "what it has is not taken from it");
         assert_eq!(scene.share(3).has_part(67, 0), None);
@@ -273,8 +278,7 @@ mod tests {
     fn while_one_boots_the_others_may_hold_its_part_too() {
         let mut scene = Scene::new();
         scene.0.retain(|(worker, _)| *worker != 1);
-        scene.0.push((3, Share::at_birth(100, scene.free(80), true, true)));
-        assert_eq!((scene.share(3).may_hold(), scene.share(3).has_part(200, 0)), (0, None));
+        scene.0.push((3, Share::at_birth(100)));
         scene.share(2).adopted(140);
         assert_eq!(scene.share(2).has_part(200, 140), None);
         let free = scene.free(0);
@@ -283,6 +287,13 @@ mod tests {
         assert_eq!(scene.share(2).has_part(100, 150), Some(150), "what it has is not taken from it");
         assert_eq!(scene.share(3).has_part(100, 0), None);
         assert_eq!(scene.give_out(0), [(3, 50)]);
+        // What the other one had accepted by then is kept at once: it is not given out twice for longer than that.
+        scene.share(2).keeps(170);
+        scene.share(3).gave_up(0);
+        assert_eq!(scene.free(0), 0);
+        scene.share(2).gave_up(120);
+        assert_eq!(scene.share(2).has_part(100, 120), Some(120));
+        assert_eq!(scene.give_out(0), [(3, 80)]);
     }
 
     #[test]
@@ -298,8 +309,8 @@ mod tests {
         for (most, held, expected) in table {
             assert_eq!(has_room(most, held), expected, "{held} of {most}");
         }
-        let mut share = born(100);
-        assert!(!share.hears_of_room(true), "it was told so at its birth");
+        let mut share = told(100);
+        assert!(share.hears_of_room(true) && !share.hears_of_room(true));
         assert!(share.hears_of_room(false) && !share.hears_of_room(false));
         share.ends(10);
         assert!(!share.hears_of_room(true), "it accepts no more");
@@ -310,7 +321,7 @@ mod tests {
     #[test]
     fn a_generation_that_leaves_makes_room_for_the_next() {
         let mut scene = Scene::new();
-        scene.0.extend([(3, born(0)), (4, born(0))]);
+        scene.0.extend([(3, told(0)), (4, told(0))]);
         assert_eq!(scene.give_out(0), [], "those that serve may still accept");
         scene.share(1).ends(10);
         scene.share(2).ends(30);
@@ -323,7 +334,7 @@ mod tests {
 
     #[test]
     fn what_a_worker_asks_to_have_kept_is_no_claim_to_more() {
-        let mut share = born(100);
+        let mut share = told(100);
         assert_eq!(share.may_keep(10), 110);
         share.gave_up(110);
         assert_eq!((share.claim(), share.may_keep(10)), (100, 110));

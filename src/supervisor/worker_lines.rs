@@ -54,7 +54,6 @@ impl Supervisor {
         slot: usize,
         doors_shut: bool,
     ) -> io::Result<()> {
-        let unclaimed = self.unclaimed();
         let terms = self.terms(generation);
         let Some((terms, listeners)) = terms.and_then(|terms| Some((terms, terms.listeners.as_ref()?)))
         else {
@@ -62,7 +61,7 @@ impl Supervisor {
         };
         let (methods, stuck) = (Rc::clone(&terms.methods), terms.config.timeouts.stuck);
         let part = crate::worker::share(&terms.config, limits::descriptors());
-        let share = Share::at_birth(part, unclaimed, self.serving().next().is_some(), self.has_room());
+        let share = Share::at_birth(part);
         let may_keep = Some(self.first_credit(share));
         let (line, far_end) = Line::pair()?;
         let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
@@ -106,7 +105,6 @@ impl Supervisor {
             worker: id,
             slot,
             may_hold: Some(share.may_hold()),
-            service_has_room: share.service_has_room(),
             may_keep,
             doors_shut,
             quarantine,

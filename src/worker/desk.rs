@@ -291,6 +291,10 @@ impl Desk {
             ToWorker::TurnRed => hand.shared.site.turn_red(),
             ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
             ToWorker::MayHold { connections, service_has_room } => {
+                if connections < self.most_connections {
+                    // What it has beyond that others don't get.
+                    hand.shared.note(|notes| notes.keep_young(hand.now()));
+                }
                 (self.most_connections, self.service_has_room) = (connections, service_has_room);
                 self.give_places(hand);
                 self.open_doors(hand);

@@ -110,10 +110,12 @@ impl Notes {
     /// Connections that are not kept yet are old enough by now.
     pub(super) fn keep_young(&mut self, now: Instant) -> Option<Arm> {
         let long_ago = now.checked_sub(self.keep_after)?;
-        for (since, _) in &mut self.young {
-            *since = long_ago.min(*since);
+        let younger = self.young.partition_point(|(since, _)| *since <= long_ago);
+        for (since, _) in self.young.range_mut(younger..) {
+            *since = long_ago;
         }
-        if self.young.is_empty() { None } else { self.arm(now) }
+        // Those that could not be kept just now have a moment of their own.
+        if younger < self.young.len() { self.arm(now) } else { None }
     }
 
     fn arm(&mut self, at: Instant) -> Option<Arm> {

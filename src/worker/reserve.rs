@@ -22,6 +22,8 @@ use crate::log::More;
 const TIME_IN_RESERVE: Duration = Duration::from_millis(100);
 /// The same for one that has begun a message, that does not read its answers, or that goes on saying what needs no place.
 const TIME_TO_END: Duration = Duration::from_secs(1);
+/// A call waits so long for a place in another worker, where the service has room.
+const OTHERS_TAKE_IT: Duration = Duration::from_secs(1);
 /// For so long after somebody could not go to another worker nobody is left to others.
 const OTHERS_ARE_FULL: Duration = Duration::from_millis(100);
 /// How soon it is looked again whether somebody gives way to a call that waits for a place.
@@ -103,6 +105,11 @@ impl Desk {
         self.service_has_room
     }
 
+    /// Whoever has room is stopped, say, or about to end. Somebody gives way here until the supervisor says more.
+    fn others_take_nobody(&mut self) {
+        self.service_has_room = false;
+    }
+
     fn look(&mut self, hand: &Hand) {
         if !self.reserve.eviction.wants_look(hand.now()) {
             return;
@@ -171,10 +178,12 @@ impl Desk {
 
     /// Some may have a place by now: because others have left, or as others give way to those that have said something.
     pub(super) fn give_places(&mut self, hand: &mut Hand) {
-        let keys: Vec<Key> = self.reserve.taken.iter().map(|(key, _)| *key).collect();
-        for key in keys {
+        for (key, came) in self.reserve.taken.clone() {
             let Some(connection) = hand.shared.find(key) else { continue };
             let waits = connection.lock().paused == Some(Pause::Unkept);
+            if waits && came + OTHERS_TAKE_IT <= hand.now() {
+                self.others_take_nobody();
+            }
             let is_free = self.room(&hand.shared, hand.now()).0 > 0;
             if is_free || (waits && self.has_place_for(&connection, hand)) {
                 self.gets_place(&connection, &hand.shared, hand.now());
@@ -201,6 +210,8 @@ impl Desk {
 
     /// Somebody waits at the door, and the reserved places are taken.
     pub(super) fn clear_reserve(&mut self, hand: &mut Hand) {
+        self.others_take_nobody();
+        self.give_places(hand);
         for (key, came) in self.reserve.taken.clone() {
             if let Some(connection) = hand.shared.find(key) {
                 hand.leaves_reserve(&connection, came);

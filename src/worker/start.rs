@@ -35,8 +35,6 @@ use crate::sys::title;
 pub(crate) struct Share {
     /// So many it may hold; its part where nothing is said.
     pub(crate) may_hold: Option<usize>,
-    /// Where it may hold no more, others may.
-    pub(crate) service_has_room: bool,
     /// It may ask to have so many kept and be sure of it; any number where nothing is said.
     pub(crate) may_keep: Option<usize>,
 }
@@ -250,7 +248,7 @@ impl Desk {
             most_connections: share
                 .may_hold
                 .unwrap_or_else(|| capacity::share(config, limits::descriptors())),
-            service_has_room: share.service_has_room,
+            service_has_room: false,
             may_keep: share.may_keep.unwrap_or(usize::MAX),
             reserve: super::reserve::Reserve::default(),
             has_siblings: config.processes > 1,

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::support::peer::{ALL, Peer, Reply, Way, post};
 use crate::support::{Folder, PATIENCE, Service, Wire, code, framed, rig, send_signal};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const POLITE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 const GREEDY: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
@@ -316,6 +316,59 @@ fn nobody_gives_way_while_a_worker_boots_whose_connections_another_has() {
     // And where it has none somebody does.
     runs(&mut service.connect());
     assert_eq!(wires.iter().filter(|wire| !wire.has_nothing()).count(), 1);
+}
+
+/// The part of a worker that booted was nobody's, and from its own part on a worker refused who came.
+#[test]
+fn a_worker_has_the_places_of_one_that_has_never_been_ready() {
+    let folder = Folder::new();
+    let how = folder.path().join("how");
+    std::fs::write(&how, "hang").expect("the folder can be written to");
+    let mut program = rig();
+    program.env("RIG_WORKER_START", format!("@{}", how.display()));
+    let config = "processes = 2\nthreads = 2\n[limits]\nmax_connections = 8\n";
+    let mut service = Service::launch(program, &format!("{config}{PATIENT}"));
+    service.await_listening();
+    let booting = [service.await_log("RIG_WORKER_START hangs"), service.await_log("RIG_WORKER_START hangs")];
+    std::fs::write(&how, "").expect("the folder can be written to");
+    let pid = booting[0]["message"].as_str().and_then(|told| told.rsplit(' ').next()?.parse().ok());
+    send_signal(pid.expect("its pid"), Signal::SIGKILL);
+    service.await_log("worker ready");
+    let mut wires: Vec<Wire> = (0..8).map(|_| service.connect()).collect();
+    wires.iter_mut().for_each(runs);
+    assert!(wires.iter().all(Wire::has_nothing), "somebody gave way: {}", service.log_so_far());
+}
+
+/// Calls waited for the room of a worker that takes nobody, and were refused.
+#[test]
+fn somebody_gives_way_where_the_worker_that_has_room_takes_nobody() {
+    let mut program = rig();
+    program.env("RIG_PRELOAD", "hang at exit");
+    let config = "processes = 2\nthreads = 2\n[limits]\nmax_connections = 8\n";
+    let service = Service::start_with(program, &format!("{config}{PATIENT}[timeouts]\nstuck = \"10m\""));
+    let mut wires: Vec<(Value, Wire)> = Vec::new();
+    for _ in 0..7 {
+        let mut wire = service.connect();
+        let pid = wire.call("tine.worker", json!({}))["result"]["pid"].clone();
+        runs(&mut wire);
+        wires.push((pid, wire));
+    }
+    let on = |pid: &Value| wires.iter().filter(|(other, _)| other == pid).count();
+    let pid =
+        wires.iter().map(|(pid, _)| pid).find(|pid| on(pid) == 3).expect("4 is one worker's part").clone();
+    let (mut ends, mut wires): (Vec<_>, Vec<_>) = wires.into_iter().partition(|(other, _)| *other == pid);
+    ends[0].1.request("crash", &json!({ "how": "exit" }));
+    service.await_log("the exit hangs");
+    for (_, wire) in &mut wires {
+        let_answers_arrive(wire);
+    }
+    for gone in 1..=2 {
+        let mut new = service.connect();
+        runs(&mut new);
+        assert_eq!(wires.iter().filter(|(_, wire)| !wire.has_nothing()).count(), gone);
+        let_answers_arrive(&mut new);
+        wires.push((Value::Null, new));
+    }
 }
 
 /// One that had not heard yet that it may hold more than at its birth closed some for new ones.
