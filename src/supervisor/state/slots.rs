@@ -176,11 +176,15 @@ impl State {
         if wait.is_zero() {
             return self.vacate(index, actions);
         }
-        actions.push(Action::Warn(format!(
-            "slot {index} is filled again in {}: its workers die as soon as they are ready, without a call",
-            span::show(wait)
-        )));
         self.back_off(index, wait, actions);
+        self.let_one_come(actions);
+        // Otherwise it is the one that does not wait.
+        if self.serving.phase_of(index) == Some(Phase::BackingOff) {
+            actions.push(Action::Warn(format!(
+                "slot {index} is filled again in {}: its workers die as soon as they are ready, without a call",
+                span::show(wait)
+            )));
+        }
     }
 
     /// Slots that slow down never wait all at once: one is always about to serve, or nobody would be.

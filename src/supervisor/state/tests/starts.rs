@@ -148,9 +148,15 @@ fn a_preload_that_says_why_it_fails_has_the_last_word_at_the_first_start() {
 
 /// The worker of `slot` is ready and dies at once, without a call.
 fn dies_early(brain: &mut Brain, slot: usize) -> Vec<Action> {
+    let actions = dies_early_aloud(brain, slot);
+    brain.follow(actions)
+}
+
+/// The same, with what is said.
+fn dies_early_aloud(brain: &mut Brain, slot: usize) -> Vec<Action> {
     let Phase::Requested(worker) = brain.phases()[slot] else { panic!("{:?}", brain.phases()) };
     brain.boots(worker);
-    brain.worker(worker, UNCALLED)
+    brain.state.on(Event::Worker(worker, UNCALLED), brain.now)
 }
 
 #[test]
@@ -179,7 +185,11 @@ fn slots_that_slow_down_never_wait_all_at_once() {
         for turn in 0..100 {
             let booting = |phase: &Phase| matches!(phase, Phase::Requested(_));
             let slot = brain.phases().iter().position(booting).unwrap_or_else(|| panic!("turn {turn}"));
-            dies_early(&mut brain, slot);
+            let actions = dies_early_aloud(&mut brain, slot);
+            let warned = actions.iter().any(|action| matches!(action, Action::Warn(_)));
+            brain.follow(actions);
+            let waits = brain.phases()[slot] == Phase::BackingOff;
+            assert_eq!(warned, waits, "turn {turn}: a wait is told of, and only one that is one");
         }
         let waiting = brain.phases().iter().filter(|phase| **phase == Phase::BackingOff).count();
         assert_eq!(waiting, processes - 1, "one goes on");
