@@ -8,6 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::sys::family::Child;
 
 /// From the request to end to the kill, for all that is in one session; and from there until a process that is not to be killed
@@ -66,6 +68,22 @@ pub(super) struct Leftovers<W> {
     in_haste: bool,
 }
 
+/// What is left of it to another program: whose everything is. What was given up is asked to end once more by that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct WhoseLeft<W: Ord> {
+    ended: BTreeSet<i32>,
+    spared: BTreeSet<i32>,
+    daemons: Vec<DaemonLeft<W>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct DaemonLeft<W: Ord> {
+    pid: i32,
+    started: u64,
+    session: i32,
+    may_be_of: Option<BTreeSet<W>>,
+}
+
 impl<W: Copy + Ord> Leftovers<W> {
     pub(super) fn new() -> Self {
         Self {
@@ -76,6 +94,23 @@ impl<W: Copy + Ord> Leftovers<W> {
             patience: BTreeMap::new(),
             in_haste: false,
         }
+    }
+
+    pub(super) fn leave(&self) -> WhoseLeft<W> {
+        let daemons = self.daemons.iter().map(|(daemon, may_be_of)| DaemonLeft {
+            pid: daemon.pid,
+            started: daemon.started,
+            session: daemon.session,
+            may_be_of: may_be_of.clone(),
+        });
+        WhoseLeft { ended: self.ended.clone(), spared: self.spared.clone(), daemons: daemons.collect() }
+    }
+
+    pub(super) fn inherit(left: WhoseLeft<W>) -> Self {
+        let daemons = left.daemons.into_iter().map(|DaemonLeft { pid, started, session, may_be_of }| {
+            (Child { pid, started, session }, may_be_of)
+        });
+        Self { ended: left.ended, spared: left.spared, daemons: daemons.collect(), ..Self::new() }
     }
 
     pub(super) fn worker_ended(&mut self, session: i32) {
@@ -222,6 +257,22 @@ mod tests {
         // With one worker there is no doubt.
         let another = child(3, 3);
         assert_eq!(leftovers.look(&[old, another], &living(&[]), now), [(another, Order::End)]);
+    }
+
+    #[test]
+    fn whoever_goes_on_knows_whose_everything_is() {
+        let (mut leftovers, now) = (Leftovers::new(), Instant::now());
+        let [preloads, daemon, spared, left] = [child(1, 1), child(2, 2), child(3, 50), child(4, 100)];
+        leftovers.spare_new(&[preloads]);
+        leftovers.template_ended(50);
+        let orphans = [preloads, daemon, spared, left];
+        assert_eq!(leftovers.look(&orphans, &living(&[(0, 100), (1, 200)]), now), []);
+        leftovers.worker_ended(100);
+        let told = serde_json::to_string(&leftovers.leave()).unwrap();
+        let mut leftovers = Leftovers::inherit(serde_json::from_str(&told).unwrap());
+        let newer = living(&[(1, 200), (2, 300)]);
+        assert_eq!(leftovers.look(&orphans, &newer, now), [(left, Order::End)]);
+        assert_eq!(leftovers.look(&orphans[..3], &living(&[(2, 300)]), now), [(daemon, Order::End)]);
     }
 
     #[test]

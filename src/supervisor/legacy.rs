@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::addresses::{AddressRegions, RegionsLeft};
 use super::children::{Template, Worker, Workers};
 use super::hand_over::Keeper;
-use super::leftovers::Leftovers;
+use super::leftovers::{Leftovers, WhoseLeft};
 use super::listeners::{Left, Listeners};
 use super::lost_listeners::LostListeners;
 use super::methods::AllMethods;
@@ -67,6 +67,9 @@ pub(crate) struct Legacy {
     /// Where workers count their clients' addresses. A program that doesn't know of it does without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     addresses: Option<RegionsLeft>,
+    /// Whose is what handlers have started. A program that doesn't know of it leaves daemons alone that are there by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    leftovers: Option<WhoseLeft<WorkerId>>,
     workers: Vec<WorkerLeft>,
 }
 
@@ -234,6 +237,7 @@ impl Supervisor {
                 age: template.started.elapsed(),
             },
             addresses: self.addresses.as_ref().map(AddressRegions::leave),
+            leftovers: Some(self.leftovers.leave()),
             workers,
         })
     }
@@ -300,7 +304,7 @@ pub(crate) fn go_on(legacy: Legacy, about: &About) -> io::Result<i32> {
     };
     let limits = blame::limits(&terms.config);
     let (mut quarantine, mut orders) = Quarantine::restored(limits, legacy.quarantine, now);
-    for worker in &unreadable {
+    for (worker, _) in &unreadable {
         orders.extend(quarantine.ended(*worker, &Blame::Nobody, Vec::new(), now, now));
     }
     let (state, actions) = State::go_on(legacy.brain, reload::settings(&terms.config));
@@ -315,6 +319,10 @@ pub(crate) fn go_on(legacy: Legacy, about: &About) -> io::Result<i32> {
         kept = keeper.keeping.len(),
         "the supervisor runs the new program"
     );
+    let (leftovers, knows_whose) = match legacy.leftovers {
+        Some(left) => (Leftovers::inherit(left), true),
+        None => (Leftovers::new(), false),
+    };
     let mut supervisor = Supervisor {
         epoll,
         signals,
@@ -338,13 +346,19 @@ pub(crate) fn go_on(legacy: Legacy, about: &About) -> io::Result<i32> {
         last_word: None,
         lost,
         to_reap: super::ToReap::default(),
-        leftovers: Leftovers::new(),
+        leftovers,
         addresses,
         finished: None,
     };
+    if !knows_whose {
+        supervisor.spare_orphans();
+    }
     supervisor.balance_soon();
     supervisor.carry_out(orders);
-    for worker in unreadable {
+    for (worker, session) in unreadable {
+        if let Some(session) = session {
+            supervisor.leftovers.worker_ended(session);
+        }
         let cause = "its arena can't be read".to_owned();
         supervisor.happened(Event::Worker(worker, WorkerEvent::Ended { called: true, cause }));
     }
@@ -361,8 +375,8 @@ struct Regained {
     workers: Workers,
     keeper: Keeper,
     signs: SignsOfLife<WorkerId>,
-    /// Those that are killed, since nothing can be read of what they run and hold.
-    unreadable: Vec<WorkerId>,
+    /// Those that are killed, since nothing can be read of what they run and hold, with their sessions.
+    unreadable: Vec<(WorkerId, Option<i32>)>,
 }
 
 impl Regained {
@@ -385,8 +399,8 @@ impl Regained {
             Ok(arena) => arena,
             Err(error) => {
                 // A handler has written there: that costs its worker and what that serves, and not the service.
+                self.unreadable.push((left.id, session_of(pid)));
                 end_unreadable(left.slot, pid, &error);
-                self.unreadable.push(left.id);
                 return Ok(());
             }
         };

@@ -117,7 +117,7 @@ pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
     let origin = Origin { number: 1, program: setup.program, source: setup.source };
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let quarantine = Quarantine::new(blame::limits(config));
-    let supervisor = Supervisor {
+    let mut supervisor = Supervisor {
         epoll,
         signals,
         state,
@@ -149,6 +149,7 @@ pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
         addresses: None,
         finished: None,
     };
+    supervisor.spare_orphans();
     supervisor.begin(actions)
 }
 
@@ -224,7 +225,6 @@ struct Supervisor {
 impl Supervisor {
     fn begin(mut self, actions: Vec<Action>) -> io::Result<i32> {
         self.watch_listeners();
-        self.spare_orphans();
         // Children of whatever this process was before may have ended before their signal was listened to.
         self.reap();
         self.perform(actions);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support;
-use crate::support::proc::{copy_for_everyone, open_descriptors, status, worker_pid, zombies_of};
+use crate::support::proc::{Process, copy_for_everyone, open_descriptors, status, worker_pid, zombies_of};
 use crate::support::{Folder, Over, PATIENCE, Service, await_gone, await_so, code, rig, send_signal};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -183,6 +183,44 @@ fn a_worker_whose_arena_makes_no_sense_is_replaced_by_the_new_program() {
     assert_ne!(service.await_refill(mark, slot), doomed);
     let echoed = service.call("echo", json!("served"));
     assert_eq!(echoed["result"], "served");
+}
+
+/// Has the worker at the other end of `wire` start a daemon: a process with a session of its own, whose parent has ended.
+fn start_daemon(scene: &Scene, wire: &mut support::Wire) -> Process {
+    let file = scene.service.folder().join("daemon");
+    // It is in its session by the time it tells its pid.
+    let daemon = "(setsid sh -c 'echo $$; exec sleep 600 >/dev/null 2>&1' &)";
+    let line = format!("{daemon} | head -n 1 >{}", file.display());
+    let answer = wire.call("shell", json!({ "line": line }));
+    assert_eq!(answer["result"], 0, "{answer}");
+    Process::of(std::fs::read_to_string(file).expect("written").trim().parse().expect("a pid"))
+}
+
+/// The new program took all daemons that were there for ones that nobody's handlers had started.
+#[test]
+fn a_daemon_of_a_handler_ends_with_its_worker_although_another_program_has_taken_over_meanwhile() {
+    let scene = Scene::new("processes = 1\nthreads = 2");
+    let service = &scene.service;
+    // While this worker is there the supervisor has something under way.
+    let mut wire = service.connect();
+    let hangs = worker_pid(&mut wire);
+    wire.send(r#"{"in":"hang","id":1}"#);
+    wire.send(r#"{"in":"sleep","params":{"ms":1},"id":2}"#);
+    assert_eq!(wire.receive()["id"], 2, "the other runs");
+    scene.deploy();
+    let mark = service.mark();
+    service.signal(Signal::SIGHUP);
+    service.await_text(mark, "reloaded");
+    let wires = std::iter::repeat_with(|| service.connect()).take(1_000);
+    let mut served_by = wires.map(|mut wire| (worker_pid(&mut wire), wire));
+    let (serves, mut wire) = served_by.find(|(pid, _)| *pid != hangs).expect("the next generation serves");
+    let daemon = start_daemon(&scene, &mut wire);
+    send_signal(hangs, Signal::SIGKILL);
+    service.await_text(mark, TAKEN_OVER);
+    let mark = service.mark();
+    send_signal(serves, Signal::SIGKILL);
+    service.await_refill(mark, 0);
+    daemon.await_end();
 }
 
 #[test]
