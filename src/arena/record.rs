@@ -114,6 +114,9 @@ impl Flags {
     pub(crate) const BIG_ENDIAN: Self = Self(16);
     /// The client was told to send the rest of the message that is not whole, or will be by what is in the output.
     pub(crate) const INVITED: Self = Self(32);
+    /// It is none of those that its worker may hold, and waits for a place. Where the worker dies before it says that there is one
+    /// the next has it wait as well.
+    pub(crate) const WITHOUT_PLACE: Self = Self(64);
 
     /// Where the byte about the framing stands.
     const FRAMING_AT: u32 = 8;

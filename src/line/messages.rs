@@ -132,15 +132,33 @@ pub(crate) enum FromWorker {
     Retiring { why: String },
     /// It was told to leave, and nothing is left but threads that don't come back: it can be killed.
     OnlyStuckLeft,
-    /// Connections that should outlive this worker, a descriptor for each.
-    Keep { connections: Vec<Key> },
-    /// Connections that were kept have ended.
-    Closed { connections: Vec<Key> },
-    /// Connections that this worker touches no more: their records are whole and no call of theirs runs.
-    Offered { connections: Vec<Key> },
+    /// Connections that should outlive this worker, a descriptor for each. With them so many that are kept wait for a place.
+    Keep {
+        connections: Vec<Key>,
+        #[serde(default)]
+        without_place: usize,
+    },
+    /// Connections that were kept have ended. Of those that are left so many wait for a place.
+    Closed {
+        connections: Vec<Key>,
+        #[serde(default)]
+        without_place: usize,
+    },
+    /// Connections that this worker touches no more: their records are whole and no call of theirs runs. Of those that are left
+    /// so many wait for a place.
+    Offered {
+        connections: Vec<Key>,
+        #[serde(default)]
+        without_place: usize,
+    },
     /// What became of connections that were `from`'s, in the order in which this worker was asked to go on with them. What is
-    /// missing at the end did not arrive.
-    Adopted { from: u32, results: Vec<Taken> },
+    /// missing at the end did not arrive. Of all that it has by then so many wait for a place.
+    Adopted {
+        from: u32,
+        results: Vec<Taken>,
+        #[serde(default)]
+        without_place: usize,
+    },
     /// The answer to a question, or word that somebody has connected to a worker that had no connection.
     HereIAm,
     /// So many calls wait here for threads, and connections could go to where they would not have to.
@@ -149,6 +167,19 @@ pub(crate) enum FromWorker {
     TrialWanted { method: String },
     /// The call that was tried has come back (`ok`), or none came and the trial is given back.
     TrialEnded { method: String, ok: bool },
+}
+
+impl FromWorker {
+    /// How many of its connections that are kept wait for a place, if it says so.
+    pub(crate) fn without_place(&self) -> Option<usize> {
+        match self {
+            Self::Keep { without_place, .. }
+            | Self::Closed { without_place, .. }
+            | Self::Offered { without_place, .. }
+            | Self::Adopted { without_place, .. } => Some(*without_place),
+            _ => None,
+        }
+    }
 }
 
 /// What became of a connection that a worker was asked to go on with.

@@ -45,6 +45,8 @@ pub(crate) struct Worker {
     pub(crate) stuck: Duration,
     pub(crate) share: Share,
     pub(crate) credit: Credit,
+    /// Of its connections that are kept so many wait for a place, by its last word.
+    pub(crate) without_place: usize,
     /// Known from its first message on.
     pub(crate) pid: Option<Pid>,
     pub(crate) line: Line,

@@ -59,16 +59,16 @@ pub(crate) fn hold_messages(bytes: &[u8]) -> Result<usize, String> {
 /// Does what a worker says of connections, and hands on what waits.
 fn follow(keeping: &mut Keeping<Rc<()>, ()>, worker: WorkerId, message: FromWorker, descriptor: &Rc<()>) {
     match message {
-        FromWorker::Keep { connections } => {
+        FromWorker::Keep { connections, .. } => {
             // As many as fit, which may be fewer than it names.
             let count = connections.len().min(MOST_DESCRIPTORS);
             keeping.keep(worker, connections, vec![Rc::clone(descriptor); count]);
         }
-        FromWorker::Closed { connections } => keeping.closed(worker, &connections),
-        FromWorker::Offered { connections } => {
+        FromWorker::Closed { connections, .. } => keeping.closed(worker, &connections),
+        FromWorker::Offered { connections, .. } => {
             keeping.offered(worker, connections);
         }
-        FromWorker::Adopted { from, results } => {
+        FromWorker::Adopted { from, results, .. } => {
             keeping.adopted(worker, from, results);
         }
         // The end of a worker is no message; one of these stands for it.

@@ -142,7 +142,7 @@ impl Supervisor {
             self.keeper.complain("the supervisor may not have more descriptors open");
         }
         let not_kept = self.keeper.keeping.keep(worker, connections, descriptors);
-        let kept = self.keeper.keeping.served_by(worker);
+        let kept = self.with_place(worker);
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.share.keeps(kept);
             if worker.share.may_hold() <= kept {
@@ -165,10 +165,17 @@ impl Supervisor {
 
     /// Some connections of a worker have ended or are others'. Shares are looked at with the balance: this happens often.
     fn gave_up(&mut self, worker: WorkerId) {
-        let kept = self.keeper.keeping.served_by(worker);
+        let kept = self.with_place(worker);
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.share.gave_up(kept);
         }
+    }
+
+    /// Connections that are kept of a worker, without those that it holds beyond its part until they have a place: nobody else is
+    /// to accept fewer because of them.
+    fn with_place(&self, worker: WorkerId) -> usize {
+        let without_place = self.workers.get(worker).map_or(0, |worker| worker.without_place);
+        self.keeper.keeping.served_by(worker).saturating_sub(without_place)
     }
 
     pub(super) fn offered(&mut self, worker: WorkerId, connections: Vec<Key>) {
@@ -182,7 +189,7 @@ impl Supervisor {
 
     pub(super) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Taken>) {
         let moved = self.keeper.keeping.adopted(adopter, from, results);
-        let kept = self.keeper.keeping.served_by(adopter);
+        let kept = self.with_place(adopter);
         if let Some(worker) = self.workers.get_mut(adopter) {
             worker.share.adopted(kept);
         }
@@ -233,7 +240,8 @@ impl Supervisor {
 
     /// More connections may be held than are.
     pub(super) fn has_room(&self) -> bool {
-        shares::has_room(self.keeper.connections, self.keeper.keeping.len())
+        let held: usize = self.workers.ids().into_iter().map(|id| self.with_place(id)).sum();
+        shares::has_room(self.keeper.connections, held + self.keeper.keeping.moving())
     }
 
     /// Tells workers how many connections they may hold, and whether the service has room for more, where that has changed.
@@ -475,7 +483,7 @@ impl Supervisor {
             let running = self.workers.get(worker).map_or(0, |worker| worker.arena.running());
             running + self.keeper.crowded.get(&worker).map_or(0, |(_, waiting)| *waiting)
         };
-        Has { worker, connections: self.keeper.keeping.served_by(worker), load }
+        Has { worker, connections: self.with_place(worker), load }
     }
 }
 

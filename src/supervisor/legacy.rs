@@ -418,6 +418,8 @@ impl Regained {
             generation,
             share,
             credit: Credit::new(left.may_keep),
+            // It says so with the next that it has to say of connections.
+            without_place: 0,
             slot: left.slot,
             methods: Rc::clone(&terms.methods),
             pid: Some(pid),

@@ -90,6 +90,7 @@ impl Supervisor {
             stuck,
             share,
             credit: Credit::new(may_keep),
+            without_place: 0,
             end_expected: false,
             is_deaf: false,
             has_ended: false,
@@ -219,6 +220,8 @@ impl Supervisor {
             return;
         };
         let (slot, generation) = (worker.slot, worker.generation);
+        // Before anything is made of what else it says.
+        worker.without_place = message.without_place().unwrap_or(worker.without_place);
         let event = match message {
             FromWorker::Born { pid, .. } => {
                 // Only the first word counts, which is ours: later ones may come from anything that a handler runs,
@@ -307,10 +310,10 @@ impl Supervisor {
                 }
                 WorkerEvent::OnlyStuckLeft
             }
-            FromWorker::Keep { connections } => return self.keep(id, connections, descriptors),
-            FromWorker::Closed { connections } => return self.closed(id, &connections),
-            FromWorker::Offered { connections } => return self.offered(id, connections),
-            FromWorker::Adopted { from, results } => return self.adopted(id, from, results),
+            FromWorker::Keep { connections, .. } => return self.keep(id, connections, descriptors),
+            FromWorker::Closed { connections, .. } => return self.closed(id, &connections),
+            FromWorker::Offered { connections, .. } => return self.offered(id, connections),
+            FromWorker::Adopted { from, results, .. } => return self.adopted(id, from, results),
             FromWorker::Crowded { waiting } => return self.crowded(id, waiting),
             FromWorker::TrialWanted { method } => return self.trial_wanted(id, &method),
             FromWorker::TrialEnded { method, ok } => return self.trial_ended(id, &method, ok),

@@ -24,7 +24,8 @@ const TELL_AGAIN: Duration = Duration::from_millis(2);
 /// Connections that are prepared, and the word about them that the line has not taken yet.
 #[derive(Debug)]
 pub(super) struct Adoption {
-    word: FromWorker,
+    from: u32,
+    results: Vec<Taken>,
     prepared: Vec<Prepared>,
 }
 
@@ -82,7 +83,7 @@ impl Desk {
                 "connections of a worker are closed: nothing could be made of what it left of them"
             );
         }
-        self.adoptions.push_back(Adoption { word: FromWorker::Adopted { from, results }, prepared });
+        self.adoptions.push_back(Adoption { from, results, prepared });
         self.tell_adoptions(hand);
     }
 
@@ -90,12 +91,20 @@ impl Desk {
     pub(super) fn tell_adoptions(&mut self, hand: &mut Hand) {
         while let Some(adoption) = self.adoptions.pop_front() {
             fail_points::step(Kind::Adopt);
-            match self.line.send_now(&adoption.word, &[]) {
+            let new = adoption.prepared.iter().filter(|prepared| !prepared.has_place()).count();
+            let without_place = self.reserve.are_kept(&hand.shared) + new;
+            let (from, results) = (adoption.from, adoption.results.clone());
+            match self.line.send_now(&FromWorker::Adopted { from, results, without_place }, &[]) {
                 Ok(()) => {
                     let brings_some = !adoption.prepared.is_empty();
                     for prepared in adoption.prepared {
                         fail_points::step(Kind::Adopt);
-                        self.todo.push_back(Todo::TakeUp(hand.take_in(prepared)));
+                        let has_place = prepared.has_place();
+                        let key = hand.take_in(prepared);
+                        if !has_place {
+                            self.came_without_place(key, hand);
+                        }
+                        self.todo.push_back(Todo::TakeUp(key));
                     }
                     // Whether there was none before can't be seen: prepared ones have their places already. Said once
                     // they count, so that a look which follows an earlier word can't have missed them.

@@ -40,16 +40,24 @@ pub(crate) fn kept(config: &Config, descriptors: u64) -> usize {
     usize::try_from(descriptors - reserve.min(descriptors / 2)).unwrap_or(usize::MAX)
 }
 
+/// Connections without a place that each worker may have kept beside its part: all that it has in reserve, where the supervisor has
+/// room for twice as many. The other half of that room is for those whose end it has not heard of.
+pub(super) fn kept_without_place(config: &Config, descriptors: u64) -> usize {
+    let beside = kept(config, descriptors).saturating_sub(connections(config, descriptors));
+    RESERVED.min(beside / config.processes / 2)
+}
+
 /// The part of each worker.
 pub(crate) fn share(config: &Config, descriptors: u64) -> usize {
     connections(config, descriptors).div_ceil(config.processes)
 }
 
-/// Connections that one worker has records for: those of the whole service, in case that it adopts them all, those in reserved
-/// places, and all that still wait before the doors when they are closed.
+/// Connections that one worker has records for: those of the whole service and of all reserved places, in case that it adopts them
+/// all, and those that still wait before the doors when they are closed.
 pub(super) fn most(config: &Config) -> usize {
     let waiting = config.listeners.iter().map(|listener| listener.backlog as usize);
-    waiting.fold(config.limits.max_connections.saturating_add(RESERVED), usize::saturating_add)
+    let reserved = RESERVED.saturating_mul(config.processes);
+    waiting.fold(config.limits.max_connections.saturating_add(reserved), usize::saturating_add)
 }
 
 #[cfg(test)]
@@ -81,6 +89,20 @@ mod tests {
                 "{descriptors} descriptors, {processes} processes"
             );
             assert_eq!(share(&config, descriptors), each, "{descriptors} descriptors, {wanted} wanted");
+        }
+    }
+
+    #[test]
+    fn who_has_no_place_is_kept_in_half_of_the_room_beside_those_that_have_one() {
+        for (descriptors, processes, most) in
+            [(1_000_000, 4, 16), (1024, 4, 16), (1024, 8, 9), (200, 1, 12), (16, 2, 1)]
+        {
+            let config = Config { processes, threads: 1, ..Config::default() };
+            assert_eq!(
+                kept_without_place(&config, descriptors),
+                most,
+                "{descriptors} descriptors, {processes} processes"
+            );
         }
     }
 }

@@ -134,8 +134,6 @@ pub(super) struct State {
     pub(super) message_since: Option<Instant>,
     /// Why it is not read from at present, if so.
     pub(super) paused: Option<Pause>,
-    /// It is one of those that the worker may hold. On another only what needs no handler is answered.
-    pub(super) has_place: bool,
     /// Since when the supervisor can't be sent it, or it has no place, and calls wait for that.
     pub(super) unkept_since: Option<Instant>,
     /// They have waited for long enough: what has arrived is refused.
@@ -255,7 +253,6 @@ impl State {
             input_ended: false,
             message_since: None,
             paused: None,
-            has_place: true,
             unkept_since: None,
             refuses_unkept: false,
             calls: Vec::new(),
@@ -270,6 +267,17 @@ impl State {
             core,
             is_committed: true,
         }
+    }
+
+    /// It is one of those that the worker may hold. On another only what needs no handler is answered.
+    pub(super) fn has_place(&self) -> bool {
+        !self.core.flags.contains(Flags::WITHOUT_PLACE)
+    }
+
+    /// Whether it has a place from now on, here and wherever it goes.
+    pub(super) fn set_place(&mut self, has_place: bool) {
+        self.core.flags.set(Flags::WITHOUT_PLACE, !has_place);
+        self.commit();
     }
 
     /// True when another message may be looked at.

@@ -76,6 +76,8 @@ pub(super) struct Desk {
     pub(super) service_has_room: bool,
     /// Connections that this worker may yet ask to have kept, and be sure that they are.
     pub(super) may_keep: usize,
+    /// Of those without a place it asks to have so many kept.
+    pub(super) most_kept_without_place: usize,
     /// Those that came when it held as many.
     pub(super) reserve: Reserve,
     /// Other workers may have a free thread when this one has none.
@@ -162,6 +164,8 @@ impl Desk {
         let shared = &hand.shared;
         if self.recycle.is_time(hand.now()) {
             self.look_at_limits(hand.now());
+        } else if let Some(at) = self.recycle.look_later(hand.now()) {
+            shared.remind(at, Due::Limits);
         }
         self.tell_crowding(hand);
         if shared.pool.rests() && !std::mem::replace(&mut self.tidies, true) {
@@ -299,7 +303,7 @@ impl Desk {
                 self.give_places(hand);
                 self.open_doors(hand);
             }
-            ToWorker::MayKeep { more } => self.may_keep_more(&hand.shared, more),
+            ToWorker::MayKeep { more } => self.may_keep_more(hand, more),
             ToWorker::LetGo { count, busy } => self.let_some_go(&hand.shared, count, busy),
             ToWorker::Released { connections } => {
                 self.todo.extend(connections.into_iter().map(Todo::Release));

@@ -204,6 +204,8 @@ impl Hand {
                 Due::Notes => desk.lock().tell_notes(self),
                 Due::TakeBack(key) => self.take_back(key),
                 Due::Adoptions => desk.lock().tell_adoptions(self),
+                // The end of every round looks.
+                Due::Limits => {}
                 Due::Tidying => {
                     self.shared.pool.tidy();
                     if !self.shared.pool.rests() {

@@ -201,17 +201,17 @@ impl Shared {
     fn to_be_kept(&self, key: Key) -> Option<Arc<Connection>> {
         let connection = self.find(key)?;
         let state = connection.lock();
-        let may_be_kept = state.phase != Phase::Closed && !state.stays && state.has_place;
+        let may_be_kept = state.phase != Phase::Closed && !state.stays;
         drop(state);
         (may_be_kept && !connection.kept.load(Ordering::Relaxed)).then_some(connection)
     }
 
     /// The supervisor has been sent a duplicate of it. Not before, or another thread might offer what is kept nowhere. True
-    /// where a call waits for that.
+    /// where a call waits for nothing else.
     fn is_kept(&self, connection: &Arc<Connection>, now: Instant) -> bool {
         let state = connection.lock();
         let has_ended = state.phase == Phase::Closed;
-        let waits = state.paused == Some(Pause::Unkept);
+        let waits = state.paused == Some(Pause::Unkept) && state.has_place();
         connection.kept.store(!has_ended, Ordering::Relaxed);
         drop(state);
         if has_ended {
@@ -225,23 +225,34 @@ impl Desk {
     /// It is time to tell what was gathered.
     pub(super) fn tell_notes(&mut self, hand: &mut Hand) {
         let (shared, now) = (Arc::clone(&hand.shared), hand.now());
-        let old = shared.notes.lock().old(now, self.may_keep);
-        let old: Vec<Arc<Connection>> = old.into_iter().filter_map(|key| shared.to_be_kept(key)).collect();
+        let mut old = shared.notes.lock().old(now, self.may_keep);
+        // One that had no place may be there twice.
+        old.sort_unstable();
+        old.dedup();
+        let (old, without_place): (Vec<Arc<Connection>>, _) = old
+            .into_iter()
+            .filter_map(|key| shared.to_be_kept(key))
+            .partition(|connection| connection.lock().has_place());
         let later: Vec<Key> = self.keep(hand, &old).into_iter().map(|connection| connection.key).collect();
         if !old.is_empty() && later.is_empty() {
             self.keeps_all(hand);
         }
+        self.keep_without_place(hand, &without_place);
         self.tell_closed(&shared);
+        let may_keep_any = self.may_keep > 0;
         shared.note(|notes| {
             notes.keep_later(later, now);
-            notes.look_again(now)
+            // Else the supervisor says when.
+            if may_keep_any { notes.look_again(now) } else { None }
         });
     }
 
     fn tell_closed(&mut self, shared: &Shared) {
         let closed = mem::take(&mut shared.notes.lock().closed);
         for keys in closed.chunks(MOST_KEYS) {
-            self.tell(&FromWorker::Closed { connections: keys.to_vec() });
+            // Counted behind that, or one that has ended meanwhile would be taken off twice.
+            let without_place = self.reserve.are_kept(shared);
+            self.tell(&FromWorker::Closed { connections: keys.to_vec(), without_place });
         }
     }
 
@@ -253,18 +264,19 @@ impl Desk {
             return;
         }
         let (shared, mut unkept, mut others) = (Arc::clone(&hand.shared), Vec::new(), Vec::new());
+        let mut without_place = Vec::new();
         for connection in asked {
             let mut state = connection.lock();
-            // It is noted again when it has a place. What is kept counts against what others may hold.
-            if !state.has_place {
-                continue;
-            }
             // What was offered in vain can be kept nowhere.
             state.refuses_unkept |= state.stays;
             let goes_on = state.stays || connection.kept.load(Ordering::Relaxed);
             let waits = state.paused == Some(Pause::Unkept);
+            let has_place = state.has_place();
             drop(state);
-            if goes_on {
+            if !has_place {
+                // What waits for a place goes on when there is one.
+                without_place.extend((!goes_on).then_some((!waits, connection)));
+            } else if goes_on {
                 self.todo.push_back(Todo::Turn(connection.key));
             } else if waits {
                 unkept.push(connection);
@@ -284,6 +296,26 @@ impl Desk {
         } else {
             self.keeps_none_since.get_or_insert(hand.now());
             self.wait_until_kept(hand, later);
+        }
+        without_place.sort_by_key(|(says_nothing, _)| *says_nothing);
+        let without_place: Vec<_> = without_place.into_iter().map(|(_, connection)| connection).collect();
+        self.keep_without_place(hand, &without_place);
+    }
+
+    /// Keeps those that have no place behind those that have one, and no more than there is room for beside them. The others are
+    /// noted again when they have a place, and those on which calls wait when the supervisor has more room.
+    fn keep_without_place(&mut self, hand: &mut Hand, connections: &[Arc<Connection>]) {
+        if connections.is_empty() {
+            return;
+        }
+        let room = self.most_kept_without_place.saturating_sub(self.reserve.are_kept(&hand.shared));
+        let some = &connections[..connections.len().min(room).min(self.may_keep)];
+        let later = self.keep(hand, some);
+        if !later.is_empty() {
+            hand.shared.note(|notes| {
+                notes.asking.extend(later.iter().map(|connection| connection.key));
+                notes.arm(hand.now() + GATHER)
+            });
         }
     }
 
@@ -305,11 +337,9 @@ impl Desk {
         if self.may_keep == 0 {
             // The supervisor says when there may be more.
             self.lacks_credit |= !asking.is_empty();
-            return shared.note(|notes| {
-                notes.keep_later(others, hand.now());
-                notes.look_again(hand.now())
-            });
+            return shared.notes.lock().keep_later(others, hand.now());
         }
+        // The kernel does not say when it takes more descriptors, and a line that is full may have been read by then.
         asking.append(&mut others);
         shared.note(|notes| {
             notes.asking.append(&mut asking);
@@ -318,18 +348,19 @@ impl Desk {
     }
 
     /// The supervisor has room for so many more. Calls that wait for that ask again.
-    pub(super) fn may_keep_more(&mut self, shared: &Shared, more: usize) {
+    pub(super) fn may_keep_more(&mut self, hand: &Hand, more: usize) {
+        let shared = &hand.shared;
         self.may_keep = self.may_keep.saturating_add(more);
+        let mut asking = self.reserve.ask(shared);
         if mem::take(&mut self.lacks_credit) {
             let waits = |connection: &Arc<Connection>| connection.lock().paused == Some(Pause::Unkept);
-            let waiting: Vec<Key> = shared
-                .all_connections()
-                .iter()
-                .filter(|connection| waits(connection))
-                .map(|connection| connection.key)
-                .collect();
-            shared.notes.lock().asking.extend(waiting);
+            asking.extend(shared.all_connections().iter().filter(|one| waits(one)).map(|one| one.key));
         }
+        shared.note(|notes| {
+            notes.asking.append(&mut asking);
+            // Those that say nothing could not be kept either.
+            notes.look_again(hand.now())
+        });
     }
 
     /// Sends the supervisor duplicates of connections, which are kept from then on, and has those go on that wait for that.
@@ -338,7 +369,7 @@ impl Desk {
         let (sure, unsure) = connections.split_at(connections.len().min(self.may_keep));
         let mut later = unsure.to_vec();
         for batch in sure.chunks(MOST_DESCRIPTORS) {
-            match self.send_duplicates(batch) {
+            match self.send_duplicates(&hand.shared, batch) {
                 Ok(()) => self.may_keep -= batch.len(),
                 Err(error) if error.raw_os_error().map(Errno::from_raw) == Some(Errno::EBADF) => {
                     later.extend(self.keep_each(hand, batch));
@@ -380,11 +411,13 @@ impl Desk {
         batch.iter().flat_map(|connection| self.keep(hand, std::slice::from_ref(connection))).collect()
     }
 
-    fn send_duplicates(&self, batch: &[Arc<Connection>]) -> io::Result<()> {
+    fn send_duplicates(&self, shared: &Shared, batch: &[Arc<Connection>]) -> io::Result<()> {
         let connections = batch.iter().map(|connection| connection.key).collect();
+        let are_new = batch.iter().filter(|connection| !connection.lock().has_place()).count();
+        let without_place = self.reserve.are_kept(shared) + are_new;
         let descriptors: Vec<BorrowedFd<'_>> =
             batch.iter().map(|connection| connection.socket.as_fd()).collect();
-        self.line.send_now(&FromWorker::Keep { connections }, &descriptors)
+        self.line.send_now(&FromWorker::Keep { connections, without_place }, &descriptors)
     }
 
     /// Tells what was let go. Its clients wait, so this is not gathered for longer than a round lasts.
@@ -393,7 +426,8 @@ impl Desk {
         self.offers_wait = false;
         for keys in offered.chunks(MOST_KEYS) {
             // At once or not at all: said twice, it would be about connections that others have by then.
-            if let Err(error) = self.line.send_now(&FromWorker::Offered { connections: keys.to_vec() }, &[]) {
+            let (connections, without_place) = (keys.to_vec(), self.reserve.are_kept(shared));
+            if let Err(error) = self.line.send_now(&FromWorker::Offered { connections, without_place }, &[]) {
                 self.offers_wait |= error.kind() == io::ErrorKind::WouldBlock;
                 shared.notes.lock().offered.extend(keys);
             }

@@ -93,7 +93,7 @@ impl Desk {
             .filter_map(|connection| {
                 let state = connection.lock();
                 are_going += usize::from(state.going == Going::Asked);
-                let may_go = state.phase == Phase::Open && state.going == Going::Not;
+                let may_go = state.phase == Phase::Open && state.going == Going::Not && state.has_place();
                 let is_busy = !state.is_quiet() || !state.input.is_empty();
                 let runs = state.is_bound();
                 drop(state);

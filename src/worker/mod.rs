@@ -185,6 +185,8 @@ enum Due {
     Notes,
     /// The supervisor is to be told what was adopted.
     Adoptions,
+    /// The worker may have reached a limit of `[recycle]`.
+    Limits,
     /// Memory that nobody has wanted for a while goes back.
     Tidying,
     /// Somebody may give way to a connection that has no place.

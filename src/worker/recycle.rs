@@ -2,7 +2,7 @@
 //!
 //! Its own limits lie up to `jitter` below the configured ones, by a number that is the worker's own, so that workers that
 //! were started together don't come due together. Pure: the poller brings the time and what it has measured, and it does
-//! so only when something has happened: a worker without traffic is not looked at.
+//! so only when something has happened, or a moment later: a worker without traffic is not looked at.
 
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ pub(super) struct Limits {
     memory: Option<u64>,
     /// None when nothing is to be looked at any more.
     next: Option<Instant>,
+    /// The look for which a moment is set.
+    reminded: Option<Instant>,
     next_measurement: Instant,
 }
 
@@ -34,7 +36,7 @@ impl Limits {
         let requests = (config.max_requests > 0).then(|| lowered(config.max_requests, share));
         let memory = (config.max_memory > 0).then(|| lowered(config.max_memory as u64, share));
         let next = (requests.is_some() || memory.is_some()).then_some(now);
-        Self { requests, memory, next, next_measurement: now }
+        Self { requests, memory, next, reminded: None, next_measurement: now }
     }
 
     /// True when it is time to look. To be asked after everything that happens.
@@ -44,6 +46,13 @@ impl Limits {
             self.next = Some(now + COUNT);
         }
         is_time
+    }
+
+    /// When to look although nothing happens until then: what has happened `now` was not looked at. Said once for each moment.
+    pub(super) fn look_later(&mut self, now: Instant) -> Option<Instant> {
+        let next = self.next.filter(|next| now < *next && self.reminded != Some(*next))?;
+        self.reminded = Some(next);
+        Some(next)
     }
 
     /// Says why the worker retires when it has begun so many calls; once.
@@ -132,10 +141,13 @@ mod tests {
         assert!(limits.is_time(now));
         assert_eq!(limits.count(99), None);
         assert!(!limits.is_time(now + COUNT / 2), "not after every call");
+        assert_eq!(limits.look_later(now + COUNT / 2), Some(now + COUNT), "and yet if that was the last");
+        assert_eq!(limits.look_later(now + COUNT / 2), None);
         assert!(limits.is_time(now + COUNT));
         let why = limits.count(103).unwrap();
         assert!(why.contains("103 calls") && why.contains("100"), "{why}");
         assert!(!limits.is_time(now + Duration::from_secs(60)));
+        assert_eq!(limits.look_later(now + COUNT), None);
     }
 
     #[test]

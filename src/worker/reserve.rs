@@ -7,6 +7,7 @@
 //! second so are those who do not read, or have only said what needs no place.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Locked, Pause, Phase};
@@ -50,6 +51,25 @@ impl Reserve {
         capacity::RESERVED.saturating_sub(self.taken.len())
     }
 
+    /// How many of them are kept.
+    pub(super) fn are_kept(&self, shared: &Shared) -> usize {
+        let is_kept = |connection: &Arc<Connection>| connection.kept.load(Ordering::Relaxed);
+        self.connections(shared).filter(is_kept).count()
+    }
+
+    /// Those of them on which calls wait, and that are not kept.
+    pub(super) fn ask(&self, shared: &Shared) -> Vec<Key> {
+        self.connections(shared)
+            .filter(|connection| !connection.kept.load(Ordering::Relaxed))
+            .filter(|connection| connection.lock().paused == Some(Pause::Unkept))
+            .map(|connection| connection.key)
+            .collect()
+    }
+
+    fn connections(&self, shared: &Shared) -> impl Iterator<Item = Arc<Connection>> {
+        self.taken.iter().filter_map(|(key, _)| shared.find(*key))
+    }
+
     /// Somebody waited at the door for whom no other worker had room.
     pub(super) fn others_are_full(&mut self, now: Instant) {
         self.others_are_full_until = Some(now + OTHERS_ARE_FULL);
@@ -75,7 +95,7 @@ impl Desk {
         let now = hand.now();
         for key in keys.iter().skip(places) {
             let Some(connection) = hand.shared.find(*key) else { continue };
-            connection.lock().has_place = false;
+            connection.lock().set_place(false);
             self.reserve.taken.push((*key, now));
             if !self.has_place_for(&connection, hand) {
                 continue;
@@ -84,6 +104,15 @@ impl Desk {
         }
         if keys.len() > places {
             self.reserve.others_are_full(now);
+        }
+    }
+
+    /// This one had no place where it comes from, and waits for one here.
+    pub(super) fn came_without_place(&mut self, key: Key, hand: &Hand) {
+        let now = hand.now();
+        self.reserve.taken.push((key, now));
+        if hand.shared.is_ending() {
+            self.give_places_to_all(hand);
         }
     }
 
@@ -169,9 +198,11 @@ impl Desk {
     fn gets_place(&mut self, connection: &Arc<Connection>, shared: &Shared, now: Instant) {
         let key = connection.key;
         self.reserve.taken.retain(|(taken, _)| *taken != key);
-        connection.lock().has_place = true;
-        // It may be kept from now on.
-        shared.began(key, now);
+        connection.lock().set_place(true);
+        if !connection.kept.load(Ordering::Relaxed) {
+            // Where so many without a place could not be, it can now.
+            shared.began(key, now);
+        }
         // What it has said waits for this.
         self.todo.push_back(Todo::Turn(key));
     }
@@ -223,7 +254,7 @@ impl Desk {
 /// None for what has no place, or will have none soon.
 fn as_holder(connection: &Arc<Connection>) -> Option<Holder> {
     let state = connection.lock();
-    if !state.has_place || state.phase == Phase::Closed {
+    if !state.has_place() || state.phase == Phase::Closed {
         return None;
     }
     let (key, address, is_silent) = (connection.key, connection.who.address, state.is_silent());

@@ -250,6 +250,7 @@ impl Desk {
                 .unwrap_or_else(|| capacity::share(config, limits::descriptors())),
             service_has_room: false,
             may_keep: share.may_keep.unwrap_or(usize::MAX),
+            most_kept_without_place: capacity::kept_without_place(config, limits::descriptors()),
             reserve: super::reserve::Reserve::default(),
             has_siblings: config.processes > 1,
             lets_others_run: false,

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Instant;
 
 use crate::support::peer::{ALL, Peer, Reply, Way, post};
+use crate::support::proc::kill;
 use crate::support::{Folder, PATIENCE, Service, Wire, code, framed, rig, send_signal};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -418,6 +419,112 @@ fn a_call_that_waits_for_a_place_is_answered_after_a_reload() {
     assert_eq!(page(&mut Peer::of(&service, Way::Http), "/readyz").status, 200);
     service.signal(Signal::SIGHUP);
     assert_eq!(outside.receive()["out"], "sleep");
+}
+
+/// Workers come back at once, however often they end.
+const DEATHS: &str =
+    "[quarantine]\ncrashes = 0\n[restart]\nmax_restarts = 0\nbackoff = \"1ms\"\nbackoff_max = \"10ms\"\n";
+
+/// The one worker has looked at all that was sent before, and its round is over: the second word comes in another.
+fn is_looked_at(service: &Service) {
+    let mut check = service.connect();
+    for _ in 0..2 {
+        assert_eq!(check.call("ping", json!(1))["result"], 1);
+    }
+}
+
+/// Calls that wait for a place, on connections that were accepted while handlers run, and so are kept.
+fn waiting(service: &Service, count: usize, call: &str) -> Vec<Wire> {
+    let mut wires: Vec<Wire> = (0..count).map(|_| service.connect()).collect();
+    for wire in &mut wires {
+        assert_eq!(wire.call("ping", json!(1))["result"], 1);
+        wire.send(call);
+    }
+    wires
+}
+
+/// It was closed without a word: what had no place was not kept.
+#[test]
+fn a_call_that_waits_for_a_place_is_answered_when_its_worker_dies() {
+    for by_call in [true, false] {
+        let service = room_for(2, &format!("{PATIENT}{DEATHS}[timeouts]\nkeep_after = \"1h\""));
+        for way in ALL {
+            let mut inside = busy(&service, POLITE, 2);
+            let mut outside: Vec<Peer> = (0..RESERVED / 2).map(|_| Peer::of(&service, way)).collect();
+            for peer in &mut outside {
+                assert_eq!(peer.call("ping", json!(1))["result"], 1);
+                peer.send(r#"{"in":"sleep","id":7,"params":{"ms":1}}"#);
+            }
+            let [worker] = service.worker_pids()[..] else { panic!("one worker") };
+            if by_call {
+                inside[0].send(r#"{"in":"crash","params":{"how":"segv"},"id":9}"#);
+            } else {
+                is_looked_at(&service);
+                kill(worker);
+            }
+            for wire in &mut inside {
+                assert_eq!(code(&wire.receive()), -32002);
+            }
+            for peer in &mut outside {
+                assert_eq!(peer.receive()["out"], "sleep", "{way:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_call_that_gets_no_place_where_its_connection_goes_is_told_so() {
+    for victim in 0..2 {
+        let service = Service::start(&format!(
+            "processes = 2\nthreads = 8\n{DEATHS}[limits]\nmax_connections = 4\nqueue_wait = \"2s\"\n"
+        ));
+        let mut inside = busy(&service, POLITE, 4);
+        let mut outside = waiting(&service, RESERVED, r#"{"in":"sleep","id":1,"params":{"ms":1}}"#);
+        kill(service.worker_pids()[victim]);
+        for wire in &mut outside {
+            let answer = wire.receive();
+            assert!(answer["out"] == "sleep" || code(&answer) == -32000, "{answer}");
+        }
+        for wire in &mut inside {
+            wire.send(r#"{"in":"unknown","id":3}"#);
+        }
+        for mut wire in inside {
+            let answer = wire.receive();
+            assert!([-32601, -32002].contains(&code(&answer)), "{answer}");
+        }
+    }
+}
+
+/// With each death as many would be let in as there are reserved places.
+#[test]
+fn nobody_has_a_place_because_the_worker_died_in_which_he_waited_for_one() {
+    let service = room_for(2, &format!("{LONG}{DEATHS}"));
+    let mut inside = busy(&service, POLITE, 2);
+    let mut outside = waiting(&service, RESERVED - 1, r#"{"in":"hang","id":1}"#);
+    for wire in &mut outside {
+        // Answered once the call before it runs.
+        wire.send(r#"{"in":"unknown","id":2}"#);
+    }
+    for round in 0..3 {
+        is_looked_at(&service);
+        kill(service.worker_pids()[0]);
+        for mut wire in inside.drain(..) {
+            assert_eq!(code(&wire.receive()), -32002);
+        }
+        // They idle, and two of those that wait have their places.
+        let until = Instant::now() + PATIENCE;
+        while inside.len() < 2 {
+            assert!(Instant::now() < until, "two are let in");
+            let mut let_in = outside.extract_if(.., |wire| !wire.has_nothing()).collect();
+            inside.append(&mut let_in);
+        }
+        assert_eq!(page(&mut Peer::of(&service, Way::Http), "/readyz").status, 200);
+        assert_eq!(inside.len(), 2, "round {round}");
+        assert!(outside.iter().all(Wire::has_nothing), "round {round}");
+        for wire in &mut inside {
+            assert_eq!(code(&wire.receive()), -32601);
+        }
+    }
 }
 
 /// The first listener took every place that became free.

@@ -1,12 +1,15 @@
 //! A connection is kept before a handler first runs on it: whatever that handler does, its caller and all beside it are
 //! answered, on connections that have just begun.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::support::measure::assert_rests;
+use crate::support::kept::Kept;
+use crate::support::measure::{assert_rests, wakeups};
 use crate::support::peer::{ALL, Peer, Way, post};
-use crate::support::proc::{Process, after_setup, status};
-use crate::support::{PATIENCE, Service, Wire, at_once, await_asleep, code, rig, send_signal};
+use crate::support::proc::{Process, after_setup, open_descriptors, status};
+use crate::support::{
+    PATIENCE, Service, Wire, at_once, await_asleep, await_gone, await_so, code, rig, send_signal,
+};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -274,6 +277,30 @@ fn doors_are_open_as_soon_as_connections_that_call_nothing_are_kept() {
     send_signal(service.pid(), Signal::SIGCONT);
     assert_eq!(service.call("ping", json!(1))["result"], 1);
     drop(silent);
+}
+
+/// It looked every 20 ms whether they could be kept by now.
+#[test]
+fn a_worker_that_may_keep_no_more_rests_until_it_may() {
+    let config = "processes = 1\nthreads = 1\n[limits]\nqueue_wait = \"100ms\"\n\
+                  [timeouts]\nkeep_after = \"0s\"\nstuck = \"1h\"";
+    let service = Service::start_with(after_setup("ulimit -n 200", &rig()), config);
+    let kept = Kept { without: open_descriptors(service.pid()), service };
+    let service = &kept.service;
+    let [worker] = service.worker_pids()[..] else { panic!("one worker") };
+    send_signal(service.pid(), Signal::SIGSTOP);
+    // More than it was granted, and fewer than it may hold. They say nothing that would have to wait for that.
+    let mut silent: Vec<Wire> = (0..40).map(|_| service.connect()).collect();
+    for wire in &mut silent {
+        assert_eq!(wire.call("ping", json!(1))["result"], 1);
+    }
+    await_so("it rests", || {
+        let before = wakeups(worker);
+        assert!(!await_gone(service.pid(), Duration::from_millis(300)));
+        wakeups(worker) == before
+    });
+    send_signal(service.pid(), Signal::SIGCONT);
+    kept.await_kept(silent.len());
 }
 
 /// The supervisor keeps 100 connections then, of which 75 may be open; it hears of those that ended 20 ms later.

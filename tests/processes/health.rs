@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::measure::wakeups;
 use crate::support::proc::{timed, worker_pid};
-use crate::support::{PATIENCE, Service, Wire, await_gone, code, send_signal};
+use crate::support::{PATIENCE, Service, Wire, await_gone, code, framed, send_signal};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -301,6 +301,21 @@ fn a_worker_that_has_begun_enough_calls_is_recycled() {
     let (line, calls) = call_until_recycled(&service);
     assert!(calls >= 100, "{calls} calls: {line}");
     assert!(line["message"].as_str().is_some_and(|text| text.contains("recycle.max_requests")), "{line}");
+}
+
+/// Right after a look at its calls it said so only when something else happened.
+#[test]
+fn a_worker_that_begins_its_last_call_and_no_more_is_recycled() {
+    let service = Service::start(
+        "processes = 1\nthreads = 2\n[recycle]\nmax_requests = 100\njitter = 0\n[timeouts]\nstuck = \"1h\"\nkeep_after = \"1h\"",
+    );
+    let mut wire = service.connect();
+    assert_eq!(wire.call("ping", json!(0))["result"], 0);
+    wire.send_bytes(&framed(r#"{"in":"ping"}"#).repeat(99));
+    for _ in 0..99 {
+        assert_eq!(wire.receive()["out"], "pong");
+    }
+    service.await_log("recycle.max_requests");
 }
 
 #[test]

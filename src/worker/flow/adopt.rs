@@ -37,6 +37,10 @@ impl Prepared {
     pub(in crate::worker) fn key(&self) -> Key {
         self.connection.key
     }
+
+    pub(in crate::worker) fn has_place(&self) -> bool {
+        self.connection.lock().has_place()
+    }
 }
 
 impl Hand {

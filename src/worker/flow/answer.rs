@@ -67,7 +67,7 @@ impl Hand {
             && !matches!(answered, Answered::Message)
             && (state.phase == Phase::Finishing || !state.has_more_input());
         // A refused one makes room for a health check.
-        let makes_room = !state.has_place && state.refuses_unkept;
+        let makes_room = !state.has_place() && state.refuses_unkept;
         let says_so = (is_last || makes_room) && route.say_goodbye(&mut self.answer);
         let ends = route.ends_connection() || says_so || makes_room;
         if ends && state.phase == Phase::Open {

@@ -23,13 +23,13 @@ impl Hand {
         message: &[u8],
     ) -> Option<Next> {
         let is_kept = state.connection.kept.load(Ordering::Relaxed);
-        if state.has_place && is_kept && !self.shared.has_new.load(Ordering::Relaxed) {
+        if state.has_place() && is_kept && !self.shared.has_new.load(Ordering::Relaxed) {
             return None;
         }
-        if (state.has_place && is_kept) || !state.refuses_unkept {
+        if (state.has_place() && is_kept) || !state.refuses_unkept {
             return Some(Next::Unkept);
         }
-        let refused = if state.has_place {
+        let refused = if state.has_place() {
             self.shared.refused(state.connection.who, None)
         } else {
             complain_of_places(state);
@@ -42,11 +42,13 @@ impl Hand {
     /// Nothing more is read or begun until the supervisor was sent what it must have first, or until there is a place.
     pub(super) fn wait_to_be_kept(&mut self, state: &mut Locked<'_>) {
         state.paused = Some(Pause::Unkept);
-        if !state.has_place {
+        if !state.has_place() {
             // The poller looks for one at the end of its round.
             let now = self.now;
             state.unkept_since.get_or_insert(now);
-            return;
+            if state.connection.kept.load(Ordering::Relaxed) {
+                return;
+            }
         }
         self.shared.ask_to_keep(state.connection.key, self.now);
         if self.term.is_none() {
