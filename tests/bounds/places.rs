@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Instant;
 
 use crate::support::peer::{ALL, Peer, Reply, Way, post};
-use crate::support::proc::kill;
-use crate::support::{Folder, PATIENCE, Service, Wire, code, framed, rig, send_signal};
+use crate::support::proc::{kill, kill_at_rest};
+use crate::support::{Folder, PATIENCE, Service, Wire, await_asleep, code, framed, rig, send_signal};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -450,12 +450,14 @@ fn a_call_that_waits_for_a_place_is_answered_when_its_worker_dies() {
         let service = room_for(2, &format!("{PATIENT}{DEATHS}[timeouts]\nkeep_after = \"1h\""));
         for way in ALL {
             let mut inside = busy(&service, POLITE, 2);
+            let [worker] = service.worker_pids()[..] else { panic!("one worker") };
+            // They run by then.
+            await_asleep(worker);
             let mut outside: Vec<Peer> = (0..RESERVED / 2).map(|_| Peer::of(&service, way)).collect();
             for peer in &mut outside {
                 assert_eq!(peer.call("ping", json!(1))["result"], 1);
                 peer.send(r#"{"in":"sleep","id":7,"params":{"ms":1}}"#);
             }
-            let [worker] = service.worker_pids()[..] else { panic!("one worker") };
             if by_call {
                 inside[0].send(r#"{"in":"crash","params":{"how":"segv"},"id":9}"#);
             } else {
@@ -507,7 +509,8 @@ fn nobody_has_a_place_because_the_worker_died_in_which_he_waited_for_one() {
     }
     for round in 0..3 {
         is_looked_at(&service);
-        kill(service.worker_pids()[0]);
+        // And the calls inside run.
+        kill_at_rest(service.worker_pids()[0]);
         for mut wire in inside.drain(..) {
             assert_eq!(code(&wire.receive()), -32002);
         }

@@ -303,16 +303,13 @@ impl Service {
 
     /// Pids of the living worker processes, by slot.
     pub fn worker_pids(&self) -> Vec<i32> {
-        let until = Instant::now() + PATIENCE;
-        for line in self.seen.borrow().iter().filter(|line| line["message"] == "worker ready") {
-            // It may be ready before the process between it and the template has ended, whose child it is until then.
-            let pid =
-                line["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("the log names the pid");
-            while parent_of(pid).is_some_and(|parent| parent != self.pid()) && Instant::now() < until {
-                std::thread::yield_now();
-            }
-        }
-        children_named(self.pid(), "tine-worker")
+        // A worker may serve before the process between it and the template has ended, whose child it is until then.
+        let are_forked =
+            || children_named(self.pid(), "tine-template").into_iter().all(|pid| children_of(pid).is_empty());
+        await_so("all workers are the supervisor's children", are_forked);
+        let mut workers = children_named(self.pid(), "tine-worker");
+        workers.retain(|pid| !is_zombie(*pid));
+        workers
     }
 }
 
@@ -406,10 +403,20 @@ fn sleepers(pid: i32) -> Option<Vec<(String, String)>> {
     tasks.flatten().map(sleeper).collect()
 }
 
+/// What `/proc` tells of `pid` behind its name, by number; None when there is no such process.
+fn stat_of(pid: i32, number: usize) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(number).map(str::to_owned)
+}
+
+/// It has ended, and its parent has not looked yet.
+fn is_zombie(pid: i32) -> bool {
+    stat_of(pid, 0).is_some_and(|state| state == "Z")
+}
+
 /// The parent of `pid`; None when there is no such process.
 pub fn parent_of(pid: i32) -> Option<i32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    stat_of(pid, 1)?.parse().ok()
 }
 
 /// CPU time a process has used, in clock ticks.
