@@ -125,7 +125,11 @@ impl Addresses {
         let words = || places.buckets().filter_map(|at| self.own.words(at, IN_BUCKET)).flatten();
         if let Some(word) = words().find(|word| places.has(word)) {
             // Where more are counted than fit, one that is not would be taken off later.
-            return count(word) < COUNT && word.fetch_add(1, Ordering::SeqCst) > 0;
+            let fits = count(word) < COUNT;
+            if fits {
+                word.fetch_add(1, Ordering::SeqCst);
+            }
+            return fits;
         }
         // What counts nothing is nobody's: its last connection has gone, and only the poller gives it to another address. Of the
         // bucket with more of these: otherwise both would be full for some while most words are free.

@@ -411,8 +411,8 @@ impl Regained {
         }
         self.keeper.keeping.keep(left.id, keys, kept);
         let stuck = terms.config.timeouts.stuck;
-        let part = crate::worker::share(&terms.config, limits::descriptors());
-        let mut share = Share::left(part, left.may_hold.unwrap_or(part));
+        let part = || crate::worker::share(&terms.config, limits::descriptors());
+        let mut share = Share::left(left.may_hold.unwrap_or_else(part));
         share.adopted(self.keeper.keeping.served_by(left.id));
         let worker = Worker {
             generation,

@@ -19,7 +19,9 @@ use super::state::WorkerId;
 /// What a worker has of the service's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Share {
-    /// Its part when all is well; none once it accepts no more.
+    /// It accepts no more.
+    has_ended: bool,
+    /// Its part by how many serve; none before it is ready.
     part: usize,
     /// It accepts until it holds so many.
     may_hold: usize,
@@ -33,18 +35,25 @@ pub(crate) struct Share {
 
 impl Share {
     /// Of a worker that boots: it hears how many it may hold when it is ready. Before that it could not be told to hold less again.
-    pub(crate) fn at_birth(part: usize) -> Self {
-        Self { part, may_hold: 0, was_told: 0, adopted_to: 0, service_has_room: None }
+    pub(crate) fn at_birth() -> Self {
+        Self::left(0)
     }
 
     /// Of a worker that was told so by a program before this one.
-    pub(crate) fn left(part: usize, may_hold: usize) -> Self {
-        Self { part, may_hold, was_told: may_hold, adopted_to: 0, service_has_room: None }
+    pub(crate) fn left(may_hold: usize) -> Self {
+        Self {
+            has_ended: false,
+            part: 0,
+            may_hold,
+            was_told: may_hold,
+            adopted_to: 0,
+            service_has_room: None,
+        }
     }
 
     /// It accepts no more.
     pub(crate) fn has_ended(&self) -> bool {
-        self.part == 0
+        self.has_ended
     }
 
     pub(crate) fn may_hold(&self) -> usize {
@@ -85,7 +94,7 @@ impl Share {
     /// Its part is another one, as there are more workers or fewer. What it must be told at once, which is less than before:
     /// not below what it has, `kept`.
     pub(crate) fn has_part(&mut self, part: usize, kept: usize) -> Option<usize> {
-        if self.part == 0 {
+        if self.has_ended {
             return None;
         }
         self.part = part;
@@ -98,6 +107,7 @@ impl Share {
 
     /// It was told to end, and accepts no more. It has so many that are kept.
     pub(crate) fn ends(&mut self, kept: usize) {
+        self.has_ended = true;
         (self.part, self.may_hold, self.adopted_to) = (0, 0, self.adopted_to.max(kept));
     }
 
@@ -192,7 +202,7 @@ mod tests {
 
     /// One whose part is 100, and that was told so.
     fn told(may_hold: usize) -> Share {
-        Share { may_hold, was_told: may_hold, ..Share::at_birth(100) }
+        Share { part: 100, ..Share::left(may_hold) }
     }
 
     /// Two workers of a service that has 200 at most, and what becomes of them.
@@ -278,7 +288,7 @@ mod tests {
     fn while_one_boots_the_others_may_hold_its_part_too() {
         let mut scene = Scene::new();
         scene.0.retain(|(worker, _)| *worker != 1);
-        scene.0.push((3, Share::at_birth(100)));
+        scene.0.push((3, Share::at_birth()));
         scene.share(2).adopted(140);
         assert_eq!(scene.share(2).has_part(200, 140), None);
         let free = scene.free(0);
@@ -314,7 +324,7 @@ mod tests {
         assert!(share.hears_of_room(false) && !share.hears_of_room(false));
         share.ends(10);
         assert!(!share.hears_of_room(true), "it accepts no more");
-        let mut left = Share::left(100, 100);
+        let mut left = Share::left(100);
         assert!(left.hears_of_room(true), "what a program before has told is not known");
     }
 

@@ -18,7 +18,6 @@ use crate::arena::{self, ArenaReader, Room};
 use crate::config::span;
 use crate::line::{FromWorker, Line, Received, ToTemplate, ToWorker};
 use crate::log::{self, Counted, More};
-use crate::sys::limits;
 
 /// What a worker says of itself. User code in it can write to its line, as often as it likes.
 static WORDS: Counted = Counted::new("what workers say of themselves", 20);
@@ -60,8 +59,7 @@ impl Supervisor {
             return Err(io::Error::other("its generation is gone"));
         };
         let (methods, stuck) = (Rc::clone(&terms.methods), terms.config.timeouts.stuck);
-        let part = crate::worker::share(&terms.config, limits::descriptors());
-        let share = Share::at_birth(part);
+        let share = Share::at_birth();
         let may_keep = Some(self.first_credit(share));
         let (line, far_end) = Line::pair()?;
         let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };

@@ -1,6 +1,6 @@
 //! How many connections fit: what the configuration wants, and what the descriptor limit allows.
 //!
-//! The supervisor asks to tell the user, to keep no more and to share them out; a worker to know its part.
+//! The supervisor asks to tell the user, to keep no more and to share them out; a worker to have room for what may be its part.
 
 use crate::config::Config;
 use crate::line::MOST_DESCRIPTORS;
@@ -47,7 +47,8 @@ pub(super) fn kept_without_place(config: &Config, descriptors: u64) -> usize {
     RESERVED.min(beside / config.processes / 2)
 }
 
-/// The part of each worker.
+/// The part of each worker while all slots serve. The supervisor tells each how many it may hold, by how many serve. This is for the
+/// room that a worker makes before it hears that, and for where an older program has told nothing.
 pub(crate) fn share(config: &Config, descriptors: u64) -> usize {
     connections(config, descriptors).div_ceil(config.processes)
 }
