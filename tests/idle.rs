@@ -52,7 +52,7 @@ fn ten_thousand_silent_connections_cost_one_thread_nothing_but_a_little_memory()
     let _ = writeln!(std::io::stderr(), "{count} silent connections: {each} bytes of private memory each");
     assert!(each < 2048, "{each} bytes for each silent connection");
     assert_eq!(service.call("ping", json!("beside them"))["result"], "beside them");
-    assert_rests(&[pid, service.pid()], || probe.call("sleep", json!({ "ms": 300 })));
+    assert_rests(&[pid, service.pid()], || drop(probe.call("sleep", json!({ "ms": 300 }))));
 
     for stream in silent {
         Wire { stream }.reset();

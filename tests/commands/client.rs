@@ -96,13 +96,12 @@ fn a_restart_between_calls_costs_no_call() {
 fn calls_on_their_way_when_the_service_is_killed_learn_that_they_may_have_run() {
     let service = Service::start("processes = 1\nthreads = 4");
     let client = client(&service);
+    let file = service.folder().join("running");
+    let line = format!("echo >>{}; exec sleep 600", file.display());
     thread::scope(|scope| {
-        let calls: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| client.call::<Value>("sleep", &json!({ "ms": 600_000 }))))
-            .collect();
-        // While one of the four threads is free, it answers this in time.
-        let probe = client.clone().timeout(Duration::from_millis(200));
-        await_so("the threads are taken", || probe.call::<Value>("sleep", &json!({ "ms": 1 })).is_err());
+        let calls: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| client.call::<Value>("shell", &json!({ "line": line })))).collect();
+        await_so("all run", || std::fs::read(&file).is_ok_and(|told| told.len() == 4));
         service.signal(Signal::SIGQUIT);
         for call in calls {
             let result = call.join().expect("no panic");

@@ -14,6 +14,8 @@ pub mod programs;
 
 pub mod measure;
 mod rude;
+#[path = "../../examples/support/stalls.rs"]
+pub mod stalls;
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
