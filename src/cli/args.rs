@@ -15,7 +15,7 @@ use crate::rpc::TINE;
 
 const SERVE_EXIT: &str = "\
 Exit codes:
-  0  asked to stop, and every call was answered
+  0  asked to stop
   1  gave up: too many workers ended before they could serve
   2  bad command line or config
   3  could not bind an address";

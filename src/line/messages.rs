@@ -23,15 +23,13 @@ pub(crate) enum ToTemplate {
     /// Fork the worker process number `worker` for `slot`. Its descriptors are the worker's line, its arena, the bell and
     /// then every listener in the order of the configuration. `doors_shut`: it accepts nothing before it is told to open.
     /// `quarantine` is what holds from its birth on.
-    /// `may_hold`: so many connections, until it hears [`ToWorker::MayHold`]; as many as the configuration gives it where
-    /// nothing is said. `may_keep`: it may ask to have so many kept and be sure of it, and so many more with each
-    /// [`ToWorker::MayKeep`]; where nothing is said it learns only afterwards.
+    /// `may_keep`: it may ask to have so many connections kept and be sure of it, and so many more with each
+    /// [`ToWorker::MayKeep`]; where nothing is said it learns only afterwards. How many it may hold, and so that it may accept any,
+    /// it hears when it is ready, by [`ToWorker::MayHold`].
     /// `region`: it counts its clients' addresses there; the memory that this is in comes before the listeners.
     Fork {
         worker: u32,
         slot: usize,
-        #[serde(default)]
-        may_hold: Option<usize>,
         #[serde(default)]
         may_keep: Option<usize>,
         #[serde(default)]
@@ -159,6 +157,8 @@ pub(crate) enum FromWorker {
         #[serde(default)]
         without_place: usize,
     },
+    /// It has heard that it may hold fewer connections than before. Those that it has it has asked to have kept.
+    HoldsFewer,
     /// The answer to a question, or word that somebody has connected to a worker that had no connection.
     HereIAm,
     /// So many calls wait here for threads, and connections could go to where they would not have to.

@@ -249,12 +249,12 @@ impl Supervisor {
         if !std::mem::take(&mut self.keeper.shares_may_change) {
             return;
         }
-        let part = self.part();
+        let (part, now) = (self.part(), Instant::now());
         let mut told = BTreeSet::new();
         for id in self.workers.ids() {
-            let kept = self.keeper.keeping.served_by(id);
+            let kept = self.with_place(id);
             let ready = self.workers.get_mut(id).filter(|worker| worker.hears());
-            if ready.and_then(|worker| worker.share.has_part(part, kept)).is_some() {
+            if ready.and_then(|worker| worker.share.has_part(part, kept, now)).is_some() {
                 told.insert(id);
             }
         }
@@ -270,6 +270,18 @@ impl Supervisor {
             let (connections, service_has_room) = (share.may_hold(), share.service_has_room());
             self.tell(id, &ToWorker::MayHold { connections, service_has_room });
         }
+        if self.workers.iter().any(|worker| worker.share.has_not_heard()) {
+            self.balance_soon();
+        }
+    }
+
+    /// A worker has heard that it may hold fewer: the others are given what it does not hold.
+    pub(super) fn holds_fewer(&mut self, worker: WorkerId) {
+        let kept = self.with_place(worker);
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.share.has_heard(kept);
+        }
+        self.keeper.shares_changed();
     }
 
     /// What may be kept beyond what is, and beyond what workers were granted.
@@ -290,7 +302,8 @@ impl Supervisor {
 
     /// What a worker is granted at its birth.
     pub(super) fn first_credit(&self, share: Share) -> usize {
-        let workers = self.workers.ids().len() + 1;
+        // Those that are about to be born are to have as much.
+        let workers = (self.workers.ids().len() + 1).max(self.terms.config.processes);
         let may_keep = share.may_keep(self.keeper.slack(workers));
         self.keeper.window(workers).min(may_keep).min(self.unpromised())
     }

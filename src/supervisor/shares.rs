@@ -5,6 +5,9 @@
 //! others hold beyond their part, and what waits for somebody, is taken off it, and given back when that has ended. While one boots
 //! the others have its part, so that they take what comes meanwhile.
 //!
+//! What a worker accepts before it hears that it may hold less counts until it has said so, and by then it has it kept. Until then
+//! nobody else is given what was taken off it; but one that says nothing is stopped, say, and accepts nobody.
+//!
 //! A connection gives way to a new one only where the service has no room. A worker that may hold no more can't know that by itself,
 //! so it is told.
 //!
@@ -14,7 +17,12 @@
 //!
 //! Pure: numbers in, numbers out. They are what the supervisor counts itself, never a worker's word.
 
+use std::time::{Duration, Instant};
+
 use super::state::WorkerId;
+
+/// How long a worker has for saying that it has heard that it may hold less.
+const HEARS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a worker has of the service's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,10 +35,22 @@ pub(crate) struct Share {
     may_hold: usize,
     /// The most that it was ever told: what it accepted then may still be about to be kept.
     was_told: usize,
+    /// What it was told of less, and has not said that it has heard.
+    unheard: Option<Unheard>,
     /// What it held beyond that when it last went on with others' connections, or was told of less, as far as it still does.
     adopted_to: usize,
     /// What it was told last of that. None where it is not known.
     service_has_room: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Unheard {
+    /// It may hold so many until then.
+    before: usize,
+    /// How often it was told less.
+    times: u32,
+    /// From then on it is taken to have heard.
+    until: Instant,
 }
 
 impl Share {
@@ -46,6 +66,7 @@ impl Share {
             part: 0,
             may_hold,
             was_told: may_hold,
+            unheard: None,
             adopted_to: 0,
             service_has_room: None,
         }
@@ -91,18 +112,36 @@ impl Share {
         self.adopted_to = self.adopted_to.min(kept);
     }
 
-    /// Its part is another one, as there are more workers or fewer. What it must be told at once, which is less than before:
-    /// not below what it has, `kept`.
-    pub(crate) fn has_part(&mut self, part: usize, kept: usize) -> Option<usize> {
+    /// Its part is another one, as there are more workers or fewer. What it must be told at once, which is less than before. Of what
+    /// it has, `kept`, nothing is taken from it.
+    pub(crate) fn has_part(&mut self, part: usize, kept: usize, now: Instant) -> Option<usize> {
+        self.unheard = self.unheard.filter(|unheard| now < unheard.until);
         if self.has_ended {
             return None;
         }
         self.part = part;
-        let most = part.max(kept);
-        (self.may_hold > most).then(|| {
-            self.may_hold = most;
-            most
+        (self.may_hold > part).then(|| {
+            let until = now + HEARS_WITHIN;
+            let first = Unheard { before: self.may_hold, times: 0, until };
+            let unheard = self.unheard.get_or_insert(first);
+            (unheard.times, unheard.until) = (unheard.times.saturating_add(1), until);
+            self.may_hold = part;
+            self.keeps(kept);
+            part
         })
+    }
+
+    /// It has heard that it may hold less, and all that it has is kept by now.
+    pub(crate) fn has_heard(&mut self, kept: usize) {
+        self.unheard = self.unheard.filter(|unheard| unheard.times > 1);
+        if let Some(unheard) = &mut self.unheard {
+            unheard.times -= 1;
+        }
+        self.keeps(kept);
+    }
+
+    pub(crate) fn has_not_heard(&self) -> bool {
+        self.unheard.is_some()
     }
 
     /// It was told to end, and accepts no more. It has so many that are kept.
@@ -113,7 +152,7 @@ impl Share {
 
     /// What it holds, or may come to hold without being told anything.
     fn claim(&self) -> usize {
-        self.may_hold.max(self.adopted_to)
+        self.may_hold.max(self.adopted_to).max(self.unheard.map_or(0, |unheard| unheard.before))
     }
 }
 
@@ -270,40 +309,54 @@ mod tests {
 
     #[test]
     fn a_worker_that_is_added_gets_its_part_from_the_others() {
-        let mut scene = Scene::new();
+        let (mut scene, now) = (Scene::new(), Instant::now());
         scene.0.push((3, told(0)));
-        assert_eq!(scene.share(1).has_part(67, 20), Some(67));
-        assert_eq!(scene.share(2).has_part(67, 90), Some(90), "what it has is not taken from it");
-        assert_eq!(scene.share(3).has_part(67, 0), None);
+        assert_eq!(scene.share(1).has_part(67, 20, now), Some(67));
+        assert_eq!(scene.share(2).has_part(67, 90, now), Some(67));
+        assert_eq!(scene.share(3).has_part(67, 0, now), None);
+        scene.share(1).has_heard(20);
+        scene.share(2).has_heard(90);
         assert_eq!(scene.give_out(0), [(3, 43)]);
-        assert_eq!(scene.share(2).has_part(67, 60), Some(67));
+        scene.share(2).gave_up(60);
         assert_eq!(scene.give_out(0), [(3, 66)], "all that there is");
         scene.share(3).ends(0);
-        assert_eq!((scene.share(1).has_part(100, 20), scene.share(2).has_part(100, 60)), (None, None));
-        assert_eq!(scene.share(3).has_part(100, 0), None);
+        assert_eq!(
+            (scene.share(1).has_part(100, 20, now), scene.share(2).has_part(100, 60, now)),
+            (None, None)
+        );
+        assert_eq!(scene.share(3).has_part(100, 0, now), None);
         assert_eq!(scene.give_out(0), [(1, 100), (2, 100)]);
     }
 
     #[test]
     fn while_one_boots_the_others_may_hold_its_part_too() {
-        let mut scene = Scene::new();
+        let (mut scene, now) = (Scene::new(), Instant::now());
         scene.0.retain(|(worker, _)| *worker != 1);
         scene.0.push((3, Share::at_birth()));
         scene.share(2).adopted(140);
-        assert_eq!(scene.share(2).has_part(200, 140), None);
+        assert_eq!(scene.share(2).has_part(200, 140, now), None);
         let free = scene.free(0);
         assert_eq!(give_out(free, &mut [(2, scene.share(2))]), [(2, 200)], "the other one hears nothing yet");
         // It is ready.
-        assert_eq!(scene.share(2).has_part(100, 150), Some(150), "what it has is not taken from it");
-        assert_eq!(scene.share(3).has_part(100, 0), None);
-        assert_eq!(scene.give_out(0), [(3, 50)]);
-        // What the other one had accepted by then is kept at once: it is not given out twice for longer than that.
-        scene.share(2).keeps(170);
-        scene.share(3).gave_up(0);
-        assert_eq!(scene.free(0), 0);
+        assert_eq!(scene.share(2).has_part(100, 150, now), Some(100));
+        assert_eq!(scene.share(3).has_part(100, 0, now), None);
+        assert_eq!(scene.give_out(0), [], "the other one may go on accepting until it has heard");
+        scene.share(2).has_heard(170);
+        assert_eq!(scene.give_out(0), [(3, 30)]);
         scene.share(2).gave_up(120);
-        assert_eq!(scene.share(2).has_part(100, 120), Some(120));
         assert_eq!(scene.give_out(0), [(3, 80)]);
+    }
+
+    #[test]
+    fn whoever_was_told_less_twice_has_heard_when_he_has_said_so_twice_or_says_nothing() {
+        let (mut share, now) = (told(100), Instant::now());
+        assert_eq!((share.has_part(60, 0, now), share.has_part(40, 0, now)), (Some(60), Some(40)));
+        share.has_heard(0);
+        assert_eq!((share.has_not_heard(), share.claim()), (true, 100));
+        share.has_heard(50);
+        assert_eq!((share.has_not_heard(), share.claim()), (false, 50));
+        assert_eq!(share.has_part(30, 50, now), Some(30));
+        assert_eq!((share.has_part(30, 50, now + HEARS_WITHIN), share.has_not_heard()), (None, false));
     }
 
     #[test]

@@ -100,15 +100,7 @@ impl Supervisor {
         };
         self.workers.insert(id, worker);
         self.keeper.keeping.begin(id, kept_memory);
-        let fork = ToTemplate::Fork {
-            worker: id,
-            slot,
-            may_hold: Some(share.may_hold()),
-            may_keep,
-            doors_shut,
-            quarantine,
-            region,
-        };
+        let fork = ToTemplate::Fork { worker: id, slot, may_keep, doors_shut, quarantine, region };
         template.line.send(&fork, descriptors)?;
         watch(&self.epoll, &template.line, template_line::token(generation));
         Ok(())
@@ -213,6 +205,27 @@ impl Supervisor {
         self.forget_unborn(id, WorkerEvent::Vanished);
     }
 
+    fn is_ready(&mut self, id: WorkerId, descriptors: Vec<OwnedFd>) {
+        // Anything that a handler runs may say so again.
+        if self.workers.get(id).is_some_and(|worker| worker.is_ready) {
+            return;
+        }
+        if let Some(epoll) = descriptors.into_iter().next() {
+            self.keeper.keeping.hold_epoll(id, epoll);
+        }
+        self.balance_soon();
+        self.keeper.shares_changed();
+        self.catch_up(id);
+        self.listens_on_what_there_is(id);
+        // It accepts from then on, and others no more than their parts: whoever reads that it is ready finds it so.
+        self.share_out();
+        if let Some(worker) = self.workers.get(id) {
+            let (slot, generation, pid) = (worker.slot, worker.generation, worker.pid.map_or(0, Pid::as_raw));
+            let after = span::show_measured(worker.started.elapsed());
+            tracing::info!(slot, pid, generation, after, "worker ready");
+        }
+    }
+
     fn worker_says(&mut self, id: WorkerId, message: FromWorker, descriptors: Vec<OwnedFd>) {
         let Some(worker) = self.workers.get_mut(id) else {
             return;
@@ -236,16 +249,7 @@ impl Supervisor {
                 WorkerEvent::Born
             }
             FromWorker::Ready => {
-                let pid = worker.pid.map_or(0, Pid::as_raw);
-                let after = span::show_measured(worker.started.elapsed());
-                tracing::info!(slot, pid, generation, after, "worker ready");
-                if let Some(epoll) = descriptors.into_iter().next() {
-                    self.keeper.keeping.hold_epoll(id, epoll);
-                }
-                self.balance_soon();
-                self.keeper.shares_changed();
-                self.catch_up(id);
-                self.listens_on_what_there_is(id);
+                self.is_ready(id, descriptors);
                 WorkerEvent::Ready
             }
             FromWorker::BootFailed { reason } => {
@@ -312,6 +316,7 @@ impl Supervisor {
             FromWorker::Closed { connections, .. } => return self.closed(id, &connections),
             FromWorker::Offered { connections, .. } => return self.offered(id, connections),
             FromWorker::Adopted { from, results, .. } => return self.adopted(id, from, results),
+            FromWorker::HoldsFewer => return self.holds_fewer(id),
             FromWorker::Crowded { waiting } => return self.crowded(id, waiting),
             FromWorker::TrialWanted { method } => return self.trial_wanted(id, &method),
             FromWorker::TrialEnded { method, ok } => return self.trial_ended(id, &method, ok),

@@ -149,7 +149,7 @@ impl Template {
             match receive(&mut self.line) {
                 Ok(None) => return 0,
                 Ok(Some((
-                    ToTemplate::Fork { worker, slot, may_hold, may_keep, doors_shut, quarantine, region },
+                    ToTemplate::Fork { worker, slot, may_keep, doors_shut, quarantine, region },
                     descriptors,
                 ))) => {
                     match fork_twice() {
@@ -158,7 +158,7 @@ impl Template {
                             let birth = Birth {
                                 slot,
                                 generation,
-                                share: worker::Share { may_hold, may_keep },
+                                may_keep,
                                 doors_shut,
                                 quarantine,
                                 region,

@@ -70,7 +70,9 @@ pub(super) struct Desk {
     /// Rung by a worker that was woken for a connection it can't take; every worker hears it. The kernel wakes one
     /// worker for each connection, and that one was it.
     pub(super) bell: OwnedFd,
-    /// Connections this worker may hold.
+    /// It is not to accept anybody yet.
+    pub(super) doors_shut: bool,
+    /// Connections this worker may hold. Its doors stay shut until it has heard that.
     pub(super) most_connections: usize,
     /// The service may hold more than it does: no connection gives way to a new one.
     pub(super) service_has_room: bool,
@@ -291,16 +293,25 @@ impl Desk {
             ToWorker::Drain => self.begin_draining(hand),
             ToWorker::Leave { gone } => self.begin_leaving(hand, &gone),
             ToWorker::ListenAnew { number } => self.listen_anew(number, descriptors, hand),
-            ToWorker::Open => self.open_late(&hand.shared),
+            ToWorker::Open => {
+                self.doors_shut = false;
+                self.open_first(&hand.shared);
+            }
             ToWorker::TurnRed => hand.shared.site.turn_red(),
             ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
             ToWorker::MayHold { connections, service_has_room } => {
-                if connections < self.most_connections {
+                let holds_fewer = connections < self.most_connections;
+                (self.most_connections, self.service_has_room) = (connections, service_has_room);
+                if holds_fewer {
                     // What it has beyond that others don't get.
                     hand.shared.note(|notes| notes.keep_young(hand.now()));
+                    self.tell_notes(hand);
+                    self.say(&FromWorker::HoldsFewer);
                 }
-                (self.most_connections, self.service_has_room) = (connections, service_has_room);
                 self.give_places(hand);
+                if !self.doors_shut {
+                    self.open_first(&hand.shared);
+                }
                 self.open_doors(hand);
             }
             ToWorker::MayKeep { more } => self.may_keep_more(hand, more),

@@ -40,16 +40,8 @@ pub(super) fn is_door(token: u64) -> bool {
 }
 
 impl Desk {
-    /// Opens all doors for the first time.
-    pub(super) fn open_first(&mut self, shared: &Shared) -> io::Result<()> {
-        for door in self.doors.iter_mut().flatten() {
-            door.open(&shared.epoll)?;
-        }
-        Ok(())
-    }
-
-    /// As `open_first`, where the worker has long reported that it is ready.
-    pub(super) fn open_late(&mut self, shared: &Shared) {
+    /// Opens the doors that have never been open.
+    pub(super) fn open_first(&mut self, shared: &Shared) {
         for (number, door) in self.doors.iter_mut().enumerate() {
             if let Some(door) = door.as_mut().filter(|door| door.shut() == Some(Shut::NotYet)) {
                 shared.watch_door(number, door.open(&shared.epoll));

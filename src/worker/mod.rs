@@ -88,7 +88,7 @@ use quarantine::Quarantine;
 use queue::Queue;
 use role::Role;
 use runs::Runs;
-pub(crate) use start::{Birth, Share, run};
+pub(crate) use start::{Birth, run};
 use table::Table;
 
 /// Tokens whose index is not a connection's: connections are numbered from 0 and never get this far.

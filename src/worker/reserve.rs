@@ -25,6 +25,8 @@ const TIME_IN_RESERVE: Duration = Duration::from_millis(100);
 const TIME_TO_END: Duration = Duration::from_secs(1);
 /// A call waits so long for a place in another worker, where the service has room.
 const OTHERS_TAKE_IT: Duration = Duration::from_secs(1);
+/// And for so long after one has waited in vain none does.
+const OTHERS_TAKE_NOBODY: Duration = Duration::from_secs(10);
 /// For so long after somebody could not go to another worker nobody is left to others.
 const OTHERS_ARE_FULL: Duration = Duration::from_millis(100);
 /// How soon it is looked again whether somebody gives way to a call that waits for a place.
@@ -37,6 +39,8 @@ pub(super) struct Reserve {
     taken: Vec<(Key, Instant)>,
     eviction: Eviction,
     others_are_full_until: Option<Instant>,
+    /// Until when the room of others is of no use.
+    others_take_nobody_until: Option<Instant>,
     /// When it is looked next whether somebody gives way.
     timer: Option<Instant>,
 }
@@ -128,15 +132,19 @@ impl Desk {
     /// Others may have a place where this worker has none, as far as the supervisor knows. It counts what is kept, so all that are
     /// here are from now on.
     fn service_has_room(&self, hand: &Hand) -> bool {
-        if self.service_has_room {
+        let is_of_no_use = self.reserve.others_take_nobody_until.is_some_and(|until| hand.now() < until);
+        let has_room = self.service_has_room && !is_of_no_use;
+        if has_room {
             hand.shared.note(|notes| notes.keep_young(hand.now()));
         }
-        self.service_has_room
+        has_room
     }
 
-    /// Whoever has room is stopped, say, or about to end. Somebody gives way here until the supervisor says more.
-    fn others_take_nobody(&mut self) {
-        self.service_has_room = false;
+    /// Whoever has room is stopped, say, or about to end: somebody gives way here.
+    fn others_take_nobody(&mut self, now: Instant) {
+        if self.service_has_room {
+            self.reserve.others_take_nobody_until = Some(now + OTHERS_TAKE_NOBODY);
+        }
     }
 
     fn look(&mut self, hand: &Hand) {
@@ -209,11 +217,14 @@ impl Desk {
 
     /// Some may have a place by now: because others have left, or as others give way to those that have said something.
     pub(super) fn give_places(&mut self, hand: &mut Hand) {
-        for (key, came) in self.reserve.taken.clone() {
+        for (key, _) in self.reserve.taken.clone() {
             let Some(connection) = hand.shared.find(key) else { continue };
-            let waits = connection.lock().paused == Some(Pause::Unkept);
-            if waits && came + OTHERS_TAKE_IT <= hand.now() {
-                self.others_take_nobody();
+            let state = connection.lock();
+            let (waits, waits_since) = (state.paused == Some(Pause::Unkept), state.unkept_since);
+            drop(state);
+            let in_vain = waits_since.is_some_and(|since| since + OTHERS_TAKE_IT <= hand.now());
+            if waits && in_vain {
+                self.others_take_nobody(hand.now());
             }
             let is_free = self.room(&hand.shared, hand.now()).0 > 0;
             if is_free || (waits && self.has_place_for(&connection, hand)) {
@@ -241,7 +252,7 @@ impl Desk {
 
     /// Somebody waits at the door, and the reserved places are taken.
     pub(super) fn clear_reserve(&mut self, hand: &mut Hand) {
-        self.others_take_nobody();
+        self.others_take_nobody(hand.now());
         self.give_places(hand);
         for (key, came) in self.reserve.taken.clone() {
             if let Some(connection) = hand.shared.find(key) {

@@ -30,21 +30,13 @@ use crate::sys::signals::{self, OnTerm};
 use crate::sys::socket::Listener;
 use crate::sys::title;
 
-/// What a worker has of the service's connections.
-#[derive(Debug)]
-pub(crate) struct Share {
-    /// So many it may hold; its part where nothing is said.
-    pub(crate) may_hold: Option<usize>,
-    /// It may ask to have so many kept and be sure of it; any number where nothing is said.
-    pub(crate) may_keep: Option<usize>,
-}
-
 /// What a worker is born with.
 #[derive(Debug)]
 pub(crate) struct Birth {
     pub(crate) slot: usize,
     pub(crate) generation: u32,
-    pub(crate) share: Share,
+    /// It may ask to have so many connections kept and be sure of it; any number where nothing is said.
+    pub(crate) may_keep: Option<usize>,
     /// It accepts nothing before it is told to open.
     pub(crate) doors_shut: bool,
     /// What it must refuse from the first call on.
@@ -87,7 +79,7 @@ fn live(service: Service, config: Config, birth: Birth) -> ! {
     for Quarantined { method, for_ms } in birth.quarantine {
         shared.shut_method(&method, Duration::from_millis(for_ms));
     }
-    let desk = Desk::new(line, arena, bell, term, &birth.share, &config);
+    let desk = Desk::new(line, arena, bell, term, birth.may_keep, &config);
     let desk = Arc::new(Mutex::new(desk));
     match open(&shared, &desk, rows, listeners, &config, birth.doors_shut) {
         Ok(mut hand) => {
@@ -208,9 +200,7 @@ fn open(
     desk.term.report_to(&shared.epoll, TERM).map_err(failed("SIGTERM"))?;
     shared.listen_for(&desk.bell).map_err(failed("bell"))?;
     desk.doors = doors::make(listeners, config);
-    if !doors_shut {
-        desk.open_first(shared).map_err(failed("listener"))?;
-    }
+    desk.doors_shut = doors_shut;
     desk.arena.set_state(State::Ready);
     desk.line.live_on().map_err(failed("line"))?;
     // Without it the end of this worker lasts longer, and nothing else is different.
@@ -237,7 +227,7 @@ impl Desk {
         arena: ArenaWriter,
         bell: OwnedFd,
         term: OnTerm,
-        share: &Share,
+        may_keep: Option<usize>,
         config: &Config,
     ) -> Self {
         Self {
@@ -245,11 +235,10 @@ impl Desk {
             arena,
             doors: Vec::new(),
             bell,
-            most_connections: share
-                .may_hold
-                .unwrap_or_else(|| capacity::share(config, limits::descriptors())),
+            most_connections: 0,
+            doors_shut: false,
             service_has_room: false,
-            may_keep: share.may_keep.unwrap_or(usize::MAX),
+            may_keep: may_keep.unwrap_or(usize::MAX),
             most_kept_without_place: capacity::kept_without_place(config, limits::descriptors()),
             reserve: super::reserve::Reserve::default(),
             has_siblings: config.processes > 1,

@@ -497,6 +497,33 @@ fn a_call_that_gets_no_place_where_its_connection_goes_is_told_so() {
     }
 }
 
+/// The places of connections that were handed on were taken by those who waited, and were none of the service's.
+#[test]
+fn a_death_lets_nobody_in_beyond_those_that_may_be() {
+    let service =
+        Service::start(&format!("processes = 2\nthreads = 2\n{DEATHS}[limits]\nmax_connections = 8\n{LONG}"));
+    let hold = |_| {
+        let mut wire = service.connect();
+        runs(&mut wire);
+        // Who has begun a message does not give way.
+        wire.send_bytes(&framed(r#"{"in":"sleep","params":{"ms":1},"id":1}"#)[..6]);
+        wire
+    };
+    let inside: Vec<Wire> = (0..8).map(hold).collect();
+    // All of them in one worker leave reserved places for health checks.
+    let outside = waiting(&service, RESERVED / 2, r#"{"in":"sleep","id":1,"params":{"ms":1}}"#);
+    for victim in 0..2 {
+        kill(service.worker_pids()[victim]);
+        service.await_log("worker ready");
+        service.await_log("a worker lets connections go to others");
+        for _ in 0..50 {
+            assert_eq!(page(&mut Peer::of(&service, Way::Http), "/healthz").status, 200);
+        }
+        assert!(inside.iter().all(Wire::has_nothing), "they are inside, and say nothing");
+        assert!(outside.iter().all(Wire::has_nothing), "they are outside");
+    }
+}
+
 /// With each death as many would be let in as there are reserved places.
 #[test]
 fn nobody_has_a_place_because_the_worker_died_in_which_he_waited_for_one() {

@@ -303,6 +303,17 @@ fn a_worker_that_may_keep_no_more_rests_until_it_may() {
     kept.await_kept(silent.len());
 }
 
+/// Those that were born first were granted all there was, and the last refused every call.
+#[test]
+fn at_a_low_limit_every_worker_may_have_connections_kept() {
+    let config = "processes = 4\nthreads = 2\n[limits]\nmax_connections = 16\nqueue_wait = \"1s\"";
+    let service = Service::start_with(after_setup("ulimit -n 300", &rig()), config);
+    let mut wires: Vec<Wire> = (0..16).map(|_| service.connect()).collect();
+    for wire in &mut wires {
+        assert_eq!(wire.call("sleep", json!({ "ms": 1 }))["out"], "sleep");
+    }
+}
+
 /// The supervisor keeps 100 connections then, of which 75 may be open; it hears of those that ended 20 ms later.
 #[test]
 fn no_call_runs_whose_connection_the_supervisor_has_no_descriptor_for() {

@@ -179,7 +179,7 @@ fn a_hook_that_panics_is_the_reason_why_a_worker_can_not_start() {
         let config = "processes = 1\nthreads = 1\n[restart]\nmax_restarts = 1";
         let mut service = Service::launch(program, config);
         assert_eq!(service.await_end().code(), Some(1));
-        let log = service.log_so_far();
+        let log = format!("{:?}", service.whole_log());
         assert!(log.contains(&format!("{reason}: {variable} asked for it")), "{log}");
     }
 }

@@ -311,6 +311,7 @@ impl Service {
         await_so("all workers are the supervisor's children", are_forked);
         let mut workers = children_named(self.pid(), "tine-worker");
         workers.retain(|pid| !is_zombie(*pid));
+        workers.sort_by_key(|pid| slot_of(*pid));
         workers
     }
 }
@@ -409,6 +410,12 @@ fn sleepers(pid: i32) -> Option<Vec<(String, String)>> {
 fn stat_of(pid: i32, number: usize) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(number).map(str::to_owned)
+}
+
+/// The slot of a worker process, by its title.
+fn slot_of(pid: i32) -> Option<usize> {
+    let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+    title.strip_prefix("tine: worker ")?.split(' ').next()?.parse().ok()
 }
 
 /// It has ended, and its parent has not looked yet.
