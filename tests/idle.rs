@@ -90,10 +90,16 @@ fn a_low_hard_limit_lowers_max_connections_and_the_log_says_so() {
     // More clients than may be in: each takes the place of the one that has been idle for longest, and nobody runs out of
     // descriptors.
     let mut inside: Vec<Wire> = Vec::new();
-    for n in 0..3 * lowered {
+    let mut come_in = || {
         let mut wire = service.connect();
-        assert_eq!(wire.call("ping", json!(n))["result"], n);
+        assert_eq!(wire.call("ping", json!(inside.len()))["result"], inside.len());
         inside.push(wire);
+        inside[0].has_nothing()
+    };
+    for _ in 0..3 * lowered {
+        come_in();
     }
+    // One whose answer was just on its way when all were looked at is passed over that time.
+    await_so("the first gives way", || !come_in());
     assert!(inside[0].is_closed());
 }
