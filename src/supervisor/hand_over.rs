@@ -271,7 +271,8 @@ impl Supervisor {
             self.tell(id, &ToWorker::MayHold { connections, service_has_room });
         }
         if self.workers.iter().any(|worker| worker.share.has_not_heard()) {
-            self.balance_soon();
+            let at = now + shares::HEARS_WITHIN;
+            self.keeper.balance_at = Some(self.keeper.balance_at.map_or(at, |balance| balance.min(at)));
         }
     }
 

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use super::state::WorkerId;
 
-/// How long a worker has for saying that it has heard that it may hold less.
-const HEARS_WITHIN: Duration = Duration::from_secs(1);
+/// How long a worker has for saying that it has heard that it may hold less: whoever replaces another waits for that meanwhile.
+pub(crate) const HEARS_WITHIN: Duration = Duration::from_millis(100);
 
 /// What a worker has of the service's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

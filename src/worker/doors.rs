@@ -138,6 +138,9 @@ impl Desk {
         let shared = Arc::clone(&hand.shared);
         self.reserve.others_are_full(hand.now());
         if self.room(&shared, hand.now()) == (0, 0) {
+            if self.may_be_taken_by_others(hand) {
+                return shared.look_again_at(number, Shut::NoThread);
+            }
             self.clear_reserve(hand);
         }
         if let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) {

@@ -147,6 +147,15 @@ impl Desk {
         }
     }
 
+    /// Whoever waits at the door while the reserved places are taken is left to others that have room, for a while.
+    pub(super) fn may_be_taken_by_others(&mut self, hand: &Hand) -> bool {
+        let since = self.reserve.taken.iter().map(|(_, came)| *came).min();
+        if since.is_some_and(|since| since + OTHERS_TAKE_IT <= hand.now()) {
+            self.others_take_nobody(hand.now());
+        }
+        self.service_has_room(hand)
+    }
+
     fn look(&mut self, hand: &Hand) {
         if !self.reserve.eviction.wants_look(hand.now()) {
             return;
@@ -252,7 +261,6 @@ impl Desk {
 
     /// Somebody waits at the door, and the reserved places are taken.
     pub(super) fn clear_reserve(&mut self, hand: &mut Hand) {
-        self.others_take_nobody(hand.now());
         self.give_places(hand);
         for (key, came) in self.reserve.taken.clone() {
             if let Some(connection) = hand.shared.find(key) {

@@ -372,6 +372,28 @@ fn somebody_gives_way_where_the_worker_that_has_room_takes_nobody() {
     }
 }
 
+/// It was given nothing of what the other one had been told while it booted, and closed what it went on with for new ones.
+#[test]
+fn nobody_gives_way_in_a_worker_whose_part_another_holds_that_is_stopped() {
+    let config = "processes = 2\nthreads = 4\n[limits]\nmax_connections = 80\n";
+    let service = Service::start(&format!("{config}{PATIENT}[timeouts]\nstuck = \"10m\""));
+    let mut wires: Vec<Wire> = (0..10).map(|_| service.connect()).collect();
+    wires.iter_mut().for_each(runs);
+    let [stopped, dies] = service.worker_pids()[..] else { panic!("two workers") };
+    send_signal(stopped, Signal::SIGSTOP);
+    kill(dies);
+    service.await_log("worker ready");
+    let mut new: Vec<Wire> = (0..30).map(|_| service.connect()).collect();
+    for wire in &mut new {
+        wire.request("sleep", &json!({ "ms": 1 }));
+    }
+    for wire in &mut new {
+        assert_eq!(wire.receive()["out"], "sleep");
+    }
+    assert!(wires.iter().all(Wire::has_nothing), "somebody gave way: {}", service.log_so_far());
+    send_signal(stopped, Signal::SIGCONT);
+}
+
 /// One that had not heard yet that it may hold more than at its birth closed some for new ones.
 #[test]
 fn nobody_gives_way_while_a_worker_goes_on_with_what_another_had() {
