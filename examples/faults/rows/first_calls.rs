@@ -131,12 +131,13 @@ fn die(extent: Extent, service: &Service, deadly: &Deadly) -> Result<Judge, BoxE
         others.ended,
         deadly.may_end_one_in.map_or(0, |one_in| deaths.div_ceil(one_in)),
     );
+    // The log has told of every death by then.
+    judge.holds("all workers are back", service.await_workers(PROCESSES));
     judge.at_least("deaths", service.count_log(mark, "worker died"), deaths);
     judge.holds("calls are answered beside it", others.answered > deaths / 4);
     judge.tell(format!("longest stall of the machine {stalled:.1?}"));
     // What the machine did not let anybody do is nobody's fault.
     judge.within("longest call", others.longest, PROMPT + stalled);
-    judge.holds("all workers are back", service.await_workers(PROCESSES));
     judge.heard(service);
     Ok(judge)
 }
