@@ -227,7 +227,7 @@ impl Supervisor {
     }
 
     /// Workers that accept connections.
-    pub(super) fn serving(&self) -> impl Iterator<Item = &Worker> {
+    fn serving(&self) -> impl Iterator<Item = &Worker> {
         self.workers.iter().filter(|worker| worker.hears() && !worker.share.has_ended())
     }
 
@@ -239,7 +239,7 @@ impl Supervisor {
     }
 
     /// More connections may be held than are.
-    pub(super) fn has_room(&self) -> bool {
+    fn has_room(&self) -> bool {
         let held: usize = self.workers.ids().into_iter().map(|id| self.with_place(id)).sum();
         shares::has_room(self.keeper.connections, held + self.keeper.keeping.moving())
     }

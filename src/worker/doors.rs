@@ -139,7 +139,13 @@ impl Desk {
         self.reserve.others_are_full(hand.now());
         if self.room(&shared, hand.now()) == (0, 0) {
             if self.may_be_taken_by_others(hand) {
-                return shared.look_again_at(number, Shut::NoThread);
+                // One that lacks room is looked at again by whoever looks for that.
+                if self.doors.get(number).and_then(Option::as_ref).and_then(Door::shut)
+                    == Some(Shut::NoThread)
+                {
+                    shared.look_again_at(number, Shut::NoThread);
+                }
+                return;
             }
             self.clear_reserve(hand);
         }

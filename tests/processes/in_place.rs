@@ -156,12 +156,10 @@ fn scribble(worker: i32, supervisor: i32) {
     file.write_all_at(&[0xff; 64], 0).expect("it is writable");
 }
 
-#[test]
-fn a_worker_whose_arena_makes_no_sense_is_replaced_by_the_new_program() {
-    let scene = Scene::new("processes = 2\nthreads = 2");
+/// Reloads with a new program, which does not take the supervisor's place as long as the worker is there whose pid is returned: a
+/// call of `Wire` hangs in it. With them the mark from which on the log tells of it.
+fn reload_beside_one_that_hangs(scene: &Scene) -> (support::Wire, i32, usize) {
     let service = &scene.service;
-    let before = service.worker_pids();
-    // While this worker is there the supervisor has something under way.
     let mut wire = service.connect();
     let hangs = worker_pid(&mut wire);
     wire.send(r#"{"in":"hang","id":1}"#);
@@ -171,6 +169,15 @@ fn a_worker_whose_arena_makes_no_sense_is_replaced_by_the_new_program() {
     let mark = service.mark();
     service.signal(Signal::SIGHUP);
     service.await_text(mark, "reloaded");
+    (wire, hangs, mark)
+}
+
+#[test]
+fn a_worker_whose_arena_makes_no_sense_is_replaced_by_the_new_program() {
+    let scene = Scene::new("processes = 2\nthreads = 2");
+    let service = &scene.service;
+    let before = service.worker_pids();
+    let (_wire, hangs, mark) = reload_beside_one_that_hangs(&scene);
     let served_by = std::iter::repeat_with(|| worker_pid(&mut service.connect()));
     let doomed = served_by.take(1_000).find(|pid| !before.contains(pid)).expect("the next generation serves");
     scribble(doomed, service.pid());
@@ -201,16 +208,7 @@ fn start_daemon(scene: &Scene, wire: &mut support::Wire) -> Process {
 fn a_daemon_of_a_handler_ends_with_its_worker_although_another_program_has_taken_over_meanwhile() {
     let scene = Scene::new("processes = 1\nthreads = 2");
     let service = &scene.service;
-    // While this worker is there the supervisor has something under way.
-    let mut wire = service.connect();
-    let hangs = worker_pid(&mut wire);
-    wire.send(r#"{"in":"hang","id":1}"#);
-    wire.send(r#"{"in":"sleep","params":{"ms":1},"id":2}"#);
-    assert_eq!(wire.receive()["id"], 2, "the other runs");
-    scene.deploy();
-    let mark = service.mark();
-    service.signal(Signal::SIGHUP);
-    service.await_text(mark, "reloaded");
+    let (_wire, hangs, mark) = reload_beside_one_that_hangs(&scene);
     let wires = std::iter::repeat_with(|| service.connect()).take(1_000);
     let mut served_by = wires.map(|mut wire| (worker_pid(&mut wire), wire));
     let (serves, mut wire) = served_by.find(|(pid, _)| *pid != hangs).expect("the next generation serves");
