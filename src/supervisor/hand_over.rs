@@ -179,6 +179,9 @@ impl Supervisor {
     }
 
     pub(super) fn offered(&mut self, worker: WorkerId, connections: Vec<Key>) {
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.share.offered(connections.len());
+        }
         let not_kept = self.keeper.keeping.offered(worker, connections);
         self.gave_up(worker);
         if !not_kept.is_empty() {
@@ -254,7 +257,7 @@ impl Supervisor {
         for id in self.workers.ids() {
             let kept = self.with_place(id);
             let ready = self.workers.get_mut(id).filter(|worker| worker.hears());
-            if ready.and_then(|worker| worker.share.has_part(part, kept, now)).is_some() {
+            if ready.is_some_and(|worker| worker.share.has_part(part, kept, now)) {
                 told.insert(id);
             }
         }
@@ -270,8 +273,7 @@ impl Supervisor {
             let (connections, service_has_room) = (share.may_hold(), share.service_has_room());
             self.tell(id, &ToWorker::MayHold { connections, service_has_room });
         }
-        if self.workers.iter().any(|worker| worker.share.has_not_heard()) {
-            let at = now + shares::HEARS_WITHIN;
+        if let Some(at) = self.workers.iter().filter_map(|worker| worker.share.moment()).min() {
             self.keeper.balance_at = Some(self.keeper.balance_at.map_or(at, |balance| balance.min(at)));
         }
     }
@@ -478,7 +480,14 @@ impl Supervisor {
             return self.balance_soon();
         }
         let workers: Vec<Has> = self.state.adopters().into_iter().map(|worker| self.has(worker)).collect();
-        for let_go in balance::plan(&workers) {
+        let plan = balance::plan(&workers);
+        for let_go in &plan {
+            if let Some(worker) = self.workers.get_mut(let_go.worker) {
+                worker.share.lets_go(let_go.count, now);
+            }
+        }
+        self.share_out();
+        for let_go in plan {
             tracing::debug!(
                 worker = let_go.worker,
                 connections = let_go.count,

@@ -8,6 +8,9 @@
 //! What a worker accepts before it hears that it may hold less counts until it has said so, and by then it has it kept. Until then
 //! nobody else is given what was taken off it; but one that says nothing is stopped, say, and accepts nobody.
 //!
+//! What a worker lets go to others takes a place until somebody has it. Whoever lets go may hold as many fewer from then on, or it
+//! would fill those places beside them.
+//!
 //! A connection gives way to a new one only where the service has no room. A worker that may hold no more can't know that by itself,
 //! so it is told.
 //!
@@ -20,6 +23,7 @@
 use std::time::{Duration, Instant};
 
 use super::state::WorkerId;
+use crate::worker::GIVE_UP_LETTING_GO;
 
 /// How long a worker has for saying that it has heard that it may hold less: whoever replaces another waits for that meanwhile.
 pub(crate) const HEARS_WITHIN: Duration = Duration::from_millis(100);
@@ -39,8 +43,17 @@ pub(crate) struct Share {
     unheard: Option<Unheard>,
     /// What it held beyond that when it last went on with others' connections, or was told of less, as far as it still does.
     adopted_to: usize,
-    /// What it was told last of that. None where it is not known.
+    /// What it was told to let go and has not offered yet.
+    leaving: Option<Leaving>,
+    /// Whether the service has room, as it was told last. None where that is not known.
     service_has_room: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Leaving {
+    count: usize,
+    /// From then on it offers them no more.
+    until: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +81,7 @@ impl Share {
             was_told: may_hold,
             unheard: None,
             adopted_to: 0,
+            leaving: None,
             service_has_room: None,
         }
     }
@@ -112,23 +126,50 @@ impl Share {
         self.adopted_to = self.adopted_to.min(kept);
     }
 
-    /// Its part is another one, as there are more workers or fewer. What it must be told at once, which is less than before. Of what
-    /// it has, `kept`, nothing is taken from it.
-    pub(crate) fn has_part(&mut self, part: usize, kept: usize, now: Instant) -> Option<usize> {
+    /// It is told to let so many go. It may hold as many fewer meanwhile, which it is to hear of first.
+    pub(crate) fn lets_go(&mut self, count: usize, now: Instant) {
+        // What it lets go already is part of it.
+        self.leaving = Some(Leaving {
+            count: count.max(self.leaving()),
+            until: now + GIVE_UP_LETTING_GO + HEARS_WITHIN,
+        });
+    }
+
+    /// So many wait for others now.
+    pub(crate) fn offered(&mut self, count: usize) {
+        let left =
+            self.leaving.map(|leaving| Leaving { count: leaving.count.saturating_sub(count), ..leaving });
+        self.leaving = left.filter(|leaving| leaving.count > 0);
+    }
+
+    fn leaving(&self) -> usize {
+        self.leaving.map_or(0, |leaving| leaving.count)
+    }
+
+    /// It may hold no more than that.
+    fn most(&self) -> usize {
+        self.part.saturating_sub(self.leaving())
+    }
+
+    /// Its part is another one, as there are more workers or fewer. True where it may hold less than before, which it must be told at
+    /// once. Of what it has, `kept`, nothing is taken from it.
+    pub(crate) fn has_part(&mut self, part: usize, kept: usize, now: Instant) -> bool {
         self.unheard = self.unheard.filter(|unheard| now < unheard.until);
+        self.leaving = self.leaving.filter(|leaving| now < leaving.until);
         if self.has_ended {
-            return None;
+            return false;
         }
         self.part = part;
-        (self.may_hold > part).then(|| {
-            let until = now + HEARS_WITHIN;
-            let first = Unheard { before: self.may_hold, times: 0, until };
-            let unheard = self.unheard.get_or_insert(first);
-            (unheard.times, unheard.until) = (unheard.times.saturating_add(1), until);
-            self.may_hold = part;
-            self.keeps(kept);
-            part
-        })
+        if self.may_hold <= self.most() {
+            return false;
+        }
+        let until = now + HEARS_WITHIN;
+        let first = Unheard { before: self.may_hold, times: 0, until };
+        let unheard = self.unheard.get_or_insert(first);
+        (unheard.times, unheard.until) = (unheard.times.saturating_add(1), until);
+        self.may_hold = self.most();
+        self.keeps(kept);
+        true
     }
 
     /// It has heard that it may hold less, and all that it has is kept by now.
@@ -140,19 +181,23 @@ impl Share {
         self.keeps(kept);
     }
 
-    pub(crate) fn has_not_heard(&self) -> bool {
-        self.unheard.is_some()
+    /// When what it holds may be another amount although it says nothing.
+    pub(crate) fn moment(&self) -> Option<Instant> {
+        let unheard = self.unheard.map(|unheard| unheard.until);
+        unheard.into_iter().chain(self.leaving.map(|leaving| leaving.until)).min()
     }
 
     /// It was told to end, and accepts no more. It has so many that are kept.
     pub(crate) fn ends(&mut self, kept: usize) {
         self.has_ended = true;
-        (self.part, self.may_hold, self.adopted_to) = (0, 0, self.adopted_to.max(kept));
+        (self.part, self.may_hold, self.leaving) = (0, 0, None);
+        self.adopted(kept);
     }
 
     /// What it holds, or may come to hold without being told anything.
     fn claim(&self) -> usize {
-        self.may_hold.max(self.adopted_to).max(self.unheard.map_or(0, |unheard| unheard.before))
+        let may_hold = self.may_hold + self.leaving();
+        may_hold.max(self.adopted_to).max(self.unheard.map_or(0, |unheard| unheard.before))
     }
 }
 
@@ -215,7 +260,7 @@ pub(crate) fn give_out(
     mut unclaimed: usize,
     shares: &mut [(WorkerId, &mut Share)],
 ) -> Vec<(WorkerId, usize)> {
-    let mut short: Vec<_> = shares.iter_mut().filter(|(_, share)| share.may_hold < share.part).collect();
+    let mut short: Vec<_> = shares.iter_mut().filter(|(_, share)| share.may_hold < share.most()).collect();
     let lacks = |share: &Share| share.part.saturating_sub(share.claim());
     short.sort_by_key(|(worker, share)| (lacks(share), *worker));
     let mut told = Vec::new();
@@ -223,9 +268,9 @@ pub(crate) fn give_out(
     for (worker, share) in short {
         let given = lacks(share).min(unclaimed / others);
         others -= 1;
-        let may_hold = (share.claim() + given).min(share.part);
+        let may_hold = (share.claim() - share.leaving() + given).min(share.most());
         // Each change is a message: not for every connection that ends.
-        if may_hold == share.part || may_hold - share.may_hold > share.part / 16 {
+        if may_hold == share.most() || may_hold - share.may_hold > share.part / 16 {
             share.may_hold = may_hold;
             share.was_told = share.was_told.max(may_hold);
             unclaimed -= given;
@@ -311,9 +356,9 @@ mod tests {
     fn a_worker_that_is_added_gets_its_part_from_the_others() {
         let (mut scene, now) = (Scene::new(), Instant::now());
         scene.0.push((3, told(0)));
-        assert_eq!(scene.share(1).has_part(67, 20, now), Some(67));
-        assert_eq!(scene.share(2).has_part(67, 90, now), Some(67));
-        assert_eq!(scene.share(3).has_part(67, 0, now), None);
+        assert!(scene.share(1).has_part(67, 20, now));
+        assert!(scene.share(2).has_part(67, 90, now));
+        assert!(!scene.share(3).has_part(67, 0, now));
         scene.share(1).has_heard(20);
         scene.share(2).has_heard(90);
         assert_eq!(scene.give_out(0), [(3, 43)]);
@@ -322,9 +367,9 @@ mod tests {
         scene.share(3).ends(0);
         assert_eq!(
             (scene.share(1).has_part(100, 20, now), scene.share(2).has_part(100, 60, now)),
-            (None, None)
+            (false, false)
         );
-        assert_eq!(scene.share(3).has_part(100, 0, now), None);
+        assert!(!scene.share(3).has_part(100, 0, now));
         assert_eq!(scene.give_out(0), [(1, 100), (2, 100)]);
     }
 
@@ -334,12 +379,12 @@ mod tests {
         scene.0.retain(|(worker, _)| *worker != 1);
         scene.0.push((3, Share::at_birth()));
         scene.share(2).adopted(140);
-        assert_eq!(scene.share(2).has_part(200, 140, now), None);
+        assert!(!scene.share(2).has_part(200, 140, now));
         let free = scene.free(0);
         assert_eq!(give_out(free, &mut [(2, scene.share(2))]), [(2, 200)], "the other one hears nothing yet");
         // It is ready.
-        assert_eq!(scene.share(2).has_part(100, 150, now), Some(100));
-        assert_eq!(scene.share(3).has_part(100, 0, now), None);
+        assert!(scene.share(2).has_part(100, 150, now));
+        assert!(!scene.share(3).has_part(100, 0, now));
         assert_eq!(scene.give_out(0), [], "the other one may go on accepting until it has heard");
         scene.share(2).has_heard(170);
         assert_eq!(scene.give_out(0), [(3, 30)]);
@@ -350,13 +395,55 @@ mod tests {
     #[test]
     fn whoever_was_told_less_twice_has_heard_when_he_has_said_so_twice_or_says_nothing() {
         let (mut share, now) = (told(100), Instant::now());
-        assert_eq!((share.has_part(60, 0, now), share.has_part(40, 0, now)), (Some(60), Some(40)));
+        assert!(share.has_part(60, 0, now) && share.has_part(40, 0, now));
         share.has_heard(0);
-        assert_eq!((share.has_not_heard(), share.claim()), (true, 100));
+        assert_eq!((share.moment().is_some(), share.claim()), (true, 100));
         share.has_heard(50);
-        assert_eq!((share.has_not_heard(), share.claim()), (false, 50));
-        assert_eq!(share.has_part(30, 50, now), Some(30));
-        assert_eq!((share.has_part(30, 50, now + HEARS_WITHIN), share.has_not_heard()), (None, false));
+        assert_eq!((share.moment().is_some(), share.claim()), (false, 50));
+        assert!(share.has_part(30, 50, now));
+        assert_eq!(share.moment(), Some(now + HEARS_WITHIN));
+        assert_eq!((share.has_part(30, 50, now + HEARS_WITHIN), share.moment()), (false, None));
+    }
+
+    #[test]
+    fn what_is_let_go_is_not_accepted_beside_those_who_move() {
+        let (mut scene, now) = (Scene::new(), Instant::now());
+        // The one has 60 and the other none, in the midst of a burst.
+        scene.share(1).lets_go(30, now);
+        assert!(scene.share(1).has_part(100, 60, now));
+        assert!(!scene.share(2).has_part(100, 0, now));
+        assert_eq!(scene.share(1).may_hold(), 70);
+        assert_eq!((scene.free(0), scene.give_out(0)), (0, vec![]));
+        scene.share(1).has_heard(70);
+        assert_eq!((scene.free(0), scene.give_out(0)), (0, vec![]), "30 of its 70 are about to go");
+        scene.share(1).offered(20);
+        scene.share(1).gave_up(50);
+        assert_eq!((scene.free(20), scene.give_out(20)), (0, vec![]), "they are on their way");
+        scene.share(1).offered(10);
+        scene.share(1).gave_up(40);
+        assert_eq!((scene.free(30), scene.give_out(30)), (0, vec![]));
+        scene.share(2).adopted(130);
+        assert_eq!(scene.free(0), 0, "the other one had filled its part");
+        assert!(!scene.share(1).has_part(100, 70, now));
+        scene.share(2).gave_up(90);
+        assert_eq!(scene.give_out(0), [(1, 100)]);
+    }
+
+    #[test]
+    fn a_worker_that_does_not_let_go_may_hold_its_part_again() {
+        let (mut share, now) = (told(100), Instant::now());
+        share.lets_go(30, now);
+        assert!(share.has_part(100, 60, now));
+        share.has_heard(60);
+        share.offered(10);
+        let late = share.moment().expect("it is waited for the other 20");
+        assert_eq!((share.claim(), share.has_part(100, 60, late), share.claim()), (90, false, 70));
+        assert_eq!((give_out(30, &mut [(1, &mut share)]), share.moment()), (vec![(1, 100)], None));
+        share.lets_go(10, now);
+        share.lets_go(5, now);
+        assert_eq!(share.leaving(), 10, "the five are among them");
+        share.ends(60);
+        assert_eq!(share.moment(), None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::sys::descriptors;
 
 /// How long a connection waits for its last call before it is served on here: for good where it was only to go for balance, and
 /// in a worker that leaves until so long before the time to drain is up.
-const GIVE_UP_LETTING_GO: Duration = Duration::from_secs(1);
+pub(crate) const GIVE_UP_LETTING_GO: Duration = Duration::from_secs(1);
 
 /// How far a connection is on its way out of this worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -80,6 +80,7 @@ use flow::Job;
 #[cfg(fuzzing)]
 pub(crate) use flow::hostile::hold;
 use keep::Notes;
+pub(crate) use leave::GIVE_UP_LETTING_GO;
 pub(crate) use life::LOOKS;
 use mailbox::Mailbox;
 use overdue::Overdue;
