@@ -83,6 +83,8 @@ impl Desk {
                 "connections of a worker are closed: nothing could be made of what it left of them"
             );
         }
+        // Beside these the supervisor would give others their places.
+        self.keep_young(hand);
         self.adoptions.push_back(Adoption { from, results, prepared });
         self.tell_adoptions(hand);
     }

@@ -304,8 +304,7 @@ impl Desk {
                 (self.most_connections, self.service_has_room) = (connections, service_has_room);
                 if holds_fewer {
                     // What it has beyond that others don't get.
-                    hand.shared.note(|notes| notes.keep_young(hand.now()));
-                    self.tell_notes(hand);
+                    self.keep_young(hand);
                     self.say(&FromWorker::HoldsFewer);
                 }
                 self.give_places(hand);

@@ -247,6 +247,12 @@ impl Desk {
         });
     }
 
+    /// Keeps those that are too young for it, as far as it may: until then nobody else counts them.
+    pub(super) fn keep_young(&mut self, hand: &mut Hand) {
+        hand.shared.note(|notes| notes.keep_young(hand.now()));
+        self.tell_notes(hand);
+    }
+
     fn tell_closed(&mut self, shared: &Shared) {
         let closed = mem::take(&mut shared.notes.lock().closed);
         for keys in closed.chunks(MOST_KEYS) {

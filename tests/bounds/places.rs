@@ -410,6 +410,41 @@ fn nobody_gives_way_while_a_worker_goes_on_with_what_another_had() {
     }
 }
 
+/// What it had accepted and was too young to be kept counted for nobody, and the other one accepted as many again.
+#[test]
+fn whoever_is_let_go_to_a_worker_takes_no_place_that_others_have_there() {
+    let config = "processes = 2\nthreads = 2\n[limits]\nmax_connections = 20\n";
+    let service =
+        Service::start(&format!("{config}{PATIENT}[timeouts]\nkeep_after = \"1h\"\nstuck = \"10m\""));
+    let who = |wire: &mut Wire| wire.call("tine.worker", json!({}))["result"]["pid"].as_i64();
+    let fill = |pid: i32| -> Vec<Wire> {
+        let mut wires: Vec<Wire> = (0..10).map(|_| service.connect()).collect();
+        assert!(wires.iter_mut().all(|wire| who(wire) == Some(pid.into())));
+        wires
+    };
+    let [one, other] = service.worker_pids()[..] else { panic!("two workers") };
+    send_signal(other, Signal::SIGSTOP);
+    let mut kept = fill(one);
+    send_signal(one, Signal::SIGSTOP);
+    send_signal(other, Signal::SIGCONT);
+    let young = fill(other);
+    send_signal(one, Signal::SIGCONT);
+    kept.iter_mut().for_each(runs);
+    // As far as the supervisor knows the one has 10 and the other none.
+    let begun = Instant::now();
+    while kept.iter_mut().filter_map(who).filter(|pid| *pid == i64::from(other)).count() < 5 {
+        assert!(begun.elapsed() < PATIENCE, "none was let go");
+    }
+    for _ in 0..5 {
+        let mut new = service.connect();
+        runs(&mut new);
+        let_answers_arrive(&mut new);
+        kept.push(new);
+    }
+    let closed = kept.iter().chain(&young).filter(|wire| !wire.has_nothing()).count();
+    assert_eq!(closed, 5, "the service had 20");
+}
+
 /// A worker without a free thread leaves who comes to others, and one without a place too: neither took anybody.
 #[test]
 fn health_checks_are_answered_where_every_worker_has_neither_thread_nor_place() {
