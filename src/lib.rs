@@ -31,15 +31,16 @@
 //!
 //! `cli` says which process this is; `server` is the public builder; `supervisor`, `template` and `worker` are the
 //! three kinds of process; `rpc` turns messages into calls and answers, `wire` bytes into messages; `arena` is what a
-//! worker counts where others can read it, `line` what processes say to each other, `config` what the operator
+//! worker counts where others can read it, `channel` what processes say to each other, `config` what the operator
 //! wants, `log` where it is all told; `sys` is the operating system and has all `unsafe` code.
 //!
-//! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, addresses, line, config, log} →
+//! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, addresses, channel, config, log} →
 //! wire → sys. `client`, whose `load` measures servers, `fork_processes`, `fail_points`, and `internals` for this project's
 //! own benches stand beside. A test reads the `use` lines against this.
 
 mod addresses;
 mod arena;
+mod channel;
 mod cli;
 mod client;
 mod config;
@@ -47,7 +48,6 @@ mod fail_points;
 mod fork_processes;
 #[doc(hidden)]
 pub mod internals;
-mod line;
 mod log;
 mod rpc;
 mod server;

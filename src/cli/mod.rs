@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-use crate::line::TEMPLATE_VARIABLE;
+use crate::channel::TEMPLATE_VARIABLE;
 use crate::rpc::guard;
 use crate::server::Server;
 use crate::supervisor;
@@ -42,7 +42,7 @@ impl Server {
     /// ```
     pub fn run(self) -> ExitCode {
         // Before the command line is looked at, and before anything could start a thread.
-        let template_line = template::inherited_line();
+        let template_channel = template::inherited_channel();
         let legacy = supervisor::inherited();
         let cli = match Cli::parse_from_args(std::env::args_os()) {
             Ok(cli) => cli,
@@ -64,9 +64,9 @@ impl Server {
                 return exit_code(2);
             }
         };
-        let code = match (template_line, cli.command) {
-            (Some(Ok(line)), Command::Serve(args)) => {
-                return exit_code(template::run(line, &serve::overrides(&args.config), service));
+        let code = match (template_channel, cli.command) {
+            (Some(Ok(channel)), Command::Serve(args)) => {
+                return exit_code(template::run(channel, &serve::overrides(&args.config), service));
             }
             (Some(Ok(_)), _) => {
                 page::complain(&format!("{TEMPLATE_VARIABLE} is set, but not for this command"));

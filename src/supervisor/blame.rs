@@ -8,8 +8,8 @@ use super::quarantine::{Blame, Limits, Order, Quarantine, Released, Suspect};
 use super::reload::Terms;
 use super::state::WorkerId;
 use crate::arena::Snapshot;
+use crate::channel::{Quarantined, ToWorker};
 use crate::config::{Config, span};
-use crate::line::{Quarantined, ToWorker};
 use crate::rpc;
 use crate::sys::process::Ended;
 

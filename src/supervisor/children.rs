@@ -1,6 +1,6 @@
 //! The supervisor's view of its children: the template and the worker processes.
 //!
-//! It holds what the supervisor knows of a process (pid, line, arena) and turns the end of one into a log line.
+//! It holds what the supervisor knows of a process (pid, channel, arena) and turns the end of one into a log line.
 //! What should happen next is decided in `state`.
 
 use std::collections::HashMap;
@@ -17,8 +17,8 @@ use super::methods::Methods;
 use super::shares::{Credit, Share};
 use super::state::{GenerationId, WorkerId};
 use crate::arena::{ArenaReader, Culprit, Scoreboard, Snapshot};
+use crate::channel::Channel;
 use crate::config::span;
-use crate::line::Line;
 use crate::sys::clock;
 use crate::sys::process::{self, Ended};
 
@@ -26,9 +26,9 @@ use crate::sys::process::{self, Ended};
 #[derive(Debug)]
 pub(crate) struct Template {
     pub(crate) pid: Pid,
-    pub(crate) line: Line,
-    /// The epoll set still watches the line.
-    pub(crate) line_open: bool,
+    pub(crate) channel: Channel,
+    /// The epoll set still watches the channel.
+    pub(crate) channel_open: bool,
     /// It told why it ends, or was killed on purpose: its end is no news.
     pub(crate) end_expected: bool,
     pub(crate) started: Instant,
@@ -49,19 +49,19 @@ pub(crate) struct Worker {
     pub(crate) without_place: usize,
     /// Known from its first message on.
     pub(crate) pid: Option<Pid>,
-    pub(crate) line: Line,
-    pub(crate) line_open: bool,
+    pub(crate) channel: Channel,
+    pub(crate) channel_open: bool,
     pub(crate) arena: ArenaReader,
     pub(crate) started: Instant,
     /// It was told to end, or said that it will: its end is no news.
     pub(crate) end_expected: bool,
-    /// It was killed because its line was closed at its end while it lived.
+    /// It was killed because its channel was closed at its end while it lived.
     pub(crate) is_deaf: bool,
     /// It has ended: what is left is to be decided about, and its pid may soon be anybody's.
     pub(crate) has_ended: bool,
     /// Why it can't start, if it said so.
     pub(crate) boot_failure: Option<String>,
-    /// It reads its line. Before that a word on it would end it.
+    /// It reads its channel. Before that a word on it would end it.
     pub(crate) is_ready: bool,
     /// The methods that were in quarantine when it was asked for, until it is ready.
     pub(crate) born_refusing: Vec<String>,
@@ -74,10 +74,10 @@ pub(crate) struct Worker {
 impl Worker {
     /// It can be told something. A word to one that boots would end it.
     pub(crate) fn hears(&self) -> bool {
-        self.is_ready && self.line_open && !self.has_ended
+        self.is_ready && self.channel_open && !self.has_ended
     }
 
-    /// Ends it at once. One that has not told its pid can't be ended by a signal; its closed line ends it.
+    /// Ends it at once. One that has not told its pid can't be ended by a signal; its closed channel ends it.
     pub(crate) fn kill(&mut self) {
         self.end_expected = true;
         if let Some(pid) = self.pid
@@ -100,7 +100,7 @@ impl Worker {
             tracing::error!(
                 slot,
                 pid,
-                "a worker's line to the supervisor was closed at its end, as by a handler that closes descriptors which are \
+                "a worker's channel to the supervisor was closed at its end, as by a handler that closes descriptors which are \
                  not its own: it was killed"
             );
         }

@@ -12,7 +12,7 @@ use super::keeping::{Keeping, Which};
 use super::legacy::Legacy;
 use super::reload;
 use super::state::{State, WorkerId};
-use crate::line::{FromTemplate, FromWorker, MOST_DESCRIPTORS, ToTemplate, ToWorker};
+use crate::channel::{FromTemplate, FromWorker, MOST_DESCRIPTORS, ToTemplate, ToWorker};
 
 /// The workers that say what stands in the input, by turns.
 const WORKERS: [WorkerId; 3] = [1, 2, 3];

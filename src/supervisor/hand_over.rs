@@ -18,15 +18,15 @@ use super::keeping::{Handing, Keeping, Which};
 use super::shares::{self, Share};
 use super::state::WorkerId;
 use crate::arena::{KeptArena, Key};
+use crate::channel::{Taken, ToWorker};
 use crate::config::Config;
-use crate::line::{Taken, ToWorker};
 use crate::sys::limits;
 use crate::worker;
 
 /// The most connections that a worker may ask to have kept before it hears of more.
 const WINDOW: usize = 1024;
 
-/// Keys in one message: a tenth of what a line takes.
+/// Keys in one message: a tenth of what a channel takes.
 const MOST_RELEASED: usize = 512;
 
 /// Of so many connections it is looked who waits for something, before those are handed over.
@@ -210,7 +210,7 @@ impl Supervisor {
         }
     }
 
-    /// A worker has ended and its line was read dry.
+    /// A worker has ended and its channel was read dry.
     pub(super) fn bequeath(&mut self, worker: WorkerId, cause: String) {
         let connections = self.keeper.keeping.served_by(worker);
         if connections > 0 {
@@ -353,7 +353,7 @@ impl Supervisor {
         let weight = |has: Has| (has.worker, has.connections + has.load);
         let can_take = |worker: &WorkerId| {
             let refuses = self.keeper.refuse_until.get(worker).is_some_and(|until| now < *until);
-            !refuses && self.workers.get(*worker).is_some_and(|worker| worker.line_open)
+            !refuses && self.workers.get(*worker).is_some_and(|worker| worker.channel_open)
         };
         let mut adopters: Vec<(WorkerId, usize)> =
             adopters.into_iter().filter(can_take).map(|worker| weight(self.has(worker))).collect();
@@ -411,7 +411,7 @@ impl Supervisor {
         let (from, cause, connections) = (handing.from, parcel.cause, parcel.connections);
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![parcel.arena.as_fd()];
         descriptors.extend(parcel.descriptors.into_iter().map(AsFd::as_fd));
-        adopter.line.send_now(&ToWorker::Adopt { from, cause, connections }, &descriptors)
+        adopter.channel.send_now(&ToWorker::Adopt { from, cause, connections }, &descriptors)
     }
 
     /// One that had no connection was not watched, and may be stopped or deadlocked: nobody else would answer these.
@@ -431,7 +431,7 @@ impl Supervisor {
         }
     }
 
-    /// In messages that a line takes, however many there are.
+    /// In messages that a channel takes, however many there are.
     fn release(&mut self, worker: WorkerId, connections: &[Key]) {
         for some in connections.chunks(MOST_RELEASED) {
             self.tell(worker, &ToWorker::Released { connections: some.to_vec() });
@@ -515,9 +515,9 @@ impl Supervisor {
 enum Refused {
     /// Too many descriptors are under way: it passes as soon as anybody has read.
     Everybody,
-    /// Its line is full: it may have read some a moment later.
+    /// Its channel is full: it may have read some a moment later.
     ThisOne,
-    /// Its line is closed, or something is wrong that does not pass.
+    /// Its channel is closed, or something is wrong that does not pass.
     ForLong,
 }
 

@@ -5,13 +5,13 @@
 //! connection of it may have to be read there, which is longer than the worker lives.
 //!
 //! Pure: `D` is what a connection is held by and `A` what an arena is, so that it is tested without either. Messages are
-//! exchanged in `hand_over`; nothing here knows of lines or processes.
+//! exchanged in `hand_over`; nothing here knows of channels or processes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::state::WorkerId;
 use crate::arena::Key;
-use crate::line::Taken;
+use crate::channel::Taken;
 
 /// The most connections handed over in one message. An adopter serves those of one before it looks at the next, so that its
 /// callers wait for a few milliseconds at most.

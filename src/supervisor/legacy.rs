@@ -3,7 +3,7 @@
 //! After a reload whose program is another file than the running one, and as soon as nothing is under way, the supervisor
 //! executes that program in place: the same pid, the same children, the same descriptors. What is in its memory goes along
 //! in a memfd, in a versioned form that the new program's template has said it understands; messages that arrive
-//! meanwhile stay in the lines, signals stay pending behind the mask. Where the execution fails nothing has changed.
+//! meanwhile stay in the channels, signals stay pending behind the mask. Where the execution fails nothing has changed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -32,10 +32,10 @@ use super::reload::{self, Origin, Terms};
 use super::shares::{Credit, Share};
 use super::sign_of_life::SignsOfLife;
 use super::state::{Calm, Event, GenerationId, State, WorkerEvent, WorkerId};
-use super::{Supervisor, blame, template_line, worker_lines};
+use super::{Supervisor, blame, template_channel, worker_channels};
 use crate::arena::{ArenaReader, Key, Scoreboard, Totals};
+use crate::channel::{Channel, LEGACY_VERSION};
 use crate::config::{Config, Log, Source};
-use crate::line::{LEGACY_VERSION, Line};
 use crate::rpc::{About, TINE};
 use crate::sys::exec::{self, LeftOpen, Program};
 use crate::sys::limits;
@@ -77,7 +77,7 @@ pub(crate) struct Legacy {
 struct TemplateLeft {
     generation: GenerationId,
     pid: i32,
-    line: RawFd,
+    channel: RawFd,
     age: Duration,
 }
 
@@ -86,7 +86,7 @@ struct WorkerLeft {
     id: WorkerId,
     slot: usize,
     pid: i32,
-    line: RawFd,
+    channel: RawFd,
     arena: RawFd,
     /// What its poller waits in. A program that doesn't know of it does without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -191,21 +191,21 @@ impl Supervisor {
         if self.leftovers.is_waiting() {
             return None;
         }
-        let template = self.templates.get(&self.origin.number).filter(|template| template.line_open)?;
-        if self.templates.len() > 1 || template.line.has_queued() {
+        let template = self.templates.get(&self.origin.number).filter(|template| template.channel_open)?;
+        if self.templates.len() > 1 || template.channel.has_queued() {
             return None;
         }
         let mut workers = Vec::new();
         for (id, arena, kept) in self.keeper.keeping.served() {
             let worker = self.workers.get(id)?;
-            if !worker.line_open || worker.line.has_queued() {
+            if !worker.channel_open || worker.channel.has_queued() {
                 return None;
             }
             workers.push(WorkerLeft {
                 id,
                 slot: worker.slot,
                 pid: worker.pid?.as_raw(),
-                line: worker.line.as_fd().as_raw_fd(),
+                channel: worker.channel.as_fd().as_raw_fd(),
                 arena: arena.as_raw_fd(),
                 epoll: self.keeper.keeping.epoll_of(id).map(AsRawFd::as_raw_fd),
                 age: worker.started.elapsed(),
@@ -233,7 +233,7 @@ impl Supervisor {
             template: TemplateLeft {
                 generation: self.origin.number,
                 pid: template.pid.as_raw(),
-                line: template.line.as_fd().as_raw_fd(),
+                channel: template.channel.as_fd().as_raw_fd(),
                 age: template.started.elapsed(),
             },
             addresses: self.addresses.as_ref().map(AddressRegions::leave),
@@ -246,8 +246,8 @@ impl Supervisor {
     fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let own = [self.bell.as_fd(), self.origin.program.as_fd()].into_iter();
         let listeners = self.terms.listeners.iter().flat_map(Listeners::descriptors);
-        let templates = self.templates.values().map(|template| template.line.as_fd());
-        let workers = self.workers.iter().map(|worker| worker.line.as_fd());
+        let templates = self.templates.values().map(|template| template.channel.as_fd());
+        let workers = self.workers.iter().map(|worker| worker.channel.as_fd());
         let kept = self.keeper.keeping.served().flat_map(|(id, arena, kept)| {
             let epoll = self.keeper.keeping.epoll_of(id);
             let descriptors = epoll.into_iter().chain(kept.map(|(_, descriptor)| descriptor));
@@ -293,12 +293,12 @@ pub(crate) fn go_on(legacy: Legacy, about: &About) -> io::Result<i32> {
         regained.regain(left, generation, &terms, &epoll, &mut descriptors)?;
     }
     let Regained { workers, keeper, signs, unreadable } = regained;
-    let line = Line::from(descriptors.take(legacy.template.line)?);
-    epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, template_line::token(generation)))?;
+    let channel = Channel::from(descriptors.take(legacy.template.channel)?);
+    epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, template_channel::token(generation)))?;
     let template = Template {
         pid: Pid::from_raw(legacy.template.pid),
-        line,
-        line_open: true,
+        channel,
+        channel_open: true,
         end_expected: false,
         started: ago(legacy.template.age),
     };
@@ -388,7 +388,7 @@ impl Regained {
         epoll: &Epoll,
         descriptors: &mut LeftOpen,
     ) -> io::Result<()> {
-        let line = Line::from(descriptors.take(left.line)?);
+        let channel = Channel::from(descriptors.take(left.channel)?);
         let memory = descriptors.take(left.arena)?;
         let polled = left.epoll.map(|epoll| descriptors.take(epoll)).transpose()?;
         let (keys, kept): (Vec<Key>, Vec<RawFd>) = left.kept.into_iter().unzip();
@@ -404,7 +404,7 @@ impl Regained {
                 return Ok(());
             }
         };
-        epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, worker_lines::token(left.id)))?;
+        epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, worker_channels::token(left.id)))?;
         self.keeper.keeping.begin(left.id, memory);
         if let Some(polled) = polled {
             self.keeper.keeping.hold_epoll(left.id, polled);
@@ -423,8 +423,8 @@ impl Regained {
             slot: left.slot,
             methods: Rc::clone(&terms.methods),
             pid: Some(pid),
-            line,
-            line_open: true,
+            channel,
+            channel_open: true,
             arena,
             started: ago(left.age),
             stuck,

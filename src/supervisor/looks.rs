@@ -9,9 +9,9 @@ use super::Supervisor;
 use super::children::Worker;
 use super::sign_of_life::{Seen, Verdict};
 use super::state::WorkerId;
-use super::worker_lines::watch_worker;
+use super::worker_channels::watch_worker;
+use crate::channel::ToWorker;
 use crate::config::span;
-use crate::line::ToWorker;
 use crate::sys::process;
 
 impl Supervisor {
@@ -42,12 +42,12 @@ impl Supervisor {
     fn ask_for_life(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get_mut(id) {
             // Where that fails it is gone, which its end will say.
-            let _ = worker.line.send(&ToWorker::AreYouThere, Vec::new());
+            let _ = worker.channel.send(&ToWorker::AreYouThere, Vec::new());
             watch_worker(&self.epoll, worker, id);
         }
     }
 
-    /// Its line has been closed at its end. One that ends does that, and is left alone: the kernel takes its memory before its
+    /// Its channel has been closed at its end. One that ends does that, and is left alone: the kernel takes its memory before its
     /// descriptors. In one that has memory a handler has closed a descriptor that was not its own, and it will hear and say
     /// nothing any more. It is killed at once, and accused only when it has been reaped: one that ended by itself meanwhile
     /// has another status.

@@ -13,9 +13,9 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::listeners::{Bound, Listeners, Loss};
 use super::state::WorkerId;
-use super::{LISTENER, SOCKET_FILE, Supervisor, worker_lines};
+use super::{LISTENER, SOCKET_FILE, Supervisor, worker_channels};
+use crate::channel::ToWorker;
 use crate::config;
-use crate::line::ToWorker;
 
 /// How long until a listener that can't be bound anew is tried again: at first, and at most.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -164,7 +164,7 @@ impl Supervisor {
             }
             let sent = wanted
                 .duplicate()
-                .and_then(|fd| worker.line.send(&ToWorker::ListenAnew { number }, vec![fd]));
+                .and_then(|fd| worker.channel.send(&ToWorker::ListenAnew { number }, vec![fd]));
             match sent {
                 Ok(()) => *has = wanted,
                 Err(error) => {
@@ -172,7 +172,7 @@ impl Supervisor {
                 }
             }
         }
-        worker_lines::watch_worker(&self.epoll, worker, id);
+        worker_channels::watch_worker(&self.epoll, worker, id);
     }
 
     /// Those of a worker's listeners, by number, that nobody goes on with when it leaves: a reload has dropped them.

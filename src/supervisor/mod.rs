@@ -1,6 +1,6 @@
 //! The supervisor: the parent process. It binds, has workers forked, reaps, restarts and ends them.
 //!
-//! One thread, one epoll loop over signals, lines and timers. The loop turns what the kernel and the lines report
+//! One thread, one epoll loop over signals, channels and timers. The loop turns what the kernel and the channels report
 //! into events for `state`, which decides, and performs the actions that come back. It runs no user code, never
 //! blocks and never serves a call.
 
@@ -27,8 +27,8 @@ mod restart;
 mod shares;
 mod sign_of_life;
 mod state;
-mod template_line;
-mod worker_lines;
+mod template_channel;
+mod worker_channels;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -41,8 +41,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::arena::{Scoreboard, Totals};
+use crate::channel::{Channel, ToWorker};
 use crate::config::{Config, Source};
-use crate::line::{Line, ToWorker};
 use crate::log;
 use crate::rpc::{About, TINE};
 use crate::sys::descriptors;
@@ -87,8 +87,8 @@ const SOCKET_FILE: u64 = 2;
 const FIRST_WORKER: u64 = 1 << 32;
 const FIRST_TEMPLATE: u64 = 2 << 32;
 
-/// Messages taken from one line in one go, so that a child which writes without end holds up nobody. A dead child's
-/// line never holds as many: the kernel lets about 280 wait.
+/// Messages taken from one channel in one go, so that a child which writes without end holds up nobody. A dead child's
+/// channel never holds as many: the kernel lets about 280 wait.
 const MOST_MESSAGES: usize = 1024;
 
 /// Runs the service until it has ended; the result is the process's exit code.
@@ -315,12 +315,12 @@ impl Supervisor {
             SOCKET_FILE => self.socket_file_event(),
             FIRST_TEMPLATE.. => {
                 if let Ok(generation) = GenerationId::try_from(token - FIRST_TEMPLATE) {
-                    self.template_line(generation, flags);
+                    self.template_channel(generation, flags);
                 }
             }
             token => {
                 if let Some(Ok(worker)) = token.checked_sub(FIRST_WORKER).map(WorkerId::try_from) {
-                    self.worker_line(worker, flags);
+                    self.worker_channel(worker, flags);
                 }
             }
         }
@@ -393,10 +393,10 @@ impl Supervisor {
     }
 }
 
-/// Asks to be woken for the line's input, and for room in it while messages are queued.
-fn watch(epoll: &Epoll, line: &Line, token: u64) {
+/// Asks to be woken for the channel's input, and for room in it while messages are queued.
+fn watch(epoll: &Epoll, channel: &Channel, token: u64) {
     let mut flags = EpollFlags::EPOLLIN;
-    flags.set(EpollFlags::EPOLLOUT, line.has_queued());
-    // A line that has been closed is no longer in the set; then there is nothing to watch.
-    let _ = epoll.modify(line, &mut EpollEvent::new(flags, token));
+    flags.set(EpollFlags::EPOLLOUT, channel.has_queued());
+    // A channel that has been closed is no longer in the set; then there is nothing to watch.
+    let _ = epoll.modify(channel, &mut EpollEvent::new(flags, token));
 }

@@ -155,13 +155,13 @@ impl Supervisor {
         if let Some(worker) = self.workers.get_mut(id) {
             worker.has_ended = true;
         }
-        // What it said last counts: its line is read dry before anything is decided.
+        // What it said last counts: its channel is read dry before anything is decided.
         self.read_worker(id);
         let Some(worker) = self.workers.remove(id) else {
             return;
         };
-        if worker.line_open {
-            let _ = self.epoll.delete(&worker.line);
+        if worker.channel_open {
+            let _ = self.epoll.delete(&worker.channel);
         }
         if let Some(session) = worker.session {
             self.leftovers.worker_ended(session);
@@ -183,8 +183,8 @@ impl Supervisor {
         self.read_unborn();
         if let Some(template) = self.templates.remove(&generation) {
             self.leftovers.template_ended(template.pid.as_raw());
-            if template.line_open {
-                let _ = self.epoll.delete(&template.line);
+            if template.channel_open {
+                let _ = self.epoll.delete(&template.channel);
             }
             let uptime = span::show_measured(template.started.elapsed());
             let (pid, cause) = (template.pid, ended.to_string());

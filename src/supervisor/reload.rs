@@ -13,8 +13,8 @@ use super::listeners::Listeners;
 use super::methods::Methods;
 use super::state::{Event, GenerationId, Settings};
 use super::{Supervisor, raise_descriptor_limit, restart};
+use crate::channel;
 use crate::config::{self, Config, Source, span};
-use crate::line;
 use crate::sys::exec::Program;
 
 /// What a generation's processes are started from.
@@ -165,7 +165,7 @@ impl Supervisor {
         self.look_at_listeners();
         self.change_quarantine(is_new_program, &before);
         self.successor_is_wanted = !self.origin.program.runs_here();
-        if self.successor_is_wanted && legacy != line::LEGACY_VERSION {
+        if self.successor_is_wanted && legacy != channel::LEGACY_VERSION {
             tracing::warn!(
                 "the new program can't take the supervisor's own place; restart the service for that"
             );

@@ -1,7 +1,7 @@
 //! Which workers are asked whether they live, and when silence has lasted too long.
 //!
 //! A worker is watched from its word that somebody has connected, or from being handed connections, for as long as it has
-//! connections or calls, or some are on their way to it. It is asked one question at a time, and silence counts from that question, which its line has. A supervisor that was not running
+//! connections or calls, or some are on their way to it. It is asked one question at a time, and silence counts from that question, which its channel has. A supervisor that was not running
 //! itself (stopped, starved, a machine that slept) counts from anew: perhaps nobody was. Without anybody to watch there is
 //! no next look.
 //!

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! 0 … 1023          the standard streams, whatever handlers and libraries open, a connection for the moment of its accept
-//! 1024 … 1535       control: line, epoll, events, listeners, the log
+//! 1024 … 1535       control: channel, epoll, events, listeners, the log
 //! 1536 …            connections
 //! ```
 //!

@@ -94,23 +94,23 @@ impl Program {
         &self.path
     }
 
-    /// Forks and executes the program anew with the same arguments, with `line` left open and its number in
+    /// Forks and executes the program anew with the same arguments, with `channel` left open and its number in
     /// the environment variable `variable`. The child is killed by the kernel when this process dies.
     ///
     /// Returns in the parent only; where the execution fails, `explain` runs in the child, which then ends.
     pub(crate) fn start(
         &self,
         variable: &str,
-        line: &OwnedFd,
+        channel: &OwnedFd,
         explain: impl FnOnce(&OwnedFd, &io::Error),
     ) -> io::Result<Pid> {
-        let environment = environment_with(variable, line.as_raw_fd())?;
+        let environment = environment_with(variable, channel.as_raw_fd())?;
         let parent = nix::unistd::getpid();
         match fork()? {
             Forked::Parent { child } => Ok(child),
             Forked::Child => {
-                let error = self.become_it(line, parent, &environment);
-                explain(line, &error);
+                let error = self.become_it(channel, parent, &environment);
+                explain(channel, &error);
                 super::process::exit_now(127)
             }
         }
@@ -123,7 +123,7 @@ impl Program {
     }
 
     /// Only returns when it failed.
-    fn become_it(&self, line: &OwnedFd, parent: Pid, environment: &[CString]) -> io::Error {
+    fn become_it(&self, channel: &OwnedFd, parent: Pid, environment: &[CString]) -> io::Error {
         let prepared = || -> nix::Result<()> {
             reset_signals();
             // User code and what it starts have no part in the job control of the terminal that the supervisor has.
@@ -133,7 +133,7 @@ impl Program {
             if getppid() != parent {
                 super::process::exit_now(0);
             }
-            fcntl(line, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            fcntl(channel, FcntlArg::F_SETFD(FdFlag::empty()))?;
             self.execute(environment)
         };
         self.not_executed(prepared())

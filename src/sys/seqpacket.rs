@@ -1,4 +1,4 @@
-//! Socket pairs that keep message boundaries and carry descriptors: the ground that lines stand on.
+//! Socket pairs that keep message boundaries and carry descriptors: the ground that channels stand on.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -46,7 +46,7 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// Sends one message whole or not at all; `WouldBlock` when the other end's queue is full.
 ///
-/// It reaches a line or nobody. Where a handler has closed the line and its number is another socket's by now, the kernel
+/// It reaches a channel or nobody. Where a handler has closed the channel and its number is another socket's by now, the kernel
 /// refuses: a Unix stream takes no message with an address, TCP none with `MSG_FASTOPEN`, once it is connected. A
 /// sequenced socket heeds neither. To look before each send would leave a moment in which the number can change hands.
 pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -118,7 +118,7 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packe
             descriptors.extend(received);
         }
     }
-    // Zero bytes are the end of the connection: lines never send an empty message.
+    // Zero bytes are the end of the connection: channels never send an empty message.
     if message.bytes == 0 && descriptors.is_empty() && !message.flags.contains(ReturnFlags::CTRUNC) {
         return Ok(Packet::Closed);
     }
@@ -127,7 +127,7 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packe
 }
 
 fn lost_by(error: io::Error) -> io::Error {
-    descriptors::lost_by("the line to the supervisor", &error);
+    descriptors::lost_by("the channel to the supervisor", &error);
     error
 }
 

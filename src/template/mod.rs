@@ -12,8 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::channel::{self, Channel, FromTemplate, Received, ToTemplate};
 use crate::config::{self, Config, Overrides, Source};
-use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
 use crate::rpc::Service;
 use crate::sys::descriptors;
 use crate::sys::limits;
@@ -28,7 +28,7 @@ const WORKER_FORKED: i32 = 0;
 /// The template that this process is, if it was started as one.
 #[derive(Debug)]
 pub(crate) struct Template {
-    line: Line,
+    channel: Channel,
     generation: u32,
     config: Config,
 }
@@ -39,36 +39,36 @@ struct Beginning {
     source: Source,
 }
 
-/// Takes the line that a supervisor left for this process. Call it before any thread is started.
-pub(crate) fn inherited_line() -> Option<io::Result<Line>> {
-    let line = crate::sys::exec::take_inherited(line::TEMPLATE_VARIABLE)?;
+/// Takes the channel that a supervisor left for this process. Call it before any thread is started.
+pub(crate) fn inherited_channel() -> Option<io::Result<Channel>> {
+    let channel = crate::sys::exec::take_inherited(channel::TEMPLATE_VARIABLE)?;
     // Out of the way of what `preload` opens.
-    Some(line.map(|line| Line::from(descriptors::control(line))))
+    Some(channel.map(|channel| Channel::from(descriptors::control(channel))))
 }
 
 /// Runs the template to its end; the result is its exit code.
-pub(crate) fn run(mut line: Line, overrides: &Overrides, service: Service) -> i32 {
+pub(crate) fn run(mut channel: Channel, overrides: &Overrides, service: Service) -> i32 {
     // What `ps` shows. It is a help to people only, so a failure is no failure.
     let _ = nix::sys::prctl::set_name(c"tine-template");
-    match begin(&mut line, overrides, &service) {
+    match begin(&mut channel, overrides, &service) {
         Ok((generation, config)) => {
-            let template = Template { line, generation, config };
+            let template = Template { channel, generation, config };
             template.serve(service)
         }
         Err(reason) => {
             // Where the supervisor is gone nobody is left to tell.
-            let _ = line.send(&FromTemplate::Failed { reason }, Vec::new());
+            let _ = channel.send(&FromTemplate::Failed { reason }, Vec::new());
             1
         }
     }
 }
 
 /// Everything up to readiness.
-fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u32, Config), String> {
+fn begin(channel: &mut Channel, overrides: &Overrides, service: &Service) -> Result<(u32, Config), String> {
     // Before user code, which may have a use for one of them.
     signals::ignore_what_is_for_the_supervisor().map_err(|error| format!("signals: {error}"))?;
     signals::write_errors_only().map_err(|error| format!("signals: {error}"))?;
-    let beginning = receive_beginning(line)?;
+    let beginning = receive_beginning(channel)?;
     // A help to people only, so a failure is no failure.
     let _ = title::set(&format!("tine: template gen {} ({})", beginning.generation, service.about().title));
     let config = config::check(&beginning.source, overrides).map_err(|error| error.to_string())?;
@@ -79,16 +79,17 @@ fn begin(line: &mut Line, overrides: &Overrides, service: &Service) -> Result<(u
     process::keep_exit_statuses().map_err(|error| format!("SIGCHLD: {error}"))?;
     let methods = service.method_names();
     let checked = serde_json::to_value(&config).map_err(|error| format!("the configuration: {error}"))?;
-    let (version, legacy) = (line::VERSION, line::LEGACY_VERSION);
+    let (version, legacy) = (channel::VERSION, channel::LEGACY_VERSION);
     let warnings = config::warnings(&beginning.source, &config);
     let ready = FromTemplate::Ready { version, methods, config: checked, legacy, warnings };
-    line.send(&ready, Vec::new())
+    channel
+        .send(&ready, Vec::new())
         .map_err(|error| format!("the supervisor can't be told that the template is ready: {error}"))?;
     Ok((beginning.generation, config))
 }
 
-fn receive_beginning(line: &mut Line) -> Result<Beginning, String> {
-    let (message, descriptors) = match receive(line) {
+fn receive_beginning(channel: &mut Channel) -> Result<Beginning, String> {
+    let (message, descriptors) = match receive(channel) {
         Ok(Some(received)) => received,
         Ok(None) => return Err("the supervisor is gone".into()),
         Err(error) => return Err(format!("the template's first message is not understood: {error}")),
@@ -96,8 +97,8 @@ fn receive_beginning(line: &mut Line) -> Result<Beginning, String> {
     let ToTemplate::Begin { version, generation, source: name, descriptors: limit } = message else {
         return Err(format!("expected the message that begins a template, found {message:?}"));
     };
-    if version != line::VERSION {
-        return Err(format!("expected messages of version {}, found {version}", line::VERSION));
+    if version != channel::VERSION {
+        return Err(format!("expected messages of version {}, found {version}", channel::VERSION));
     }
     if let Some(limit) = limit {
         limits::was_started_with(limit);
@@ -114,13 +115,13 @@ fn receive_beginning(line: &mut Line) -> Result<Beginning, String> {
 }
 
 /// The next message; None when the supervisor is gone.
-fn receive(line: &mut Line) -> io::Result<Option<(ToTemplate, Vec<OwnedFd>)>> {
+fn receive(channel: &mut Channel) -> io::Result<Option<(ToTemplate, Vec<OwnedFd>)>> {
     loop {
-        match line.receive()? {
+        match channel.receive()? {
             Received::Message(message, descriptors) => return Ok(Some((message, descriptors))),
             Received::Closed => return Ok(None),
             Received::Nothing => {
-                let mut wanted = [PollFd::new(line.as_fd(), PollFlags::POLLIN)];
+                let mut wanted = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
                 match poll(&mut wanted, PollTimeout::NONE) {
                     Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                     Err(errno) => return Err(errno.into()),
@@ -146,7 +147,7 @@ impl Template {
     /// Forks a worker for every request until the supervisor is gone.
     fn serve(mut self, service: Service) -> i32 {
         loop {
-            match receive(&mut self.line) {
+            match receive(&mut self.channel) {
                 Ok(None) => return 0,
                 Ok(Some((
                     ToTemplate::Fork { worker, slot, may_keep, doors_shut, quarantine, region },
@@ -164,15 +165,15 @@ impl Template {
                                 region,
                                 descriptors,
                             };
-                            // The template's own line goes with it: a worker has no business on it.
-                            drop(self.line);
+                            // The template's own channel goes with it: a worker has no business on it.
+                            drop(self.channel);
                             worker::run(service, self.config, birth)
                         }
                         Ok(Grandchild::Elsewhere) => {}
                         Err(error) => {
                             let reason = error.to_string();
                             if self
-                                .line
+                                .channel
                                 .send(&FromTemplate::ForkFailed { worker, reason }, Vec::new())
                                 .is_err()
                             {

@@ -12,16 +12,16 @@ use super::connection;
 use super::desk::{Desk, Todo};
 use super::flow::{Hand, Prepared};
 use crate::arena::{ArenaError, KeptArena, Key, Moved, Refusal};
+use crate::channel::{FromWorker, Taken};
 use crate::fail_points::{self, Kind};
-use crate::line::{FromWorker, Taken};
 use crate::sys::peer::PeerAddress;
 use crate::sys::socket::Socket;
 use crate::sys::tcp;
 
-/// When it is tried again to tell a supervisor whose line is full.
+/// When it is tried again to tell a supervisor whose channel is full.
 const TELL_AGAIN: Duration = Duration::from_millis(2);
 
-/// Connections that are prepared, and the word about them that the line has not taken yet.
+/// Connections that are prepared, and the word about them that the channel has not taken yet.
 #[derive(Debug)]
 pub(super) struct Adoption {
     from: u32,
@@ -96,7 +96,7 @@ impl Desk {
             let new = adoption.prepared.iter().filter(|prepared| !prepared.has_place()).count();
             let without_place = self.reserve.are_kept(&hand.shared) + new;
             let (from, results) = (adoption.from, adoption.results.clone());
-            match self.line.send_now(&FromWorker::Adopted { from, results, without_place }, &[]) {
+            match self.channel.send_now(&FromWorker::Adopted { from, results, without_place }, &[]) {
                 Ok(()) => {
                     let brings_some = !adoption.prepared.is_empty();
                     for prepared in adoption.prepared {
@@ -117,8 +117,8 @@ impl Desk {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     self.adoptions.push_front(adoption);
                     hand.shared.remind(Instant::now() + TELL_AGAIN, Due::Adoptions);
-                    // What is queued on the line would otherwise stand before it for ever.
-                    let _ = self.line.flush();
+                    // What is queued on the channel would otherwise stand before it for ever.
+                    let _ = self.channel.flush();
                     break;
                 }
                 // The supervisor is gone, and will never have heard of them.

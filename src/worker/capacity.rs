@@ -2,17 +2,17 @@
 //!
 //! The supervisor asks to tell the user, to keep no more and to share them out; a worker to have room for what may be its part.
 
+use crate::channel::MOST_DESCRIPTORS;
 use crate::config::Config;
-use crate::line::MOST_DESCRIPTORS;
 
 /// Connections that come in by each worker beyond those that it may hold: health checks are answered on them whatever happens.
 pub(super) const RESERVED: usize = 16;
-/// What a process has open besides connections and whatever handlers open: standard streams, line, arena, epoll, events,
+/// What a process has open besides connections and whatever handlers open: standard streams, channel, arena, epoll, events,
 /// listeners, with room to spare.
 const OWN: u64 = 64;
 /// Descriptors left to the handlers of each thread.
 const EACH_THREAD: u64 = 4;
-/// What the supervisor needs for each slot: line, arena and epoll set of its worker and of the next generation's, and line and arena
+/// What the supervisor needs for each slot: channel, arena and epoll set of its worker and of the next generation's, and channel and arena
 /// of one that is about to be forked.
 const EACH_SLOT: u64 = 10;
 /// For each listener: its socket, that of the next generation, and the duplicates for a fork in each.
@@ -28,7 +28,7 @@ pub(crate) fn connections(config: &Config, descriptors: u64) -> usize {
     config.limits.max_connections.min(in_one).min(kept - kept / 4).max(1)
 }
 
-/// Connections that the supervisor may keep then. The rest is a reserve that keeping never touches: for lines, arenas and
+/// Connections that the supervisor may keep then. The rest is a reserve that keeping never touches: for channels, arenas and
 /// listeners, for forks and reloads, and for what one message brings before anybody has looked at it.
 pub(crate) fn kept(config: &Config, descriptors: u64) -> usize {
     let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);

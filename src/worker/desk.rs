@@ -1,4 +1,4 @@
-//! What the poller looks after beside connections: what it has yet to do, the line, the doors, the worker's end.
+//! What the poller looks after beside connections: what it has yet to do, the channel, the doors, the worker's end.
 //!
 //! Whoever is poller locks it, and nobody else does. It is never locked while a handler may run, so a poller that
 //! blocks leaves it free, with all that it had not come to.
@@ -19,9 +19,9 @@ use super::life::Life;
 use super::listening::Door;
 use super::recycle::Limits;
 use super::reserve::Reserve;
-use super::{Due, LINE, Shared};
+use super::{CHANNEL, Due, Shared};
 use crate::arena::{ArenaWriter, Key, State};
-use crate::line::{FromWorker, Line, Received, ToWorker};
+use crate::channel::{Channel, FromWorker, Received, ToWorker};
 use crate::log;
 use crate::sys::signals::OnTerm;
 use crate::sys::{descriptors, last_moment, process};
@@ -64,7 +64,7 @@ pub(super) enum Todo {
 /// The poller's side of the worker.
 #[derive(Debug)]
 pub(super) struct Desk {
-    pub(super) line: Line,
+    pub(super) channel: Channel,
     pub(super) arena: ArenaWriter,
     pub(super) doors: Vec<Option<Door>>,
     /// Rung by a worker that was woken for a connection it can't take; every worker hears it. The kernel wakes one
@@ -97,16 +97,16 @@ pub(super) struct Desk {
     /// The number of the thread that is the poller.
     pub(super) poller: usize,
     pub(super) adoptions: VecDeque<Adoption>,
-    /// The line did not take connections, and calls on them wait for that.
+    /// The channel did not take connections, and calls on them wait for that.
     pub(super) asking_waits: bool,
     /// Calls wait until this worker may have more kept.
     pub(super) lacks_credit: bool,
     /// Since when there are connections that can't be kept, for the one reason or the other.
     pub(super) keeps_none_since: Option<Instant>,
-    /// Connections were let go, and the line does not take the word of it.
+    /// Connections were let go, and the channel does not take the word of it.
     pub(super) offers_wait: bool,
-    /// Epoll is to say when the line takes messages again.
-    pub(super) line_is_full: bool,
+    /// Epoll is to say when the channel takes messages again.
+    pub(super) channel_is_full: bool,
     /// When the supervisor was told last that calls wait.
     pub(super) told_crowding: Option<Instant>,
     /// It was said that connections can't be kept.
@@ -173,7 +173,7 @@ impl Desk {
         if shared.pool.rests() && !std::mem::replace(&mut self.tidies, true) {
             hand.shared.remind(hand.now() + TIDY, Due::Tidying);
         }
-        self.watch_line(&hand.shared);
+        self.watch_channel(&hand.shared);
         log::tell_of_counted(false);
         let dropped = log::dropped_lines();
         if dropped != self.log_lines_dropped {
@@ -229,24 +229,24 @@ impl Desk {
         self.exit(0)
     }
 
-    pub(super) fn read_line(&mut self, hand: &mut Hand) {
+    pub(super) fn read_channel(&mut self, hand: &mut Hand) {
         loop {
-            match self.line.receive() {
+            match self.channel.receive() {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Message(message, descriptors)) => {
                     let adopts = matches!(message, ToWorker::Adopt { .. });
                     self.told(hand, message, descriptors);
                     if adopts {
                         // Those are served before the next ones are looked at, and so is everybody else: epoll reports the
-                        // line again.
+                        // channel again.
                         break;
                     }
                 }
                 Ok(Received::Closed) => {
                     let shared = &hand.shared;
-                    if let Err(errno) = shared.epoll.delete(&self.line) {
+                    if let Err(errno) = shared.epoll.delete(&self.channel) {
                         // What ended was something else.
-                        descriptors::lost_by("the line to the supervisor", &errno.into());
+                        descriptors::lost_by("the channel to the supervisor", &errno.into());
                     }
                     tracing::warn!(
                         slot = shared.info.slot(),
@@ -260,7 +260,7 @@ impl Desk {
                 }
                 Err(error) => {
                     tracing::warn!(slot = hand.shared.info.slot(), %error, "a message is not understood");
-                    // The line's own error would be met again; epoll says when there is more.
+                    // The channel's own error would be met again; epoll says when there is more.
                     if error.raw_os_error().is_some() {
                         break;
                     }
@@ -269,23 +269,23 @@ impl Desk {
         }
     }
 
-    /// The line takes messages again.
-    pub(super) fn flush_line(&mut self) {
+    /// The channel takes messages again.
+    pub(super) fn flush_channel(&mut self) {
         // What the kernel refuses is lost, as it would be when it was said.
-        let _ = self.line.flush();
+        let _ = self.channel.flush();
     }
 
-    /// Has the poller woken when the line takes messages again, if some wait for that.
-    fn watch_line(&mut self, shared: &Shared) {
-        let waits = self.line.has_queued() || self.offers_wait || self.asking_waits;
-        if waits == self.line_is_full {
+    /// Has the poller woken when the channel takes messages again, if some wait for that.
+    fn watch_channel(&mut self, shared: &Shared) {
+        let waits = self.channel.has_queued() || self.offers_wait || self.asking_waits;
+        if waits == self.channel_is_full {
             return;
         }
-        self.line_is_full = waits;
+        self.channel_is_full = waits;
         let mut flags = EpollFlags::EPOLLIN;
         flags.set(EpollFlags::EPOLLOUT, waits);
-        // A line that was closed is not in there any more.
-        let _ = shared.epoll.modify(&self.line, &mut EpollEvent::new(flags, LINE));
+        // A channel that was closed is not in there any more.
+        let _ = shared.epoll.modify(&self.channel, &mut EpollEvent::new(flags, CHANNEL));
     }
 
     fn told(&mut self, hand: &mut Hand, message: ToWorker, descriptors: Vec<OwnedFd>) {
@@ -350,9 +350,9 @@ impl Desk {
         self.say(&FromWorker::Leaving);
     }
 
-    /// Where the supervisor is gone its line says so too.
+    /// Where the supervisor is gone its channel says so too.
     pub(super) fn say(&mut self, word: &FromWorker) {
-        let _ = self.line.send(word, Vec::new());
+        let _ = self.channel.send(word, Vec::new());
     }
 
     fn begin_draining(&mut self, hand: &mut Hand) {
@@ -387,8 +387,8 @@ impl Desk {
     pub(super) fn woken(&mut self, hand: &mut Hand) {
         let shared = Arc::clone(&hand.shared);
         for message in shared.outbox.take() {
-            // Where the supervisor is gone its line says so too.
-            let _ = self.line.send(&message, Vec::new());
+            // Where the supervisor is gone its channel says so too.
+            let _ = self.channel.send(&message, Vec::new());
         }
         self.todo.extend(shared.buffers.feed().into_iter().map(Todo::Feed));
         self.todo.extend(shared.for_poller.take());

@@ -16,7 +16,7 @@ use super::flow::{Hand, Job};
 use super::poller::Poller;
 use super::role::Term;
 use super::turns::Lane;
-use super::{BELL, Due, FIRST_DOOR, LINE, TERM, WAKE, key_of};
+use super::{BELL, CHANNEL, Due, FIRST_DOOR, TERM, WAKE, key_of};
 use crate::fail_points;
 use crate::log;
 use crate::sys::{allocator, descriptors, process};
@@ -151,12 +151,12 @@ impl Hand {
 
     fn attend(&mut self, desk: &Mutex<Desk>, todo: Todo) {
         match todo {
-            Todo::Event(LINE, flags) => {
+            Todo::Event(CHANNEL, flags) => {
                 let mut desk = desk.lock();
                 if flags.contains(EpollFlags::EPOLLOUT) {
-                    desk.flush_line();
+                    desk.flush_channel();
                 }
-                desk.read_line(self);
+                desk.read_channel(self);
             }
             Todo::Event(TERM, _) => desk.lock().ask_to_leave(),
             Todo::Event(WAKE, _) => desk.lock().woken(self),

@@ -8,7 +8,7 @@ use super::Shared;
 use super::desk::Desk;
 use super::overdue::Due;
 use crate::arena::Key;
-use crate::line::FromWorker;
+use crate::channel::FromWorker;
 use crate::sys::resident;
 
 impl Desk {

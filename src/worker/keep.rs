@@ -25,7 +25,7 @@ use super::desk::{Desk, Todo};
 use super::flow::Hand;
 use super::{Due, Shared};
 use crate::arena::Key;
-use crate::line::{FromWorker, MOST_DESCRIPTORS};
+use crate::channel::{FromWorker, MOST_DESCRIPTORS};
 
 /// How long notes are gathered, at most.
 const GATHER: Duration = Duration::from_millis(20);
@@ -345,7 +345,7 @@ impl Desk {
             self.lacks_credit |= !asking.is_empty();
             return shared.notes.lock().keep_later(others, hand.now());
         }
-        // The kernel does not say when it takes more descriptors, and a line that is full may have been read by then.
+        // The kernel does not say when it takes more descriptors, and a channel that is full may have been read by then.
         asking.append(&mut others);
         shared.note(|notes| {
             notes.asking.append(&mut asking);
@@ -385,7 +385,7 @@ impl Desk {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
                 Err(error) => {
                     self.complain(&hand.shared, &error);
-                    // Then the line says when it takes more. What else there may be passes without a word, and is tried again.
+                    // Then the channel says when it takes more. What else there may be passes without a word, and is tried again.
                     self.asking_waits |= error.kind() == io::ErrorKind::WouldBlock;
                     later.extend_from_slice(batch);
                     continue;
@@ -403,7 +403,7 @@ impl Desk {
         later
     }
 
-    /// A handler has closed the descriptor of one of these, which must not be everybody's loss; or that of the line, and then the
+    /// A handler has closed the descriptor of one of these, which must not be everybody's loss; or that of the channel, and then the
     /// supervisor ends this worker.
     fn keep_each(&mut self, hand: &mut Hand, batch: &[Arc<Connection>]) -> Vec<Arc<Connection>> {
         if let [connection] = batch {
@@ -423,7 +423,7 @@ impl Desk {
         let without_place = self.reserve.are_kept(shared) + are_new;
         let descriptors: Vec<BorrowedFd<'_>> =
             batch.iter().map(|connection| connection.socket.as_fd()).collect();
-        self.line.send_now(&FromWorker::Keep { connections, without_place }, &descriptors)
+        self.channel.send_now(&FromWorker::Keep { connections, without_place }, &descriptors)
     }
 
     /// Tells what was let go. Its clients wait, so this is not gathered for longer than a round lasts.
@@ -433,16 +433,18 @@ impl Desk {
         for keys in offered.chunks(MOST_KEYS) {
             // At once or not at all: said twice, it would be about connections that others have by then.
             let (connections, without_place) = (keys.to_vec(), self.reserve.are_kept(shared));
-            if let Err(error) = self.line.send_now(&FromWorker::Offered { connections, without_place }, &[]) {
+            if let Err(error) =
+                self.channel.send_now(&FromWorker::Offered { connections, without_place }, &[])
+            {
                 self.offers_wait |= error.kind() == io::ErrorKind::WouldBlock;
                 shared.notes.lock().offered.extend(keys);
             }
         }
     }
 
-    /// Where the supervisor is gone its line says so too.
+    /// Where the supervisor is gone its channel says so too.
     fn tell(&mut self, message: &FromWorker) {
-        let _ = self.line.send(message, Vec::new());
+        let _ = self.channel.send(message, Vec::new());
     }
 
     fn complain(&mut self, shared: &Shared, error: &io::Error) {

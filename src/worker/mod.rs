@@ -60,8 +60,8 @@ use parking_lot::Mutex;
 
 use crate::addresses::Addresses;
 use crate::arena::{Key, Records, Room};
+use crate::channel::FromWorker;
 use crate::config::Config;
-use crate::line::FromWorker;
 use crate::rpc::{MethodIndex, States, WorkerInfo};
 use crate::sys::blocks::Pool;
 use crate::sys::descriptors;
@@ -93,12 +93,12 @@ pub(crate) use start::{Birth, run};
 use table::Table;
 
 /// Tokens whose index is not a connection's: connections are numbered from 0 and never get this far.
-const LINE: u64 = u32::MAX as u64;
-const WAKE: u64 = LINE - 1;
-const TERM: u64 = LINE - 2;
-const BELL: u64 = LINE - 3;
+const CHANNEL: u64 = u32::MAX as u64;
+const WAKE: u64 = CHANNEL - 1;
+const TERM: u64 = CHANNEL - 2;
+const BELL: u64 = CHANNEL - 3;
 /// Listener `n` has the token `FIRST_DOOR - n`.
-const FIRST_DOOR: u64 = LINE - 16;
+const FIRST_DOOR: u64 = CHANNEL - 16;
 
 /// What the arena of a worker has room for, but for its methods.
 pub(crate) fn room(config: &Config) -> Room {
@@ -154,7 +154,7 @@ pub(crate) struct Shared {
     paces: Paces,
     answer_sizes: AnswerSizes,
     quarantine: Quarantine,
-    /// What the supervisor is to hear; the poller has the line.
+    /// What the supervisor is to hear; the poller has the channel.
     outbox: Mailbox<FromWorker>,
     gate: Gate,
     runs: Runs,

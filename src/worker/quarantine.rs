@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Shared;
-use crate::line::FromWorker;
+use crate::channel::FromWorker;
 use crate::rpc::{Error, MethodIndex, Registry};
 use crate::sys::clock;
 

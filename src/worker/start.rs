@@ -13,11 +13,11 @@ use super::flow::Hand;
 use super::life::Life;
 use super::recycle::Limits;
 use super::site::Site;
-use super::{LINE, Shared, TERM, capacity, doors, panics, pool, rows, vitals};
+use super::{CHANNEL, Shared, TERM, capacity, doors, panics, pool, rows, vitals};
 use crate::addresses::Addresses;
 use crate::arena::{ArenaWriter, Row, State};
+use crate::channel::{self, Channel, FromWorker, Quarantined};
 use crate::config::{Config, counted};
-use crate::line::{self, FromWorker, Line, Quarantined};
 use crate::log;
 use crate::rpc::{Service, WorkerInfo};
 use crate::sys::clock;
@@ -43,7 +43,7 @@ pub(crate) struct Birth {
     pub(crate) quarantine: Vec<Quarantined>,
     /// It counts its clients' addresses in that region of the memory which comes behind the bell.
     pub(crate) region: Option<usize>,
-    /// Its line, its arena, the bell, then the listeners in the order of the configuration.
+    /// Its channel, its arena, the bell, then the listeners in the order of the configuration.
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn run(service: Service, config: Config, birth: Birth) -> ! {
     let life = AssertUnwindSafe(|| live(service, config, birth));
     match catch_unwind(life) {
         Ok(never) => never,
-        // Our own mistake. It ends here: further up its line would be closed while it still lives.
+        // Our own mistake. It ends here: further up its channel would be closed while it still lives.
         Err(_) => std::process::abort(),
     }
 }
@@ -65,34 +65,34 @@ fn live(service: Service, config: Config, birth: Birth) -> ! {
     let _ = oom::be_chosen_before_others();
     vitals::guard(birth.slot);
     let mut descriptors = birth.descriptors.into_iter().map(descriptors::control);
-    let Some(line) = descriptors.next() else {
+    let Some(channel) = descriptors.next() else {
         process::exit_now(1);
     };
-    descriptors::make_room(&line, capacity::share(&config, limits::descriptors()));
-    let mut line = Line::from(line);
+    descriptors::make_room(&channel, capacity::share(&config, limits::descriptors()));
+    let mut channel = Channel::from(channel);
     let info = WorkerInfo::new(birth.slot, std::process::id(), u64::from(birth.generation), Instant::now());
-    let gathered = match Gathered::gather(service, &config, info, &mut line, (birth.region, descriptors)) {
+    let gathered = match Gathered::gather(service, &config, info, &mut channel, (birth.region, descriptors)) {
         Ok(gathered) => gathered,
-        Err(reason) => fail(&mut line, reason),
+        Err(reason) => fail(&mut channel, reason),
     };
     let Gathered { shared, arena, rows, term, bell, listeners } = gathered;
     for Quarantined { method, for_ms } in birth.quarantine {
         shared.shut_method(&method, Duration::from_millis(for_ms));
     }
-    let desk = Desk::new(line, arena, bell, term, birth.may_keep, &config);
+    let desk = Desk::new(channel, arena, bell, term, birth.may_keep, &config);
     let desk = Arc::new(Mutex::new(desk));
     match open(&shared, &desk, rows, listeners, &config, birth.doors_shut) {
         Ok(mut hand) => {
             hand.on_duty(&desk, Duty::Poll(shared.role.first_term()));
             pool::serve(|| shared.next_task(), |task| hand.work(&desk, task))
         }
-        Err(reason) => fail(&mut desk.lock().line, reason),
+        Err(reason) => fail(&mut desk.lock().channel, reason),
     }
 }
 
-fn fail(line: &mut Line, reason: String) -> ! {
+fn fail(channel: &mut Channel, reason: String) -> ! {
     // Where the supervisor is gone nobody is left to tell.
-    let _ = line.send(&FromWorker::BootFailed { reason }, Vec::new());
+    let _ = channel.send(&FromWorker::BootFailed { reason }, Vec::new());
     process::exit_now(1)
 }
 
@@ -116,16 +116,18 @@ impl Gathered {
         service: Service,
         config: &Config,
         info: WorkerInfo,
-        line: &mut Line,
+        channel: &mut Channel,
         (region, mut descriptors): (Option<usize>, impl Iterator<Item = OwnedFd>),
     ) -> Result<Self, String> {
         process::reset_signals();
         signals::ignore_what_is_for_the_supervisor().map_err(failed("signals"))?;
         // Hooks and states may never return, and then nobody here would see that the supervisor is gone.
-        line.die_with_other_end().map_err(failed("line"))?;
+        channel.die_with_other_end().map_err(failed("channel"))?;
         let term = OnTerm::catch().map_err(failed("SIGTERM"))?;
         let pid = i32::try_from(info.pid()).unwrap_or_default();
-        line.send(&FromWorker::Born { version: line::VERSION, pid }, Vec::new()).map_err(failed("line"))?;
+        channel
+            .send(&FromWorker::Born { version: channel::VERSION, pid }, Vec::new())
+            .map_err(failed("channel"))?;
         crate::sys::allocator::give_back_large_buffers();
         log::init(&config.log);
         // From here on it stays for the life of the process: nothing of the program's is dropped by a boot that fails.
@@ -196,16 +198,16 @@ fn open(
     shared.find_watch();
 
     let mut desk = desk.lock();
-    shared.add(&desk.line, LINE).map_err(failed("line"))?;
+    shared.add(&desk.channel, CHANNEL).map_err(failed("channel"))?;
     desk.term.report_to(&shared.epoll, TERM).map_err(failed("SIGTERM"))?;
     shared.listen_for(&desk.bell).map_err(failed("bell"))?;
     desk.doors = doors::make(listeners, config);
     desk.doors_shut = doors_shut;
     desk.arena.set_state(State::Ready);
-    desk.line.live_on().map_err(failed("line"))?;
+    desk.channel.live_on().map_err(failed("channel"))?;
     // Without it the end of this worker lasts longer, and nothing else is different.
     let epoll = shared.epoll.0.try_clone();
-    desk.line.send(&FromWorker::Ready, epoll.into_iter().collect()).map_err(failed("line"))?;
+    desk.channel.send(&FromWorker::Ready, epoll.into_iter().collect()).map_err(failed("channel"))?;
     Ok(hand)
 }
 
@@ -223,7 +225,7 @@ fn is_to_blame_as(thread: usize) -> Result<(), String> {
 
 impl Desk {
     fn new(
-        line: Line,
+        channel: Channel,
         arena: ArenaWriter,
         bell: OwnedFd,
         term: OnTerm,
@@ -231,7 +233,7 @@ impl Desk {
         config: &Config,
     ) -> Self {
         Self {
-            line,
+            channel,
             arena,
             doors: Vec::new(),
             bell,
@@ -256,7 +258,7 @@ impl Desk {
             lacks_credit: false,
             keeps_none_since: None,
             offers_wait: false,
-            line_is_full: false,
+            channel_is_full: false,
             has_complained: false,
             has_left: false,
             said_only_stuck: false,

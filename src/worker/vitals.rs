@@ -1,6 +1,6 @@
 //! The end of a worker that has lost a descriptor it stands on.
 //!
-//! A handler that closes what isn't its own, or puts something else in its place, takes from the worker its line, its
+//! A handler that closes what isn't its own, or puts something else in its place, takes from the worker its channel, its
 //! epoll, a listener or a connection. Nothing of that can be had back: the worker ends at once, and its connections go to
 //! others. Whoever meets an error that says so comes here, by [`descriptors::lost_by`]; nothing is looked at before it
 //! is used, because it could change hands in between.

@@ -1,6 +1,6 @@
 //! The import rule: who in `src` may use whom.
 //!
-//!     cli → server → {supervisor, template, admin} → worker → {rpc, arena, addresses, line, config} → wire → sys
+//!     cli → server → {supervisor, template, admin} → worker → {rpc, arena, addresses, channel, config} → wire → sys
 //!
 //! A module uses what stands further down, at any distance. Modules of one level don't use each other, and the
 //! modules beside this line have a list each. Tests inside a file are held to its rule. The crate's root may use
@@ -12,7 +12,7 @@ use crate::source::{Source, words};
 const LEVELS: [&[&str]; 7] = [
     &["sys"],
     &["wire"],
-    &["rpc", "arena", "addresses", "line", "config"],
+    &["rpc", "arena", "addresses", "channel", "config"],
     &["worker"],
     &["supervisor", "template", "admin"],
     &["server"],
@@ -33,13 +33,13 @@ const BESIDE: [(&str, &[&str], &[&str]); 5] = [
     (
         "log",
         &["arena", "config", "sys"],
-        &["rpc", "arena", "line", "config", "worker", "supervisor", "template", "admin", "server", "cli"],
+        &["rpc", "arena", "channel", "config", "worker", "supervisor", "template", "admin", "server", "cli"],
     ),
 ];
 
 /// Modules of one level of which the first may use the second, with the reason.
 pub(crate) const PEERS: &[(&str, &str, &str)] = &[
-    ("line", "arena", "messages name a connection by the place of its record"),
+    ("channel", "arena", "messages name a connection by the place of its record"),
     ("rpc", "config", "errors tell times in the form of the configuration's"),
 ];
 
@@ -223,8 +223,8 @@ fn imports_that_point_upwards_or_sideways_are_found() {
         ("src/wire/length.rs", "use crate::rpc::Call;"),
         ("src/sys/epoll.rs", "fn f() { crate::worker::poller::wake(); }"),
         ("src/rpc/mod.rs", "use crate::arena::Counter;"),
-        ("src/line/mod.rs", "use crate::{wire::Length, config};"),
-        ("src/line/mod.rs", "use crate::{\n    wire::Length,\n    config::{self as c},\n};"),
+        ("src/channel/mod.rs", "use crate::{wire::Length, config};"),
+        ("src/channel/mod.rs", "use crate::{\n    wire::Length,\n    config::{self as c},\n};"),
         ("src/supervisor/mod.rs", "mod tests { use crate::admin; }"),
         ("src/worker/mod.rs", "pub(crate) use crate::supervisor as boss;"),
         ("src/arena/mod.rs", "use super::worker;"),
@@ -269,7 +269,7 @@ fn the_parts_of_the_worker_that_import_each_other_are_found() {
 fn imports_that_keep_to_the_rule_pass() {
     for (path, text) in [
         ("src/cli/call.rs", "use super::args; use crate::client::Client; use crate::server; use crate::sys;"),
-        ("src/worker/mod.rs", "use crate::{arena, config, line, log, rpc, sys, wire};"),
+        ("src/worker/mod.rs", "use crate::{arena, config, channel, log, rpc, sys, wire};"),
         (
             "src/arena/mod.rs",
             "use crate::log; use crate::sys::memory::{self, WORD}; mod tests { use super::*; }",

@@ -74,7 +74,7 @@ pub(crate) enum WorkerEvent {
     Retiring,
     /// It has let everything go; only calls that are stuck still run.
     OnlyStuckLeft,
-    /// Nobody holds the other end of its line and it has no known pid: it was never forked, or died unborn.
+    /// Nobody holds the other end of its channel and it has no known pid: it was never forked, or died unborn.
     Vanished,
     /// It was reaped. `called`: a call had begun in it.
     Ended {
@@ -146,7 +146,7 @@ pub(crate) enum Action {
     /// Tell a worker to end because the service does: it answers what has begun and closes.
     Drain(WorkerId),
     Kill(WorkerId),
-    /// Forget a worker that was never born: its closed line ends it, should it still come to be.
+    /// Forget a worker that was never born: its closed channel ends it, should it still come to be.
     Abandon(WorkerId),
     /// From now on this generation serves: its config, its listeners, its methods.
     Switch {

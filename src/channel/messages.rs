@@ -1,10 +1,10 @@
-//! The messages, one enum for each direction of each kind of line.
+//! The messages, one enum for each direction of each kind of channel.
 
 use serde::{Deserialize, Serialize};
 
 use crate::arena::Key;
 
-/// The version of this set of messages. Both ends of a line say theirs first.
+/// The version of this set of messages. Both ends of a channel say theirs first.
 pub(crate) const VERSION: u32 = 1;
 
 /// From the supervisor to a template.
@@ -20,7 +20,7 @@ pub(crate) enum ToTemplate {
         #[serde(default)]
         descriptors: Option<u64>,
     },
-    /// Fork the worker process number `worker` for `slot`. Its descriptors are the worker's line, its arena, the bell and
+    /// Fork the worker process number `worker` for `slot`. Its descriptors are the worker's channel, its arena, the bell and
     /// then every listener in the order of the configuration. `doors_shut`: it accepts nothing before it is told to open.
     /// `quarantine` is what holds from its birth on.
     /// `may_keep`: it may ask to have so many connections kept and be sure of it, and so many more with each

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::children::{self, Template};
 use super::state::{Event, GenerationId, WorkerEvent};
 use super::{FIRST_TEMPLATE, MOST_MESSAGES, Supervisor, watch};
-use crate::line::{self, FromTemplate, Line, Received, ToTemplate};
+use crate::channel::{self, Channel, FromTemplate, Received, ToTemplate};
 use crate::sys::{limits, process};
 
 /// A template says no more of its configuration than a person reads.
@@ -25,24 +25,25 @@ impl Supervisor {
     fn try_start_template(&mut self, generation: GenerationId) -> io::Result<()> {
         self.look_for_the_next(generation)?;
         let origin = self.origin(generation).ok_or_else(|| io::Error::other("its generation is gone"))?;
-        let (mut line, far_end) = Line::pair()?;
+        let (mut channel, far_end) = Channel::pair()?;
         let config = children::text_in_memory(&origin.source.text)?;
         let begin = ToTemplate::Begin {
-            version: line::VERSION,
+            version: channel::VERSION,
             generation,
             source: origin.source.name.clone(),
             descriptors: limits::started_with(),
         };
-        line.send(&begin, vec![config])?;
-        self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(generation)))?;
-        let pid = origin.program.start(line::TEMPLATE_VARIABLE, &far_end, |far_end, error| {
+        channel.send(&begin, vec![config])?;
+        self.epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, token(generation)))?;
+        let pid = origin.program.start(channel::TEMPLATE_VARIABLE, &far_end, |far_end, error| {
             let Ok(far_end) = far_end.try_clone() else { return };
             let reason = format!("the program can't be executed: {error}");
-            // The child that runs this ends right after: nothing is left to do if the line is broken too.
-            let _ = Line::from(far_end).send(&FromTemplate::Failed { reason }, Vec::new());
+            // The child that runs this ends right after: nothing is left to do if the channel is broken too.
+            let _ = Channel::from(far_end).send(&FromTemplate::Failed { reason }, Vec::new());
         })?;
         tracing::debug!(%pid, generation, "template started");
-        let template = Template { pid, line, line_open: true, end_expected: false, started: Instant::now() };
+        let template =
+            Template { pid, channel, channel_open: true, end_expected: false, started: Instant::now() };
         self.templates.insert(generation, template);
         Ok(())
     }
@@ -56,29 +57,29 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn template_line(&mut self, generation: GenerationId, flags: EpollFlags) {
+    pub(super) fn template_channel(&mut self, generation: GenerationId, flags: EpollFlags) {
         if flags.contains(EpollFlags::EPOLLOUT)
             && let Some(template) = self.templates.get_mut(&generation)
         {
-            let _ = template.line.flush();
-            watch(&self.epoll, &template.line, token(generation));
+            let _ = template.channel.flush();
+            watch(&self.epoll, &template.channel, token(generation));
         }
         self.read_template(generation);
     }
 
     pub(super) fn read_template(&mut self, generation: GenerationId) {
         for _ in 0..MOST_MESSAGES {
-            let template = self.templates.get_mut(&generation).filter(|template| template.line_open);
+            let template = self.templates.get_mut(&generation).filter(|template| template.channel_open);
             let Some(template) = template else { break };
-            match template.line.receive() {
+            match template.channel.receive() {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Closed) => {
-                    let _ = self.epoll.delete(&template.line);
-                    template.line_open = false;
+                    let _ = self.epoll.delete(&template.channel);
+                    template.channel_open = false;
                 }
                 Ok(Received::Message(message, _)) => self.template_says(generation, message),
                 Err(error) if error.raw_os_error().is_some() => {
-                    tracing::warn!(%error, "a template's line can't be read");
+                    tracing::warn!(%error, "a template's channel can't be read");
                     break;
                 }
                 // Of another version, or user code in it writes to descriptors at random.
@@ -94,7 +95,7 @@ impl Supervisor {
     fn template_says(&mut self, generation: GenerationId, message: FromTemplate) {
         match message {
             FromTemplate::Ready { version, methods, config, legacy, warnings }
-                if version == line::VERSION =>
+                if version == channel::VERSION =>
             {
                 // Those of the generation that serves have been told.
                 if generation != self.origin.number {
@@ -112,7 +113,7 @@ impl Supervisor {
                 let why = format!(
                     "the template is of another version of this program: expected messages of version {}, found \
                      {version}; restart the service",
-                    line::VERSION
+                    channel::VERSION
                 );
                 self.happened(Event::TemplateFailed { generation, why });
             }

@@ -13,13 +13,13 @@ use super::children::Worker;
 use super::orphans::session_of;
 use super::shares::{Credit, Share};
 use super::state::{Event, GenerationId, WorkerEvent, WorkerId};
-use super::{FIRST_WORKER, MOST_MESSAGES, Supervisor, template_line, watch};
+use super::{FIRST_WORKER, MOST_MESSAGES, Supervisor, template_channel, watch};
 use crate::arena::{self, ArenaReader, Room};
+use crate::channel::{Channel, FromWorker, Received, ToTemplate, ToWorker};
 use crate::config::span;
-use crate::line::{FromWorker, Line, Received, ToTemplate, ToWorker};
 use crate::log::{self, Counted, More};
 
-/// What a worker says of itself. User code in it can write to its line, as often as it likes.
+/// What a worker says of itself. User code in it can write to its channel, as often as it likes.
 static WORDS: Counted = Counted::new("what workers say of themselves", 20);
 static NOT_UNDERSTOOD: Counted = Counted::new("a message of a worker is not understood", 1);
 
@@ -61,7 +61,7 @@ impl Supervisor {
         let (methods, stuck) = (Rc::clone(&terms.methods), terms.config.timeouts.stuck);
         let share = Share::at_birth();
         let may_keep = Some(self.first_credit(share));
-        let (line, far_end) = Line::pair()?;
+        let (channel, far_end) = Channel::pair()?;
         let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
         let memory = arena::create(&room)?;
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
@@ -74,15 +74,15 @@ impl Supervisor {
         let Some(template) = self.templates.get_mut(&generation) else {
             return Err(io::Error::other("there is no template"));
         };
-        self.epoll.add(&line, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
+        self.epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
         let quarantine = in_force(&self.quarantine);
         let worker = Worker {
             generation,
             slot,
             methods,
             pid: None,
-            line,
-            line_open: true,
+            channel,
+            channel_open: true,
             arena,
             started: Instant::now(),
             stuck,
@@ -101,8 +101,8 @@ impl Supervisor {
         self.workers.insert(id, worker);
         self.keeper.keeping.begin(id, kept_memory);
         let fork = ToTemplate::Fork { worker: id, slot, may_keep, doors_shut, quarantine, region };
-        template.line.send(&fork, descriptors)?;
-        watch(&self.epoll, &template.line, template_line::token(generation));
+        template.channel.send(&fork, descriptors)?;
+        watch(&self.epoll, &template.channel, template_channel::token(generation));
         Ok(())
     }
 
@@ -118,8 +118,8 @@ impl Supervisor {
         };
         // What it was to hold and was granted is anybody's.
         self.keeper.shares_changed();
-        if worker.line_open {
-            let _ = self.epoll.delete(&worker.line);
+        if worker.channel_open {
+            let _ = self.epoll.delete(&worker.channel);
         }
         // Born a moment ago, after all.
         worker.kill();
@@ -137,10 +137,10 @@ impl Supervisor {
 
     /// Sends a worker a message that it must not miss: one that does not hear is of no use.
     pub(super) fn tell(&mut self, id: WorkerId, message: &ToWorker) {
-        let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.line_open) else {
+        let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.channel_open) else {
             return;
         };
-        if let Err(error) = worker.line.send(message, Vec::new()) {
+        if let Err(error) = worker.channel.send(message, Vec::new()) {
             tracing::debug!(slot = worker.slot, ?message, "not delivered");
             if let (io::ErrorKind::BrokenPipe, Some(pid)) = (error.kind(), worker.pid) {
                 // Nobody holds the other end: it ends, or can't hear.
@@ -148,31 +148,31 @@ impl Supervisor {
             }
             tracing::warn!(slot = worker.slot, %error, "a worker does not hear the supervisor any more and is killed");
             worker.kill();
-        } else if worker.line.has_queued() {
-            watch(&self.epoll, &worker.line, token(id));
+        } else if worker.channel.has_queued() {
+            watch(&self.epoll, &worker.channel, token(id));
         }
     }
 
-    pub(super) fn worker_line(&mut self, id: WorkerId, flags: EpollFlags) {
+    pub(super) fn worker_channel(&mut self, id: WorkerId, flags: EpollFlags) {
         if flags.contains(EpollFlags::EPOLLOUT)
             && let Some(worker) = self.workers.get_mut(id)
         {
-            let _ = worker.line.flush();
-            watch(&self.epoll, &worker.line, token(id));
+            let _ = worker.channel.flush();
+            watch(&self.epoll, &worker.channel, token(id));
         }
         self.read_worker(id);
     }
 
     pub(super) fn read_worker(&mut self, id: WorkerId) {
         for _ in 0..MOST_MESSAGES {
-            let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.line_open) else {
+            let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.channel_open) else {
                 break;
             };
-            match worker.line.receive() {
+            match worker.channel.receive() {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Closed) => {
-                    let _ = self.epoll.delete(&worker.line);
-                    worker.line_open = false;
+                    let _ = self.epoll.delete(&worker.channel);
+                    worker.channel_open = false;
                     match worker.pid {
                         None => self.vanished(id),
                         Some(pid) => self.end_deaf(id, pid),
@@ -326,7 +326,7 @@ impl Supervisor {
 }
 
 pub(super) fn watch_worker(epoll: &Epoll, worker: &Worker, id: WorkerId) {
-    watch(epoll, &worker.line, token(id));
+    watch(epoll, &worker.channel, token(id));
 }
 
 pub(super) fn token(worker: WorkerId) -> u64 {

@@ -1,6 +1,6 @@
-//! The line: how the supervisor and one other process talk.
+//! The channel: how the supervisor and one other process talk.
 //!
-//! A line carries a closed set of named messages, each with any descriptors that belong to it, over a
+//! A channel carries a closed set of named messages, each with any descriptors that belong to it, over a
 //! non-blocking sequenced socket pair. Both ends are the same program, but not always the same version of it:
 //! unknown fields are ignored and an unknown message is an error that its receiver logs. Sending never waits;
 //! what the socket does not take is queued, and the queue is bounded.
@@ -24,8 +24,8 @@ pub(crate) use messages::{FromTemplate, FromWorker, Quarantined, Taken, ToTempla
 /// understands, as it is that program.
 pub(crate) const LEGACY_VERSION: u32 = 2;
 
-/// The environment variable by which a process learns that it is a template, and which descriptor its line is.
-pub(crate) const TEMPLATE_VARIABLE: &str = "TINE_TEMPLATE_LINE";
+/// The environment variable by which a process learns that it is a template, and which descriptor its channel is.
+pub(crate) const TEMPLATE_VARIABLE: &str = "TINE_TEMPLATE_CHANNEL";
 
 /// The largest message, in bytes. The largest sent today lists a template's methods; a socket pair takes
 /// about 200 KiB in one message.
@@ -34,9 +34,9 @@ const LARGEST: usize = 128 * 1024;
 /// Messages that may wait for a receiver that does not read. One that is this far behind is not alive.
 const MOST_QUEUED: usize = 1024;
 
-/// One end of a line.
+/// One end of a channel.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct Channel {
     fd: OwnedFd,
     queued: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     buffer: Box<[u8]>,
@@ -53,8 +53,8 @@ pub(crate) enum Received<M> {
     Closed,
 }
 
-impl Line {
-    /// A line's two ends: ours, and the descriptor that another process will make its own.
+impl Channel {
+    /// A channel's two ends: ours, and the descriptor that another process will make its own.
     pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
         let (here, there) = seqpacket::pair()?;
         Ok((Self::from(here), there))
@@ -74,7 +74,7 @@ impl Line {
             )));
         }
         if self.queued.len() >= MOST_QUEUED {
-            return Err(io::Error::other("the other end of the line does not read"));
+            return Err(io::Error::other("the other end of the channel does not read"));
         }
         self.queued.push_back((bytes, descriptors));
         self.flush()
@@ -135,7 +135,7 @@ impl Line {
     ///
     /// # Errors
     ///
-    /// The message is not one of `M`, or was cut short. The line can still be used.
+    /// The message is not one of `M`, or was cut short. The channel can still be used.
     pub(crate) fn receive<M: DeserializeOwned>(&mut self) -> io::Result<Received<M>> {
         match seqpacket::receive(self.fd.as_fd(), &mut self.buffer)? {
             Packet::Nothing => Ok(Received::Nothing),
@@ -150,13 +150,13 @@ impl Line {
     }
 }
 
-impl From<OwnedFd> for Line {
+impl From<OwnedFd> for Channel {
     fn from(fd: OwnedFd) -> Self {
         Self { fd, queued: VecDeque::new(), buffer: vec![0; LARGEST].into_boxed_slice() }
     }
 }
 
-impl AsFd for Line {
+impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -168,8 +168,8 @@ mod tests {
 
     #[test]
     fn messages_keep_their_order_past_a_full_socket() {
-        let (mut here, there) = Line::pair().unwrap();
-        let mut there = Line::from(there);
+        let (mut here, there) = Channel::pair().unwrap();
+        let mut there = Channel::from(there);
         let most = u32::try_from(MOST_QUEUED).unwrap();
         for worker in 0..most {
             here.send(&FromTemplate::ForkFailed { worker, reason: "x".repeat(500) }, vec![]).unwrap();
@@ -188,14 +188,14 @@ mod tests {
 
     #[test]
     fn a_receiver_that_never_reads_is_an_error_not_a_growing_queue() {
-        let (mut here, _there) = Line::pair().unwrap();
+        let (mut here, _there) = Channel::pair().unwrap();
         let error = (0..1_000_000).find_map(|_| here.send(&ToWorker::Drain, vec![]).err()).unwrap();
         assert!(error.to_string().contains("does not read"), "{error}");
     }
 
     #[test]
     fn what_can_not_be_sent_is_not_kept() {
-        let (mut here, there) = Line::pair().unwrap();
+        let (mut here, there) = Channel::pair().unwrap();
         drop(there);
         assert!(here.send(&ToWorker::Drain, vec![]).is_err());
         assert!(!here.has_queued());
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn unknown_fields_are_ignored_and_unknown_messages_are_errors_that_leave_the_line_usable() {
         let (here, there) = seqpacket::pair().unwrap();
-        let mut there = Line::from(there);
+        let mut there = Channel::from(there);
         for text in [
             r#"{"message":"drain","since":7}"#,
             r#"{"message":"dance"}"#,
