@@ -2,9 +2,9 @@
 
 use nix::errno::Errno;
 
-use super::connection::Connection;
 use crate::log::{Counted, More};
 use crate::sys::descriptors;
+use crate::worker::connection::Connection;
 
 /// Who speaks nothing that is spoken here: scanners, and clients of other ports.
 pub(super) static STRANGERS: Counted = Counted::new("expected a framing that this listener takes", 1);

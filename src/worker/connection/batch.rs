@@ -11,9 +11,9 @@ use super::{Bounds, InFlight, Locked};
 use crate::arena::{Gathered, NotGathered};
 use crate::sys::blocks::{HEAD_WORDS, Pool};
 use crate::sys::sync::AtomicU64;
-use crate::worker::caller::{Known, Route};
-use crate::worker::chunk::Chunk;
-use crate::worker::ticket::Ticket;
+use crate::worker::call::caller::{Known, Route};
+use crate::worker::call::ticket::Ticket;
+use crate::worker::connection::chunk::Chunk;
 
 /// Bytes of answers that batches of a connection may have gathered before no further call of them is run: as much as one
 /// answer behind a length can have.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::{Batch, Bounds};
 use crate::rpc::MethodIndex;
-use crate::worker::caller::{Known, Whom};
-use crate::worker::chunk::Chunk;
-use crate::worker::ticket::Ticket;
+use crate::worker::call::caller::{Known, Whom};
+use crate::worker::call::ticket::Ticket;
+use crate::worker::connection::chunk::Chunk;
 
 /// A call that has begun and has not been answered.
 #[derive(Debug)]

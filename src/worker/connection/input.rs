@@ -1,7 +1,7 @@
 //! Bytes of a connection that have arrived and have not been begun.
 
 use crate::sys::blocks::{HEAD, Pool};
-use crate::worker::chunk::{Chunk, NoBlock};
+use crate::worker::connection::chunk::{Chunk, NoBlock};
 
 /// What a message that has only begun to arrive gets room for, if it says that it is longer: what a client announces
 /// costs it nothing.

@@ -2,7 +2,7 @@
 
 use crate::arena::Place;
 use crate::sys::blocks::{Block, HEAD, Pool};
-use crate::worker::chunk::NoBlock;
+use crate::worker::connection::chunk::NoBlock;
 
 /// Memory that a thread lends to the connection whose answers it writes and gets back once they are sent, the same again
 /// and again. One large answer must not keep its memory for ever, so it is never larger than this.

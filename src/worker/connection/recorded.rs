@@ -20,9 +20,9 @@ use super::input::room_for;
 use super::{Chunk, Flags, Phase, Place, State};
 use crate::arena::{call_runs, call_waits, unlink_next, write_call};
 use crate::sys::blocks::Block;
-use crate::worker::caller::Whom;
-use crate::worker::chunk::Scratch;
-use crate::worker::ticket::Ticket;
+use crate::worker::call::caller::Whom;
+use crate::worker::call::ticket::Ticket;
+use crate::worker::connection::chunk::Scratch;
 
 /// What an answer is for.
 #[derive(Debug, Clone, Copy)]

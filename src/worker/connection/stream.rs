@@ -8,7 +8,7 @@ use crate::fail_points::{self, Kind};
 use crate::rpc::Peer;
 use crate::sys::blocks::Block;
 use crate::sys::clock::Moment;
-use crate::worker::chunk::{Chunk, NoBlock, Scratch};
+use crate::worker::connection::chunk::{Chunk, NoBlock, Scratch};
 
 /// How long input is still read and thrown away after our FIN, so that the last answer is not lost to a reset.
 pub(super) const LINGER: Duration = Duration::from_secs(2);

@@ -6,8 +6,8 @@ use super::stream::LINGER;
 use super::*;
 use crate::config::Config;
 use crate::rpc::{Hooks, MethodIndex, RegistryBuilder, Service};
-use crate::worker::caller::{Asked, Known, Tongue, Whom};
-use crate::worker::chunk::Scratch;
+use crate::worker::call::caller::{Asked, Known, Tongue, Whom};
+use crate::worker::connection::chunk::Scratch;
 
 const IDLE: Duration = Duration::from_secs(600);
 const MESSAGE: Duration = Duration::from_secs(30);

@@ -2,15 +2,15 @@
 
 use libtest_mimic::Trial;
 
-#[path = "../../../src/worker/buffers.rs"]
+#[path = "../../../src/worker/guard/buffers.rs"]
 #[allow(dead_code, reason = "a model uses a part of it")]
 mod buffers;
-#[path = "../../../src/worker/deadlines.rs"]
+#[path = "../../../src/worker/threads/deadlines.rs"]
 #[allow(dead_code, reason = "a model uses a part of it")]
 mod deadlines;
 mod feeding;
 mod relief;
-#[path = "../../../src/worker/role.rs"]
+#[path = "../../../src/worker/threads/role.rs"]
 #[allow(dead_code, reason = "a model uses a part of it")]
 mod role;
 mod sleeping;

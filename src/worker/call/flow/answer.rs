@@ -1,0 +1,84 @@
+//! Answers that no handler gives, and how every answer is put out.
+
+use std::io;
+
+use super::Hand;
+use crate::log::More;
+use crate::rpc::Error;
+use crate::rpc::web::Wanted;
+use crate::worker::call::caller::{Caller, Route, Whom};
+use crate::worker::call::dispatch::Refused;
+use crate::worker::connection::{Answered, Locked, Phase, SPARE};
+use crate::worker::counted::PAGES;
+
+impl Hand {
+    pub(super) fn refuse(
+        &mut self,
+        state: &mut Locked<'_>,
+        refused: Refused,
+        asked: (Whom, &[u8]),
+        answered: Answered<'_>,
+    ) {
+        self.row.refused();
+        self.answer_unrun(state, asked, answered, || Error::overloaded(refused.retry_after));
+    }
+
+    /// Writes an error answer for a message or call that no handler answers.
+    pub(in crate::worker) fn answer_error(
+        &mut self,
+        state: &mut Locked<'_>,
+        error: &Error,
+        caller: Caller<'_>,
+        answered: Answered<'_>,
+    ) {
+        self.answer.clear();
+        caller.write_error(&mut self.answer, error);
+        self.put_out(state, caller.route, answered);
+    }
+
+    /// Answers what needs no method.
+    pub(super) fn answer_page(
+        &mut self,
+        state: &mut Locked<'_>,
+        page: &Wanted<'_>,
+        route: Route,
+        answered: Answered<'_>,
+    ) {
+        if let Wanted::Refused(refusal) = page
+            && refusal.is_page
+        {
+            let peer = &state.connection.peer;
+            if let Some(More { count, from }) = PAGES.admit(peer.address().key()) {
+                tracing::warn!(%peer, more = count, from, "a page's call is refused: {}", refusal.error.message());
+            }
+        }
+        self.answer.clear();
+        // That others take this worker's place is no reason to send no calls.
+        let is_ready = !self.shared.site.is_red() && !self.shared.site.is_closing();
+        route.write_page(&mut self.answer, page, is_ready);
+        self.put_out(state, route, answered);
+    }
+
+    /// Adds `self.answer` to what is to be sent.
+    pub(super) fn put_out(&mut self, state: &mut Locked<'_>, route: Route, answered: Answered<'_>) {
+        // With the answer, or a worker that goes on with the connection would begin what is behind it.
+        let is_last = self.shared.site.is_closing()
+            && state.input_ended
+            && !matches!(answered, Answered::Message)
+            && (state.phase == Phase::Finishing || !state.has_more_input());
+        // A refused one makes room for a health check.
+        let makes_room = !state.has_place() && state.refuses_unkept;
+        let says_so = (is_last || makes_room) && route.say_goodbye(&mut self.answer);
+        let ends = route.ends_connection() || says_so || makes_room;
+        if ends && state.phase == Phase::Open {
+            state.phase = Phase::Finishing;
+        }
+        state.progressed(self.moment());
+        if !state.publish(&self.answer, answered, &mut self.spare) {
+            self.fail(state, &io::ErrorKind::OutOfMemory.into());
+        }
+        if self.answer.capacity() > SPARE {
+            self.answer = Vec::new();
+        }
+    }
+}
