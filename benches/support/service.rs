@@ -100,10 +100,19 @@ impl Starting {
     /// Runs `program serve` with a configuration of every default but for a port of its own, a log for machines and what
     /// `config` says (TOML, from the top level on).
     pub fn start(program: &Path, config: &str, cores: &Cores, place: Place) -> Result<Self, BoxError> {
+        Self::start_by(Command::new(program), config, cores, place)
+    }
+
+    /// The same, where `program` is the end of a command: another program that runs it, its arguments, and it.
+    pub fn start_by(
+        mut command: Command,
+        config: &str,
+        cores: &Cores,
+        place: Place,
+    ) -> Result<Self, BoxError> {
         let folder = Folder::new()?;
         let config = format!("listen = [\"127.0.0.1:0\"]\n{config}\n[log]\nformat = \"json\"\n");
         fs::write(folder.path().join("config.toml"), config)?;
-        let mut command = Command::new(program);
         command.arg("serve").current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::piped());
         let started = Instant::now();
         let mut process = Owned::start(cores, place, &mut command)?;
@@ -164,8 +173,19 @@ impl Service {
         cores: &Cores,
         place: Place,
     ) -> Result<Self, BoxError> {
+        Self::start_by(Command::new(program), processes, config, cores, place)
+    }
+
+    /// The same, where `program` is the end of a command: another program that runs it, its arguments, and it.
+    pub fn start_by(
+        command: Command,
+        processes: usize,
+        config: &str,
+        cores: &Cores,
+        place: Place,
+    ) -> Result<Self, BoxError> {
         let config = format!("processes = {processes}\n{config}");
-        let mut starting = Starting::start(program, &config, cores, place)?;
+        let mut starting = Starting::start_by(command, &config, cores, place)?;
         let address = starting.address()?;
         let workers = starting.workers(processes)?;
         let Starting { process, log, folder, .. } = starting;
@@ -181,6 +201,11 @@ impl Service {
     /// The pids of its workers.
     pub fn workers(&self) -> &[i32] {
         &self.workers
+    }
+
+    /// TERM, and the end in good order, of its workers too.
+    pub fn stop(self) -> Result<(), BoxError> {
+        self.process.stop()
     }
 
     /// The pid of its supervisor.
