@@ -8,10 +8,10 @@ use std::rc::Rc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::keeping::{Keeping, Which};
-use super::legacy::Legacy;
-use super::reload;
-use super::state::{State, WorkerId};
+use super::policy::escrow::{Keeping, Which};
+use super::policy::state::{State, WorkerId};
+use super::reload::exec_handoff::Legacy;
+use super::reload::generations;
 use crate::channel::{FromTemplate, FromWorker, MOST_DESCRIPTORS, ToTemplate, ToWorker};
 
 /// The workers that say what stands in the input, by turns.
@@ -97,7 +97,7 @@ pub(crate) fn hold_legacy(bytes: &[u8]) -> Result<usize, String> {
     let legacy: Legacy = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let (brain, config) = legacy.into_brain();
     // What it makes of it is for the tests of the brain; here nothing in it does harm.
-    let (state, _) = State::go_on(brain, reload::settings(&config));
+    let (state, _) = State::go_on(brain, generations::settings(&config));
     let _ = state.calm();
     Ok(1)
 }

@@ -4,31 +4,14 @@
 //! into events for `state`, which decides, and performs the actions that come back. It runs no user code, never
 //! blocks and never serves a call.
 
-mod addresses;
-mod balance;
-mod blame;
 mod children;
 pub(crate) mod contract;
-mod hand_over;
-mod keeping;
-mod leftovers;
-mod legacy;
+mod handover;
 mod listeners;
-mod looks;
-mod lost_listeners;
-mod methods;
 mod needs;
-mod news;
-mod orphans;
-mod quarantine;
+mod policy;
 mod reload;
 mod report;
-mod restart;
-mod shares;
-mod sign_of_life;
-mod state;
-mod template_channel;
-mod worker_channels;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -51,21 +34,22 @@ use crate::sys::limits;
 use crate::sys::process;
 use crate::sys::signals::Signals;
 
-use addresses::AddressRegions;
-use children::{Template, Workers};
-use hand_over::Keeper;
-use leftovers::Leftovers;
-pub(crate) use legacy::{Legacy, go_on, inherited};
-pub(crate) use listeners::Listeners;
-use lost_listeners::LostListeners;
-use methods::{AllMethods, Methods};
+use children::addresses::AddressRegions;
+use children::blame;
+use children::ends::ToReap;
+use children::records::{Template, Workers};
+use handover::hand_over::Keeper;
+pub(crate) use listeners::bound::Listeners;
+use listeners::lost::LostListeners;
 pub(crate) use needs::check as check_limits;
-use news::ToReap;
-use quarantine::Quarantine;
-use reload::{Next, Origin, Terms};
-use restart::Refusals;
-use sign_of_life::SignsOfLife;
-use state::{Action, Event, GenerationId, State, Timer, WorkerId};
+use policy::leftovers::Leftovers;
+use policy::quarantine::Quarantine;
+use policy::restart::Refusals;
+use policy::sign_of_life::SignsOfLife;
+use policy::state::{Action, Event, GenerationId, State, Timer, WorkerId};
+pub(crate) use reload::exec_handoff::{Legacy, go_on, inherited};
+use reload::generations::{self, Next, Origin, Terms};
+use reload::methods::{AllMethods, Methods};
 
 /// All that a supervisor starts from.
 #[derive(Debug)]
@@ -113,7 +97,7 @@ pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
         "listening"
     );
     raise_descriptor_limit(config);
-    let (state, actions) = State::start(reload::settings(config));
+    let (state, actions) = State::start(generations::settings(config));
     let origin = Origin { number: 1, program: setup.program, source: setup.source };
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let quarantine = Quarantine::new(blame::limits(config));

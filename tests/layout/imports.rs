@@ -237,7 +237,7 @@ fn imports_that_point_upwards_or_sideways_are_found() {
         ("src/arena/rings.rs", "use super::super::{worker, sys};"),
         ("src/server/local.rs", "impl crate::cli::Run for X {}"),
         ("src/client/mod.rs", "use crate::worker::Pool;"),
-        ("src/fork_processes.rs", "use crate::supervisor::restart;"),
+        ("src/fork_processes.rs", "use crate::supervisor::policy;"),
         ("src/log.rs", "use crate::worker::Pool;"),
         ("src/wire/mod.rs", "use crate::log;"),
         ("src/worker/mod.rs", "use crate::client::Client;"),

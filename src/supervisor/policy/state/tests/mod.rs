@@ -1,0 +1,207 @@
+//! The brain's answers, event by event: tables for slot, template and those that leave, and whole courses of events.
+
+mod calm;
+mod courses;
+mod reloads;
+mod starts;
+mod successions;
+mod tables;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::generation::Phase;
+use super::succession::Stage;
+use super::{Action, Event, GenerationId, Request, Settings, State, Timer, WorkerEvent, WorkerId};
+use crate::supervisor::policy::restart::Limits;
+
+const BOOT: Duration = Duration::from_secs(10);
+const DRAIN: Duration = Duration::from_secs(20);
+const DEPART: Duration = Duration::from_secs(21);
+const PRE_STOP: Duration = Duration::from_secs(30);
+const BACKOFF: Duration = Duration::from_millis(100);
+
+const CALLED: WorkerEvent = WorkerEvent::Ended { called: true, cause: String::new() };
+const UNCALLED: WorkerEvent = WorkerEvent::Ended { called: false, cause: String::new() };
+
+fn settings(processes: usize) -> Settings {
+    let restart = Limits {
+        max_restarts: 3,
+        window: Duration::from_secs(60),
+        backoff: BACKOFF,
+        backoff_max: Duration::from_secs(1),
+    };
+    Settings { processes, restart, boot: BOOT, drain: DRAIN, pre_stop: Duration::ZERO }
+}
+
+/// A brain at one moment, and the timers it has armed.
+struct Brain {
+    state: State,
+    now: Instant,
+    armed: BTreeSet<Timer>,
+}
+
+impl Brain {
+    fn new(settings: Settings) -> Self {
+        let (state, actions) = State::start(settings);
+        let mut brain = Self { state, now: Instant::now(), armed: BTreeSet::new() };
+        brain.follow(actions);
+        brain
+    }
+
+    /// With these processes, all serving; worker n in slot n.
+    fn serving(processes: usize) -> Self {
+        let mut brain = Self::new(settings(processes));
+        brain.template_ready(1);
+        for worker in 0..WorkerId::try_from(processes).unwrap() {
+            brain.boots(worker);
+        }
+        brain
+    }
+
+    fn on(&mut self, event: Event) -> Vec<Action> {
+        if let Event::Due(timer) = event {
+            self.armed.remove(&timer);
+        }
+        let actions = self.state.on(event, self.now);
+        self.follow(actions)
+    }
+
+    /// What it does, without what it only says and what changes nothing.
+    fn follow(&mut self, mut actions: Vec<Action>) -> Vec<Action> {
+        actions.retain(|action| match action {
+            Action::Tell(_) | Action::Warn(_) | Action::Complain(_) | Action::LastWord(_) => false,
+            Action::Arm(timer, _) => {
+                self.armed.insert(*timer);
+                true
+            }
+            Action::Disarm(timer) => self.armed.remove(timer),
+            _ => true,
+        });
+        actions
+    }
+
+    fn worker(&mut self, worker: WorkerId, event: WorkerEvent) -> Vec<Action> {
+        self.on(Event::Worker(worker, event))
+    }
+
+    /// It is born and gets ready; what follows from that.
+    fn boots(&mut self, worker: WorkerId) -> Vec<Action> {
+        self.worker(worker, WorkerEvent::Born);
+        self.worker(worker, WorkerEvent::Ready)
+    }
+
+    fn template_ready(&mut self, generation: GenerationId) -> Vec<Action> {
+        let settings = self.state.serving.settings;
+        self.on(Event::TemplateReady { generation, settings })
+    }
+
+    fn template_ended(&mut self, generation: GenerationId) -> Vec<Action> {
+        self.on(ended(generation))
+    }
+
+    fn asked(&mut self, request: Request) -> Vec<Action> {
+        self.on(Event::Asked(request))
+    }
+
+    fn due(&mut self, timer: Timer) -> Vec<Action> {
+        self.on(Event::Due(timer))
+    }
+
+    fn phases(&self) -> Vec<Phase> {
+        self.state.serving.slots.iter().map(|slot| slot.phase).collect()
+    }
+
+    /// Who waits to leave, by slot.
+    fn predecessors(&self) -> Vec<Option<WorkerId>> {
+        let slots = self.state.serving.slots.iter();
+        slots.map(|slot| slot.predecessor.map(|before| before.worker)).collect()
+    }
+
+    fn departing(&self) -> Vec<(WorkerId, Stage)> {
+        self.state.departing.iter().map(|(worker, departing)| (*worker, departing.stage)).collect()
+    }
+
+    /// One slot, brought to `phase` by the shortest way; its worker, if any, is number 0.
+    fn in_phase(phase: Phase) -> Self {
+        let mut brain = Self::new(settings(1));
+        if phase == Phase::Empty {
+            return brain;
+        }
+        brain.template_ready(1);
+        let way: &[Event] = &match phase {
+            Phase::Empty | Phase::Requested(_) => vec![],
+            Phase::BackingOff => vec![of(WorkerEvent::ForkRefused)],
+            Phase::Booting(_) => vec![of(WorkerEvent::Born)],
+            Phase::Ready(_) => vec![of(WorkerEvent::Born), of(WorkerEvent::Ready)],
+            Phase::TooSlow(_) => vec![of(WorkerEvent::Born), Event::Due(Timer::Boot(0))],
+        };
+        for event in way {
+            brain.on(event.clone());
+        }
+        assert_eq!(brain.phases(), [phase], "the way there");
+        brain
+    }
+
+    /// Worker 0 departs and has come to `stage`; worker 1 serves in its place, if there is a service.
+    fn departing_at(stage: Stage) -> Self {
+        let mut brain = Self::serving(1);
+        match stage {
+            Stage::Unborn => {
+                brain = Self::new(settings(1));
+                brain.template_ready(1);
+                brain.asked(Request::Stop);
+            }
+            Stage::Leaving => {
+                brain.worker(0, WorkerEvent::Leaving);
+                brain.boots(1);
+            }
+            Stage::Draining => drop(brain.asked(Request::Stop)),
+            Stage::Killed => {
+                brain.worker(0, WorkerEvent::Leaving);
+                brain.boots(1);
+                brain.due(Timer::Depart(0));
+            }
+        }
+        assert_eq!(brain.departing(), [(0, stage)], "the way there");
+        brain
+    }
+}
+
+/// Of worker 0.
+fn of(event: WorkerEvent) -> Event {
+    Event::Worker(0, event)
+}
+
+fn failed(generation: GenerationId) -> Event {
+    Event::TemplateFailed { generation, why: "why".into() }
+}
+
+fn ended(generation: GenerationId) -> Event {
+    Event::TemplateEnded { generation, cause: "exit 1".into() }
+}
+
+fn refused(generation: GenerationId) -> Event {
+    Event::TemplateRefused { generation, why: "why".into() }
+}
+
+fn fork(worker: WorkerId, slot: usize) -> [Action; 2] {
+    let fork = Action::Fork { generation: 1, worker, slot, doors_shut: false };
+    [fork, Action::Arm(Timer::Boot(worker), BOOT)]
+}
+
+fn kill_template(generation: GenerationId) -> Action {
+    Action::KillTemplate { generation }
+}
+
+fn leave(worker: WorkerId) -> [Action; 2] {
+    [Action::Leave(worker), Action::Arm(Timer::Depart(worker), DEPART)]
+}
+
+/// Everything that can be said of worker 0.
+fn all() -> Vec<Event> {
+    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckLeft, Ready, Retiring, Vanished, Wedged};
+    let said =
+        [ForkRefused, Born, Ready, Leaving, Wedged, Retiring, OnlyStuckLeft, Vanished, CALLED, UNCALLED];
+    said.map(of).to_vec()
+}

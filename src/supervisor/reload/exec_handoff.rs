@@ -1,0 +1,456 @@
+//! What a supervisor leaves to the program that takes its place in the same process, and how that goes on with it.
+//!
+//! After a reload whose program is another file than the running one, and as soon as nothing is under way, the supervisor
+//! executes that program in place: the same pid, the same children, the same descriptors. What is in its memory goes along
+//! in a memfd, in a versioned form that the new program's template has said it understands; messages that arrive
+//! meanwhile stay in the channels, signals stay pending behind the mask. Where the execution fails nothing has changed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::arena::{ArenaReader, Key, Scoreboard, Totals};
+use crate::channel::{Channel, LEGACY_VERSION};
+use crate::config::{Config, Log, Source};
+use crate::rpc::{About, TINE};
+use crate::supervisor::Supervisor;
+use crate::supervisor::children::addresses::{AddressRegions, RegionsLeft};
+use crate::supervisor::children::orphans::session_of;
+use crate::supervisor::children::records::{Template, Worker, Workers};
+use crate::supervisor::children::{blame, template_channel, worker_channels};
+use crate::supervisor::handover::hand_over::Keeper;
+use crate::supervisor::listeners::bound::{Left, Listeners};
+use crate::supervisor::listeners::lost::LostListeners;
+use crate::supervisor::policy::leftovers::{Leftovers, WhoseLeft};
+use crate::supervisor::policy::quarantine::{self, Blame, Quarantine};
+use crate::supervisor::policy::shares::{Credit, Share};
+use crate::supervisor::policy::sign_of_life::SignsOfLife;
+use crate::supervisor::policy::state::{Calm, Event, GenerationId, State, WorkerEvent, WorkerId};
+use crate::supervisor::reload::generations::{self, Origin, Terms};
+use crate::supervisor::reload::methods::AllMethods;
+use crate::sys::exec::{self, LeftOpen, Program};
+use crate::sys::limits;
+use crate::sys::process;
+
+/// The environment variable by which a process learns that it goes on as a supervisor, and which descriptor has its legacy.
+const VARIABLE: &str = "TINE_SUPERVISOR_LEGACY";
+
+/// All that a supervisor knows while nothing is under way. Descriptors are named by their numbers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Legacy {
+    version: u32,
+    brain: Calm,
+    config: Told,
+    config_path: Option<PathBuf>,
+    source: Source,
+    program: RawFd,
+    program_path: PathBuf,
+    methods: Vec<String>,
+    all_methods: Vec<String>,
+    totals: Totals,
+    quarantine: Vec<quarantine::Left>,
+    listeners: Vec<Left>,
+    bell: RawFd,
+    /// The soft limit on descriptors that the service was started with. A program that doesn't know of it does without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    descriptors: Option<u64>,
+    template: TemplateLeft,
+    /// Where workers count their clients' addresses. A program that doesn't know of it does without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    addresses: Option<RegionsLeft>,
+    /// Whose is what handlers have started. A program that doesn't know of it leaves daemons alone that are there by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    leftovers: Option<WhoseLeft<WorkerId>>,
+    workers: Vec<WorkerLeft>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct TemplateLeft {
+    generation: GenerationId,
+    pid: i32,
+    channel: RawFd,
+    age: Duration,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct WorkerLeft {
+    id: WorkerId,
+    slot: usize,
+    pid: i32,
+    channel: RawFd,
+    arena: RawFd,
+    /// What its poller waits in. A program that doesn't know of it does without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    epoll: Option<RawFd>,
+    age: Duration,
+    /// So many connections; its part where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    may_hold: Option<usize>,
+    /// So many connections it may yet ask to have kept; where nothing is said, it knows nothing of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    may_keep: Option<usize>,
+    /// Its connections that are kept.
+    kept: Vec<(Key, RawFd)>,
+}
+
+impl Legacy {
+    /// How it is to be logged.
+    pub(crate) fn log(&self) -> &Log {
+        &self.config.understood.log
+    }
+
+    /// What it says to the brain, and with which configuration.
+    pub(in crate::supervisor) fn into_brain(self) -> (Calm, Config) {
+        (self.brain, self.config.understood)
+    }
+}
+
+/// A checked configuration as the serving generation's template told it. It goes along word for word: the program that
+/// leaves may be older than that template, and keys that it doesn't know are still for the one that follows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "Value", into = "Value")]
+struct Told {
+    understood: Config,
+    words: Value,
+}
+
+impl TryFrom<Value> for Told {
+    type Error = serde_json::Error;
+    fn try_from(words: Value) -> Result<Self, Self::Error> {
+        Ok(Self { understood: Config::deserialize(&words)?, words })
+    }
+}
+
+impl From<Told> for Value {
+    fn from(told: Told) -> Self {
+        told.words
+    }
+}
+
+/// What the program that ran in this process before has left to this one. Call it before any thread is started.
+pub(crate) fn inherited() -> Option<io::Result<Legacy>> {
+    let memory = exec::take_inherited(VARIABLE)?;
+    Some(memory.and_then(|memory| {
+        let mut text = String::new();
+        let mut memory = File::from(memory);
+        memory.rewind()?;
+        memory.read_to_string(&mut text)?;
+        let legacy: Legacy = serde_json::from_str(&text)?;
+        if legacy.version == LEGACY_VERSION {
+            return Ok(legacy);
+        }
+        let found = legacy.version;
+        Err(io::Error::other(format!("expected a legacy of version {LEGACY_VERSION}, found {found}")))
+    }))
+}
+
+/// Leaving.
+impl Supervisor {
+    /// Has the program that serves by now take this one's place, if it is another one and nothing is under way.
+    pub(in crate::supervisor) fn give_way_to_successor(&mut self) {
+        if !self.successor_is_wanted || !self.news.is_empty() || self.keeper.keeping.is_moving() {
+            return;
+        }
+        let Some(legacy) = self.state.calm().and_then(|brain| self.legacy(brain)) else {
+            return;
+        };
+        self.successor_is_wanted = false;
+        let error = match self.execute_successor(&legacy) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        };
+        for descriptor in self.descriptors() {
+            // It was open on exec a moment ago, by the same call.
+            let _ = exec::stays_open(descriptor, false);
+        }
+        tracing::error!(%error, "the supervisor's program can't be replaced; it goes on as it was");
+    }
+
+    fn execute_successor(&self, legacy: &Legacy) -> io::Result<std::convert::Infallible> {
+        let memory = nix::sys::memfd::memfd_create(c"tine legacy", nix::sys::memfd::MFdFlags::empty())?;
+        let mut memory = File::from(memory);
+        memory.write_all(&serde_json::to_vec(legacy)?)?;
+        for descriptor in self.descriptors() {
+            exec::stays_open(descriptor, true)?;
+        }
+        tracing::debug!(program = %self.origin.program.path().display(), "the supervisor becomes another program");
+        Err(self.origin.program.take_place(VARIABLE, memory.as_raw_fd()))
+    }
+
+    /// None when something is not as it is when nothing is under way.
+    fn legacy(&self, brain: Calm) -> Option<Legacy> {
+        if self.leftovers.is_waiting() {
+            return None;
+        }
+        let template = self.templates.get(&self.origin.number).filter(|template| template.channel_open)?;
+        if self.templates.len() > 1 || template.channel.has_queued() {
+            return None;
+        }
+        let mut workers = Vec::new();
+        for (id, arena, kept) in self.keeper.keeping.served() {
+            let worker = self.workers.get(id)?;
+            if !worker.channel_open || worker.channel.has_queued() {
+                return None;
+            }
+            workers.push(WorkerLeft {
+                id,
+                slot: worker.slot,
+                pid: worker.pid?.as_raw(),
+                channel: worker.channel.as_fd().as_raw_fd(),
+                arena: arena.as_raw_fd(),
+                epoll: self.keeper.keeping.epoll_of(id).map(AsRawFd::as_raw_fd),
+                age: worker.started.elapsed(),
+                may_hold: Some(worker.share.may_hold()),
+                may_keep: worker.credit.leave(),
+                kept: kept.map(|(key, descriptor)| (key, descriptor.as_raw_fd())).collect(),
+            });
+        }
+        // Those that live and those that have died count alike for whoever goes on.
+        Some(Legacy {
+            version: LEGACY_VERSION,
+            brain,
+            config: Told { understood: self.terms.config.clone(), words: self.terms.told.clone() },
+            config_path: self.config_path.clone(),
+            source: self.origin.source.clone(),
+            program: self.origin.program.as_fd().as_raw_fd(),
+            program_path: self.origin.program.path().to_owned(),
+            methods: self.terms.methods.names.clone(),
+            all_methods: self.all_methods.names.clone(),
+            totals: self.scoreboard.ended().clone(),
+            quarantine: self.quarantine.leave(Instant::now()),
+            listeners: self.terms.listeners.as_ref()?.leave(),
+            bell: self.bell.as_fd().as_raw_fd(),
+            descriptors: limits::started_with(),
+            template: TemplateLeft {
+                generation: self.origin.number,
+                pid: template.pid.as_raw(),
+                channel: template.channel.as_fd().as_raw_fd(),
+                age: template.started.elapsed(),
+            },
+            addresses: self.addresses.as_ref().map(AddressRegions::leave),
+            leftovers: Some(self.leftovers.leave()),
+            workers,
+        })
+    }
+
+    /// Every descriptor that a legacy names.
+    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let own = [self.bell.as_fd(), self.origin.program.as_fd()].into_iter();
+        let listeners = self.terms.listeners.iter().flat_map(Listeners::descriptors);
+        let templates = self.templates.values().map(|template| template.channel.as_fd());
+        let workers = self.workers.iter().map(|worker| worker.channel.as_fd());
+        let kept = self.keeper.keeping.served().flat_map(|(id, arena, kept)| {
+            let epoll = self.keeper.keeping.epoll_of(id);
+            let descriptors = epoll.into_iter().chain(kept.map(|(_, descriptor)| descriptor));
+            std::iter::once(arena).chain(descriptors).map(AsFd::as_fd)
+        });
+        let addresses = self.addresses.iter().map(AddressRegions::memory);
+        own.chain(listeners).chain(templates).chain(workers).chain(kept).chain(addresses)
+    }
+}
+
+/// Goes on where the program before has stopped, until the service has ended; the result is the process's exit code.
+///
+/// # Errors
+///
+/// The kernel refuses what the loop itself stands on, or the legacy is not what it says.
+pub(crate) fn go_on(legacy: Legacy, about: &About) -> io::Result<i32> {
+    let (epoll, signals) = crate::supervisor::listen()?;
+    if let Some(limit) = legacy.descriptors {
+        limits::was_started_with(limit);
+    }
+    let lost = LostListeners::new(&epoll);
+    let mut descriptors = LeftOpen::default();
+    let now = Instant::now();
+    let generation = legacy.template.generation;
+    let Told { understood: config, words: told } = legacy.config;
+    let program = Program::inherited(descriptors.take(legacy.program)?, legacy.program_path)?;
+    // The kernel has given it the number of a descriptor as its name.
+    if let Some(name) = program.name() {
+        let _ = nix::sys::prctl::set_name(&name);
+    }
+    let mut all_methods = AllMethods { names: legacy.all_methods };
+    let methods = Rc::new(all_methods.number(legacy.methods));
+    let listeners = Listeners::inherit(legacy.listeners, &mut descriptors)?;
+    let terms = Terms { config, told, methods, listeners: Some(listeners) };
+    let addresses = legacy.addresses.and_then(|left| AddressRegions::inherit(left, &mut descriptors));
+    let mut regained = Regained {
+        workers: Workers::default(),
+        keeper: Keeper::new(&terms.config),
+        signs: SignsOfLife::new(crate::worker::LOOKS),
+        unreadable: Vec::new(),
+    };
+    for left in legacy.workers {
+        regained.regain(left, generation, &terms, &epoll, &mut descriptors)?;
+    }
+    let Regained { workers, keeper, signs, unreadable } = regained;
+    let channel = Channel::from(descriptors.take(legacy.template.channel)?);
+    epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, template_channel::token(generation)))?;
+    let template = Template {
+        pid: Pid::from_raw(legacy.template.pid),
+        channel,
+        channel_open: true,
+        end_expected: false,
+        started: ago(legacy.template.age),
+    };
+    let limits = blame::limits(&terms.config);
+    let (mut quarantine, mut orders) = Quarantine::restored(limits, legacy.quarantine, now);
+    for (worker, _) in &unreadable {
+        orders.extend(quarantine.ended(*worker, &Blame::Nobody, Vec::new(), now, now));
+    }
+    let (state, actions) = State::go_on(legacy.brain, generations::settings(&terms.config));
+    let bell = descriptors.take(legacy.bell)?;
+    tracing::info!(
+        program = about.title,
+        version = about.version,
+        tine = TINE,
+        pid = std::process::id(),
+        config = legacy.source.name,
+        generation,
+        kept = keeper.keeping.len(),
+        "the supervisor runs the new program"
+    );
+    let (leftovers, knows_whose) = match legacy.leftovers {
+        Some(left) => (Leftovers::inherit(left), true),
+        None => (Leftovers::new(), false),
+    };
+    let mut supervisor = Supervisor {
+        epoll,
+        signals,
+        state,
+        timers: BTreeMap::new(),
+        templates: BTreeMap::from([(generation, template)]),
+        workers,
+        keeper,
+        all_methods,
+        scoreboard: Scoreboard::new(legacy.totals),
+        origin: Origin { number: generation, program, source: legacy.source },
+        terms,
+        next: None,
+        config_path: legacy.config_path,
+        bell,
+        signs,
+        quarantine,
+        news: std::collections::VecDeque::new(),
+        successor_is_wanted: false,
+        forks: crate::supervisor::Refusals::default(),
+        last_word: None,
+        lost,
+        to_reap: crate::supervisor::ToReap::default(),
+        leftovers,
+        addresses,
+        finished: None,
+    };
+    if !knows_whose {
+        supervisor.spare_orphans();
+    }
+    supervisor.balance_soon();
+    supervisor.carry_out(orders);
+    for (worker, session) in unreadable {
+        if let Some(session) = session {
+            supervisor.leftovers.worker_ended(session);
+        }
+        let cause = "its arena can't be read".to_owned();
+        supervisor.happened(Event::Worker(worker, WorkerEvent::Ended { called: true, cause }));
+    }
+    supervisor.begin(actions)
+}
+
+fn ago(age: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(age).unwrap_or(now)
+}
+
+/// The workers that were left, and what there is of each.
+struct Regained {
+    workers: Workers,
+    keeper: Keeper,
+    signs: SignsOfLife<WorkerId>,
+    /// Those that are killed, since nothing can be read of what they run and hold, with their sessions.
+    unreadable: Vec<(WorkerId, Option<i32>)>,
+}
+
+impl Regained {
+    fn regain(
+        &mut self,
+        left: WorkerLeft,
+        generation: GenerationId,
+        terms: &Terms,
+        epoll: &Epoll,
+        descriptors: &mut LeftOpen,
+    ) -> io::Result<()> {
+        let channel = Channel::from(descriptors.take(left.channel)?);
+        let memory = descriptors.take(left.arena)?;
+        let polled = left.epoll.map(|epoll| descriptors.take(epoll)).transpose()?;
+        let (keys, kept): (Vec<Key>, Vec<RawFd>) = left.kept.into_iter().unzip();
+        let kept: Vec<OwnedFd> =
+            kept.into_iter().map(|fd| descriptors.take(fd)).collect::<io::Result<_>>()?;
+        let pid = Pid::from_raw(left.pid);
+        let arena = match ArenaReader::open(&memory) {
+            Ok(arena) => arena,
+            Err(error) => {
+                // A handler has written there: that costs its worker and what that serves, and not the service.
+                self.unreadable.push((left.id, session_of(pid)));
+                end_unreadable(left.slot, pid, &error);
+                return Ok(());
+            }
+        };
+        epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, worker_channels::token(left.id)))?;
+        self.keeper.keeping.begin(left.id, memory);
+        if let Some(polled) = polled {
+            self.keeper.keeping.hold_epoll(left.id, polled);
+        }
+        self.keeper.keeping.keep(left.id, keys, kept);
+        let stuck = terms.config.timeouts.stuck;
+        let part = || crate::worker::share(&terms.config, limits::descriptors());
+        let mut share = Share::left(left.may_hold.unwrap_or_else(part));
+        share.adopted(self.keeper.keeping.served_by(left.id));
+        let worker = Worker {
+            generation,
+            share,
+            credit: Credit::new(left.may_keep),
+            // It says so with the next that it has to say of connections.
+            without_place: 0,
+            slot: left.slot,
+            methods: Rc::clone(&terms.methods),
+            pid: Some(pid),
+            channel,
+            channel_open: true,
+            arena,
+            started: ago(left.age),
+            stuck,
+            end_expected: false,
+            is_deaf: false,
+            has_ended: false,
+            boot_failure: None,
+            is_ready: true,
+            born_refusing: Vec::new(),
+            listeners: terms.listeners.as_ref().map(Listeners::sockets).unwrap_or_default(),
+            session: session_of(pid),
+        };
+        self.workers.insert(left.id, worker);
+        // Whether it was asked is not known any more; it is, if it has anything to do.
+        self.signs.heard(left.id, stuck, Instant::now());
+        Ok(())
+    }
+}
+
+fn end_unreadable(slot: usize, pid: Pid, error: &impl std::fmt::Display) {
+    tracing::error!(slot, pid = pid.as_raw(), %error, "a worker can't be gone on with, and is killed");
+    if let Err(error) = process::kill(pid, Signal::SIGKILL) {
+        tracing::warn!(%pid, %error, "a worker can't be killed");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+//! The supervisor's dealings with generations: what the one that serves is made of, and how the next one takes its place.
+//!
+//! When each of this happens is decided in `state`. Until the switch nothing of the serving generation is touched.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::channel;
+use crate::config::{self, Config, Source, span};
+use crate::supervisor::listeners::bound::Listeners;
+use crate::supervisor::policy::restart;
+use crate::supervisor::policy::state::{Event, GenerationId, Settings};
+use crate::supervisor::reload::methods::Methods;
+use crate::supervisor::{Supervisor, raise_descriptor_limit};
+use crate::sys::exec::Program;
+
+/// What a generation's processes are started from.
+#[derive(Debug)]
+pub(in crate::supervisor) struct Origin {
+    pub(in crate::supervisor) number: GenerationId,
+    /// Held open: a template that dies is started again from the same file, whatever the path leads to by then.
+    pub(in crate::supervisor) program: Program,
+    pub(in crate::supervisor) source: Source,
+}
+
+/// What a generation's workers are to be.
+#[derive(Debug)]
+pub(in crate::supervisor) struct Terms {
+    pub(in crate::supervisor) config: Config,
+    /// The same as its template told it, with all that a newer program than this one may have put there. Null until then.
+    pub(in crate::supervisor) told: Value,
+    pub(in crate::supervisor) methods: Rc<Methods>,
+    /// None once accepting has ended.
+    pub(in crate::supervisor) listeners: Option<Listeners>,
+}
+
+/// The generation that is to follow.
+#[derive(Debug)]
+pub(in crate::supervisor) struct Next {
+    pub(in crate::supervisor) origin: Origin,
+    /// Known when its template is ready.
+    terms: Option<Terms>,
+    /// The version of a supervisor's legacy that its program understands.
+    legacy: u32,
+    begun: Instant,
+}
+
+impl Terms {
+    /// The table that a method has in the configuration, with all keys that its template knows.
+    pub(in crate::supervisor) fn table_of(&self, method: &str) -> Option<&Value> {
+        self.told.get("methods")?.get(method)
+    }
+}
+
+impl Next {
+    /// What it is to listen on, once that is known.
+    pub(in crate::supervisor) fn listeners_mut(&mut self) -> Option<&mut Listeners> {
+        self.terms.as_mut()?.listeners.as_mut()
+    }
+}
+
+impl Supervisor {
+    /// A number that is not known yet begins the next generation, from what the paths of program and configuration lead
+    /// to now.
+    pub(in crate::supervisor) fn look_for_the_next(&mut self, generation: GenerationId) -> io::Result<()> {
+        if generation == self.origin.number {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let program = self.origin.program.found_now()?;
+        let source = config::read_source_again(self.config_path.as_deref()).map_err(io::Error::other)?;
+        let origin = Origin { number: generation, program, source };
+        tracing::info!(
+            generation,
+            config = origin.source.name,
+            program = %origin.program.path().display(),
+            "reloading"
+        );
+        self.next = Some(Next { origin, terms: None, legacy: 0, begun });
+        Ok(())
+    }
+
+    /// Where the template of a generation comes from.
+    pub(in crate::supervisor) fn origin(&self, generation: GenerationId) -> Option<&Origin> {
+        let next = self.next.as_ref().map(|next| &next.origin);
+        [Some(&self.origin), next].into_iter().flatten().find(|origin| origin.number == generation)
+    }
+
+    pub(in crate::supervisor) fn terms(&self, generation: GenerationId) -> Option<&Terms> {
+        if generation == self.origin.number {
+            return Some(&self.terms);
+        }
+        let next = self.next.as_ref().filter(|next| next.origin.number == generation)?;
+        next.terms.as_ref()
+    }
+
+    /// A template has done its preload: what the brain is to hear of it.
+    pub(in crate::supervisor) fn template_is_ready(
+        &mut self,
+        generation: GenerationId,
+        methods: Vec<String>,
+        checked: Value,
+    ) -> Event {
+        if generation == self.origin.number {
+            self.terms.methods = Rc::new(self.all_methods.number(methods));
+            self.terms.told = checked;
+            return Event::TemplateReady { generation, settings: settings(&self.terms.config) };
+        }
+        match self.take_terms(generation, methods, checked) {
+            Ok(settings) => Event::TemplateReady { generation, settings },
+            Err(why) => Event::TemplateFailed { generation, why },
+        }
+    }
+
+    fn take_terms(
+        &mut self,
+        generation: GenerationId,
+        methods: Vec<String>,
+        checked: Value,
+    ) -> Result<Settings, String> {
+        let Some(next) = self.next.as_mut().filter(|next| next.origin.number == generation) else {
+            return Err("it was given up".into());
+        };
+        let config = Config::deserialize(&checked).map_err(|error| {
+            format!("what the template says of its configuration is not understood: {error}")
+        })?;
+        let listeners = match &self.terms.listeners {
+            Some(before) => before.followed_by(&config.listeners)?,
+            None => return Err("the service is to end".into()),
+        };
+        let settings = settings(&config);
+        let methods = Rc::new(self.all_methods.number(methods));
+        next.terms = Some(Terms { config, told: checked, methods, listeners: Some(listeners) });
+        Ok(settings)
+    }
+
+    pub(in crate::supervisor) fn switch(&mut self, generation: GenerationId) {
+        let Some(Next { origin, terms: Some(terms), legacy, begun }) = self.next.take() else {
+            return;
+        };
+        let addresses: Vec<&str> = terms.listeners.iter().flat_map(Listeners::addresses).collect();
+        let took = span::show_measured(begun.elapsed());
+        tracing::info!(
+            generation,
+            took,
+            config = origin.source.name,
+            processes = terms.config.processes,
+            threads = terms.config.threads,
+            listen = addresses.join(", "),
+            "reloaded"
+        );
+        raise_descriptor_limit(&terms.config);
+        self.keeper.resize(&terms.config);
+        if let (Some(listeners), Some(before)) = (&terms.listeners, &self.terms.listeners) {
+            listeners.settle(before);
+            before.retire(Some(listeners));
+        }
+        let is_new_program = !origin.program.is(&self.origin.program);
+        self.origin = origin;
+        let before = std::mem::replace(&mut self.terms, terms);
+        self.watch_listeners();
+        self.look_at_listeners();
+        self.change_quarantine(is_new_program, &before);
+        self.successor_is_wanted = !self.origin.program.runs_here();
+        if self.successor_is_wanted && legacy != channel::LEGACY_VERSION {
+            tracing::warn!(
+                "the new program can't take the supervisor's own place; restart the service for that"
+            );
+            self.successor_is_wanted = false;
+        }
+    }
+
+    pub(in crate::supervisor) fn successor_understands(&mut self, generation: GenerationId, legacy: u32) {
+        if let Some(next) = self.next.as_mut().filter(|next| next.origin.number == generation) {
+            next.legacy = legacy;
+        }
+    }
+
+    pub(in crate::supervisor) fn reload_failed(&mut self, generation: GenerationId, why: &str) {
+        let begun = self.next.take().map(|next| next.begun);
+        let took = span::show_measured(begun.map(|begun| begun.elapsed()).unwrap_or_default());
+        let serving = self.origin.number;
+        // One line, also where the configuration has many mistakes.
+        let why = why.trim_end().replace('\n', "; ");
+        tracing::error!(generation, serving, took, "reload failed: {why}");
+    }
+}
+
+pub(in crate::supervisor) fn settings(config: &Config) -> Settings {
+    Settings {
+        processes: config.processes,
+        restart: restart::Limits {
+            max_restarts: config.restart.max_restarts,
+            window: config.restart.window,
+            backoff: config.restart.backoff,
+            backoff_max: config.restart.backoff_max,
+        },
+        boot: config.timeouts.boot,
+        drain: config.timeouts.drain,
+        pre_stop: config.timeouts.pre_stop,
+    }
+}
