@@ -92,7 +92,7 @@ impl Serialize for RawJson<'_> {
 ///
 /// It has no lifetime: a call that waits for a pool thread keeps its message and the spans, and nothing is walked
 /// again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Span {
     start: u32,
     end: u32,

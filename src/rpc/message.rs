@@ -257,10 +257,11 @@ fn element(scan: &mut Scanner<'_>) -> Result<Span, Fault> {
         return scan.value();
     }
     let start = scan.place();
-    let mut key = scan.first_member()?;
-    while key.is_some() {
+    let mut more = scan.first_member()?;
+    while more {
+        scan.name()?;
         scan.value()?;
-        key = scan.next_member()?;
+        more = scan.next_member()?;
     }
     Ok(Span::new(start, scan.place()))
 }

@@ -41,13 +41,14 @@ fn only_struct<P: DeserializeOwned>(params: &str) -> Option<&str> {
     let known = members::of::<P>()?;
     let object = place.of(params);
     let mut scan = Scanner::new(object);
-    let mut name = Some(scan.first_member().ok()??);
-    while let Some(text) = name {
-        if !known.contains(&&*text.decoded(object)) {
+    // What has no members is no reason to take it out of its array.
+    let mut more = scan.first_member().ok().filter(|more| *more)?;
+    while more {
+        if !known.contains(&&*scan.name().ok()?.decoded(object)) {
             return None;
         }
         scan.value().ok()?;
-        name = scan.next_member().ok()?;
+        more = scan.next_member().ok()?;
     }
     Some(object)
 }
@@ -90,7 +91,7 @@ fn decode_otherwise<P: DeserializeOwned>(
 fn decode_no_members<P: DeserializeOwned>(value: &str, as_it_is: &serde_json::Error) -> Option<P> {
     // A type that takes objects has found something missing, and that is what its caller should read.
     let takes_no_object = reason(as_it_is).starts_with("invalid type: map");
-    let is_empty = || matches!(Scanner::new(value).first_member(), Ok(None));
+    let is_empty = || matches!(Scanner::new(value).first_member(), Ok(false));
     if takes_no_object && is_empty() { serde_json::from_str("null").ok() } else { None }
 }
 

@@ -4,6 +4,8 @@
 //! allocates nothing and doesn't recurse, so that neither a quick call nor 100,000 brackets cost more than their bytes. It checks
 //! everything that JSON asks of a text, because what it has passed is handed on, and sent back, as it was written.
 
+mod runs;
+
 use std::borrow::Cow;
 use std::fmt;
 
@@ -21,6 +23,8 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 pub(super) struct Scanner<'a> {
     text: &'a str,
     at: usize,
+    /// A text that was passed since this was unset last has escapes.
+    escaped: bool,
     half: Option<HalfPair>,
 }
 
@@ -49,7 +53,7 @@ struct Mismatch {
 pub(super) struct Text {
     /// Quotes included.
     pub(super) span: Span,
-    escaped: bool,
+    pub(super) escaped: bool,
 }
 
 impl Text {
@@ -75,14 +79,14 @@ impl Text {
 
 impl<'a> Scanner<'a> {
     pub(super) fn new(text: &'a str) -> Self {
-        Scanner { text, at: 0, half: None }
+        Scanner { text, at: 0, escaped: false, half: None }
     }
 
     /// For a whole message, which may begin with a byte order mark (RFC 8259, 8.1, lets a reader ignore it).
     #[inline]
     pub(super) fn of_message(text: &'a str) -> Self {
         let at = if text.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len_utf8() } else { 0 };
-        Scanner { text, at, half: None }
+        Scanner { text, at, escaped: false, half: None }
     }
 
     /// The first half of a pair that was met since this was asked last.
@@ -100,42 +104,52 @@ impl<'a> Scanner<'a> {
     /// The next byte that is not white space.
     #[inline]
     pub(super) fn next_byte(&mut self) -> Option<u8> {
-        loop {
-            match self.peek()? {
-                b' ' | b'\t' | b'\n' | b'\r' => self.at += 1,
-                byte => return Some(byte),
-            }
-        }
+        self.at = past_space(self.text.as_bytes(), self.at);
+        self.peek()
     }
 
-    /// Enters an object, up to behind the colon of its first member; `None` if it has none and is left again.
+    /// Enters an object, up to its first member; false if it has none and is left again.
     #[inline]
-    pub(super) fn first_member(&mut self) -> Result<Option<Text>, Fault> {
+    pub(super) fn first_member(&mut self) -> Result<bool, Fault> {
         if self.next_byte() != Some(b'{') {
             return Err(self.fault("an object"));
         }
         self.at += 1;
         if self.next_byte() == Some(b'}') {
             self.at += 1;
-            return Ok(None);
+            return Ok(false);
         }
-        self.key().map(Some)
+        Ok(true)
     }
 
-    /// Behind a member's value: goes on behind the colon of the next member, or leaves the object.
+    /// Passes the name of the member that stands next, and its colon.
     #[inline]
-    pub(super) fn next_member(&mut self) -> Result<Option<Text>, Fault> {
-        match self.next_byte() {
-            Some(b',') => {
-                self.at += 1;
-                self.key().map(Some)
-            }
-            Some(b'}') => {
-                self.at += 1;
-                Ok(None)
-            }
-            _ => Err(self.fault("`,` or `}`")),
+    pub(super) fn name(&mut self) -> Result<Text, Fault> {
+        let bytes = self.text.as_bytes();
+        let start = past_space(bytes, self.at);
+        if byte_at(bytes, start) != b'"' {
+            return Err(self.fault_at(start, "a member's name in quotes"));
         }
+        self.escaped = false;
+        let end = self.pass_string(start)?;
+        let colon = past_space(bytes, end);
+        if byte_at(bytes, colon) != b':' {
+            return Err(self.fault_at(colon, "`:`"));
+        }
+        self.at = colon + 1;
+        Ok(Text { span: Span::new(start, end), escaped: self.escaped })
+    }
+
+    /// Behind a member's value: goes on behind the comma, or leaves the object, and tells which.
+    #[inline]
+    pub(super) fn next_member(&mut self) -> Result<bool, Fault> {
+        let more = match self.next_byte() {
+            Some(b',') => true,
+            Some(b'}') => false,
+            _ => return Err(self.fault("`,` or `}`")),
+        };
+        self.at += 1;
+        Ok(more)
     }
 
     /// Enters an array, up to its first element; false if it has none and is left again.
@@ -174,79 +188,105 @@ impl<'a> Scanner<'a> {
             return Err(self.fault("a text in quotes"));
         }
         let start = self.at;
-        let escaped = self.string()?;
-        Ok(Text { span: Span::new(start, self.at), escaped })
+        self.escaped = false;
+        self.at = self.pass_string(start)?;
+        Ok(Text { span: Span::new(start, self.at), escaped: self.escaped })
     }
 
     /// Passes one value of any kind and says where it stands.
     #[inline]
     pub(super) fn value(&mut self) -> Result<Span, Fault> {
-        let opening = self.next_byte();
+        let bytes = self.text.as_bytes();
+        self.at = past_space(bytes, self.at);
         let start = self.at;
-        if let Some(b'{' | b'[') = opening {
-            self.nested()?;
-        } else {
-            self.scalar(opening)?;
+        match byte_at(bytes, start) {
+            b'{' | b'[' => self.nested()?,
+            first => self.at = self.pass_scalar(first, start)?,
         }
         Ok(Span::new(start, self.at))
     }
 
-    /// From an opening bracket to behind the closing one.
+    /// From an opening bracket to behind the closing one. Most of a long message is passed here, so the place is kept in a variable
+    /// of its own, and nothing is noted of what is passed.
     fn nested(&mut self) -> Result<(), Fault> {
+        let bytes = self.text.as_bytes();
         let mut nest = Nest::default();
+        let mut at = self.at;
         loop {
-            match self.next_byte() {
-                Some(b'{') => {
-                    nest.enter(true).map_err(|TooDeep| self.too_deep())?;
-                    if self.first_member()?.is_some() {
+            // A value stands next.
+            at = past_space(bytes, at);
+            match byte_at(bytes, at) {
+                b'{' => {
+                    nest.enter(true).map_err(|TooDeep| self.too_deep(at))?;
+                    at = past_space(bytes, at + 1);
+                    if byte_at(bytes, at) != b'}' {
+                        at = self.pass_key(at)?;
                         continue;
                     }
+                    at += 1;
                     nest.leave();
                 }
-                Some(b'[') => {
-                    nest.enter(false).map_err(|TooDeep| self.too_deep())?;
-                    self.at += 1;
-                    if self.next_byte() != Some(b']') {
+                b'[' => {
+                    nest.enter(false).map_err(|TooDeep| self.too_deep(at))?;
+                    at = past_space(bytes, at + 1);
+                    if byte_at(bytes, at) != b']' {
                         continue;
                     }
-                    self.at += 1;
+                    at += 1;
                     nest.leave();
                 }
-                other => self.scalar(other)?,
+                first => at = self.pass_scalar(first, at)?,
             }
             // A value has ended; so have all that end with it.
             loop {
-                match nest.innermost_is_object() {
-                    None => return Ok(()),
-                    Some(true) => {
-                        if self.next_member()?.is_some() {
-                            break;
-                        }
+                let Some(is_object) = nest.innermost_is_object() else {
+                    self.at = at;
+                    return Ok(());
+                };
+                at = past_space(bytes, at);
+                match (byte_at(bytes, at), is_object) {
+                    (b',', false) => {
+                        at += 1;
+                        break;
                     }
-                    Some(false) => match self.next_byte() {
-                        Some(b',') => {
-                            self.at += 1;
-                            break;
-                        }
-                        Some(b']') => self.at += 1,
-                        _ => return Err(self.fault("`,` or `]`")),
-                    },
+                    (b',', true) => {
+                        at = self.pass_key(past_space(bytes, at + 1))?;
+                        break;
+                    }
+                    (b']', false) | (b'}', true) => at += 1,
+                    (_, false) => return Err(self.fault_at(at, "`,` or `]`")),
+                    (_, true) => return Err(self.fault_at(at, "`,` or `}`")),
                 }
                 nest.leave();
             }
         }
     }
 
-    /// Passes a value without others in it, which starts with this byte.
+    /// From the opening quote of a member's name to behind its colon.
     #[inline]
-    fn scalar(&mut self, first: Option<u8>) -> Result<(), Fault> {
+    fn pass_key(&mut self, at: usize) -> Result<usize, Fault> {
+        let bytes = self.text.as_bytes();
+        if byte_at(bytes, at) != b'"' {
+            return Err(self.fault_at(at, "a member's name in quotes"));
+        }
+        let at = self.pass_string(at)?;
+        let at = past_space(bytes, at);
+        if byte_at(bytes, at) != b':' {
+            return Err(self.fault_at(at, "`:`"));
+        }
+        Ok(at + 1)
+    }
+
+    /// Passes a value without others in it, which starts here with this byte.
+    #[inline]
+    fn pass_scalar(&mut self, first: u8, at: usize) -> Result<usize, Fault> {
         match first {
-            Some(b'"') => self.string().map(drop),
-            Some(b'-' | b'0'..=b'9') => self.number(),
-            Some(b't') => self.word("true"),
-            Some(b'f') => self.word("false"),
-            Some(b'n') => self.word("null"),
-            _ => Err(self.fault("a value")),
+            b'"' => self.pass_string(at),
+            b'-' | b'0'..=b'9' => self.pass_number(first, at),
+            b't' => self.pass_word("true", at),
+            b'f' => self.pass_word("false", at),
+            b'n' => self.pass_word("null", at),
+            _ => Err(self.fault_at(at, "a value")),
         }
     }
 
@@ -265,88 +305,71 @@ impl<'a> Scanner<'a> {
     }
 
     #[inline]
-    fn key(&mut self) -> Result<Text, Fault> {
-        if self.next_byte() != Some(b'"') {
-            return Err(self.fault("a member's name in quotes"));
+    fn pass_word(&self, word: &'static str, at: usize) -> Result<usize, Fault> {
+        if !rest(self.text.as_bytes(), at).starts_with(word.as_bytes()) {
+            return Err(self.fault_at(at, "a value"));
         }
-        let start = self.at;
-        let escaped = self.string()?;
-        let key = Text { span: Span::new(start, self.at), escaped };
-        if self.next_byte() != Some(b':') {
-            return Err(self.fault("`:`"));
-        }
-        self.at += 1;
-        Ok(key)
+        Ok(at + word.len())
     }
 
-    fn word(&mut self, word: &'static str) -> Result<(), Fault> {
-        if !self.text.as_bytes().get(self.at..).is_some_and(|rest| rest.starts_with(word.as_bytes())) {
-            return Err(self.fault("a value"));
-        }
-        self.at += word.len();
-        Ok(())
-    }
-
-    fn number(&mut self) -> Result<(), Fault> {
-        if self.peek() == Some(b'-') {
-            self.at += 1;
-        }
-        if self.peek() == Some(b'0') {
-            self.at += 1;
-        } else {
-            self.digits()?;
-        }
-        if self.peek() == Some(b'.') {
-            self.at += 1;
-            self.digits()?;
-        }
-        if let Some(b'e' | b'E') = self.peek() {
-            self.at += 1;
-            if let Some(b'+' | b'-') = self.peek() {
-                self.at += 1;
-            }
-            self.digits()?;
-        }
-        Ok(())
-    }
-
-    fn digits(&mut self) -> Result<(), Fault> {
-        if !self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
-            return Err(self.fault("a digit"));
-        }
-        while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
-            self.at += 1;
-        }
-        Ok(())
-    }
-
-    /// From the opening quote to behind the closing one; tells whether there were escapes. Most texts have none, and are
-    /// passed right here.
     #[inline]
-    fn string(&mut self) -> Result<bool, Fault> {
-        self.at += 1;
-        self.at += plain_run(self.text.as_bytes().get(self.at..).unwrap_or_default());
-        if self.peek() == Some(b'"') {
-            self.at += 1;
-            return Ok(false);
+    fn pass_number(&self, first: u8, at: usize) -> Result<usize, Fault> {
+        let bytes = self.text.as_bytes();
+        let mut at = if first == b'-' { at + 1 } else { at };
+        if byte_at(bytes, at) == b'0' {
+            at += 1;
+        } else {
+            at = self.pass_digits(at)?;
         }
-        self.rest_of_string()
+        if byte_at(bytes, at) == b'.' {
+            at = self.pass_digits(at + 1)?;
+        }
+        if let b'e' | b'E' = byte_at(bytes, at) {
+            at += 1;
+            if let b'+' | b'-' = byte_at(bytes, at) {
+                at += 1;
+            }
+            at = self.pass_digits(at)?;
+        }
+        Ok(at)
+    }
+
+    #[inline]
+    fn pass_digits(&self, at: usize) -> Result<usize, Fault> {
+        match runs::digits(rest(self.text.as_bytes(), at)) {
+            0 => Err(self.fault_at(at, "a digit")),
+            count => Ok(at + count),
+        }
+    }
+
+    /// From the opening quote to behind the closing one. Most texts have no escapes, and are passed right here.
+    #[inline]
+    fn pass_string(&mut self, quote: usize) -> Result<usize, Fault> {
+        let bytes = self.text.as_bytes();
+        let at = quote + 1 + runs::plain(rest(bytes, quote + 1));
+        if byte_at(bytes, at) == b'"' {
+            return Ok(at + 1);
+        }
+        self.at = at;
+        self.rest_of_string()?;
+        Ok(self.at)
     }
 
     /// From what is special in a text to behind its closing quote.
     #[cold]
-    fn rest_of_string(&mut self) -> Result<bool, Fault> {
+    fn rest_of_string(&mut self) -> Result<(), Fault> {
+        self.escaped = true;
         loop {
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(true);
+                    return Ok(());
                 }
                 Some(b'\\') => self.escape()?,
                 Some(_) => return Err(self.fault("an escape in place of a control character")),
                 None => return Err(self.fault("the closing quote of a text")),
             }
-            self.at += plain_run(self.text.as_bytes().get(self.at..).unwrap_or_default());
+            self.at += runs::plain(rest(self.text.as_bytes(), self.at));
         }
     }
 
@@ -399,14 +422,20 @@ impl<'a> Scanner<'a> {
         Ok(value)
     }
 
-    fn too_deep(&self) -> Fault {
-        self.fault("at most 127 levels of nesting")
+    #[cold]
+    fn too_deep(&self, at: usize) -> Fault {
+        self.fault_at(at, "at most 127 levels of nesting")
     }
 
     #[cold]
     fn fault(&self, expected: &'static str) -> Fault {
-        let found = self.text.get(self.at..).and_then(|rest| rest.chars().next());
-        Fault(Box::new(Mismatch { at: self.at, expected, found }))
+        self.fault_at(self.at, expected)
+    }
+
+    #[cold]
+    fn fault_at(&self, at: usize, expected: &'static str) -> Fault {
+        let found = self.text.get(at..).and_then(|rest| rest.chars().next());
+        Fault(Box::new(Mismatch { at, expected, found }))
     }
 }
 
@@ -439,32 +468,21 @@ impl Nest {
     }
 }
 
-/// How many bytes at the start of `bytes` are neither a quote, a backslash nor a control character.
-///
-/// Eight at a time: most of a long message is the inside of texts. The subtractions borrow into higher bytes, so
-/// only the lowest hit of a word is certain, and only that one is used.
+/// The byte there; 0, which begins nothing in JSON, behind the end.
 #[inline]
-fn plain_run(bytes: &[u8]) -> usize {
-    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
-    const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
-    const QUOTES: u64 = u64::from_ne_bytes([b'"'; 8]);
-    const BACKSLASHES: u64 = u64::from_ne_bytes([b'\\'; 8]);
-    let zeros = |word: u64| word.wrapping_sub(ONES) & !word;
+fn byte_at(bytes: &[u8], at: usize) -> u8 {
+    bytes.get(at).copied().unwrap_or(0)
+}
 
-    let mut at = 0;
-    while let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
-        let word = u64::from_le_bytes(*word);
-        let controls = word.wrapping_sub(ONES * 0x20) & !word;
-        let hits = (controls | zeros(word ^ QUOTES) | zeros(word ^ BACKSLASHES)) & HIGHS;
-        if hits != 0 {
-            return at + hits.trailing_zeros() as usize / 8;
-        }
-        at += 8;
-    }
-    while let Some(&byte) = bytes.get(at) {
-        if byte < 0x20 || byte == b'"' || byte == b'\\' {
-            break;
-        }
+#[inline]
+fn rest(bytes: &[u8], at: usize) -> &[u8] {
+    bytes.get(at..).unwrap_or_default()
+}
+
+/// Where the next byte is that is not white space, or the end.
+#[inline]
+fn past_space(bytes: &[u8], mut at: usize) -> usize {
+    while let b' ' | b'\t' | b'\n' | b'\r' = byte_at(bytes, at) {
         at += 1;
     }
     at

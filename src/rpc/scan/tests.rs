@@ -147,7 +147,7 @@ fn the_end_of_a_plain_run_is_found_at_every_place_in_a_word() {
             let text =
                 format!("{}{special}{special}rest that is long", "é!".repeat(20).split_at(before / 3 * 3).0);
             let expected = text.bytes().position(|byte| byte < 0x20 || byte == b'"' || byte == b'\\');
-            assert_eq!(Some(plain_run(text.as_bytes())), expected, "{text:?}");
+            assert_eq!(Some(runs::plain(text.as_bytes())), expected, "{text:?}");
         }
     }
 }
