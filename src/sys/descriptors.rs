@@ -16,6 +16,7 @@
 //! descriptors lie at its end and connections anywhere.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
@@ -146,17 +147,22 @@ fn place(number: RawFd) -> (usize, u64) {
 /// The descriptor of a connection. Its number is no other connection's while this is there, whoever has closed it.
 #[derive(Debug)]
 pub(crate) struct Descriptor {
-    // Closed before its number is given back: fields go in this order.
-    fd: OwnedFd,
-    _number: Option<Number>,
+    fd: ManuallyDrop<OwnedFd>,
+    /// Whether the book has its number.
+    is_booked: bool,
 }
 
-#[derive(Debug)]
-struct Number(RawFd);
-
-impl Drop for Number {
+impl Drop for Descriptor {
+    /// Closes it and gives its number back under one lock. As soon as it is closed the kernel may give the number to another
+    /// thread's `accept`. Without the lock that thread could still find the number taken, and would think that a connection was lost.
     fn drop(&mut self) {
-        BOOK.lock().give_back(self.0);
+        let number = self.fd.as_raw_fd();
+        let book = self.is_booked.then(|| BOOK.lock());
+        // SAFETY: it is dropped only here, and nothing uses it afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.fd) };
+        if let Some(mut book) = book {
+            book.give_back(number);
+        }
     }
 }
 
@@ -195,14 +201,14 @@ impl Descriptor {
         if !is_new {
             return Err(lost_connection());
         }
-        Ok(Self { fd, _number: Some(Number(number)) })
+        Ok(Self { fd: ManuallyDrop::new(fd), is_booked: true })
     }
 }
 
 #[cfg(test)]
 impl From<OwnedFd> for Descriptor {
     fn from(fd: OwnedFd) -> Self {
-        Self { fd, _number: None }
+        Self { fd: ManuallyDrop::new(fd), is_booked: false }
     }
 }
 
@@ -329,6 +335,22 @@ mod tests {
         assert_eq!(book.next(1536), 1540);
         assert!(book.take(1540) && !book.is_taken(1700) && book.is_taken(1701));
         assert_eq!(book.next(1536), 1700);
+    }
+
+    /// As in a process that may have only 1,024 open, where a connection stays at the number that it came with: the kernel gives
+    /// one thread the number that another has just closed. A worker ended itself for that, and accepted connections were dropped.
+    #[test]
+    fn a_number_that_another_thread_has_just_closed_is_free() {
+        std::thread::scope(|threads| {
+            for _ in 0..4 {
+                threads.spawn(|| {
+                    for _ in 0..5_000 {
+                        let accepted = File::open("/dev/null").unwrap();
+                        Descriptor::at(accepted.into()).expect("nobody has closed a connection");
+                    }
+                });
+            }
+        });
     }
 
     #[test]
