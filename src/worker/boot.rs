@@ -107,7 +107,7 @@ fn failed(what: &'static str) -> impl Fn(std::io::Error) -> String {
 
 /// What a worker has before it has threads.
 struct Gathered {
-    shared: Arc<Shared>,
+    shared: &'static Shared,
     arena: ArenaWriter,
     rows: Vec<Row>,
     term: OnTerm,
@@ -166,7 +166,7 @@ impl Gathered {
         let memory = (arena.records(), arena.blocks().map_err(|error| format!("arena: {error}"))?);
         let mut shared = Shared::new(site, states, config, info, memory).map_err(failed("epoll"))?;
         shared.addresses = addresses;
-        let shared = Arc::new(shared);
+        let shared = &*Box::leak(Box::new(shared));
         let rows = (0..rows(config.threads)).map(|row| arena.row(row)).collect::<Result<_, _>>();
         let rows = rows.map_err(|error| format!("arena: {error}"))?;
         Ok(Self { shared, arena, rows, term, bell, listeners })
@@ -176,7 +176,7 @@ impl Gathered {
 /// Starts the threads, opens the doors and reports readiness; the main thread's part in the work. The error says what
 /// failed.
 fn open(
-    shared: &Arc<Shared>,
+    shared: &'static Shared,
     desk: &Arc<Mutex<Desk>>,
     rows: Vec<Row>,
     listeners: Vec<Listener>,
@@ -186,14 +186,14 @@ fn open(
     let mut rows = rows.into_iter();
     let mut row = move || rows.next().ok_or("the arena has too few rows");
     is_to_blame_as(0)?;
-    let hand = begin_thread(Arc::clone(shared), row()?, 0)?;
+    let hand = begin_thread(shared, row()?, 0)?;
     // One of them becomes the watch.
     let next = {
-        let shared = Arc::clone(shared);
+        let shared = shared;
         move || shared.next_task()
     };
     pool::start(crate::worker::threads_beside_main(config.threads), next, |thread| {
-        let (row, shared, desk) = (row()?, Arc::clone(shared), Arc::clone(desk));
+        let (row, shared, desk) = (row()?, shared, Arc::clone(desk));
         Ok(move || {
             is_to_blame_as(thread)?;
             let mut hand = begin_thread(shared, row, thread)?;
@@ -217,7 +217,7 @@ fn open(
 }
 
 /// What a thread does before its first call.
-fn begin_thread(shared: Arc<Shared>, row: Row, thread: usize) -> Result<Hand, String> {
+fn begin_thread(shared: &'static Shared, row: Row, thread: usize) -> Result<Hand, String> {
     panics::this_thread_has(row.own());
     shared.site.service.thread_start(&shared.info, thread)?;
     Ok(Hand::new(shared, row, thread))

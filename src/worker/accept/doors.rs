@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -58,7 +57,7 @@ impl Desk {
         descriptors: Vec<OwnedFd>,
         hand: &mut Hand,
     ) {
-        let shared = Arc::clone(&hand.shared);
+        let shared = hand.shared;
         let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
             return;
         };
@@ -92,7 +91,7 @@ impl Desk {
     /// It is time to look again at listener `number`. A worker without a free thread has looked all the while whether
     /// others take what waits; where they have not, it does. So does one without a free place.
     pub(in crate::worker) fn look_again(&mut self, number: usize, hand: &mut Hand) {
-        let shared = Arc::clone(&hand.shared);
+        let shared = hand.shared;
         let standing = self.standing(hand);
         let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
             return;
@@ -115,7 +114,7 @@ impl Desk {
 
     /// Whoever still waits at a door that was shut for want of room has not been taken by another worker.
     fn look_for_room(&mut self, number: usize, standing: Standing, hand: &mut Hand) {
-        let shared = Arc::clone(&hand.shared);
+        let shared = hand.shared;
         let Some(door) = self.doors.get_mut(number).and_then(Option::as_mut) else {
             return;
         };
@@ -142,7 +141,7 @@ impl Desk {
 
     /// Whoever still waits at listener `number` has been taken by no other worker, for want of a thread or of a place.
     fn take_after_all(&mut self, number: usize, hand: &mut Hand) {
-        let shared = Arc::clone(&hand.shared);
+        let shared = hand.shared;
         self.reserve.others_are_full(hand.now());
         if self.room(&shared, hand.now()) == (0, 0) {
             if self.may_be_taken_by_others(hand) {
@@ -183,7 +182,7 @@ impl Desk {
     }
 
     fn visit_as(&mut self, number: usize, standing: Standing, hand: &mut Hand) -> Option<Visit> {
-        let shared = Arc::clone(&hand.shared);
+        let shared = hand.shared;
         let (places, _) = self.room(&shared, hand.now());
         let door = self.doors.get_mut(number).and_then(Option::as_mut)?;
         let was_empty = shared.table.lock().len() == 0;

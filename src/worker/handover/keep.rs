@@ -225,7 +225,7 @@ impl Shared {
 impl Desk {
     /// It is time to tell what was gathered.
     pub(in crate::worker) fn tell_notes(&mut self, hand: &mut Hand) {
-        let (shared, now) = (Arc::clone(&hand.shared), hand.now());
+        let (shared, now) = (hand.shared, hand.now());
         let mut old = shared.notes.lock().old(now, self.may_keep);
         // One that had no place may be there twice.
         old.sort_unstable();
@@ -270,7 +270,7 @@ impl Desk {
         if asked.is_empty() {
             return;
         }
-        let (shared, mut unkept, mut others) = (Arc::clone(&hand.shared), Vec::new(), Vec::new());
+        let (shared, mut unkept, mut others) = (hand.shared, Vec::new(), Vec::new());
         let mut without_place = Vec::new();
         for connection in asked {
             let mut state = connection.lock();
@@ -335,7 +335,7 @@ impl Desk {
 
     /// Calls on these wait until they can be kept. Calls on kept ones don't wait for that.
     fn wait_until_kept(&mut self, hand: &mut Hand, later: Vec<Arc<Connection>>) {
-        let shared = Arc::clone(&hand.shared);
+        let shared = hand.shared;
         let (mut asking, mut others) = (Vec::new(), Vec::new());
         for connection in later {
             let waits = hand.can_not_be_kept_yet(&connection);

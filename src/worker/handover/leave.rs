@@ -57,7 +57,7 @@ impl Going {
 impl Desk {
     /// The service goes on without this worker.
     pub(in crate::worker) fn begin_leaving(&mut self, hand: &mut Hand, gone: &[usize]) {
-        let shared = Arc::clone(&hand.shared);
+        let shared = hand.shared;
         if shared.site.is_closing() || shared.leaving.swap(true, Ordering::SeqCst) {
             return;
         }

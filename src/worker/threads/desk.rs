@@ -185,7 +185,7 @@ impl Desk {
     }
 
     fn end_without_connections(&mut self, hand: &mut Hand) {
-        let shared = Arc::clone(&hand.shared);
+        let shared = hand.shared;
         let is_leaving = shared.leaving.load(Ordering::SeqCst);
         let nothing_runs = shared.gate.is_idle();
         // What outlives the time to drain in a service that ends is the supervisor's to kill, and to tell of.
@@ -387,7 +387,7 @@ impl Desk {
     }
 
     pub(in crate::worker) fn woken(&mut self, hand: &mut Hand) {
-        let shared = Arc::clone(&hand.shared);
+        let shared = hand.shared;
         for message in shared.outbox.take() {
             // Where the supervisor is gone its channel says so too.
             let _ = self.channel.send(&message, Vec::new());

@@ -53,7 +53,7 @@ pub(in crate::worker) const MOST_AT_DRAIN: usize = 16 << 20;
 
 /// One thread's part in the work: what all share, and what is its own.
 pub(in crate::worker) struct Hand {
-    pub(in crate::worker) shared: Arc<Shared>,
+    pub(in crate::worker) shared: &'static Shared,
     pub(in crate::worker) row: Row,
     /// Its number in the worker, from 0.
     thread: usize,
@@ -78,7 +78,7 @@ pub(in crate::worker) struct Hand {
 }
 
 impl Hand {
-    pub(in crate::worker) fn new(shared: Arc<Shared>, row: Row, thread: usize) -> Self {
+    pub(in crate::worker) fn new(shared: &'static Shared, row: Row, thread: usize) -> Self {
         let scratch = Scratch::new(shared.pool);
         Self {
             shared,
@@ -332,7 +332,7 @@ impl Hand {
             let call = state.calls.remove(index);
             self.shared.gave_up(state.connection, &call);
             let (who, method, allowed) = (state.connection.who, call.ticket.method(), call.allowed);
-            let shared = Arc::clone(&self.shared);
+            let shared = self.shared;
             self.answer_waiting(state, &call, || {
                 if is_late {
                     Error::deadline(allowed)

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -82,7 +81,7 @@ impl Hand {
         call: &Parsed,
         mut term: Term,
     ) -> Next {
-        let shared = Arc::clone(&self.shared);
+        let shared = self.shared;
         let number = state.next_call_number();
         let inline = InlineCall {
             number,

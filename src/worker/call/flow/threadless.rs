@@ -3,7 +3,6 @@
 //! For tests of this module and, through `hostile`, for the fuzz target of the whole connection.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -48,8 +47,9 @@ impl Threadless {
         let states = service.make_states(&info)?;
         let records = (arena.records(), arena.blocks()?);
         let site = Site::open(service, config);
-        let shared = Arc::new(Shared::new(site, Box::leak(Box::new(states)), config, info, records)?);
-        let mut poller = Hand::new(Arc::clone(&shared), arena.row(0)?, 0);
+        let shared =
+            &*Box::leak(Box::new(Shared::new(site, Box::leak(Box::new(states)), config, info, records)?));
+        let mut poller = Hand::new(shared, arena.row(0)?, 0);
         poller.term = Some(shared.role.first_term());
         let pool = Hand::new(shared, arena.row(1)?, 1);
         Ok(Self { poller, pool, _arena: arena, memory })
