@@ -23,16 +23,16 @@ use crate::sys::signals::{self, OnTerm};
 use crate::sys::socket::Listener;
 use crate::sys::title;
 use crate::worker::accept::capacity::rows;
-use crate::worker::accept::{capacity, doors};
-use crate::worker::call::flow::Hand;
+use crate::worker::accept::{accepting, capacity};
+use crate::worker::context::WorkerContext;
 use crate::worker::guard::recycle::Limits;
 use crate::worker::guard::{panics, vitals};
 use crate::worker::shared::Shared;
-use crate::worker::site::Site;
-use crate::worker::threads::desk::Desk;
 use crate::worker::threads::duty::{Duty, Task};
 use crate::worker::threads::life::Life;
+use crate::worker::threads::poller_state::PollerState;
 use crate::worker::threads::pool;
+use crate::worker::threads::worker_thread::WorkerThread;
 use crate::worker::tokens::{CHANNEL, TERM};
 
 /// What a worker is born with.
@@ -84,14 +84,14 @@ fn live(service: Service, config: Config, birth: Birth) -> ! {
     for Quarantined { method, for_ms } in birth.quarantine {
         shared.shut_method(&method, Duration::from_millis(for_ms));
     }
-    let desk = Desk::new(channel, arena, bell, term, birth.may_keep, &config);
-    let desk = Arc::new(Mutex::new(desk));
-    match open(&shared, &desk, rows, listeners, &config, birth.doors_shut) {
-        Ok(mut hand) => {
-            hand.on_duty(&desk, Duty::Poll(shared.role.first_term()));
-            pool::serve(|| shared.next_task(), |task| hand.work(&desk, task))
+    let poller = PollerState::new(channel, arena, bell, term, birth.may_keep, &config);
+    let poller = Arc::new(Mutex::new(poller));
+    match open(shared, &poller, rows, listeners, &config, birth.doors_shut) {
+        Ok(mut thread) => {
+            thread.on_duty(&poller, Duty::Poll(shared.role.first_term()));
+            pool::serve(|| shared.next_task(), |task| thread.work(&poller, task))
         }
-        Err(reason) => fail(&mut desk.lock().channel, reason),
+        Err(reason) => fail(&mut poller.lock().channel, reason),
     }
 }
 
@@ -136,8 +136,8 @@ impl Gathered {
         crate::sys::allocator::give_back_large_buffers();
         log::init(&config.log);
         // From here on it stays for the life of the process: nothing of the program's is dropped by a boot that fails.
-        let site = Site::open(service, config);
-        panics::log_panics(site, info.slot());
+        let context = WorkerContext::open(service, config);
+        panics::log_panics(context, info.slot());
         let memory = descriptors.next().ok_or("the arena is missing")?;
         let mut arena = ArenaWriter::open(memory).map_err(|error| format!("arena: {error}"))?;
         arena.identify(info.pid(), info.generation(), info.slot(), clock::monotonic_ns());
@@ -161,10 +161,10 @@ impl Gathered {
             let (expected, found) = (counted(config.listeners.len() as u64, "listener"), listeners.len());
             return Err(format!("expected {expected}, found {found}: the descriptor limit is too low"));
         }
-        let states = &*Box::leak(Box::new(site.service.make_states(&info)?));
-        site.service.worker_start(&info)?;
+        let states = &*Box::leak(Box::new(context.service.make_states(&info)?));
+        context.service.worker_start(&info)?;
         let memory = (arena.records(), arena.blocks().map_err(|error| format!("arena: {error}"))?);
-        let mut shared = Shared::new(site, states, config, info, memory).map_err(failed("epoll"))?;
+        let mut shared = Shared::new(context, states, config, info, memory).map_err(failed("epoll"))?;
         shared.addresses = addresses;
         let shared = &*Box::leak(Box::new(shared));
         let rows = (0..rows(config.threads)).map(|row| arena.row(row)).collect::<Result<_, _>>();
@@ -173,54 +173,51 @@ impl Gathered {
     }
 }
 
-/// Starts the threads, opens the doors and reports readiness; the main thread's part in the work. The error says what
+/// Starts the threads, opens the acceptors and reports readiness; the main thread's part in the work. The error says what
 /// failed.
 fn open(
     shared: &'static Shared,
-    desk: &Arc<Mutex<Desk>>,
+    poller: &Arc<Mutex<PollerState>>,
     rows: Vec<Row>,
     listeners: Vec<Listener>,
     config: &Config,
     doors_shut: bool,
-) -> Result<Hand, String> {
+) -> Result<WorkerThread, String> {
     let mut rows = rows.into_iter();
     let mut row = move || rows.next().ok_or("the arena has too few rows");
     is_to_blame_as(0)?;
-    let hand = begin_thread(shared, row()?, 0)?;
+    let thread = begin_thread(shared, row()?, 0)?;
     // One of them becomes the watch.
-    let next = {
-        let shared = shared;
-        move || shared.next_task()
-    };
+    let next = move || shared.next_task();
     pool::start(crate::worker::threads_beside_main(config.threads), next, |thread| {
-        let (row, shared, desk) = (row()?, shared, Arc::clone(desk));
+        let (row, shared, poller) = (row()?, shared, Arc::clone(poller));
         Ok(move || {
             is_to_blame_as(thread)?;
-            let mut hand = begin_thread(shared, row, thread)?;
-            Ok(Box::new(move |task: Task| hand.work(&desk, task)) as Box<dyn FnMut(Task)>)
+            let mut thread = begin_thread(shared, row, thread)?;
+            Ok(Box::new(move |task: Task| thread.work(&poller, task)) as Box<dyn FnMut(Task)>)
         })
     })?;
     shared.find_watch();
 
-    let mut desk = desk.lock();
-    shared.add(&desk.channel, CHANNEL).map_err(failed("channel"))?;
-    desk.term.report_to(&shared.epoll, TERM).map_err(failed("SIGTERM"))?;
-    shared.listen_for(&desk.bell).map_err(failed("bell"))?;
-    desk.doors = doors::make(listeners, config);
-    desk.doors_shut = doors_shut;
-    desk.arena.set_state(State::Ready);
-    desk.channel.live_on().map_err(failed("channel"))?;
+    let mut poller = poller.lock();
+    shared.add(&poller.channel, CHANNEL).map_err(failed("channel"))?;
+    poller.term.report_to(&shared.epoll, TERM).map_err(failed("SIGTERM"))?;
+    shared.listen_for(&poller.bell).map_err(failed("bell"))?;
+    poller.acceptors = accepting::make(listeners, config);
+    poller.doors_shut = doors_shut;
+    poller.arena.set_state(State::Ready);
+    poller.channel.live_on().map_err(failed("channel"))?;
     // Without it the end of this worker lasts longer, and nothing else is different.
     let epoll = shared.epoll.0.try_clone();
-    desk.channel.send(&FromWorker::Ready, epoll.into_iter().collect()).map_err(failed("channel"))?;
-    Ok(hand)
+    poller.channel.send(&FromWorker::Ready, epoll.into_iter().collect()).map_err(failed("channel"))?;
+    Ok(thread)
 }
 
 /// What a thread does before its first call.
-fn begin_thread(shared: &'static Shared, row: Row, thread: usize) -> Result<Hand, String> {
+fn begin_thread(shared: &'static Shared, row: Row, thread: usize) -> Result<WorkerThread, String> {
     panics::this_thread_has(row.own());
-    shared.site.service.thread_start(&shared.info, thread)?;
-    Ok(Hand::new(shared, row, thread))
+    shared.context.service.thread_start(&shared.info, thread)?;
+    Ok(WorkerThread::new(shared, row, thread))
 }
 
 /// Has this thread named by its row, plus 1, if it takes the process down.
@@ -228,7 +225,7 @@ fn is_to_blame_as(thread: usize) -> Result<(), String> {
     culprit::this_thread_is(thread as u64 + 1).map_err(failed("a stack for signals"))
 }
 
-impl Desk {
+impl PollerState {
     fn new(
         channel: Channel,
         arena: ArenaWriter,
@@ -240,7 +237,7 @@ impl Desk {
         Self {
             channel,
             arena,
-            doors: Vec::new(),
+            acceptors: Vec::new(),
             bell,
             most_connections: 0,
             doors_shut: false,
@@ -256,7 +253,7 @@ impl Desk {
             term,
             todo: std::collections::VecDeque::new(),
             log_lines_dropped: 0,
-            poller: 0,
+            poller_thread: 0,
             told_crowding: None,
             adoptions: std::collections::VecDeque::new(),
             asking_waits: false,

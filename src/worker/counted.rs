@@ -15,7 +15,7 @@ pub(super) static TOO_MANY: Counted = Counted::new("an address has limits.per_ad
 /// Where `limits.max_connections` is reached whoever connects can cause these.
 pub(super) static NO_PLACE: Counted = Counted::new("limits.max_connections is reached", 1);
 pub(super) static NO_MEMORY: Counted = Counted::new("no record or block of the arena is left", 1);
-/// Pages of origins that may not call: whoever set up the list may have forgotten one, and any site can cause these.
+/// Pages of origins that may not call: whoever set up the list may have forgotten one, and any web site can cause these.
 pub(super) static PAGES: Counted = Counted::new("a page's call is refused", 1);
 /// A panic is worth its record, and a caller who knows how may have one with each call.
 pub(super) static PANICS: Counted = Counted::new("a handler panicked", 20);

@@ -5,7 +5,7 @@ use crate::arena::Key;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::worker) enum Due {
     Connection(Key),
-    Door(usize),
+    Listener(usize),
     /// There is something to tell the supervisor about connections.
     Notes,
     /// The supervisor is to be told what was adopted.

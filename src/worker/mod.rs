@@ -9,18 +9,18 @@ mod accept;
 mod boot;
 mod call;
 mod connection;
+mod context;
 mod counted;
 mod due;
 mod guard;
 mod handover;
 mod shared;
-mod site;
 mod threads;
 mod tokens;
 
 pub(crate) use accept::capacity::{connections, kept, room, share, threads_beside_main};
 pub(crate) use boot::{Birth, run};
 #[cfg(fuzzing)]
-pub(crate) use call::flow::hostile::hold;
+pub(crate) use call::hostile::hold;
 pub(crate) use handover::leave::GIVE_UP_LETTING_GO;
 pub(crate) use threads::life::LOOKS;

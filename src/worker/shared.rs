@@ -10,24 +10,24 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
 use super::accept::capacity::rows;
+use super::call::Job;
 use super::call::concurrency::Concurrency;
 use super::call::dispatch::Gate;
-use super::call::flow::Job;
 use super::call::queue::Queue;
 use super::connection::answer_sizes::AnswerSizes;
 use super::connection::table::Table;
 use super::connection::{Bounds, Connection};
+use super::context::WorkerContext;
 use super::due::Due;
 use super::guard::buffers::Buffers;
 use super::guard::overdue::Overdue;
 use super::guard::quarantine::Quarantine;
 use super::handover::keep::Notes;
-use super::site::Site;
 use super::threads::deadlines::Deadlines;
-use super::threads::desk::Todo;
 use super::threads::duty::Task;
 use super::threads::mailbox::Mailbox;
 use super::threads::pace::Paces;
+use super::threads::poller_state::Todo;
 use super::threads::role::Role;
 use super::threads::runs::Runs;
 use super::tokens::WAKE;
@@ -42,7 +42,7 @@ use crate::sys::descriptors;
 /// What every thread of the worker uses.
 pub(crate) struct Shared {
     pub(in crate::worker) info: WorkerInfo,
-    pub(in crate::worker) site: &'static Site,
+    pub(in crate::worker) context: &'static WorkerContext,
     pub(in crate::worker) states: &'static States,
     pub(in crate::worker) bounds: Bounds,
     /// Each method's own time limit, by its number.
@@ -89,22 +89,22 @@ pub(crate) struct Shared {
     pub(in crate::worker) has_new: AtomicBool,
     /// The word that there is no watch lies in the queue.
     pub(in crate::worker) wants_watch: AtomicBool,
-    /// A door is shut until a connection leaves: the poller wants to hear of it.
+    /// An acceptor is shut until a connection leaves: the poller wants to hear of it.
     pub(in crate::worker) wants_room: AtomicBool,
-    /// A door is shut until a thread is free: the poller wants to hear of it.
+    /// An acceptor is shut until a thread is free: the poller wants to hear of it.
     pub(in crate::worker) wants_thread: AtomicBool,
 }
 
 impl Shared {
     pub(in crate::worker) fn new(
-        site: &'static Site,
+        context: &'static WorkerContext,
         states: &'static States,
         config: &Config,
         info: WorkerInfo,
         (records, pool): (Records, &'static Pool),
     ) -> std::io::Result<Self> {
         let limits = &config.limits;
-        let registry = site.service.registry();
+        let registry = context.service.registry();
         let names = registry.names();
         let concurrency_of = |name| config.methods.get(name).and_then(|method| method.concurrency);
         let concurrency =
@@ -162,7 +162,7 @@ impl Shared {
             wants_watch: AtomicBool::new(false),
             wants_room: AtomicBool::new(false),
             wants_thread: AtomicBool::new(false),
-            site,
+            context,
         })
     }
 
@@ -172,12 +172,12 @@ impl Shared {
 
     /// Accepts nothing any more, and ends when its connections have gone, wherever to.
     pub(in crate::worker) fn is_ending(&self) -> bool {
-        self.site.is_closing() || self.leaving.load(Ordering::SeqCst)
+        self.context.is_closing() || self.leaving.load(Ordering::SeqCst)
     }
 
     /// Connections are to go to other workers.
     pub(in crate::worker) fn lets_go(&self) -> bool {
-        self.leaving.load(Ordering::SeqCst) && !self.site.is_closing()
+        self.leaving.load(Ordering::SeqCst) && !self.context.is_closing()
     }
 
     pub(in crate::worker) fn find(&self, key: Key) -> Option<Arc<Connection>> {
@@ -234,6 +234,6 @@ impl Shared {
     }
 
     pub(in crate::worker) fn method_name(&self, method: MethodIndex) -> &str {
-        self.site.service.registry().get(method).map_or("?", crate::rpc::Method::name)
+        self.context.service.registry().get(method).map_or("?", crate::rpc::Method::name)
     }
 }

@@ -7,8 +7,8 @@ pub(in crate::worker) const CHANNEL: u64 = u32::MAX as u64;
 pub(in crate::worker) const WAKE: u64 = CHANNEL - 1;
 pub(in crate::worker) const TERM: u64 = CHANNEL - 2;
 pub(in crate::worker) const BELL: u64 = CHANNEL - 3;
-/// Listener `n` has the token `FIRST_DOOR - n`.
-pub(in crate::worker) const FIRST_DOOR: u64 = CHANNEL - 16;
+/// Listener `n` has the token `FIRST_LISTENER - n`.
+pub(in crate::worker) const FIRST_LISTENER: u64 = CHANNEL - 16;
 
 pub(in crate::worker) fn token_of(key: Key) -> u64 {
     u64::from(key.generation) << 32 | u64::from(key.index)

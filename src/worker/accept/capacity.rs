@@ -55,7 +55,7 @@ pub(crate) fn share(config: &Config, descriptors: u64) -> usize {
 }
 
 /// Connections that one worker has records for: those of the whole service and of all reserved places, in case that it adopts them
-/// all, and those that still wait before the doors when they are closed.
+/// all, and those that still wait in the backlogs when the listeners are closed.
 pub(in crate::worker) fn most(config: &Config) -> usize {
     let waiting = config.listeners.iter().map(|listener| listener.backlog as usize);
     let reserved = RESERVED.saturating_mul(config.processes);

@@ -3,7 +3,7 @@
 //! A new connection comes in by a reserved place. It has a place like any other at once where another [gives way](crate::worker::eviction),
 //! or as soon as one leaves. Until then only built-in methods and pages are answered on it, so that health checks are whatever
 //! happens; a call waits for `queue_wait`, as for a thread, and is refused then. Where the reserved places are taken too and
-//! somebody still waits at the door, those who wait for a place are refused at once, and those who say nothing are closed; after a
+//! somebody still waits at the listener, those who wait for a place are refused at once, and those who say nothing are closed; after a
 //! second so are those who do not read, or have only said what needs no place.
 
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::arena::Key;
 use crate::log::More;
 use crate::worker::accept::capacity;
 use crate::worker::accept::eviction::{Choice, Eviction, Holder, TIME_TO_SPEAK};
-use crate::worker::call::flow::Hand;
 use crate::worker::connection::{Connection, Locked, Pause, Phase};
 use crate::worker::counted::NO_PLACE;
 use crate::worker::due::Due;
 use crate::worker::shared::Shared;
-use crate::worker::threads::desk::{Desk, Todo};
+use crate::worker::threads::poller_state::{PollerState, Todo};
+use crate::worker::threads::worker_thread::WorkerThread;
 
 /// What has come in by a reserved place, and says nothing, has so long before it gives that to another.
 const TIME_IN_RESERVE: Duration = Duration::from_millis(100);
@@ -76,13 +76,13 @@ impl Reserve {
         self.taken.iter().filter_map(|(key, _)| shared.find(*key))
     }
 
-    /// Somebody waited at the door for whom no other worker had room.
+    /// Somebody waited at the listener for whom no other worker had room.
     pub(in crate::worker) fn others_are_full(&mut self, now: Instant) {
         self.others_are_full_until = Some(now + OTHERS_ARE_FULL);
     }
 }
 
-impl Desk {
+impl PollerState {
     /// Connections that may still come in: to a place, and beyond that.
     pub(in crate::worker) fn room(&mut self, shared: &Shared, now: Instant) -> (usize, usize) {
         let table = shared.table.lock();
@@ -97,16 +97,16 @@ impl Desk {
     }
 
     /// These have come, and there were places for so many of them.
-    pub(in crate::worker) fn came(&mut self, keys: &[Key], places: usize, hand: &mut Hand) {
-        let now = hand.now();
+    pub(in crate::worker) fn came(&mut self, keys: &[Key], places: usize, thread: &mut WorkerThread) {
+        let now = thread.now();
         for key in keys.iter().skip(places) {
-            let Some(connection) = hand.shared.find(*key) else { continue };
+            let Some(connection) = thread.shared.find(*key) else { continue };
             connection.lock().set_place(false);
             self.reserve.taken.push((*key, now));
-            if !self.has_place_for(&connection, hand) {
+            if !self.has_place_for(&connection, thread) {
                 continue;
             }
-            self.gets_place(&connection, &hand.shared, now);
+            self.gets_place(&connection, thread.shared, now);
         }
         if keys.len() > places {
             self.reserve.others_are_full(now);
@@ -114,30 +114,30 @@ impl Desk {
     }
 
     /// This one had no place where it comes from, and waits for one here.
-    pub(in crate::worker) fn came_without_place(&mut self, key: Key, hand: &Hand) {
-        let now = hand.now();
+    pub(in crate::worker) fn came_without_place(&mut self, key: Key, thread: &WorkerThread) {
+        let now = thread.now();
         self.reserve.taken.push((key, now));
-        if hand.shared.is_ending() {
-            self.give_places_to_all(hand);
+        if thread.shared.is_ending() {
+            self.give_places_to_all(thread);
         }
     }
 
     /// Somebody may give way to a new connection, as far as that is known without a look at it.
-    pub(in crate::worker) fn may_have_place(&mut self, hand: &Hand) -> bool {
-        if self.service_has_room(hand) {
+    pub(in crate::worker) fn may_have_place(&mut self, thread: &WorkerThread) -> bool {
+        if self.service_has_room(thread) {
             return false;
         }
-        self.look(hand);
-        self.reserve.eviction.has_candidates(hand.now())
+        self.look(thread);
+        self.reserve.eviction.has_candidates(thread.now())
     }
 
     /// Others may have a place where this worker has none, as far as the supervisor knows. It counts what is kept, so all that are
     /// here are from now on.
-    fn service_has_room(&self, hand: &Hand) -> bool {
-        let is_of_no_use = self.reserve.others_take_nobody_until.is_some_and(|until| hand.now() < until);
+    fn service_has_room(&self, thread: &WorkerThread) -> bool {
+        let is_of_no_use = self.reserve.others_take_nobody_until.is_some_and(|until| thread.now() < until);
         let has_room = self.service_has_room && !is_of_no_use;
         if has_room {
-            hand.shared.note(|notes| notes.keep_young(hand.now()));
+            thread.shared.note(|notes| notes.keep_young(thread.now()));
         }
         has_room
     }
@@ -149,39 +149,39 @@ impl Desk {
         }
     }
 
-    /// Whoever waits at the door while the reserved places are taken is left to others that have room, for a while.
-    pub(in crate::worker) fn may_be_taken_by_others(&mut self, hand: &Hand) -> bool {
+    /// Whoever waits at the listener while the reserved places are taken is left to others that have room, for a while.
+    pub(in crate::worker) fn may_be_taken_by_others(&mut self, thread: &WorkerThread) -> bool {
         let since = self.reserve.taken.iter().map(|(_, came)| *came).min();
-        if since.is_some_and(|since| since + OTHERS_TAKE_IT <= hand.now()) {
-            self.others_take_nobody(hand.now());
+        if since.is_some_and(|since| since + OTHERS_TAKE_IT <= thread.now()) {
+            self.others_take_nobody(thread.now());
         }
-        self.service_has_room(hand)
+        self.service_has_room(thread)
     }
 
-    fn look(&mut self, hand: &Hand) {
-        if !self.reserve.eviction.wants_look(hand.now()) {
+    fn look(&mut self, thread: &WorkerThread) {
+        if !self.reserve.eviction.wants_look(thread.now()) {
             return;
         }
         let began = Instant::now();
-        let holders: Vec<Holder> = hand.shared.all_connections().iter().filter_map(as_holder).collect();
+        let holders: Vec<Holder> = thread.shared.all_connections().iter().filter_map(as_holder).collect();
         self.reserve.eviction.looked_at(&holders, began, Instant::now());
     }
 
     /// True where a place is free for this one, or another has just given it up.
-    fn has_place_for(&mut self, connection: &Connection, hand: &mut Hand) -> bool {
-        if self.room(&hand.shared, hand.now()).0 > 0 {
+    fn has_place_for(&mut self, connection: &Connection, thread: &mut WorkerThread) -> bool {
+        if self.room(thread.shared, thread.now()).0 > 0 {
             return true;
         }
-        if self.service_has_room(hand) {
+        if self.service_has_room(thread) {
             return false;
         }
-        self.look(hand);
+        self.look(thread);
         let address = connection.who.address;
         loop {
-            match self.reserve.eviction.choose(address, hand.now()) {
+            match self.reserve.eviction.choose(address, thread.now()) {
                 Choice::Now(key, since) => {
-                    let Some(before) = hand.shared.find(key) else { continue };
-                    if !hand.gives_way(&before, since) {
+                    let Some(before) = thread.shared.find(key) else { continue };
+                    if !thread.gives_way(&before, since) {
                         continue;
                     }
                     self.reserve.eviction.changed_hands(before.who.address, address);
@@ -194,11 +194,11 @@ impl Desk {
                     return true;
                 }
                 Choice::Later(key, since) => {
-                    if !hand.shared.find(key).is_some_and(|silent| is_idle_since(&silent, since)) {
+                    if !thread.shared.find(key).is_some_and(|silent| is_idle_since(&silent, since)) {
                         self.reserve.eviction.has_spoken();
                         continue;
                     }
-                    self.look_again_at(since + TIME_TO_SPEAK, &hand.shared);
+                    self.look_again_at(since + TIME_TO_SPEAK, thread.shared);
                     return false;
                 }
                 Choice::Nobody => return false,
@@ -227,46 +227,46 @@ impl Desk {
     }
 
     /// Some may have a place by now: because others have left, or as others give way to those that have said something.
-    pub(in crate::worker) fn give_places(&mut self, hand: &mut Hand) {
+    pub(in crate::worker) fn give_places(&mut self, thread: &mut WorkerThread) {
         for (key, _) in self.reserve.taken.clone() {
-            let Some(connection) = hand.shared.find(key) else { continue };
+            let Some(connection) = thread.shared.find(key) else { continue };
             let state = connection.lock();
             let (waits, waits_since) = (state.paused == Some(Pause::Unkept), state.unkept_since);
             drop(state);
-            let in_vain = waits_since.is_some_and(|since| since + OTHERS_TAKE_IT <= hand.now());
+            let in_vain = waits_since.is_some_and(|since| since + OTHERS_TAKE_IT <= thread.now());
             if waits && in_vain {
-                self.others_take_nobody(hand.now());
+                self.others_take_nobody(thread.now());
             }
-            let is_free = self.room(&hand.shared, hand.now()).0 > 0;
-            if is_free || (waits && self.has_place_for(&connection, hand)) {
-                self.gets_place(&connection, &hand.shared, hand.now());
+            let is_free = self.room(thread.shared, thread.now()).0 > 0;
+            if is_free || (waits && self.has_place_for(&connection, thread)) {
+                self.gets_place(&connection, thread.shared, thread.now());
             } else if waits {
-                self.look_again_at(hand.now() + LOOK_AGAIN, &hand.shared);
+                self.look_again_at(thread.now() + LOOK_AGAIN, thread.shared);
             }
         }
     }
 
     /// The moment to look again has come.
-    pub(in crate::worker) fn look_for_places(&mut self, hand: &mut Hand) {
+    pub(in crate::worker) fn look_for_places(&mut self, thread: &mut WorkerThread) {
         self.reserve.timer = None;
-        self.give_places(hand);
+        self.give_places(thread);
     }
 
     /// All have a place: this worker accepts no more.
-    pub(in crate::worker) fn give_places_to_all(&mut self, hand: &Hand) {
+    pub(in crate::worker) fn give_places_to_all(&mut self, thread: &WorkerThread) {
         for (key, _) in std::mem::take(&mut self.reserve.taken) {
-            if let Some(connection) = hand.shared.find(key) {
-                self.gets_place(&connection, &hand.shared, hand.now());
+            if let Some(connection) = thread.shared.find(key) {
+                self.gets_place(&connection, thread.shared, thread.now());
             }
         }
     }
 
-    /// Somebody waits at the door, and the reserved places are taken.
-    pub(in crate::worker) fn clear_reserve(&mut self, hand: &mut Hand) {
-        self.give_places(hand);
+    /// Somebody waits at the listener, and the reserved places are taken.
+    pub(in crate::worker) fn clear_reserve(&mut self, thread: &mut WorkerThread) {
+        self.give_places(thread);
         for (key, came) in self.reserve.taken.clone() {
-            if let Some(connection) = hand.shared.find(key) {
-                hand.leaves_reserve(&connection, came);
+            if let Some(connection) = thread.shared.find(key) {
+                thread.leaves_reserve(&connection, came);
             }
         }
     }
@@ -292,7 +292,7 @@ fn is_idle(state: &Locked<'_>, since: Instant) -> bool {
     state.may_give_way() && state.last_moved().instant == since && state.connection.socket.is_settled()
 }
 
-impl Hand {
+impl WorkerThread {
     /// Closes one that has been idle since then, as `timeouts.idle` would. False where it is not any more.
     fn gives_way(&mut self, connection: &Arc<Connection>, since: Instant) -> bool {
         let mut state = connection.lock();

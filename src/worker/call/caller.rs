@@ -1,8 +1,8 @@
 //! Who is to be answered, and how: the framing and the form of the answer, the id that it carries, and what becomes of the
 //! connection then.
 //!
-//! [`Tongue::read`] says of a message what it asks for and who asks. Whoever answers, with a result or an error, now or after
-//! another worker's death, goes by the [`Route`] that came of it.
+//! [`Protocol::read`] says of a message what it asks for and who asks. Whoever answers, with a result or an error, now or after
+//! another worker's death, goes by the [`ReplyFormat`] that came of it.
 
 use crate::rpc::web::answer::Answering;
 use crate::rpc::web::pages::Allowed;
@@ -12,22 +12,22 @@ use crate::sys::process;
 use crate::wire::http::{self, Head, Opened, Version};
 use crate::wire::length::{AnswerTooLong, Mark};
 use crate::wire::{Dialect, Framing, Kind, WireError};
-use crate::worker::site::{self, Site};
+use crate::worker::context::{self, WorkerContext};
 
 /// What an answer's head says of a connection that goes on although its client is of HTTP/1.0.
 const KEEP_ALIVE: &[u8] = b"\r\nConnection: keep-alive";
 
 /// What a connection speaks.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::worker) struct Tongue {
+pub(in crate::worker) struct Protocol {
     dialect: Dialect,
-    site: &'static Site,
+    context: &'static WorkerContext,
 }
 
 /// How an answer goes back.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::worker) struct Route {
-    tongue: Tongue,
+pub(in crate::worker) struct ReplyFormat {
+    protocol: Protocol,
     form: Form,
     /// Nobody waits for it, so none is written.
     is_silent: bool,
@@ -52,7 +52,7 @@ struct Http {
 /// Who made a call that is known: the message may be looked at again for the id.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::worker) struct Known {
-    pub(in crate::worker) route: Route,
+    pub(in crate::worker) reply: ReplyFormat,
     /// Where in the message the text begins in which params and id have their places.
     pub(in crate::worker) text_at: usize,
     pub(in crate::worker) id: Option<Span>,
@@ -63,13 +63,13 @@ pub(in crate::worker) struct Known {
 pub(in crate::worker) enum Whom {
     Known(Known),
     /// Its message has not been parsed.
-    NotParsed(Tongue),
+    NotParsed(Protocol),
 }
 
 /// Whom to answer.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::worker) struct Caller<'a> {
-    pub(in crate::worker) route: Route,
+    pub(in crate::worker) reply: ReplyFormat,
     pub(in crate::worker) id: Option<RawJson<'a>>,
 }
 
@@ -85,13 +85,13 @@ enum Admission {
 pub(in crate::worker) enum Asked<'a> {
     Call {
         request: Request<'a>,
-        route: Route,
+        reply: ReplyFormat,
         text_at: usize,
     },
     /// Of calls that may take so long at most.
     Batch {
         batch: Batch<'a>,
-        route: Route,
+        reply: ReplyFormat,
         text_at: usize,
         timeout_ms: Option<u64>,
     },
@@ -103,7 +103,7 @@ pub(in crate::worker) enum Asked<'a> {
     /// An answer that needs no method, with HTTP.
     Page {
         page: Wanted<'a>,
-        route: Route,
+        reply: ReplyFormat,
     },
 }
 
@@ -115,9 +115,9 @@ pub(in crate::worker) struct Begun {
     mark: Option<Mark>,
 }
 
-impl Tongue {
-    pub(in crate::worker) fn new(framing: Framing, site: &'static Site) -> Self {
-        Self { dialect: framing.dialect(), site }
+impl Protocol {
+    pub(in crate::worker) fn new(framing: Framing, context: &'static WorkerContext) -> Self {
+        Self { dialect: framing.dialect(), context }
     }
 
     /// Reads a message.
@@ -146,14 +146,14 @@ impl Tongue {
         if self.dialect.kind == Kind::Http {
             return self.read_http(message, opened, admission);
         }
-        let route = Route::new(self, self.fallback());
+        let reply = ReplyFormat::new(self, self.fallback());
         match rpc::parse(message, self.fallback()) {
-            Ok(Message::Single(request)) => Asked::call(request, route, 0),
-            Ok(Message::Batch(batch)) => self.batch(batch, (route, 0, None), admission),
+            Ok(Message::Single(request)) => Asked::call(request, reply, 0),
+            Ok(Message::Batch(batch)) => self.batch(batch, (reply, 0, None), admission),
             Err(rejected) => {
                 // Where a bad value of a stream ends nobody knows.
                 let ends = self.dialect.kind == Kind::Stream && rejected.error.code() == Error::PARSE;
-                Asked::nothing(Route { ends, ..route }, rejected)
+                Asked::nothing(ReplyFormat { ends, ..reply }, rejected)
             }
         }
     }
@@ -174,7 +174,7 @@ impl Tongue {
                 }
                 // It was whole when it arrived; what the arena of a dead worker says may be anything.
                 Err(error) => {
-                    let caller = Caller { route: Route::of_error(self, error, message), id: None };
+                    let caller = Caller { reply: ReplyFormat::of_error(self, error, message), id: None };
                     return Asked::Nothing { caller, error: error.into() };
                 }
             },
@@ -190,30 +190,30 @@ impl Tongue {
             host: head.host,
             timeout_ms: head.timeout_ms,
         };
-        let route = Route::of_head(self, head);
-        match web::read(&asked, body, &self.site.pages, self.site.service.registry()) {
-            Wanted::Call(request) => Asked::call(request, route, text_at),
-            Wanted::Batch { batch, timeout_ms } => self.batch(batch, (route, text_at, timeout_ms), admission),
-            Wanted::Rejected(rejected) => Asked::nothing(route, rejected),
-            page => Asked::Page { page, route },
+        let reply = ReplyFormat::of_head(self, head);
+        match web::read(&asked, body, &self.context.pages, self.context.service.registry()) {
+            Wanted::Call(request) => Asked::call(request, reply, text_at),
+            Wanted::Batch { batch, timeout_ms } => self.batch(batch, (reply, text_at, timeout_ms), admission),
+            Wanted::Rejected(rejected) => Asked::nothing(reply, rejected),
+            page => Asked::Page { page, reply },
         }
     }
 
     fn batch(
         self,
         batch: Batch<'_>,
-        (route, text_at, timeout_ms): (Route, usize, Option<u64>),
+        (reply, text_at, timeout_ms): (ReplyFormat, usize, Option<u64>),
         admission: Admission,
     ) -> Asked<'_> {
-        let route = Route { form: Form::V2, ..route };
-        let (len, most) = (batch.len(), self.site.most_in_batch);
+        let reply = ReplyFormat { form: Form::V2, ..reply };
+        let (len, most) = (batch.len(), self.context.most_in_batch);
         if len <= most || admission == Admission::Granted {
-            return Asked::Batch { batch, route, text_at, timeout_ms };
+            return Asked::Batch { batch, reply, text_at, timeout_ms };
         }
         let error = Error::invalid_request(&format_args!(
             "the batch has {len} requests; this server takes at most {most} at once (`limits.queue`)"
         ));
-        Asked::Nothing { caller: Caller { route, id: None }, error }
+        Asked::Nothing { caller: Caller { reply, id: None }, error }
     }
 
     /// The form of an error for a message that shows none of its own.
@@ -227,24 +227,24 @@ impl Tongue {
 }
 
 impl<'a> Asked<'a> {
-    fn call(request: Request<'a>, route: Route, text_at: usize) -> Self {
-        let route = Route { form: request.form, is_silent: request.is_notification(), ..route };
-        Self::Call { request, route, text_at }
+    fn call(request: Request<'a>, reply: ReplyFormat, text_at: usize) -> Self {
+        let reply = ReplyFormat { form: request.form, is_silent: request.is_notification(), ..reply };
+        Self::Call { request, reply, text_at }
     }
 
-    fn nothing(route: Route, Rejected { form, error, id, is_silent }: Rejected<'a>) -> Self {
-        Self::Nothing { caller: Caller { route: Route { form, is_silent, ..route }, id }, error }
+    fn nothing(reply: ReplyFormat, Rejected { form, error, id, is_silent }: Rejected<'a>) -> Self {
+        Self::Nothing { caller: Caller { reply: ReplyFormat { form, is_silent, ..reply }, id }, error }
     }
 }
 
-impl Route {
-    fn new(tongue: Tongue, form: Form) -> Self {
+impl ReplyFormat {
+    fn new(protocol: Protocol, form: Form) -> Self {
         let http = Http::default();
-        Self { tongue, form, is_silent: false, is_member: false, ends: false, http }
+        Self { protocol, form, is_silent: false, is_member: false, ends: false, http }
     }
 
-    fn of_head(tongue: Tongue, head: &Head<'_>) -> Self {
-        let origin = head.origin.and_then(|origin| match tongue.site.pages.allowed(origin, head.host) {
+    fn of_head(protocol: Protocol, head: &Head<'_>) -> Self {
+        let origin = head.origin.and_then(|origin| match protocol.context.pages.allowed(origin, head.host) {
             Some(Allowed::Listed(place)) => Some(place),
             Some(Allowed::Own) | None => None,
         });
@@ -254,56 +254,56 @@ impl Route {
             origin,
             status: None,
         };
-        Self { ends: !head.keeps_open, http, ..Self::new(tongue, Form::Bare) }
+        Self { ends: !head.keeps_open, http, ..Self::new(protocol, Form::Bare) }
     }
 
     /// For what is no message. `arrived` begins with it.
     #[cold]
-    pub(in crate::worker) fn of_error(tongue: Tongue, error: WireError, arrived: &[u8]) -> Self {
+    pub(in crate::worker) fn of_error(protocol: Protocol, error: WireError, arrived: &[u8]) -> Self {
         let ends = error.consumed().is_none();
-        Self { ends, ..Self::of_refused(tongue, error.http_status(), arrived) }
+        Self { ends, ..Self::of_refused(protocol, error.http_status(), arrived) }
     }
 
     /// For a message that has not arrived in time, which ends the connection. `arrived` is what there is of it.
-    pub(in crate::worker) fn of_late(tongue: Tongue, arrived: &[u8]) -> Self {
-        Self { ends: true, ..Self::of_refused(tongue, 408, arrived) }
+    pub(in crate::worker) fn of_late(protocol: Protocol, arrived: &[u8]) -> Self {
+        Self { ends: true, ..Self::of_refused(protocol, 408, arrived) }
     }
 
     /// Where a request's head is whole and right it says how to answer: a page learns only what its origin may read.
-    fn of_refused(tongue: Tongue, status: u16, arrived: &[u8]) -> Self {
+    fn of_refused(protocol: Protocol, status: u16, arrived: &[u8]) -> Self {
         // An empty line before a head may be what is wrong.
-        let has_head = tongue.dialect.kind == Kind::Http && !matches!(arrived, [b'\r' | b'\n', ..]);
+        let has_head = protocol.dialect.kind == Kind::Http && !matches!(arrived, [b'\r' | b'\n', ..]);
         let opened = if has_head { http::open(arrived).ok() } else { None };
-        let route = match opened {
-            Some(Opened { head, .. }) => Self::of_head(tongue, &head),
-            None => Self::new(tongue, tongue.fallback()),
+        let reply = match opened {
+            Some(Opened { head, .. }) => Self::of_head(protocol, &head),
+            None => Self::new(protocol, protocol.fallback()),
         };
-        Self { http: Http { status: Some(status), ..route.http }, ..route }
+        Self { http: Http { status: Some(status), ..reply.http }, ..reply }
     }
 
     /// The most bytes that an answer may have.
     pub(in crate::worker) fn most(self) -> usize {
-        self.tongue.dialect.most_answer()
+        self.protocol.dialect.most_answer()
     }
 
-    /// For a member of a batch that came by this route.
+    /// For a member of a batch whose replies have this format.
     pub(in crate::worker) fn of_member(self) -> Self {
         Self { is_member: true, ends: false, form: Form::V2, ..self }
     }
 
-    /// Reads a member of a batch that came by this route.
+    /// Reads a member of a batch whose replies have this format.
     pub(in crate::worker) fn read_member(
         self,
         member: &[u8],
     ) -> Result<(Request<'_>, Self), (Caller<'_>, Error)> {
-        let route = self.of_member();
+        let reply = self.of_member();
         match rpc::parse_member(member) {
             Ok(request) => {
                 let is_silent = request.is_notification();
-                Ok((request, Self { is_silent, ..route }))
+                Ok((request, Self { is_silent, ..reply }))
             }
             Err(Rejected { error, id, is_silent, .. }) => {
-                Err((Caller { route: Self { is_silent, ..route }, id }, error))
+                Err((Caller { reply: Self { is_silent, ..reply }, id }, error))
             }
         }
     }
@@ -344,7 +344,7 @@ impl Route {
     }
 
     fn is_http(self) -> bool {
-        self.tongue.dialect.kind == Kind::Http && !self.is_member
+        self.protocol.dialect.kind == Kind::Http && !self.is_member
     }
 
     /// Begins an answer: its text is what is appended to `out` from here on.
@@ -352,7 +352,7 @@ impl Route {
     pub(in crate::worker) fn begin(self, out: &mut Vec<u8>) -> Begun {
         let start = out.len();
         let is_framed = !self.is_member && !self.is_silent;
-        Begun { start, mark: is_framed.then(|| self.tongue.dialect.begin_message(out)) }
+        Begun { start, mark: is_framed.then(|| self.protocol.dialect.begin_message(out)) }
     }
 
     /// Ends an answer that was begun, to what came of it. Nobody's is taken back.
@@ -374,7 +374,7 @@ impl Route {
             self.end_http(out, begun.start, error);
             return Ok(());
         }
-        begun.mark.map_or(Ok(()), |mark| self.tongue.dialect.end_message(out, mark))
+        begun.mark.map_or(Ok(()), |mark| self.protocol.dialect.end_message(out, mark))
     }
 
     fn end_http(self, out: &mut Vec<u8>, start: usize, error: Option<&Error>) {
@@ -401,10 +401,10 @@ impl Route {
 
     fn with_answering<T>(self, write: impl FnOnce(&Answering<'_>) -> T) -> T {
         let Http { is_old, head_only, origin, .. } = self.http;
-        let pages = &self.tongue.site.pages;
+        let pages = &self.protocol.context.pages;
         let allowed_origin = origin.and_then(|place| pages.listed(place));
         let keeps_open = !self.ends;
-        site::with_date(|date| {
+        context::with_date(|date| {
             write(&Answering { date, is_old, keeps_open, head_only, allowed_origin, pages })
         })
     }
@@ -413,16 +413,16 @@ impl Route {
 impl Caller<'_> {
     /// Appends an error answer.
     pub(in crate::worker) fn write_error(self, out: &mut Vec<u8>, error: &Error) {
-        let Self { route, id } = self;
-        let begun = route.begin(out);
-        envelope::answer_error(out, route.form, error, id);
-        if route.end(out, begun, Some(error)).is_err() {
+        let Self { reply, id } = self;
+        let begun = reply.begin(out);
+        envelope::answer_error(out, reply.form, error, id);
+        if reply.end(out, begun, Some(error)).is_err() {
             // Only an id of nearly 16 MiB, or data of that size, makes an error too long to send.
-            let begun = route.begin(out);
+            let begun = reply.begin(out);
             let too_long =
                 Error::answer_too_long(&"an error with its id and data is longer than the framing carries");
-            envelope::answer_error(out, route.form, &too_long, None);
-            let _ = route.end(out, begun, Some(&too_long));
+            envelope::answer_error(out, reply.form, &too_long, None);
+            let _ = reply.end(out, begun, Some(&too_long));
         }
     }
 }
@@ -434,7 +434,7 @@ impl Known {
     }
 
     pub(in crate::worker) fn caller(self, message: &[u8]) -> Caller<'_> {
-        Caller { route: self.route, id: self.value(self.id, message) }
+        Caller { reply: self.reply, id: self.value(self.id, message) }
     }
 
     /// The id's text, unchecked: for what is only told.
@@ -457,7 +457,7 @@ impl Known {
     }
 
     pub(in crate::worker) fn is_ordered(self) -> bool {
-        self.route.is_ordered(self.id.is_some())
+        self.reply.is_ordered(self.id.is_some())
     }
 }
 

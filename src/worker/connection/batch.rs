@@ -11,7 +11,7 @@ use super::{Bounds, InFlight, Locked};
 use crate::arena::{Gathered, NotGathered};
 use crate::sys::blocks::{HEAD_WORDS, Pool};
 use crate::sys::sync::AtomicU64;
-use crate::worker::call::caller::{Known, Route};
+use crate::worker::call::caller::{Known, ReplyFormat};
 use crate::worker::call::ticket::Ticket;
 use crate::worker::connection::chunk::Chunk;
 
@@ -34,7 +34,7 @@ pub(in crate::worker) struct Member {
 /// A batch that was taken apart.
 #[derive(Debug)]
 pub(in crate::worker) struct Batch {
-    pub(in crate::worker) route: Route,
+    pub(in crate::worker) reply: ReplyFormat,
     /// Where in the message its text begins.
     pub(in crate::worker) text_at: usize,
     /// What each of its calls may take at most, where the caller said so for all.
@@ -69,7 +69,7 @@ pub(in crate::worker) struct BegunMember {
 
 impl Batch {
     pub(in crate::worker) fn new(
-        route: Route,
+        reply: ReplyFormat,
         text_at: usize,
         timeout: Option<Duration>,
         arrived: Instant,
@@ -78,7 +78,7 @@ impl Batch {
         ahead.reverse();
         let (begun, gathered, silent) = (Vec::new(), Gathered::default(), Vec::new());
         let (waits_since, has_lost) = (arrived, false);
-        Self { route, text_at, timeout, arrived, waits_since, ahead, begun, gathered, silent, has_lost }
+        Self { reply, text_at, timeout, arrived, waits_since, ahead, begun, gathered, silent, has_lost }
     }
 
     /// With the answers that are there already, of a batch that is taken apart once more.

@@ -28,12 +28,12 @@ use crate::sys::clock::Moment;
 use crate::sys::socket::Socket;
 use crate::wire::detect;
 use crate::wire::{Accepts, ByteOrder, Framing, Kind, Kinds, Progress};
-use crate::worker::call::caller::{Caller, Route, Tongue};
+use crate::worker::call::caller::{Caller, Protocol, ReplyFormat};
 use crate::worker::call::concurrency::Who;
 use crate::worker::connection::answer_sizes::AnswerSize;
 use crate::worker::connection::chunk::Chunk;
+use crate::worker::context::WorkerContext;
 use crate::worker::handover::leave::Going;
-use crate::worker::site::Site;
 
 pub(super) use batch::{Ahead, Batch, BegunMember, MOST_GATHERED, Member};
 pub(super) use calls::{InFlight, InHand, InlineCall};
@@ -223,15 +223,15 @@ impl Locked<'_> {
     }
 
     /// Who is told that the message did not arrive in time. None where nothing shows how to tell it.
-    pub(super) fn late(&self, site: &'static Site) -> Option<Caller<'static>> {
+    pub(super) fn late(&self, context: &'static WorkerContext) -> Option<Caller<'static>> {
         // What has shown no framing is answered in the one that has no other sign of life.
         let accepts = self.connection.accepts;
         let may_be_length = accepts.kinds.contains(Kind::Length)
             && detect::may_be_length(self.input.waiting(), accepts.order);
         let by_length = may_be_length.then(|| Framing::new(Kind::Length, accepts));
         let framing = self.framing.or(by_length)?;
-        let route = Route::of_late(Tongue::new(framing, site), self.input.waiting());
-        Some(Caller { route, id: None })
+        let reply = ReplyFormat::of_late(Protocol::new(framing, context), self.input.waiting());
+        Some(Caller { reply, id: None })
     }
 
     /// Lets others have the connection while `work` is done.

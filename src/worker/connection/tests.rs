@@ -6,7 +6,7 @@ use super::stream::LINGER;
 use super::*;
 use crate::config::Config;
 use crate::rpc::{Hooks, MethodIndex, RegistryBuilder, Service};
-use crate::worker::call::caller::{Asked, Known, Tongue, Whom};
+use crate::worker::call::caller::{Asked, Known, Protocol, Whom};
 use crate::worker::connection::chunk::Scratch;
 
 const IDLE: Duration = Duration::from_secs(600);
@@ -64,14 +64,14 @@ fn accepts() -> Accepts {
 /// Whoever made a native call, with an id or without.
 fn caller(has_id: bool) -> Known {
     let message: &[u8] = if has_id { br#"{"id":7,"in":"x"}"# } else { br#"{"in":"x"}"# };
-    let Asked::Call { request, route, text_at } = tongue().read(message) else { panic!("a call") };
-    Known { route, text_at, id: request.id }
+    let Asked::Call { request, reply, text_at } = protocol().read(message) else { panic!("a call") };
+    Known { reply, text_at, id: request.id }
 }
 
-fn tongue() -> Tongue {
+fn protocol() -> Protocol {
     let service = Service::new(RegistryBuilder::default().build().unwrap(), Hooks::default());
     let framing = Framing::new(Kind::Length, accepts());
-    Tongue::new(framing, Site::open(service, &Config::default()))
+    Protocol::new(framing, WorkerContext::open(service, &Config::default()))
 }
 
 /// A call that has just been queued.

@@ -16,8 +16,8 @@ use crate::log::{self, More};
 use crate::rpc::guard::{self, Panicked};
 use crate::rpc::{Method, MethodIndex};
 use crate::sys::clock;
+use crate::worker::context::WorkerContext;
 use crate::worker::counted::PANICS;
-use crate::worker::site::Site;
 
 type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync>;
 
@@ -39,14 +39,14 @@ pub(in crate::worker) fn this_thread_has(row: OwnRow) {
 }
 
 /// Has every panic in this process told in the log, and then to the program's own hook.
-pub(in crate::worker) fn log_panics(site: &'static Site, slot: usize) {
+pub(in crate::worker) fn log_panics(context: &'static WorkerContext, slot: usize) {
     let backtraces = Backtraces::wanted();
     let programs = programs_hook();
     set_hook(Box::new(move |panic| {
         let _ = IS_TOLD.try_with(|is_told| is_told.set(true));
         let text = guard::text_of(panic.payload()).map_or_else(no_text, |text| log::cut(text).into_owned());
         let place = panic.location().map_or_else(|| "an unknown place".to_string(), ToString::to_string);
-        tell(site, slot, Some((&place, backtraces)), &text);
+        tell(context, slot, Some((&place, backtraces)), &text);
         if let Some(programs) = &programs {
             programs(panic);
         }
@@ -54,10 +54,10 @@ pub(in crate::worker) fn log_panics(site: &'static Site, slot: usize) {
 }
 
 /// A panic of a handler was caught: where its own hook has not passed it on, it is told here.
-pub(in crate::worker) fn was_caught(site: &'static Site, slot: usize, panicked: &Panicked) {
+pub(in crate::worker) fn was_caught(context: &'static WorkerContext, slot: usize, panicked: &Panicked) {
     if !IS_TOLD.replace(false) {
         let text = panicked.text().map_or_else(no_text, ToOwned::to_owned);
-        tell(site, slot, None, &text);
+        tell(context, slot, None, &text);
     }
 }
 
@@ -65,7 +65,7 @@ fn no_text() -> String {
     "a value that is not text".to_owned()
 }
 
-fn tell(site: &'static Site, slot: usize, place: Option<(&str, Backtraces)>, text: &str) {
+fn tell(context: &'static WorkerContext, slot: usize, place: Option<(&str, Backtraces)>, text: &str) {
     let running = ROW.try_with(Cell::get).ok().flatten().and_then(OwnRow::running);
     let address = running.and_then(|(_, _, by)| by.peer).map(|peer| peer.key());
     let Some(More { count, from }) = PANICS.admit(address) else { return };
@@ -82,7 +82,7 @@ fn tell(site: &'static Site, slot: usize, place: Option<(&str, Backtraces)>, tex
         );
         return;
     };
-    let method = site.service.registry().get(MethodIndex(method)).map(Method::name);
+    let method = context.service.registry().get(MethodIndex(method)).map(Method::name);
     let (id, peer) = (by.id(), by.peer.map(|peer| peer.to_string()));
     let took = Duration::from_nanos(clock::monotonic_ns().saturating_sub(since_ns));
     tracing::error!(

@@ -105,7 +105,7 @@ impl Quarantine {
 impl Shared {
     /// From the supervisor: calls of the method are refused from now on.
     pub(in crate::worker) fn shut_method(&self, name: &str, wait: Duration) {
-        let Some(method) = self.site.service.registry().find(name) else { return };
+        let Some(method) = self.context.service.registry().find(name) else { return };
         if self.quarantine.shut(method, wait) {
             self.tell(FromWorker::TrialEnded { method: name.to_owned(), ok: false });
         }
@@ -113,7 +113,7 @@ impl Shared {
 
     /// From the supervisor: one call of the method may run.
     pub(in crate::worker) fn grant_trial(&self, name: &str) {
-        match self.site.service.registry().find(name) {
+        match self.context.service.registry().find(name) {
             Some(method) => self.quarantine.grant(method),
             // Methods of this generation alone are granted here, but a trial must not be lost.
             None => self.tell(FromWorker::TrialEnded { method: name.to_owned(), ok: false }),
@@ -122,7 +122,7 @@ impl Shared {
 
     /// From the supervisor: the method is one like any other.
     pub(in crate::worker) fn release_method(&self, name: &str) {
-        if let Some(method) = self.site.service.registry().find(name) {
+        if let Some(method) = self.context.service.registry().find(name) {
             self.quarantine.release(method);
         }
     }

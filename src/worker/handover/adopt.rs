@@ -13,10 +13,11 @@ use crate::fail_points::{self, Kind};
 use crate::sys::peer::PeerAddress;
 use crate::sys::socket::Socket;
 use crate::sys::tcp;
-use crate::worker::call::flow::{Hand, Prepared};
 use crate::worker::connection;
 use crate::worker::due::Due;
-use crate::worker::threads::desk::{Desk, Todo};
+use crate::worker::handover::prepare::Prepared;
+use crate::worker::threads::poller_state::{PollerState, Todo};
+use crate::worker::threads::worker_thread::WorkerThread;
 
 /// When it is tried again to tell a supervisor whose channel is full.
 const TELL_AGAIN: Duration = Duration::from_millis(2);
@@ -29,11 +30,11 @@ pub(in crate::worker) struct Adoption {
     prepared: Vec<Prepared>,
 }
 
-impl Desk {
+impl PollerState {
     /// Goes on with connections that were worker process `from`'s.
     pub(in crate::worker) fn adopt(
         &mut self,
-        hand: &mut Hand,
+        thread: &mut WorkerThread,
         from: u32,
         cause: Option<&str>,
         connections: &[Key],
@@ -43,11 +44,11 @@ impl Desk {
         let mut descriptors = descriptors.into_iter();
         let arena = descriptors.next().map(KeptArena::open);
         let (mut results, mut prepared, mut lost) = (Vec::new(), Vec::new(), 0);
-        let slot = hand.shared.info.slot();
+        let slot = thread.shared.info.slot();
         // Where descriptors are missing there are fewer results, and the supervisor sees which did not arrive.
         for (key, socket) in connections.iter().zip(descriptors) {
             let made = match &arena {
-                Some(Ok(arena)) => prepare(hand, arena, *key, socket, cause.unwrap_or("ended")),
+                Some(Ok(arena)) => prepare(thread, arena, *key, socket, cause.unwrap_or("ended")),
                 // Others may have the memory that this worker lacks.
                 Some(Err(error @ ArenaError::Memory(_))) => Err(Refused::NotNow(error.to_string())),
                 Some(Err(error)) => Err(Refused::Lost(error.to_string())),
@@ -84,17 +85,17 @@ impl Desk {
             );
         }
         // Beside these the supervisor would give others their places.
-        self.keep_young(hand);
+        self.keep_young(thread);
         self.adoptions.push_back(Adoption { from, results, prepared });
-        self.tell_adoptions(hand);
+        self.tell_adoptions(thread);
     }
 
     /// Tells the supervisor, in order, and goes on with what it has been told of.
-    pub(in crate::worker) fn tell_adoptions(&mut self, hand: &mut Hand) {
+    pub(in crate::worker) fn tell_adoptions(&mut self, thread: &mut WorkerThread) {
         while let Some(adoption) = self.adoptions.pop_front() {
             fail_points::step(Kind::Adopt);
             let new = adoption.prepared.iter().filter(|prepared| !prepared.has_place()).count();
-            let without_place = self.reserve.are_kept(&hand.shared) + new;
+            let without_place = self.reserve.are_kept(thread.shared) + new;
             let (from, results) = (adoption.from, adoption.results.clone());
             match self.channel.send_now(&FromWorker::Adopted { from, results, without_place }, &[]) {
                 Ok(()) => {
@@ -102,34 +103,34 @@ impl Desk {
                     for prepared in adoption.prepared {
                         fail_points::step(Kind::Adopt);
                         let has_place = prepared.has_place();
-                        let key = hand.take_in(prepared);
+                        let key = thread.take_in(prepared);
                         if !has_place {
-                            self.came_without_place(key, hand);
+                            self.came_without_place(key, thread);
                         }
                         self.todo.push_back(Todo::TakeUp(key));
                     }
                     // Whether there was none before can't be seen: prepared ones have their places already. Said once
                     // they count, so that a look which follows an earlier word can't have missed them.
                     if brings_some {
-                        self.is_wanted_again(hand.now());
+                        self.is_wanted_again(thread.now());
                     }
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     self.adoptions.push_front(adoption);
-                    hand.shared.remind(Instant::now() + TELL_AGAIN, Due::Adoptions);
+                    thread.shared.remind(Instant::now() + TELL_AGAIN, Due::Adoptions);
                     // What is queued on the channel would otherwise stand before it for ever.
                     let _ = self.channel.flush();
                     break;
                 }
                 // The supervisor is gone, and will never have heard of them.
-                Err(_) => adoption.prepared.into_iter().for_each(|prepared| hand.drop_prepared(prepared)),
+                Err(_) => adoption.prepared.into_iter().for_each(|prepared| thread.drop_prepared(prepared)),
             }
         }
     }
 }
 
 fn prepare(
-    hand: &mut Hand,
+    thread: &mut WorkerThread,
     arena: &KeptArena,
     key: Key,
     socket: OwnedFd,
@@ -154,7 +155,7 @@ fn prepare(
     if !connection::are_sensible(kept.flags) {
         return Err(Refused::Lost("its framing makes no sense".into()));
     }
-    hand.prepare(socket, peer, kept, cause).ok_or_else(|| Refused::NotNow("there is no room for it".into()))
+    thread.prepare(socket, peer, kept, cause).ok_or_else(|| Refused::NotNow("there is no room for it".into()))
 }
 
 /// Why a connection is not gone on with.

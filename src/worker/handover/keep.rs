@@ -22,11 +22,11 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::arena::Key;
 use crate::channel::{FromWorker, MOST_DESCRIPTORS};
-use crate::worker::call::flow::Hand;
 use crate::worker::connection::{Connection, Pause, Phase};
 use crate::worker::due::Due;
 use crate::worker::shared::Shared;
-use crate::worker::threads::desk::{Desk, Todo};
+use crate::worker::threads::poller_state::{PollerState, Todo};
+use crate::worker::threads::worker_thread::WorkerThread;
 
 /// How long notes are gathered, at most.
 const GATHER: Duration = Duration::from_millis(20);
@@ -222,10 +222,10 @@ impl Shared {
     }
 }
 
-impl Desk {
+impl PollerState {
     /// It is time to tell what was gathered.
-    pub(in crate::worker) fn tell_notes(&mut self, hand: &mut Hand) {
-        let (shared, now) = (hand.shared, hand.now());
+    pub(in crate::worker) fn tell_notes(&mut self, thread: &mut WorkerThread) {
+        let (shared, now) = (thread.shared, thread.now());
         let mut old = shared.notes.lock().old(now, self.may_keep);
         // One that had no place may be there twice.
         old.sort_unstable();
@@ -234,12 +234,12 @@ impl Desk {
             .into_iter()
             .filter_map(|key| shared.to_be_kept(key))
             .partition(|connection| connection.lock().has_place());
-        let later: Vec<Key> = self.keep(hand, &old).into_iter().map(|connection| connection.key).collect();
+        let later: Vec<Key> = self.keep(thread, &old).into_iter().map(|connection| connection.key).collect();
         if !old.is_empty() && later.is_empty() {
-            self.keeps_all(hand);
+            self.keeps_all(thread);
         }
-        self.keep_without_place(hand, &without_place);
-        self.tell_closed(&shared);
+        self.keep_without_place(thread, &without_place);
+        self.tell_closed(shared);
         let may_keep_any = self.may_keep > 0;
         shared.note(|notes| {
             notes.keep_later(later, now);
@@ -249,9 +249,9 @@ impl Desk {
     }
 
     /// Keeps those that are too young for it, as far as it may: until then nobody else counts them.
-    pub(in crate::worker) fn keep_young(&mut self, hand: &mut Hand) {
-        hand.shared.note(|notes| notes.keep_young(hand.now()));
-        self.tell_notes(hand);
+    pub(in crate::worker) fn keep_young(&mut self, thread: &mut WorkerThread) {
+        thread.shared.note(|notes| notes.keep_young(thread.now()));
+        self.tell_notes(thread);
     }
 
     fn tell_closed(&mut self, shared: &Shared) {
@@ -264,13 +264,13 @@ impl Desk {
     }
 
     /// The round is over: keeps those that ask for it, and has those go on that wait for that.
-    pub(in crate::worker) fn keep_who_ask(&mut self, hand: &mut Hand) {
+    pub(in crate::worker) fn keep_who_ask(&mut self, thread: &mut WorkerThread) {
         self.asking_waits = false;
-        let asked = hand.shared.take_unkept();
+        let asked = thread.shared.take_unkept();
         if asked.is_empty() {
             return;
         }
-        let (shared, mut unkept, mut others) = (hand.shared, Vec::new(), Vec::new());
+        let (shared, mut unkept, mut others) = (thread.shared, Vec::new(), Vec::new());
         let mut without_place = Vec::new();
         for connection in asked {
             let mut state = connection.lock();
@@ -295,68 +295,68 @@ impl Desk {
         unkept.append(&mut others);
         if unkept.len() > self.may_keep {
             // There is room again where others have ended.
-            self.tell_closed(&shared);
+            self.tell_closed(shared);
         }
-        let later = self.keep(hand, &unkept);
+        let later = self.keep(thread, &unkept);
         if later.is_empty() {
-            self.keeps_all(hand);
+            self.keeps_all(thread);
         } else {
-            self.keeps_none_since.get_or_insert(hand.now());
-            self.wait_until_kept(hand, later);
+            self.keeps_none_since.get_or_insert(thread.now());
+            self.wait_until_kept(thread, later);
         }
         without_place.sort_by_key(|(says_nothing, _)| *says_nothing);
         let without_place: Vec<_> = without_place.into_iter().map(|(_, connection)| connection).collect();
-        self.keep_without_place(hand, &without_place);
+        self.keep_without_place(thread, &without_place);
     }
 
     /// Keeps those that have no place behind those that have one, and no more than there is room for beside them. The others are
     /// noted again when they have a place, and those on which calls wait when the supervisor has more room.
-    fn keep_without_place(&mut self, hand: &mut Hand, connections: &[Arc<Connection>]) {
+    fn keep_without_place(&mut self, thread: &mut WorkerThread, connections: &[Arc<Connection>]) {
         if connections.is_empty() {
             return;
         }
-        let room = self.most_kept_without_place.saturating_sub(self.reserve.are_kept(&hand.shared));
+        let room = self.most_kept_without_place.saturating_sub(self.reserve.are_kept(thread.shared));
         let some = &connections[..connections.len().min(room).min(self.may_keep)];
-        let later = self.keep(hand, some);
+        let later = self.keep(thread, some);
         if !later.is_empty() {
-            hand.shared.note(|notes| {
+            thread.shared.note(|notes| {
                 notes.asking.extend(later.iter().map(|connection| connection.key));
-                notes.arm(hand.now() + GATHER)
+                notes.arm(thread.now() + GATHER)
             });
         }
     }
 
     /// Those that were to be kept are. Where no others wait for that, who is accepted can be kept too.
-    fn keeps_all(&mut self, hand: &Hand) {
+    fn keeps_all(&mut self, thread: &WorkerThread) {
         if !self.lacks_credit && self.keeps_none_since.take().is_some() {
-            self.open_doors(hand);
+            self.open_acceptors(thread);
         }
     }
 
     /// Calls on these wait until they can be kept. Calls on kept ones don't wait for that.
-    fn wait_until_kept(&mut self, hand: &mut Hand, later: Vec<Arc<Connection>>) {
-        let shared = hand.shared;
+    fn wait_until_kept(&mut self, thread: &mut WorkerThread, later: Vec<Arc<Connection>>) {
+        let shared = thread.shared;
         let (mut asking, mut others) = (Vec::new(), Vec::new());
         for connection in later {
-            let waits = hand.can_not_be_kept_yet(&connection);
+            let waits = thread.can_not_be_kept_yet(&connection);
             if waits { &mut asking } else { &mut others }.push(connection.key);
         }
         if self.may_keep == 0 {
             // The supervisor says when there may be more.
             self.lacks_credit |= !asking.is_empty();
-            return shared.notes.lock().keep_later(others, hand.now());
+            return shared.notes.lock().keep_later(others, thread.now());
         }
         // The kernel does not say when it takes more descriptors, and a channel that is full may have been read by then.
         asking.append(&mut others);
         shared.note(|notes| {
             notes.asking.append(&mut asking);
-            notes.arm(hand.now() + GATHER)
+            notes.arm(thread.now() + GATHER)
         });
     }
 
     /// The supervisor has room for so many more. Calls that wait for that ask again.
-    pub(in crate::worker) fn may_keep_more(&mut self, hand: &Hand, more: usize) {
-        let shared = &hand.shared;
+    pub(in crate::worker) fn may_keep_more(&mut self, thread: &WorkerThread, more: usize) {
+        let shared = &thread.shared;
         self.may_keep = self.may_keep.saturating_add(more);
         let mut asking = self.reserve.ask(shared);
         if mem::take(&mut self.lacks_credit) {
@@ -366,26 +366,26 @@ impl Desk {
         shared.note(|notes| {
             notes.asking.append(&mut asking);
             // Those that say nothing could not be kept either.
-            notes.look_again(hand.now())
+            notes.look_again(thread.now())
         });
     }
 
     /// Sends the supervisor duplicates of connections, which are kept from then on, and has those go on that wait for that.
     /// Returns those that could not be sent.
-    fn keep(&mut self, hand: &mut Hand, connections: &[Arc<Connection>]) -> Vec<Arc<Connection>> {
+    fn keep(&mut self, thread: &mut WorkerThread, connections: &[Arc<Connection>]) -> Vec<Arc<Connection>> {
         let (sure, unsure) = connections.split_at(connections.len().min(self.may_keep));
         let mut later = unsure.to_vec();
         for batch in sure.chunks(MOST_DESCRIPTORS) {
-            match self.send_duplicates(&hand.shared, batch) {
+            match self.send_duplicates(thread.shared, batch) {
                 Ok(()) => self.may_keep -= batch.len(),
                 Err(error) if error.raw_os_error().map(Errno::from_raw) == Some(Errno::EBADF) => {
-                    later.extend(self.keep_each(hand, batch));
+                    later.extend(self.keep_each(thread, batch));
                     continue;
                 }
                 // There is no supervisor any more, and so nobody who could go on with them.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
                 Err(error) => {
-                    self.complain(&hand.shared, &error);
+                    self.complain(thread.shared, &error);
                     // Then the channel says when it takes more. What else there may be passes without a word, and is tried again.
                     self.asking_waits |= error.kind() == io::ErrorKind::WouldBlock;
                     later.extend_from_slice(batch);
@@ -393,11 +393,11 @@ impl Desk {
                 }
             }
             for connection in batch {
-                if hand.shared.is_kept(connection, hand.now()) {
+                if thread.shared.is_kept(connection, thread.now()) {
                     self.todo.push_back(Todo::Turn(connection.key));
                 }
             }
-            if hand.shared.lets_go() {
+            if thread.shared.lets_go() {
                 self.todo.extend(batch.iter().cloned().map(Todo::LetGo));
             }
         }
@@ -406,16 +406,16 @@ impl Desk {
 
     /// A handler has closed the descriptor of one of these, which must not be everybody's loss; or that of the channel, and then the
     /// supervisor ends this worker.
-    fn keep_each(&mut self, hand: &mut Hand, batch: &[Arc<Connection>]) -> Vec<Arc<Connection>> {
+    fn keep_each(&mut self, thread: &mut WorkerThread, batch: &[Arc<Connection>]) -> Vec<Arc<Connection>> {
         if let [connection] = batch {
             if fcntl(connection.socket.as_fd(), FcntlArg::F_GETFD).is_ok() {
                 return vec![Arc::clone(connection)];
             }
             tracing::error!(peer = %connection.peer, "the descriptor of a connection was closed, as by a handler; it is given up");
-            hand.close(&mut connection.lock());
+            thread.close(&mut connection.lock());
             return Vec::new();
         }
-        batch.iter().flat_map(|connection| self.keep(hand, std::slice::from_ref(connection))).collect()
+        batch.iter().flat_map(|connection| self.keep(thread, std::slice::from_ref(connection))).collect()
     }
 
     fn send_duplicates(&self, shared: &Shared, batch: &[Arc<Connection>]) -> io::Result<()> {

@@ -17,11 +17,11 @@ use nix::sys::epoll::EpollEvent;
 use crate::arena::{Key, State};
 use crate::rpc::Error;
 use crate::sys::descriptors;
-use crate::worker::call::flow::Hand;
 use crate::worker::connection::{Connection, Locked, Phase};
 use crate::worker::due::Due;
 use crate::worker::shared::Shared;
-use crate::worker::threads::desk::{Desk, Todo};
+use crate::worker::threads::poller_state::{PollerState, Todo};
+use crate::worker::threads::worker_thread::WorkerThread;
 use crate::worker::tokens::token_of;
 
 /// How long a connection waits for its last call before it is served on here: for good where it was only to go for balance, and
@@ -54,21 +54,21 @@ impl Going {
     }
 }
 
-impl Desk {
+impl PollerState {
     /// The service goes on without this worker.
-    pub(in crate::worker) fn begin_leaving(&mut self, hand: &mut Hand, gone: &[usize]) {
-        let shared = hand.shared;
-        if shared.site.is_closing() || shared.leaving.swap(true, Ordering::SeqCst) {
+    pub(in crate::worker) fn begin_leaving(&mut self, thread: &mut WorkerThread, gone: &[usize]) {
+        let shared = thread.shared;
+        if shared.context.is_closing() || shared.leaving.swap(true, Ordering::SeqCst) {
             return;
         }
         self.arena.set_state(State::Draining);
-        self.close_doors(hand, |number| gone.contains(&number));
+        self.close_doors(thread, |number| gone.contains(&number));
         let connections = shared.all_connections();
         // Only what is kept can be let go. Those that the supervisor once had no room for ask again, or nobody would ever
         // say what becomes of them.
         let not_kept = connections.iter().filter(|connection| !connection.kept.load(Ordering::Relaxed));
         let not_kept: Vec<Key> = not_kept.map(|connection| connection.key).collect();
-        shared.note(|notes| notes.keep_at_once(&not_kept, hand.now()));
+        shared.note(|notes| notes.keep_at_once(&not_kept, thread.now()));
         let now = Instant::now();
         let end = now.checked_add(self.drain);
         if let Some(end) = end {
@@ -118,7 +118,7 @@ impl Desk {
     }
 }
 
-impl Hand {
+impl WorkerThread {
     /// Nobody is left who could tell others to go on with what was offered.
     pub(in crate::worker) fn release_all(&mut self) {
         for connection in self.shared.all_connections() {

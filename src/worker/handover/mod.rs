@@ -3,3 +3,4 @@
 pub(in crate::worker) mod adopt;
 pub(in crate::worker) mod keep;
 pub(in crate::worker) mod leave;
+pub(in crate::worker) mod prepare;

@@ -13,14 +13,15 @@ use parking_lot::Mutex;
 use crate::fail_points;
 use crate::log;
 use crate::sys::{allocator, descriptors, process};
-use crate::worker::accept::doors::is_door;
-use crate::worker::call::flow::{Hand, Job};
+use crate::worker::accept::accepting::is_listener;
+use crate::worker::call::Job;
 use crate::worker::call::turns::Lane;
 use crate::worker::due::Due;
-use crate::worker::threads::desk::{Desk, Todo};
 use crate::worker::threads::poller::Poller;
+use crate::worker::threads::poller_state::{PollerState, Todo};
 use crate::worker::threads::role::Term;
-use crate::worker::tokens::{BELL, CHANNEL, FIRST_DOOR, TERM, WAKE, key_of};
+use crate::worker::threads::worker_thread::WorkerThread;
+use crate::worker::tokens::{BELL, CHANNEL, FIRST_LISTENER, TERM, WAKE, key_of};
 
 /// Deadlines are looked at this often in a round that lasts: with many connections that all have much to say, a round
 /// may take as long as all their turns.
@@ -52,32 +53,32 @@ pub(in crate::worker) enum Duty {
     Watch,
 }
 
-impl Hand {
+impl WorkerThread {
     /// One task of the pool.
-    pub(in crate::worker) fn work(&mut self, desk: &Mutex<Desk>, task: Task) {
+    pub(in crate::worker) fn work(&mut self, poller: &Mutex<PollerState>, task: Task) {
         match task {
             // Gone before this thread has a duty, which may last for ever: a job holds a connection's socket.
             Task::Run(job) => self.run(&job),
             Task::Watch => self.shared.watch_was_asked_for(),
         }
         if self.shared.role.fills_vacancy() {
-            self.on_duty(desk, Duty::Watch);
+            self.on_duty(poller, Duty::Watch);
         }
     }
 
     /// Is poller or watch until it is one of the pool.
-    pub(in crate::worker) fn on_duty(&mut self, desk: &Mutex<Desk>, mut duty: Duty) {
+    pub(in crate::worker) fn on_duty(&mut self, poller: &Mutex<PollerState>, mut duty: Duty) {
         loop {
             duty = match duty {
                 Duty::Watch => {
                     self.is_called(c"watch");
                     let term = self.shared.role.watch();
-                    self.relieve(desk);
+                    self.relieve(poller);
                     Duty::Poll(term)
                 }
                 Duty::Poll(term) => {
                     self.is_called(c"poller");
-                    self.poll(desk, term);
+                    self.poll(poller, term);
                     if !self.shared.role.fills_vacancy() {
                         self.is_called(c"pool");
                         return;
@@ -88,9 +89,9 @@ impl Hand {
         }
     }
 
-    /// The first that a new poller does: whatever the one before had before it is on the desk, but for the connection
+    /// The first that a new poller does: whatever the one before had before it lies in the poller's state, but for the connection
     /// at whose call it has blocked.
-    fn relieve(&mut self, desk: &Mutex<Desk>) {
+    fn relieve(&mut self, poller: &Mutex<PollerState>) {
         let shared = &self.shared;
         fail_points::delay();
         let blocked = key_of(shared.inline_at.load(Ordering::Relaxed));
@@ -102,23 +103,23 @@ impl Hand {
             slot = shared.info.slot(),
             "the poller has blocked in a handler; another thread goes on"
         );
-        let mut desk = desk.lock();
-        desk.taken_by(self);
-        desk.put_first(Todo::TakeOver(blocked));
+        let mut poller = poller.lock();
+        poller.taken_by(self);
+        poller.put_first(Todo::TakeOver(blocked));
     }
 
     /// Polls until it has been relieved, or the worker ends.
-    fn poll(&mut self, desk: &Mutex<Desk>, term: Term) {
+    fn poll(&mut self, poller: &Mutex<PollerState>, term: Term) {
         self.term = Some(term);
-        let mut poller = Poller::new(self.shared.epoll.clone(), self.shared.deadlines.clone());
-        while self.play_round(desk).is_some() {
-            desk.lock().end_round(self);
+        let mut events = Poller::new(self.shared.epoll.clone(), self.shared.deadlines.clone());
+        while self.play_round(poller).is_some() {
+            poller.lock().end_round(self);
             // What a deadline or the round's end has asked for would otherwise wait for the next event.
-            if desk.lock().has_more_to_do() {
+            if poller.lock().has_more_to_do() {
                 continue;
             }
-            match poller.wait() {
-                Ok(events) => desk.lock().put(events),
+            match events.wait() {
+                Ok(events) => poller.lock().put(events),
                 Err(error) => {
                     descriptors::lost_by("epoll", &error);
                     tracing::error!(slot = self.shared.info.slot(), %error, "epoll failed");
@@ -129,17 +130,17 @@ impl Hand {
     }
 
     /// Does all there is to do. None when this thread is not the poller any more.
-    fn play_round(&mut self, desk: &Mutex<Desk>) -> Option<()> {
+    fn play_round(&mut self, poller: &Mutex<PollerState>) -> Option<()> {
         let mut begun = None;
         loop {
-            let todo = desk.lock().next(self);
+            let todo = poller.lock().next(self);
             let Some(todo) = todo else { break };
             let now = self.look_at_the_clock();
-            self.attend(desk, todo);
+            self.attend(poller, todo);
             self.term.as_ref()?;
             // With nothing in hand: this thread may be relieved here too.
             if now - *begun.get_or_insert(now) > LATE {
-                self.fire_deadlines(desk)?;
+                self.fire_deadlines(poller)?;
                 begun = Some(now);
             }
         }
@@ -147,23 +148,23 @@ impl Hand {
             // It was woken by time alone.
             self.look_at_the_clock();
         }
-        self.fire_deadlines(desk)
+        self.fire_deadlines(poller)
     }
 
-    fn attend(&mut self, desk: &Mutex<Desk>, todo: Todo) {
+    fn attend(&mut self, poller: &Mutex<PollerState>, todo: Todo) {
         match todo {
             Todo::Event(CHANNEL, flags) => {
-                let mut desk = desk.lock();
+                let mut poller = poller.lock();
                 if flags.contains(EpollFlags::EPOLLOUT) {
-                    desk.flush_channel();
+                    poller.flush_channel();
                 }
-                desk.read_channel(self);
+                poller.read_channel(self);
             }
-            Todo::Event(TERM, _) => desk.lock().ask_to_leave(),
-            Todo::Event(WAKE, _) => desk.lock().woken(self),
-            Todo::Event(BELL, _) => desk.lock().rung(self),
-            Todo::Event(token, _) if is_door(token) => {
-                desk.lock().visit(usize::try_from(FIRST_DOOR - token).unwrap_or(usize::MAX), self);
+            Todo::Event(TERM, _) => poller.lock().ask_to_leave(),
+            Todo::Event(WAKE, _) => poller.lock().woken(self),
+            Todo::Event(BELL, _) => poller.lock().rung(self),
+            Todo::Event(token, _) if is_listener(token) => {
+                poller.lock().visit(usize::try_from(FIRST_LISTENER - token).unwrap_or(usize::MAX), self);
             }
             Todo::Event(token, flags) => self.connection_event(token, flags),
             Todo::TakeOver(key) => self.take_over(key),
@@ -196,15 +197,15 @@ impl Hand {
     }
 
     /// None when this thread is not the poller any more.
-    fn fire_deadlines(&mut self, desk: &Mutex<Desk>) -> Option<()> {
+    fn fire_deadlines(&mut self, poller: &Mutex<PollerState>) -> Option<()> {
         while let Some((at, due)) = self.shared.deadlines.next_due(self.now()) {
             match due {
                 Due::Connection(key) => self.due(key, at),
-                Due::Door(number) => desk.lock().look_again(number, self),
-                Due::Places => desk.lock().look_for_places(self),
-                Due::Notes => desk.lock().tell_notes(self),
+                Due::Listener(number) => poller.lock().look_again(number, self),
+                Due::Places => poller.lock().look_for_places(self),
+                Due::Notes => poller.lock().tell_notes(self),
                 Due::TakeBack(key) => self.take_back(key),
-                Due::Adoptions => desk.lock().tell_adoptions(self),
+                Due::Adoptions => poller.lock().tell_adoptions(self),
                 // The end of every round looks.
                 Due::Limits => {}
                 Due::Tidying => {
@@ -212,24 +213,24 @@ impl Hand {
                     if !self.shared.pool.rests() {
                         allocator::give_back_the_rest();
                     }
-                    desk.lock().tidies = false;
+                    poller.lock().tidies = false;
                 }
                 Due::LeaveLate => self.serve_late_ones(),
                 Due::LeaveLast => self.begin_no_more(),
                 Due::LeaveEnd => {
-                    desk.lock().has_left = true;
+                    poller.lock().has_left = true;
                     self.end_leaving();
                 }
                 Due::LastWords => {
-                    desk.lock().has_left = true;
+                    poller.lock().has_left = true;
                     self.end_all_calls();
                 }
-                Due::Stuck(key, number) => desk.lock().has_stuck(key, number, &self.shared),
+                Due::Stuck(key, number) => poller.lock().has_stuck(key, number, self.shared),
                 Due::DrainEnd => {
                     let slot = self.shared.info.slot();
                     tracing::warn!(slot, "calls still run after timeouts.drain; ended");
                     log::tell_of_counted(true);
-                    desk.lock().exit(1);
+                    poller.lock().exit(1);
                 }
             }
             self.term.as_ref()?;

@@ -9,9 +9,9 @@ use crate::channel::FromWorker;
 use crate::sys::resident;
 use crate::worker::guard::overdue::Due;
 use crate::worker::shared::Shared;
-use crate::worker::threads::desk::Desk;
+use crate::worker::threads::poller_state::PollerState;
 
-impl Desk {
+impl PollerState {
     /// Says so where this worker has served enough.
     pub(in crate::worker) fn look_at_limits(&mut self, now: Instant) {
         let begun = self.arena.begun();

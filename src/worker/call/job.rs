@@ -3,28 +3,28 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Hand;
 use super::message::Parsed;
 use crate::worker::call::caller::Whom;
 use crate::worker::call::ticket::Ticket;
 use crate::worker::connection::chunk::Chunk;
 use crate::worker::connection::{Answered, Connection, InFlight, Locked, Member};
+use crate::worker::threads::worker_thread::WorkerThread;
 
 /// A call on its way to a pool thread.
 #[derive(Debug, Clone)]
 pub(in crate::worker) struct Job {
-    pub(super) connection: Arc<Connection>,
+    pub(in crate::worker) connection: Arc<Connection>,
     /// Which of the connection's calls it is.
-    pub(super) number: u64,
-    pub(super) message: Chunk,
+    pub(in crate::worker) number: u64,
+    pub(in crate::worker) message: Chunk,
     /// Its time counts from here.
-    pub(super) arrived: Instant,
+    pub(in crate::worker) arrived: Instant,
     /// None where the message is left to the pool thread to parse. Where it is known in the queue, the call counts among
     /// those of its method that run.
-    pub(super) call: Option<Parsed>,
+    pub(in crate::worker) call: Option<Parsed>,
     /// Of a batch, which has the whole message.
-    pub(super) member: Option<Member>,
-    pub(super) ticket: Arc<Ticket>,
+    pub(in crate::worker) member: Option<Member>,
+    pub(in crate::worker) ticket: Arc<Ticket>,
 }
 
 impl Job {
@@ -34,8 +34,8 @@ impl Job {
     }
 }
 
-impl Hand {
-    pub(super) fn enqueue_call(&mut self, state: &mut Locked<'_>, message: &[u8], call: Parsed) {
+impl WorkerThread {
+    pub(in crate::worker) fn enqueue_call(&mut self, state: &mut Locked<'_>, message: &[u8], call: Parsed) {
         match self.shared.quarantine.admits(call.method) {
             Ok(()) => self.enqueue(state, message, Whom::Known(call.caller), (Some(call), call.allowed)),
             Err(shut) => {
@@ -45,7 +45,7 @@ impl Hand {
         }
     }
 
-    pub(super) fn enqueue(
+    pub(in crate::worker) fn enqueue(
         &mut self,
         state: &mut Locked<'_>,
         message: &[u8],

@@ -4,27 +4,27 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::Hand;
 use crate::rpc::web;
 use crate::rpc::{Error, MethodIndex, Request, Span};
 use crate::wire::http::{self, Opened};
-use crate::worker::call::caller::{Asked, Caller, Known, Route, Tongue, Whom};
+use crate::worker::call::caller::{Asked, Caller, Known, Protocol, ReplyFormat, Whom};
 use crate::worker::connection::chunk::Chunk;
 use crate::worker::connection::{Answered, Locked};
 use crate::worker::shared::Shared;
 use crate::worker::threads::pace::Speed;
+use crate::worker::threads::worker_thread::WorkerThread;
 
 /// A message longer than this is parsed by a pool thread: it would keep the poller for longer than a quick call may.
 const LARGE: usize = 16 * 1024;
 
 /// What a message asks for. Params and id are places in it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Parsed {
-    pub(super) method: MethodIndex,
-    pub(super) deadline: Instant,
-    pub(super) allowed: Duration,
-    pub(super) params: Option<Span>,
-    pub(super) caller: Known,
+pub(in crate::worker) struct Parsed {
+    pub(in crate::worker) method: MethodIndex,
+    pub(in crate::worker) deadline: Instant,
+    pub(in crate::worker) allowed: Duration,
+    pub(in crate::worker) params: Option<Span>,
+    pub(in crate::worker) caller: Known,
 }
 
 /// What a message is.
@@ -37,7 +37,7 @@ enum Read {
 }
 
 /// What comes after a message.
-pub(super) enum Next {
+pub(in crate::worker) enum Next {
     Message,
     /// This very message is for the poller.
     LeaveToPoller,
@@ -47,21 +47,21 @@ pub(super) enum Next {
     Relieved,
 }
 
-impl Hand {
+impl WorkerThread {
     /// Begins the message at `place`, behind which the next one may come at `next`. `opened` is what was read of it when it
     /// was found.
-    pub(super) fn begin_message<'a>(
+    pub(in crate::worker) fn begin_message<'a>(
         &mut self,
         state: &mut Locked<'_>,
-        tongue: Tongue,
+        protocol: Protocol,
         chunk: &'a Chunk,
         (place, next): (Range<usize>, usize),
         opened: Option<&Opened<'a>>,
     ) -> Next {
         let message = chunk.get(place.clone()).unwrap_or_default();
-        let call = match self.read_call(state, tongue, message, opened) {
+        let call = match self.read_call(state, protocol, message, opened) {
             Read::Call(call) => call,
-            Read::Unread(allowed) => return self.begin_unread(state, tongue, message, allowed),
+            Read::Unread(allowed) => return self.begin_unread(state, protocol, message, allowed),
             Read::Answered => return Next::Message,
         };
         let speed = self.shared.paces.speed(call.method);
@@ -103,9 +103,14 @@ impl Hand {
 
     /// Begins a message whose bytes came in pieces. They are in no chunk of the connection's input, so a thread of the pool runs it,
     /// however quick it may be.
-    pub(super) fn begin_assembled(&mut self, state: &mut Locked<'_>, tongue: Tongue, message: &[u8]) -> Next {
+    pub(in crate::worker) fn begin_assembled(
+        &mut self,
+        state: &mut Locked<'_>,
+        protocol: Protocol,
+        message: &[u8],
+    ) -> Next {
         let opened = http::open(message).ok();
-        match self.read_call(state, tongue, message, opened.as_ref()) {
+        match self.read_call(state, protocol, message, opened.as_ref()) {
             Read::Call(call) => {
                 if let Some(instead) = self.instead_of_unkept(state, Whom::Known(call.caller), message) {
                     return instead;
@@ -113,7 +118,7 @@ impl Hand {
                 self.enqueue_call(state, message, call);
                 Next::Message
             }
-            Read::Unread(allowed) => self.begin_unread(state, tongue, message, allowed),
+            Read::Unread(allowed) => self.begin_unread(state, protocol, message, allowed),
             Read::Answered => Next::Message,
         }
     }
@@ -121,11 +126,11 @@ impl Hand {
     fn begin_unread(
         &mut self,
         state: &mut Locked<'_>,
-        tongue: Tongue,
+        protocol: Protocol,
         message: &[u8],
         allowed: Duration,
     ) -> Next {
-        let whom = Whom::NotParsed(tongue);
+        let whom = Whom::NotParsed(protocol);
         if let Some(instead) = self.instead_of_unkept(state, whom, message) {
             return instead;
         }
@@ -137,7 +142,7 @@ impl Hand {
     fn read_call<'a>(
         &mut self,
         state: &mut Locked<'_>,
-        tongue: Tongue,
+        protocol: Protocol,
         message: &'a [u8],
         opened: Option<&Opened<'a>>,
     ) -> Read {
@@ -145,19 +150,19 @@ impl Hand {
             let timeout_ms = web::timeout_ms(opened.and_then(|opened| opened.head.timeout_ms));
             return Read::Unread(self.shared.allowed_unread(timeout_ms));
         }
-        let (caller, error) = match tongue.read_opened(message, opened) {
-            Asked::Call { request, route, text_at } => {
-                match self.shared.understand(&request, route, text_at, self.now) {
+        let (caller, error) = match protocol.read_opened(message, opened) {
+            Asked::Call { request, reply, text_at } => {
+                match self.shared.understand(&request, reply, text_at, self.now) {
                     Ok(call) => return Read::Call(call),
-                    Err(error) => (Caller { route, id: request.id() }, error),
+                    Err(error) => (Caller { reply, id: request.id() }, error),
                 }
             }
             Asked::Batch { timeout_ms, .. } => {
                 return Read::Unread(self.shared.allowed_unread(timeout_ms));
             }
             Asked::Nothing { caller, error } => (caller, error),
-            Asked::Page { page, route } => {
-                self.answer_page(state, &page, route, Answered::Message);
+            Asked::Page { page, reply } => {
+                self.answer_page(state, &page, reply, Answered::Message);
                 return Read::Answered;
             }
         };
@@ -168,23 +173,23 @@ impl Hand {
 
 impl Shared {
     /// How long a message may take that is parsed later: what any call may, or less where its request's head says so.
-    pub(super) fn allowed_unread(&self, timeout_ms: Option<u64>) -> Duration {
+    pub(in crate::worker) fn allowed_unread(&self, timeout_ms: Option<u64>) -> Duration {
         timeout_ms.map_or(self.request_timeout, |ms| self.request_timeout.min(Duration::from_millis(ms)))
     }
 
     /// What a request asks for that arrived at `since`, or the answer that there is no such method.
     #[inline]
-    pub(super) fn understand(
+    pub(in crate::worker) fn understand(
         &self,
         request: &Request<'_>,
-        route: Route,
+        reply: ReplyFormat,
         text_at: usize,
         since: Instant,
     ) -> Result<Parsed, Error> {
-        let (method, _) = self.site.service.registry().resolve(&request.method)?;
+        let (method, _) = self.context.service.registry().resolve(&request.method)?;
         let configured = self.timeouts.get(method.0).copied().unwrap_or(self.request_timeout);
         let allowed = request.timeout_ms.map_or(configured, |ms| configured.min(Duration::from_millis(ms)));
-        let caller = Known { route, text_at, id: request.id };
+        let caller = Known { reply, text_at, id: request.id };
         Ok(Parsed { method, deadline: since + allowed, allowed, params: request.params, caller })
     }
 }

@@ -1,4 +1,4 @@
-//! What the poller looks after beside connections: what it has yet to do, the channel, the doors, the worker's end.
+//! What the poller looks after beside connections: what it has yet to do, the channel, the acceptors, the worker's end.
 //!
 //! Whoever is poller locks it, and nobody else does. It is never locked while a handler may run, so a poller that
 //! blocks leaves it free, with all that it had not come to.
@@ -16,16 +16,17 @@ use crate::channel::{Channel, FromWorker, Received, ToWorker};
 use crate::log;
 use crate::sys::signals::OnTerm;
 use crate::sys::{descriptors, last_moment, process};
-use crate::worker::accept::doors::is_door;
-use crate::worker::accept::listening::Door;
+use crate::worker::accept::accepting::is_listener;
+use crate::worker::accept::acceptor::Acceptor;
 use crate::worker::accept::reserve::Reserve;
-use crate::worker::call::flow::{Hand, Job};
+use crate::worker::call::Job;
 use crate::worker::connection::Connection;
 use crate::worker::due::Due;
 use crate::worker::guard::recycle::Limits;
 use crate::worker::handover::adopt::Adoption;
 use crate::worker::shared::Shared;
 use crate::worker::threads::life::Life;
+use crate::worker::threads::worker_thread::WorkerThread;
 use crate::worker::tokens::CHANNEL;
 
 /// What a worker without a supervisor gets beyond the time to drain, to say that it ends.
@@ -65,16 +66,16 @@ pub(in crate::worker) enum Todo {
 
 /// The poller's side of the worker.
 #[derive(Debug)]
-pub(in crate::worker) struct Desk {
+pub(in crate::worker) struct PollerState {
     pub(in crate::worker) channel: Channel,
     pub(in crate::worker) arena: ArenaWriter,
-    pub(in crate::worker) doors: Vec<Option<Door>>,
+    pub(in crate::worker) acceptors: Vec<Option<Acceptor>>,
     /// Rung by a worker that was woken for a connection it can't take; every worker hears it. The kernel wakes one
     /// worker for each connection, and that one was it.
     pub(in crate::worker) bell: OwnedFd,
     /// It is not to accept anybody yet.
     pub(in crate::worker) doors_shut: bool,
-    /// Connections this worker may hold. Its doors stay shut until it has heard that.
+    /// Connections this worker may hold. Its acceptors stay shut until it has heard that.
     pub(in crate::worker) most_connections: usize,
     /// The service may hold more than it does: no connection gives way to a new one.
     pub(in crate::worker) service_has_room: bool,
@@ -97,7 +98,7 @@ pub(in crate::worker) struct Desk {
     pub(in crate::worker) todo: VecDeque<Todo>,
     pub(in crate::worker) log_lines_dropped: u64,
     /// The number of the thread that is the poller.
-    pub(in crate::worker) poller: usize,
+    pub(in crate::worker) poller_thread: usize,
     pub(in crate::worker) adoptions: VecDeque<Adoption>,
     /// The channel did not take connections, and calls on them wait for that.
     pub(in crate::worker) asking_waits: bool,
@@ -122,14 +123,14 @@ pub(in crate::worker) struct Desk {
     pub(in crate::worker) tidies: bool,
 }
 
-impl Desk {
+impl PollerState {
     /// This thread is the poller from now on.
-    pub(in crate::worker) fn taken_by(&mut self, hand: &Hand) {
-        self.poller = hand.thread();
+    pub(in crate::worker) fn taken_by(&mut self, thread: &WorkerThread) {
+        self.poller_thread = thread.thread();
     }
 
-    pub(in crate::worker) fn next(&mut self, hand: &Hand) -> Option<Todo> {
-        debug_assert_eq!(self.poller, hand.thread(), "there is one poller");
+    pub(in crate::worker) fn next(&mut self, thread: &WorkerThread) -> Option<Todo> {
+        debug_assert_eq!(self.poller_thread, thread.thread(), "there is one poller");
         self.todo.pop_front()
     }
 
@@ -143,57 +144,57 @@ impl Desk {
 
     pub(in crate::worker) fn put(&mut self, events: &[EpollEvent]) {
         // Whoever is accepted is served or kept before the round ends, so nothing else comes in between.
-        for doors in [false, true] {
-            let these = events.iter().filter(|event| is_door(event.data()) == doors);
+        for acceptors in [false, true] {
+            let these = events.iter().filter(|event| is_listener(event.data()) == acceptors);
             self.todo.extend(these.map(|event| Todo::Event(event.data(), event.events())));
         }
     }
 
     /// All that was to do is done: the last call may have been answered.
-    pub(in crate::worker) fn end_round(&mut self, hand: &mut Hand) {
-        self.keep_who_ask(hand);
+    pub(in crate::worker) fn end_round(&mut self, thread: &mut WorkerThread) {
+        self.keep_who_ask(thread);
         last_moment::put_down();
         if !self.reserve.is_empty() {
-            self.give_places(hand);
+            self.give_places(thread);
         }
         if std::mem::take(&mut self.lets_others_run) {
             // Another worker that was woken by the next connection of a burst may wait for this very core. Only now: who was
             // accepted would be lost if this process died meanwhile, until they are kept.
             std::thread::yield_now();
         }
-        self.tell_offers(&hand.shared);
-        if hand.shared.table.lock().len() == 0 {
-            self.end_without_connections(hand);
+        self.tell_offers(thread.shared);
+        if thread.shared.table.lock().len() == 0 {
+            self.end_without_connections(thread);
         }
-        let shared = &hand.shared;
-        if self.recycle.is_time(hand.now()) {
-            self.look_at_limits(hand.now());
-        } else if let Some(at) = self.recycle.look_later(hand.now()) {
+        let shared = &thread.shared;
+        if self.recycle.is_time(thread.now()) {
+            self.look_at_limits(thread.now());
+        } else if let Some(at) = self.recycle.look_later(thread.now()) {
             shared.remind(at, Due::Limits);
         }
-        self.tell_crowding(hand);
+        self.tell_crowding(thread);
         if shared.pool.rests() && !std::mem::replace(&mut self.tidies, true) {
-            hand.shared.remind(hand.now() + TIDY, Due::Tidying);
+            thread.shared.remind(thread.now() + TIDY, Due::Tidying);
         }
-        self.watch_channel(&hand.shared);
+        self.watch_channel(thread.shared);
         log::tell_of_counted(false);
         let dropped = log::dropped_lines();
         if dropped != self.log_lines_dropped {
-            hand.row.log_dropped(dropped.wrapping_sub(self.log_lines_dropped));
+            thread.row.log_dropped(dropped.wrapping_sub(self.log_lines_dropped));
             self.log_lines_dropped = dropped;
         }
     }
 
-    fn end_without_connections(&mut self, hand: &mut Hand) {
-        let shared = hand.shared;
+    fn end_without_connections(&mut self, thread: &mut WorkerThread) {
+        let shared = thread.shared;
         let is_leaving = shared.leaving.load(Ordering::SeqCst);
         let nothing_runs = shared.gate.is_idle();
         // What outlives the time to drain in a service that ends is the supervisor's to kill, and to tell of.
-        let may_close = shared.site.is_closing() && (nothing_runs || !self.has_left);
+        let may_close = shared.context.is_closing() && (nothing_runs || !self.has_left);
         if may_close || (is_leaving && (nothing_runs || self.has_left)) {
-            self.tell_notes(hand);
+            self.tell_notes(thread);
             // What still runs after the time to drain may never end, and hold the very lock that a stop hook waits for.
-            self.end(&shared, nothing_runs || !self.has_left);
+            self.end(shared, nothing_runs || !self.has_left);
         }
         if is_leaving && shared.overdue.lock().has_stuck() {
             self.say_only_stuck();
@@ -201,12 +202,12 @@ impl Desk {
     }
 
     /// Says now and then that calls wait while other workers may have free threads.
-    fn tell_crowding(&mut self, hand: &Hand) {
-        let shared = &hand.shared;
+    fn tell_crowding(&mut self, thread: &WorkerThread) {
+        let shared = &thread.shared;
         if !self.has_siblings || shared.gate.waiting() == 0 || shared.is_ending() {
             return;
         }
-        let now = hand.now();
+        let now = thread.now();
         if self.told_crowding.is_none_or(|told| now.saturating_duration_since(told) >= TELL_CROWDING) {
             self.told_crowding = Some(now);
             self.say(&FromWorker::Crowded { waiting: shared.gate.waiting() });
@@ -225,19 +226,19 @@ impl Desk {
         self.arena.set_state(State::Ended);
         if with_hooks {
             self.bound_by_the_kernel(shared);
-            shared.site.service.worker_stop(&shared.info);
+            shared.context.service.worker_stop(&shared.info);
         }
         log::tell_of_counted(true);
         self.exit(0)
     }
 
-    pub(in crate::worker) fn read_channel(&mut self, hand: &mut Hand) {
+    pub(in crate::worker) fn read_channel(&mut self, thread: &mut WorkerThread) {
         loop {
             match self.channel.receive() {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Message(message, descriptors)) => {
                     let adopts = matches!(message, ToWorker::Adopt { .. });
-                    self.told(hand, message, descriptors);
+                    self.told(thread, message, descriptors);
                     if adopts {
                         // Those are served before the next ones are looked at, and so is everybody else: epoll reports the
                         // channel again.
@@ -245,7 +246,7 @@ impl Desk {
                     }
                 }
                 Ok(Received::Closed) => {
-                    let shared = &hand.shared;
+                    let shared = &thread.shared;
                     if let Err(errno) = shared.epoll.delete(&self.channel) {
                         // What ended was something else.
                         descriptors::lost_by("the channel to the supervisor", &errno.into());
@@ -255,13 +256,13 @@ impl Desk {
                         "the supervisor is gone; finishing what has begun"
                     );
                     self.is_orphaned = true;
-                    hand.release_all();
-                    self.begin_draining(hand);
-                    self.bound_draining(&hand.shared);
+                    thread.release_all();
+                    self.begin_draining(thread);
+                    self.bound_draining(thread.shared);
                     break;
                 }
                 Err(error) => {
-                    tracing::warn!(slot = hand.shared.info.slot(), %error, "a message is not understood");
+                    tracing::warn!(slot = thread.shared.info.slot(), %error, "a message is not understood");
                     // The channel's own error would be met again; epoll says when there is more.
                     if error.raw_os_error().is_some() {
                         break;
@@ -290,45 +291,45 @@ impl Desk {
         let _ = shared.epoll.modify(&self.channel, &mut EpollEvent::new(flags, CHANNEL));
     }
 
-    fn told(&mut self, hand: &mut Hand, message: ToWorker, descriptors: Vec<OwnedFd>) {
+    fn told(&mut self, thread: &mut WorkerThread, message: ToWorker, descriptors: Vec<OwnedFd>) {
         match message {
-            ToWorker::Drain => self.begin_draining(hand),
-            ToWorker::Leave { gone } => self.begin_leaving(hand, &gone),
-            ToWorker::ListenAnew { number } => self.listen_anew(number, descriptors, hand),
+            ToWorker::Drain => self.begin_draining(thread),
+            ToWorker::Leave { gone } => self.begin_leaving(thread, &gone),
+            ToWorker::ListenAnew { number } => self.listen_anew(number, descriptors, thread),
             ToWorker::Open => {
                 self.doors_shut = false;
-                self.open_first(&hand.shared);
+                self.open_first(thread.shared);
             }
-            ToWorker::TurnRed => hand.shared.site.turn_red(),
+            ToWorker::TurnRed => thread.shared.context.turn_red(),
             ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
             ToWorker::MayHold { connections, service_has_room } => {
                 let holds_fewer = connections < self.most_connections;
                 (self.most_connections, self.service_has_room) = (connections, service_has_room);
                 if holds_fewer {
                     // What it has beyond that others don't get.
-                    self.keep_young(hand);
+                    self.keep_young(thread);
                     self.say(&FromWorker::HoldsFewer);
                 }
-                self.give_places(hand);
+                self.give_places(thread);
                 if !self.doors_shut {
-                    self.open_first(&hand.shared);
+                    self.open_first(thread.shared);
                 }
-                self.open_doors(hand);
+                self.open_acceptors(thread);
             }
-            ToWorker::MayKeep { more } => self.may_keep_more(hand, more),
-            ToWorker::LetGo { count, busy } => self.let_some_go(&hand.shared, count, busy),
+            ToWorker::MayKeep { more } => self.may_keep_more(thread, more),
+            ToWorker::LetGo { count, busy } => self.let_some_go(thread.shared, count, busy),
             ToWorker::Released { connections } => {
                 self.todo.extend(connections.into_iter().map(Todo::Release));
             }
-            ToWorker::NotKept { connections } => self.not_kept(&hand.shared, &connections),
+            ToWorker::NotKept { connections } => self.not_kept(thread.shared, &connections),
             ToWorker::Adopt { from, cause, connections } => {
-                self.adopt(hand, from, cause.as_deref(), &connections, descriptors);
+                self.adopt(thread, from, cause.as_deref(), &connections, descriptors);
             }
             ToWorker::Quarantine { method, for_ms } => {
-                hand.shared.shut_method(&method, Duration::from_millis(for_ms));
+                thread.shared.shut_method(&method, Duration::from_millis(for_ms));
             }
-            ToWorker::Trial { method } => hand.shared.grant_trial(&method),
-            ToWorker::Release { method } => hand.shared.release_method(&method),
+            ToWorker::Trial { method } => thread.shared.grant_trial(&method),
+            ToWorker::Release { method } => thread.shared.release_method(&method),
         }
     }
 
@@ -357,44 +358,48 @@ impl Desk {
         let _ = self.channel.send(word, Vec::new());
     }
 
-    fn begin_draining(&mut self, hand: &mut Hand) {
-        if hand.shared.site.close() {
+    fn begin_draining(&mut self, thread: &mut WorkerThread) {
+        if thread.shared.context.close() {
             return;
         }
         self.arena.set_state(State::Draining);
         // The service ends, also where its supervisor is gone: nobody must be able to connect any more, although a process that
         // a handler has forked may hold the sockets.
-        self.close_doors(hand, |_| true);
-        self.todo.extend(hand.shared.all_connections().into_iter().map(Todo::Finish));
+        self.close_doors(thread, |_| true);
+        self.todo.extend(thread.shared.all_connections().into_iter().map(Todo::Finish));
         let words = LAST_WORDS.min(self.drain / 10);
         if let Some(end) = Instant::now().checked_add(self.drain.saturating_sub(words)) {
-            hand.shared.remind(end, Due::LastWords);
+            thread.shared.remind(end, Due::LastWords);
         }
     }
 
     /// Accepts who waits, and nobody after. The listeners that `are_gone`, by number, are shut down then: who waits at the
     /// others is for other workers.
-    pub(in crate::worker) fn close_doors(&mut self, hand: &mut Hand, are_gone: impl Fn(usize) -> bool) {
-        let epoll = Arc::clone(&hand.shared.epoll);
-        for (number, door) in self.doors.iter_mut().enumerate() {
-            if let Some(door) = door.take() {
-                door.close(&epoll, are_gone(number), |socket, peer, accepts| {
-                    hand.accepted(socket, peer, accepts);
+    pub(in crate::worker) fn close_doors(
+        &mut self,
+        thread: &mut WorkerThread,
+        are_gone: impl Fn(usize) -> bool,
+    ) {
+        let epoll = Arc::clone(&thread.shared.epoll);
+        for (number, acceptor) in self.acceptors.iter_mut().enumerate() {
+            if let Some(acceptor) = acceptor.take() {
+                acceptor.close(&epoll, are_gone(number), |socket, peer, accepts| {
+                    thread.accepted(socket, peer, accepts);
                 });
             }
         }
-        self.give_places_to_all(hand);
+        self.give_places_to_all(thread);
     }
 
-    pub(in crate::worker) fn woken(&mut self, hand: &mut Hand) {
-        let shared = hand.shared;
+    pub(in crate::worker) fn woken(&mut self, thread: &mut WorkerThread) {
+        let shared = thread.shared;
         for message in shared.outbox.take() {
             // Where the supervisor is gone its channel says so too.
             let _ = self.channel.send(&message, Vec::new());
         }
         self.todo.extend(shared.buffers.feed().into_iter().map(Todo::Feed));
         self.todo.extend(shared.for_poller.take());
-        self.give_places(hand);
-        self.open_doors(hand);
+        self.give_places(thread);
+        self.open_acceptors(thread);
     }
 }

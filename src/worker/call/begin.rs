@@ -4,20 +4,20 @@ use std::io;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use super::Hand;
 use super::message::Next;
 use crate::log::More;
 use crate::sys::clock::{self, Moment};
 use crate::wire::Step;
 use crate::wire::detect::{self, Recognised};
-use crate::worker::call::caller::{Caller, Route, Tongue};
+use crate::worker::call::caller::{Caller, Protocol, ReplyFormat};
 use crate::worker::connection::chunk::Chunk;
 use crate::worker::connection::{Answered, Locked, Pause, Phase};
 use crate::worker::counted::STRANGERS;
 use crate::worker::guard::buffers::LITTLE;
+use crate::worker::threads::worker_thread::WorkerThread;
 
 /// How long one connection's calls are run inline before others get their turn.
-pub(super) const TURN: Duration = Duration::from_micros(200);
+pub(in crate::worker) const TURN: Duration = Duration::from_micros(200);
 
 /// After how many messages the clock is looked at, where none of them is run: it takes time to answer them too.
 const LOOK_EVERY: u32 = 32;
@@ -36,7 +36,7 @@ enum Begun {
     Relieved,
 }
 
-impl Hand {
+impl WorkerThread {
     /// Moves a connection on after something about it changed.
     pub(in crate::worker) fn go_on(&mut self, state: &mut Locked<'_>) {
         if state.phase == Phase::Open && !state.input.is_empty() {
@@ -46,7 +46,7 @@ impl Hand {
     }
 
     /// Begins what it can of the input that waits.
-    pub(super) fn begin_waiting(&mut self, state: &mut Locked<'_>) {
+    pub(in crate::worker) fn begin_waiting(&mut self, state: &mut Locked<'_>) {
         if !matches!(state.paused, Some(Pause::Turn | Pause::Unkept))
             && let Some(chunk) = state.input.take()
         {
@@ -55,7 +55,7 @@ impl Hand {
     }
 
     /// Begins what it can of a chunk that begins where the input has not begun, and keeps the rest.
-    pub(super) fn begin(&mut self, state: &mut Locked<'_>, chunk: Chunk) {
+    pub(in crate::worker) fn begin(&mut self, state: &mut Locked<'_>, chunk: Chunk) {
         let begun = self.begin_messages(state, &chunk);
         if matches!(begun, Begun::Relieved) {
             return;
@@ -80,7 +80,7 @@ impl Hand {
     }
 
     /// Nothing more is read or begun until the poller comes round.
-    pub(super) fn leave_to_poller(&mut self, state: &mut Locked<'_>) {
+    pub(in crate::worker) fn leave_to_poller(&mut self, state: &mut Locked<'_>) {
         if state.paused != Some(Pause::Turn) {
             state.paused = Some(Pause::Turn);
             self.shared.turn_for(state.connection.key);
@@ -113,7 +113,7 @@ impl Hand {
                     ControlFlow::Break(needs) => return Begun::Incomplete { consumed, needs },
                 }
             };
-            let tongue = Tongue::new(framing, self.shared.site);
+            let protocol = Protocol::new(framing, self.shared.context);
             let mut opened = None;
             match framing.decode_and_open(rest, &mut state.progress, &mut opened) {
                 Step::NeedMore { at_least } => {
@@ -133,7 +133,7 @@ impl Hand {
                     let mark = state.begun_to(chunk, consumed, consumed + length);
                     match self.begin_message(
                         state,
-                        tongue,
+                        protocol,
                         chunk,
                         (message, consumed + length),
                         opened.as_ref(),
@@ -152,7 +152,7 @@ impl Hand {
                 }
                 Step::Assembled { message, consumed: length } => {
                     let mark = state.begun_to(chunk, consumed, consumed + length);
-                    if let Next::Unkept = self.begin_assembled(state, tongue, &message) {
+                    if let Next::Unkept = self.begin_assembled(state, protocol, &message) {
                         state.back_to(mark);
                         return Begun::Unkept { consumed };
                     }
@@ -164,8 +164,8 @@ impl Hand {
                         state.begun_to(chunk, consumed, consumed + length);
                         consumed += length;
                     }
-                    let route = Route::of_error(tongue, error, rest);
-                    self.answer_error(state, &error.into(), Caller { route, id: None }, Answered::Message);
+                    let reply = ReplyFormat::of_error(protocol, error, rest);
+                    self.answer_error(state, &error.into(), Caller { reply, id: None }, Answered::Message);
                 }
             }
         }

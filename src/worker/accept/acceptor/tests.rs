@@ -1,4 +1,4 @@
-//! A worker's door: who comes in, who is left to others, and who comes after whom.
+//! A worker's acceptor: who comes in, who is left to others, and who comes after whom.
 
 use std::io::Read;
 use std::net::TcpStream;
@@ -15,13 +15,13 @@ use super::*;
 use crate::wire::{ByteOrder, Kinds};
 
 const TOKEN: u64 = 7;
-const FREE: Standing = Standing { leave_to_others: None, room: 100, has_siblings: false };
-const BUSY: Standing = Standing { leave_to_others: Some(Duration::from_millis(20)), ..FREE };
+const FREE: AcceptPolicy = AcceptPolicy { leave_to_others: None, room: 100, has_siblings: false };
+const BUSY: AcceptPolicy = AcceptPolicy { leave_to_others: Some(Duration::from_millis(20)), ..FREE };
 
-/// A worker's door, and what came in by it. Clients of a Unix socket wait as soon as they have connected.
+/// A worker's acceptor, and what came in by it. Clients of a Unix socket wait as soon as they have connected.
 struct Scene {
     epoll: Epoll,
-    door: Door,
+    acceptor: Acceptor,
     address: SocketAddr,
     accepted: Vec<(Socket, PeerAddress)>,
 }
@@ -33,7 +33,7 @@ impl Scene {
 
     fn for_users(allow_uids: Option<Vec<u32>>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("tine door {} {}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("tine acceptor {} {}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let address = SocketAddr::from_abstract_name(name).unwrap();
         let listener = UnixListener::bind_addr(&address).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -51,10 +51,10 @@ impl Scene {
             owner: None,
             allow_uids,
         };
-        let mut door = Door::new(listener, &config, TOKEN, 64);
-        door.open(&epoll).unwrap();
+        let mut acceptor = Acceptor::new(listener, &config, TOKEN, 64);
+        acceptor.open(&epoll).unwrap();
         let address = SocketAddr::from_abstract_name("unused").unwrap();
-        Self { epoll, door, address, accepted: Vec::new() }
+        Self { epoll, acceptor, address, accepted: Vec::new() }
     }
 
     fn clients(&self, count: usize) -> Vec<UnixStream> {
@@ -63,17 +63,18 @@ impl Scene {
 
     /// The same socket, as another worker has it, or a child that a handler has forked.
     fn same_listener(&self) -> Listener {
-        Listener::inherited(self.door.listener.as_fd().try_clone_to_owned().unwrap()).unwrap()
+        Listener::inherited(self.acceptor.listener.as_fd().try_clone_to_owned().unwrap()).unwrap()
     }
 
-    fn visit(&mut self, standing: Standing) -> Visit {
-        match self.door.visit(&self.epoll, standing, |socket, peer, _| self.accepted.push((socket, peer))) {
-            Visit::GivesWay => self.door.give_way(&self.epoll),
+    fn visit(&mut self, standing: AcceptPolicy) -> Visit {
+        match self.acceptor.visit(&self.epoll, standing, |socket, peer, _| self.accepted.push((socket, peer)))
+        {
+            Visit::GivesWay => self.acceptor.give_way(&self.epoll),
             visit => visit,
         }
     }
 
-    /// Whether the worker would be woken for somebody at the door.
+    /// Whether the worker would be woken for somebody at the listener.
     fn is_called(&self) -> bool {
         let mut events = [EpollEvent::empty()];
         let reported = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap();
@@ -89,7 +90,7 @@ fn a_free_worker_takes_all_that_wait_and_keeps_the_door_open() {
     assert!(scene.is_called());
     assert_eq!(scene.visit(FREE), Visit::Done);
     assert_eq!(scene.accepted.len(), 3);
-    assert_eq!(scene.door.shut(), None);
+    assert_eq!(scene.acceptor.shut(), None);
     assert!(!scene.is_called());
 }
 
@@ -110,9 +111,9 @@ fn beside_others_it_takes_one_at_a_time() {
     let _clients = scene.clients(3);
     for taken in 1..=3 {
         assert!(scene.is_called(), "what waits is reported by the entry that was added anew");
-        assert_eq!(scene.visit(Standing { has_siblings: true, ..FREE }), Visit::Done);
+        assert_eq!(scene.visit(AcceptPolicy { has_siblings: true, ..FREE }), Visit::Done);
         assert_eq!(scene.accepted.len(), taken);
-        assert_eq!(scene.door.shut(), None);
+        assert_eq!(scene.acceptor.shut(), None);
     }
     assert!(!scene.is_called());
 }
@@ -125,7 +126,7 @@ fn a_busy_worker_leaves_who_waits_to_others_and_takes_them_when_it_looks_again()
     assert!(scene.accepted.is_empty());
     assert!(!scene.is_called(), "it must not be woken in place of another");
     assert!(Shut::NoThread.look_again().is_some(), "nobody else may have a free thread");
-    scene.door.open(&scene.epoll).unwrap();
+    scene.acceptor.open(&scene.epoll).unwrap();
     assert!(scene.is_called());
     assert_eq!(scene.visit(FREE), Visit::Done);
     assert_eq!(scene.accepted.len(), 2);
@@ -136,13 +137,13 @@ fn a_worker_takes_what_it_has_room_for_and_no_more() {
     let mut scene = Scene::new();
     let _clients = scene.clients(3);
     let full = Visit::Shut { why: Shut::NoRoom, took_any: true };
-    assert_eq!(scene.visit(Standing { room: 2, ..FREE }), full);
+    assert_eq!(scene.visit(AcceptPolicy { room: 2, ..FREE }), full);
     assert_eq!(scene.accepted.len(), 2);
     assert!(!scene.is_called());
-    scene.door.open(&scene.epoll).unwrap();
+    scene.acceptor.open(&scene.epoll).unwrap();
     let nothing = Visit::Shut { why: Shut::NoRoom, took_any: false };
-    assert_eq!(scene.visit(Standing { room: 0, ..FREE }), nothing, "others must hear of it");
-    scene.door.open(&scene.epoll).unwrap();
+    assert_eq!(scene.visit(AcceptPolicy { room: 0, ..FREE }), nothing, "others must hear of it");
+    scene.acceptor.open(&scene.epoll).unwrap();
     assert_eq!(scene.visit(FREE), Visit::Done);
     assert_eq!(scene.accepted.len(), 3);
 }
@@ -154,13 +155,13 @@ fn a_call_that_came_before_the_door_was_shut_is_ignored() {
     scene.visit(BUSY);
     assert_eq!(scene.visit(FREE), Visit::Done);
     assert!(scene.accepted.is_empty());
-    assert_eq!(scene.door.shut(), Some(Shut::NoThread));
+    assert_eq!(scene.acceptor.shut(), Some(Shut::NoThread));
 }
 
 #[test]
 fn opening_an_open_door_changes_nothing() {
     let mut scene = Scene::new();
-    scene.door.open(&scene.epoll).unwrap();
+    scene.acceptor.open(&scene.epoll).unwrap();
     let _clients = scene.clients(1);
     assert!(scene.is_called());
 }
@@ -192,7 +193,7 @@ fn closing_takes_who_waits_even_at_a_shut_door_and_nobody_after() {
             scene.visit(standing);
         }
         let mut accepted = 0;
-        scene.door.close(&scene.epoll, false, |_, _, _| accepted += 1);
+        scene.acceptor.close(&scene.epoll, false, |_, _, _| accepted += 1);
         assert_eq!(accepted, BATCH + 1);
         assert!(UnixStream::connect_addr(&scene.address).is_err());
     }
@@ -204,7 +205,7 @@ fn one_that_is_gone_takes_who_comes_until_nobody_waits_and_is_closed_for_whoever
     let others = scene.same_listener();
     let mut clients = scene.clients(BATCH + 1);
     let (mut accepted, address) = (0, scene.address);
-    scene.door.close(&scene.epoll, true, |_, _, _| {
+    scene.acceptor.close(&scene.epoll, true, |_, _, _| {
         accepted += 1;
         // While those before it are taken in.
         if accepted <= 2 {
@@ -221,7 +222,7 @@ fn one_that_is_gone_takes_who_comes_until_nobody_waits_and_is_closed_for_whoever
 fn one_that_this_worker_alone_leaves_goes_on_in_the_others() {
     let scene = Scene::new();
     let others = scene.same_listener();
-    scene.door.close(&scene.epoll, false, |_, _, _| panic!("nobody waits"));
+    scene.acceptor.close(&scene.epoll, false, |_, _, _| panic!("nobody waits"));
     let _client = UnixStream::connect_addr(&scene.address).unwrap();
     assert!(!others.is_shut_down() && others.accept().is_ok());
 }
@@ -240,9 +241,9 @@ fn work_beside_others(mut scene: Scene, number: usize, said: Sender<usize>) -> P
     let (say_id, id) = channel();
     std::thread::spawn(move || {
         say_id.send(gettid()).unwrap();
-        while !scene.door.listener.is_shut_down() {
+        while !scene.acceptor.listener.is_shut_down() {
             scene.epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE).unwrap();
-            scene.visit(Standing { has_siblings: true, ..FREE });
+            scene.visit(AcceptPolicy { has_siblings: true, ..FREE });
             if scene.accepted.pop().is_some() && said.send(number).is_err() {
                 return;
             }

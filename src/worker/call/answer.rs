@@ -2,17 +2,17 @@
 
 use std::io;
 
-use super::Hand;
 use crate::log::More;
 use crate::rpc::Error;
 use crate::rpc::web::Wanted;
-use crate::worker::call::caller::{Caller, Route, Whom};
+use crate::worker::call::caller::{Caller, ReplyFormat, Whom};
 use crate::worker::call::dispatch::Refused;
 use crate::worker::connection::{Answered, Locked, Phase, SPARE};
 use crate::worker::counted::PAGES;
+use crate::worker::threads::worker_thread::WorkerThread;
 
-impl Hand {
-    pub(super) fn refuse(
+impl WorkerThread {
+    pub(in crate::worker) fn refuse(
         &mut self,
         state: &mut Locked<'_>,
         refused: Refused,
@@ -33,15 +33,15 @@ impl Hand {
     ) {
         self.answer.clear();
         caller.write_error(&mut self.answer, error);
-        self.put_out(state, caller.route, answered);
+        self.put_out(state, caller.reply, answered);
     }
 
     /// Answers what needs no method.
-    pub(super) fn answer_page(
+    pub(in crate::worker) fn answer_page(
         &mut self,
         state: &mut Locked<'_>,
         page: &Wanted<'_>,
-        route: Route,
+        reply: ReplyFormat,
         answered: Answered<'_>,
     ) {
         if let Wanted::Refused(refusal) = page
@@ -54,22 +54,27 @@ impl Hand {
         }
         self.answer.clear();
         // That others take this worker's place is no reason to send no calls.
-        let is_ready = !self.shared.site.is_red() && !self.shared.site.is_closing();
-        route.write_page(&mut self.answer, page, is_ready);
-        self.put_out(state, route, answered);
+        let is_ready = !self.shared.context.is_red() && !self.shared.context.is_closing();
+        reply.write_page(&mut self.answer, page, is_ready);
+        self.put_out(state, reply, answered);
     }
 
     /// Adds `self.answer` to what is to be sent.
-    pub(super) fn put_out(&mut self, state: &mut Locked<'_>, route: Route, answered: Answered<'_>) {
+    pub(in crate::worker) fn put_out(
+        &mut self,
+        state: &mut Locked<'_>,
+        reply: ReplyFormat,
+        answered: Answered<'_>,
+    ) {
         // With the answer, or a worker that goes on with the connection would begin what is behind it.
-        let is_last = self.shared.site.is_closing()
+        let is_last = self.shared.context.is_closing()
             && state.input_ended
             && !matches!(answered, Answered::Message)
             && (state.phase == Phase::Finishing || !state.has_more_input());
         // A refused one makes room for a health check.
         let makes_room = !state.has_place() && state.refuses_unkept;
-        let says_so = (is_last || makes_room) && route.say_goodbye(&mut self.answer);
-        let ends = route.ends_connection() || says_so || makes_room;
+        let says_so = (is_last || makes_room) && reply.say_goodbye(&mut self.answer);
+        let ends = reply.ends_connection() || says_so || makes_room;
         if ends && state.phase == Phase::Open {
             state.phase = Phase::Finishing;
         }

@@ -41,7 +41,7 @@ const MOST_IN_VAIN: u32 = 16;
 
 /// A listener as this worker uses it.
 #[derive(Debug)]
-pub(in crate::worker) struct Door {
+pub(in crate::worker) struct Acceptor {
     listener: Listener,
     token: u64,
     accepts: Accepts,
@@ -61,7 +61,7 @@ pub(in crate::worker) struct Door {
     in_vain: u32,
 }
 
-/// Why a door is shut for a while.
+/// Why an acceptor is shut for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::worker) enum Shut {
     /// The worker has not been told to open it.
@@ -74,9 +74,9 @@ pub(in crate::worker) enum Shut {
     Refused,
 }
 
-/// How the worker stands when somebody is at the door.
+/// How the worker stands when somebody is at the listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::worker) struct Standing {
+pub(in crate::worker) struct AcceptPolicy {
     /// How long connections are left to other workers, where one may have a free thread or keep them, and this one can't.
     pub(in crate::worker) leave_to_others: Option<Duration>,
     /// Connections that the worker may still hold.
@@ -85,7 +85,7 @@ pub(in crate::worker) struct Standing {
     pub(in crate::worker) has_siblings: bool,
 }
 
-impl Standing {
+impl AcceptPolicy {
     /// How long a worker leaves connections to others that has had no free thread `for_so_long`.
     pub(in crate::worker) fn leave_after(for_so_long: Duration) -> Duration {
         for_so_long.clamp(*LEAVE_TO_OTHERS.start(), *LEAVE_TO_OTHERS.end())
@@ -102,14 +102,14 @@ impl Standing {
     }
 }
 
-/// What a visit to the door ends with.
+/// What a visit to the acceptor ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::worker) enum Visit {
     /// All that waited is in, or the rest is reported again.
     Done,
-    /// Some are in, and the next ones are for other workers: [`Door::give_way`] comes next.
+    /// Some are in, and the next ones are for other workers: [`Acceptor::give_way`] comes next.
     GivesWay,
-    /// The door is shut. Where nothing was taken the kernel woke this worker for nothing, and the others must hear
+    /// The acceptor is shut. Where nothing was taken the kernel woke this worker for nothing, and the others must hear
     /// that somebody waits.
     Shut { why: Shut, took_any: bool },
 }
@@ -125,7 +125,7 @@ impl Shut {
     }
 }
 
-impl Door {
+impl Acceptor {
     pub(in crate::worker) fn new(
         listener: Listener,
         config: &config::Listener,
@@ -167,7 +167,7 @@ impl Door {
     }
 
     /// It is to be looked at again at the moment `at`. False where it already is at one that has not come. A moment, which passes
-    /// whatever has become of the door by then.
+    /// whatever has become of the acceptor by then.
     pub(in crate::worker) fn is_to_be_looked_at(&mut self, at: Instant, now: Instant) -> bool {
         let is_new = self.look_at.is_none_or(|look_at| look_at <= now);
         if is_new {
@@ -176,7 +176,7 @@ impl Door {
         is_new
     }
 
-    /// When somebody was taken last: of several doors that lack room the one that took nobody for longest has its turn.
+    /// When somebody was taken last: of several acceptors that lack room the one that took nobody for longest has its turn.
     pub(in crate::worker) fn took(&self) -> Instant {
         self.took
     }
@@ -201,7 +201,7 @@ impl Door {
     pub(in crate::worker) fn visit(
         &mut self,
         epoll: &Epoll,
-        standing: Standing,
+        standing: AcceptPolicy,
         mut accepted: impl FnMut(Socket, PeerAddress, Accepts),
     ) -> Visit {
         if self.shut.is_some() {
@@ -345,7 +345,7 @@ impl Door {
         error
     }
 
-    /// It was called to the door and nobody was there. Mostly another worker was faster. Where that goes on, epoll may
+    /// It was called to the acceptor and nobody was there. Mostly another worker was faster. Where that goes on, epoll may
     /// report a listener that this number no longer refers to.
     fn met_nobody(&mut self, took_any: bool, error: io::Error) {
         self.in_vain = if took_any { 0 } else { self.in_vain + 1 };

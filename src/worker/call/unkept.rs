@@ -4,19 +4,19 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Hand;
 use super::message::Next;
 use crate::log::More;
 use crate::worker::call::caller::Whom;
 use crate::worker::call::dispatch::Refused;
 use crate::worker::connection::{Answered, Connection, Locked, Pause};
 use crate::worker::counted::NO_PLACE;
+use crate::worker::threads::worker_thread::WorkerThread;
 
-impl Hand {
+impl WorkerThread {
     /// No handler begins while this worker has connections that would end with it: whatever that handler does, its caller
     /// is to be answered, and who calls beside it. Nor does one for a connection that has no place. None where the supervisor has
     /// been sent them all, and the call may begin.
-    pub(super) fn instead_of_unkept(
+    pub(in crate::worker) fn instead_of_unkept(
         &mut self,
         state: &mut Locked<'_>,
         whom: Whom,
@@ -40,7 +40,7 @@ impl Hand {
     }
 
     /// Nothing more is read or begun until the supervisor was sent what it must have first, or until there is a place.
-    pub(super) fn wait_to_be_kept(&mut self, state: &mut Locked<'_>) {
+    pub(in crate::worker) fn wait_to_be_kept(&mut self, state: &mut Locked<'_>) {
         state.paused = Some(Pause::Unkept);
         if !state.has_place() {
             // The poller looks for one at the end of its round.

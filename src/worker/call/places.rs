@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::Hand;
 use super::job::Job;
 use super::message::Parsed;
 use crate::rpc::MethodIndex;
@@ -18,13 +17,14 @@ use crate::worker::connection::{Answered, Connection, InFlight, Phase};
 use crate::worker::due::Due;
 use crate::worker::guard::overdue::Run;
 use crate::worker::shared::Shared;
-use crate::worker::threads::desk::Todo;
 use crate::worker::threads::duty::Task;
+use crate::worker::threads::poller_state::Todo;
+use crate::worker::threads::worker_thread::WorkerThread;
 
 impl Shared {
     /// Decides about a call with `allowed` until its deadline: the place that it gets. Where none is free another caller's may
     /// be, who has more.
-    pub(super) fn admit(
+    pub(in crate::worker) fn admit(
         &self,
         who: Who,
         method: Option<MethodIndex>,
@@ -98,7 +98,7 @@ impl Shared {
     }
 
     /// A call that was admitted is not run after all.
-    pub(super) fn not_admitted(&self, who: Who, place: Place, method: Option<MethodIndex>) {
+    pub(in crate::worker) fn not_admitted(&self, who: Who, place: Place, method: Option<MethodIndex>) {
         match (place, method) {
             (Place::Listed, Some(method)) => {
                 // It is in no list yet.
@@ -109,12 +109,12 @@ impl Shared {
     }
 
     /// What a caller is told for whose call there was no room: when its turn may come, as far as is known.
-    pub(super) fn refused(&self, who: Who, method: Option<MethodIndex>) -> Refused {
+    pub(in crate::worker) fn refused(&self, who: Who, method: Option<MethodIndex>) -> Refused {
         Refused::with(self.wait_of(who, method))
     }
 
     /// What it is told where it is memory that lacks.
-    pub(super) fn refused_memory(&self, who: Who, method: Option<MethodIndex>) -> Refused {
+    pub(in crate::worker) fn refused_memory(&self, who: Who, method: Option<MethodIndex>) -> Refused {
         Refused::for_memory(self.wait_of(who, method))
     }
 
@@ -128,7 +128,7 @@ impl Shared {
     }
 
     /// Puts a job where its call was admitted to. False where the queue has no room: its place is given back.
-    pub(super) fn dispatch(&self, place: Place, job: Box<Job>) -> bool {
+    pub(in crate::worker) fn dispatch(&self, place: Place, job: Box<Job>) -> bool {
         let (Place::Listed, Some(method)) = (place, job.ticket.method()) else {
             return self.enqueue(job);
         };
@@ -144,7 +144,7 @@ impl Shared {
 
     /// Asks whether a call may run that nobody has asked about, because a thread had to parse it first. One that has to wait
     /// is in its method's list then, and no longer the thread's.
-    pub(super) fn enter(&self, job: &Job, call: Parsed) -> Result<Entry, Refused> {
+    pub(in crate::worker) fn enter(&self, job: &Job, call: Parsed) -> Result<Entry, Refused> {
         let who = job.connection.who;
         if self.enter_list(who, call.method, call.allowed)? == Entry::Go {
             return Ok(Entry::Go);
@@ -155,7 +155,7 @@ impl Shared {
     }
 
     /// A call of the method has run for so long, and has ended at `now_ns`.
-    pub(super) fn leave(&self, method: MethodIndex, took: Duration, now_ns: u64) {
+    pub(in crate::worker) fn leave(&self, method: MethodIndex, took: Duration, now_ns: u64) {
         if self.concurrency.limits(method) {
             self.concurrency.ran(method, took);
             self.release(method, now_ns);
@@ -163,7 +163,7 @@ impl Shared {
     }
 
     /// A call of the method runs no longer, or will not: the next one goes.
-    pub(super) fn release(&self, method: MethodIndex, now_ns: u64) {
+    pub(in crate::worker) fn release(&self, method: MethodIndex, now_ns: u64) {
         if let Some(job) = self.concurrency.leave(method, now_ns, |job| self.forget(&job)) {
             self.gate.began_unasked();
             if let Some(job) = self.put(job) {
@@ -185,7 +185,7 @@ impl Shared {
     }
 
     /// The same of whatever has this ticket, number and deadline.
-    pub(super) fn gave_up_ticket(
+    pub(in crate::worker) fn gave_up_ticket(
         &self,
         connection: &Connection,
         number: u64,
@@ -235,14 +235,14 @@ impl Shared {
     }
 
     /// Nobody waits for a call with this deadline, and a thread is in it.
-    pub(super) fn is_overdue(&self, run: Run, method: Option<MethodIndex>, deadline: Instant) {
+    pub(in crate::worker) fn is_overdue(&self, run: Run, method: Option<MethodIndex>, deadline: Instant) {
         let Some(at) = deadline.checked_add(self.stuck) else { return };
         self.overdue.lock().left(run, method, at);
         self.remind(at, Due::Stuck(run.0, run.1));
     }
 
     /// The thread of a call that nobody waited for is back.
-    pub(super) fn came_back(&self, run: Run) {
+    pub(in crate::worker) fn came_back(&self, run: Run) {
         if let Some(at) = self.overdue.lock().came_back(run) {
             self.deadlines.remove(at, Due::Stuck(run.0, run.1));
             if self.is_ending() {
@@ -252,7 +252,7 @@ impl Shared {
     }
 
     /// There is more than the threads can do, also without `own` of the calls that run or wait.
-    pub(super) fn is_busy_with_others(&self, own: usize) -> bool {
+    pub(in crate::worker) fn is_busy_with_others(&self, own: usize) -> bool {
         self.gate.is_busy_with_others(own, self.queue.held_back())
     }
 
@@ -267,7 +267,7 @@ impl Shared {
     }
 
     /// Puts a job into the queue whose call has a place there. False where there is no room: its place is given back.
-    pub(super) fn enqueue(&self, job: Box<Job>) -> bool {
+    pub(in crate::worker) fn enqueue(&self, job: Box<Job>) -> bool {
         let Some(job) = self.put(job) else {
             return true;
         };
@@ -291,7 +291,7 @@ impl Shared {
     }
 
     #[cfg(any(test, fuzzing))]
-    pub(super) fn next_task_now(&self) -> Option<Task> {
+    pub(in crate::worker) fn next_task_now(&self) -> Option<Task> {
         self.queue.try_take(Task::is_wanted, |task| self.drop_task(&task))
     }
 
@@ -311,21 +311,21 @@ impl Shared {
 
     /// A call that was given up is over, and its message with it. Those of a batch share one, which nobody accounts for
     /// once the batch has left its connection.
-    pub(super) fn forget(&self, job: &Job) {
+    pub(in crate::worker) fn forget(&self, job: &Job) {
         if job.member.is_none() {
             self.let_go(job.message.len());
         }
     }
 
     /// A message of so many bytes is gone that was [held on](crate::worker::guard::buffers::Buffers::hold_on) to.
-    pub(super) fn let_go(&self, bytes: usize) {
+    pub(in crate::worker) fn let_go(&self, bytes: usize) {
         if self.buffers.let_go(bytes) {
             self.wake_poller();
         }
     }
 }
 
-impl Hand {
+impl WorkerThread {
     /// Answers a call that gave way in the queue to another caller's.
     pub(in crate::worker) fn displaced(&mut self, job: &Job) {
         if let Some(member) = job.member {

@@ -10,12 +10,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Hand;
 use super::job::Job;
 use super::message::Parsed;
 use crate::log::More;
 use crate::rpc::{self, Error};
-use crate::worker::call::caller::{Asked, Caller, Route, Tongue, Whom};
+use crate::worker::call::caller::{Asked, Caller, Protocol, ReplyFormat, Whom};
 use crate::worker::call::concurrency::Who;
 use crate::worker::call::dispatch::Refused;
 use crate::worker::call::ticket::{Place, Ticket};
@@ -25,6 +24,7 @@ use crate::worker::connection::{
 };
 use crate::worker::counted::NO_MEMORY;
 use crate::worker::guard::buffers::LITTLE;
+use crate::worker::threads::worker_thread::WorkerThread;
 
 /// Bytes that the error may need which takes the place of an answer, beside the call's id.
 const ROOM_FOR_ERROR: usize = 256;
@@ -35,21 +35,21 @@ enum Instead {
     Full(Refused),
 }
 
-impl Hand {
+impl WorkerThread {
     /// Takes a batch apart and begins its first calls. Its own call is among those in flight, with this number.
-    pub(super) fn begin_batch(
+    pub(in crate::worker) fn begin_batch(
         &mut self,
         state: &mut Locked<'_>,
         job: &Job,
         batch: &rpc::Batch<'_>,
-        (route, text_at, timeout_ms): (Route, usize, Option<u64>),
+        (reply, text_at, timeout_ms): (ReplyFormat, usize, Option<u64>),
     ) {
         let have_run = state.have_run(job.number);
         let ahead = (0..).zip(batch.places()).filter(|(index, _)| !have_run.contains(index)).collect();
         let timeout = timeout_ms.map(Duration::from_millis);
-        let batch = Batch::new(route, text_at, timeout, job.arrived, ahead);
+        let batch = Batch::new(reply, text_at, timeout, job.arrived, ahead);
         if let Some(call) = state.runs(job.number) {
-            call.ordered = route.is_ordered(true);
+            call.ordered = reply.is_ordered(true);
             call.batch = Some(Box::new(batch.with_answers_of(call.batch.take())));
             self.feed_batch(state, job.number);
         }
@@ -124,7 +124,7 @@ impl Hand {
     ) -> Result<(), (Caller<'a>, Instead)> {
         let text_at = batch.text_at + place.start;
         let text = message.get(text_at..batch.text_at + place.end).unwrap_or_default();
-        let (mut request, route) = match batch.route.read_member(text) {
+        let (mut request, reply) = match batch.reply.read_member(text) {
             Ok(read) => read,
             Err((caller, error)) => return Err((caller, Instead::Error(error))),
         };
@@ -133,8 +133,8 @@ impl Hand {
         {
             request.timeout_ms = Some(request.timeout_ms.map_or(most, |own| own.min(most)));
         }
-        let caller = Caller { route, id: request.id() };
-        let understood = self.shared.understand(&request, route, text_at, batch.arrived);
+        let caller = Caller { reply, id: request.id() };
+        let understood = self.shared.understand(&request, reply, text_at, batch.arrived);
         let call = understood.map_err(|error| (caller, Instead::Error(error)))?;
         let (who, method) = (state.connection.who, Some(call.method));
         let admitted = if is_full {
@@ -194,7 +194,7 @@ impl Hand {
     }
 
     /// Runs a call of a batch, on a pool thread.
-    pub(super) fn run_member(&mut self, job: &Job, member: Member, call: &Parsed) {
+    pub(in crate::worker) fn run_member(&mut self, job: &Job, member: Member, call: &Parsed) {
         let mut state = job.connection.lock();
         let is_wanted = !job.ticket.is_given_up()
             && state.batch_at(member.batch).is_some_and(|batch| batch.runs(member.index));
@@ -286,7 +286,7 @@ impl Hand {
     }
 
     /// Answers the calls of a batch whose time is up.
-    pub(super) fn end_due_members(&mut self, state: &mut Locked<'_>, number: u64) {
+    pub(in crate::worker) fn end_due_members(&mut self, state: &mut Locked<'_>, number: u64) {
         let (now, bounds, connection) = (self.now, self.shared.bounds, state.connection);
         loop {
             let is_busy = |own| self.shared.is_busy_with_others(own);
@@ -311,7 +311,7 @@ impl Hand {
     }
 
     /// A call of a batch gave way in the queue.
-    pub(super) fn member_is_displaced(&mut self, job: &Job, member: Member) {
+    pub(in crate::worker) fn member_is_displaced(&mut self, job: &Job, member: Member) {
         let mut state = job.connection.lock();
         let is_closed = state.phase == Phase::Closed;
         let call = state.batch_at(member.batch).filter(|_| !is_closed).and_then(|batch| {
@@ -347,15 +347,15 @@ impl Hand {
         error_of: impl Fn(&str) -> Error,
     ) {
         let Some(framing) = state.framing else { return };
-        let tongue = Tongue::new(framing, self.shared.site);
+        let protocol = Protocol::new(framing, self.shared.context);
         self.answer.clear();
         let gathered = call.batch.iter().flat_map(|batch| batch.answers());
-        let route = write_unfinished(&mut self.answer, tongue.read(&call.message), gathered, error_of);
-        self.put_out(state, route, Answered::Call(call));
+        let reply = write_unfinished(&mut self.answer, protocol.read(&call.message), gathered, error_of);
+        self.put_out(state, reply, Answered::Call(call));
     }
 
     /// Answers a call that waits for a thread and is not run, or the rest of a batch that does.
-    pub(super) fn answer_waiting(
+    pub(in crate::worker) fn answer_waiting(
         &mut self,
         state: &mut Locked<'_>,
         call: &InFlight,
@@ -388,7 +388,7 @@ impl Hand {
 
     /// Answers a message of which nothing is run. A batch that nobody has taken apart yet is read for that: who waits for
     /// its calls knows them by their ids alone.
-    pub(super) fn answer_unrun(
+    pub(in crate::worker) fn answer_unrun(
         &mut self,
         state: &mut Locked<'_>,
         (whom, message): (Whom, &[u8]),
@@ -397,39 +397,39 @@ impl Hand {
     ) {
         match whom {
             Whom::Known(known) => self.answer_error(state, &error(), known.caller(message), answered),
-            Whom::NotParsed(tongue) => {
+            Whom::NotParsed(protocol) => {
                 self.answer.clear();
                 let nothing = std::iter::empty();
-                let route = write_unfinished(&mut self.answer, tongue.read(message), nothing, |_| error());
-                self.put_out(state, route, answered);
+                let reply = write_unfinished(&mut self.answer, protocol.read(message), nothing, |_| error());
+                self.put_out(state, reply, answered);
             }
         }
     }
 }
 
 /// Appends the answer to a call or batch of which nothing more will come. Returns how it goes back.
-pub(super) fn write_unfinished<'a, E: Borrow<Error>>(
+pub(in crate::worker) fn write_unfinished<'a, E: Borrow<Error>>(
     out: &mut Vec<u8>,
     asked: Asked<'_>,
     gathered: impl Iterator<Item = (u32, &'a [u8])>,
     error_of: impl Fn(&str) -> E,
-) -> Route {
+) -> ReplyFormat {
     match asked {
-        Asked::Call { request, route, .. } => {
-            Caller { route, id: request.id() }.write_error(out, error_of(&request.method).borrow());
-            route
+        Asked::Call { request, reply, .. } => {
+            Caller { reply, id: request.id() }.write_error(out, error_of(&request.method).borrow());
+            reply
         }
-        Asked::Batch { batch, route, .. } => {
-            write_batch(out, route, &batch, gathered, error_of);
-            route
+        Asked::Batch { batch, reply, .. } => {
+            write_batch(out, reply, &batch, gathered, error_of);
+            reply
         }
         Asked::Nothing { caller, error } => {
             caller.write_error(out, &error);
-            caller.route
+            caller.reply
         }
-        Asked::Page { page, route } => {
-            route.write_page(out, &page, false);
-            route
+        Asked::Page { page, reply } => {
+            reply.write_page(out, &page, false);
+            reply
         }
     }
 }
@@ -437,38 +437,38 @@ pub(super) fn write_unfinished<'a, E: Borrow<Error>>(
 /// The answers that there are, and an error for each call without one that wants one, in the order of the calls.
 fn write_batch<'a, E: Borrow<Error>>(
     out: &mut Vec<u8>,
-    route: Route,
+    reply: ReplyFormat,
     batch: &rpc::Batch<'_>,
     gathered: impl Iterator<Item = (u32, &'a [u8])>,
     error_of: impl Fn(&str) -> E,
 ) {
     let answers: HashMap<u32, &[u8]> = gathered.collect();
     let whole = out.len();
-    let begun = route.begin(out);
+    let begun = reply.begin(out);
     let first = out.len();
     // What doesn't fit is left out, so that the rest can be answered; for errors in its place there must be room.
-    let most = route.most().saturating_sub(batch.text_len() + batch.len() * ROOM_FOR_ERROR);
+    let most = reply.most().saturating_sub(batch.text_len() + batch.len() * ROOM_FOR_ERROR);
     for (index, member) in (0..).zip(batch.members()) {
         let before = out.len();
         out.push(if before == first { b'[' } else { b',' });
         let start = out.len();
-        let route = route.of_member();
+        let reply = reply.of_member();
         match (answers.get(&index), member.request) {
             (Some([]), _) => {}
             (Some(answer), request) if start - first + answer.len() > most => {
                 let length = answer.len();
                 let why = format!("its answer of {length} bytes does not fit into that of the batch");
                 let id = request.ok().and_then(|request| request.id());
-                Caller { route, id }.write_error(out, &Error::answer_too_long(&why));
+                Caller { reply, id }.write_error(out, &Error::answer_too_long(&why));
             }
             (Some(answer), _) => out.extend_from_slice(answer),
             (None, Ok(request)) if request.is_notification() => {}
             (None, Ok(request)) => {
-                let caller = Caller { route, id: request.id() };
+                let caller = Caller { reply, id: request.id() };
                 caller.write_error(out, error_of(&request.method).borrow());
             }
             (None, Err(rejected)) if rejected.is_silent => {}
-            (None, Err(rejected)) => Caller { route, id: rejected.id }.write_error(out, &rejected.error),
+            (None, Err(rejected)) => Caller { reply, id: rejected.id }.write_error(out, &rejected.error),
         }
         if out.len() == start {
             out.truncate(before);
@@ -476,10 +476,10 @@ fn write_batch<'a, E: Borrow<Error>>(
     }
     if out.len() == first {
         out.truncate(whole);
-        return route.write_nothing(out);
+        return reply.write_nothing(out);
     }
     out.push(b']');
-    if let Err(too_long) = route.end(out, begun, None) {
-        Caller { route, id: None }.write_error(out, &Error::answer_too_long(&too_long));
+    if let Err(too_long) = reply.end(out, begun, None) {
+        Caller { reply, id: None }.write_error(out, &Error::answer_too_long(&too_long));
     }
 }

@@ -9,20 +9,20 @@ use std::time::Duration;
 
 use nix::sys::epoll::EpollEvent;
 
-use super::Hand;
-use super::batch::write_unfinished;
-use super::job::Job;
 use crate::arena::{Core, Flags, KeptConnection, Key, Ran, Waited};
 use crate::fail_points::{self, Kind};
 use crate::rpc::{Error, Peer};
 use crate::sys::peer::PeerAddress;
 use crate::sys::socket::Socket;
-use crate::worker::call::caller::{Asked, Caller, Tongue, Whom};
+use crate::worker::call::Job;
+use crate::worker::call::caller::{Asked, Caller, Protocol, Whom};
 use crate::worker::call::concurrency::Who;
 use crate::worker::call::ticket::Ticket;
+use crate::worker::call::write_unfinished;
 use crate::worker::connection::chunk::Chunk;
 use crate::worker::connection::{self, Answered, Batch, Connection, InFlight, Locked, Member, Parts, Phase};
 use crate::worker::handover::leave::Going;
+use crate::worker::threads::worker_thread::WorkerThread;
 use crate::worker::tokens::token_of;
 
 /// A connection that is this worker's as soon as the supervisor knows; nobody else here has it yet.
@@ -43,7 +43,7 @@ impl Prepared {
     }
 }
 
-impl Hand {
+impl WorkerThread {
     /// Makes a connection of what is left of it. None where this worker has no room for it.
     ///
     /// `cause` is for the callers of calls that ran: what their worker died of.
@@ -127,11 +127,11 @@ impl Hand {
     /// Adds to `self.answer` what the caller of a call is told that began and can't be answered by who ran it.
     fn answer_for_the_dead(&mut self, state: &mut Locked<'_>, ran: &Ran, cause: &str) {
         let Some(framing) = state.framing else { return };
-        let tongue = Tongue::new(framing, self.shared.site);
+        let protocol = Protocol::new(framing, self.shared.context);
         let gathered = ran.gathered.iter().map(|(index, answer)| (*index, answer.as_slice()));
         let crashed = |method: &str| Error::crashed(method, cause);
-        let route = write_unfinished(&mut self.answer, tongue.read_begun(&ran.message), gathered, crashed);
-        if route.ends_connection() {
+        let reply = write_unfinished(&mut self.answer, protocol.read_begun(&ran.message), gathered, crashed);
+        if reply.ends_connection() {
             state.phase = Phase::Finishing;
         }
     }
@@ -139,27 +139,27 @@ impl Hand {
     /// Links a call that waited, or answers it where it can't be run. False where there is no memory for it.
     fn wait_again(&mut self, state: &mut Locked<'_>, waited: &Waited, jobs: &mut Vec<Job>) -> bool {
         let Some(framing) = state.framing else { return true };
-        let tongue = Tongue::new(framing, self.shared.site);
+        let protocol = Protocol::new(framing, self.shared.context);
         let age = Duration::from_nanos(self.now_ns.saturating_sub(waited.arrived_ns));
         let arrived = self.now.checked_sub(age).unwrap_or(self.now);
         let mut batch_so_far = None;
-        let (whom, allowed) = match tongue.read(&waited.message) {
-            Asked::Call { request, route, text_at } => {
-                match self.shared.understand(&request, route, text_at, self.now) {
+        let (whom, allowed) = match protocol.read(&waited.message) {
+            Asked::Call { request, reply, text_at } => {
+                match self.shared.understand(&request, reply, text_at, self.now) {
                     Ok(call) => (Whom::Known(call.caller), call.allowed),
                     Err(error) => {
-                        let caller = Caller { route, id: request.id() };
+                        let caller = Caller { reply, id: request.id() };
                         return self.answer_instead(state, &error, caller);
                     }
                 }
             }
-            Asked::Batch { route, text_at, timeout_ms, .. } => {
+            Asked::Batch { reply, text_at, timeout_ms, .. } => {
                 if !waited.gathered.is_empty() {
-                    batch_so_far = Some(Box::new(Batch::new(route, text_at, None, arrived, Vec::new())));
+                    batch_so_far = Some(Box::new(Batch::new(reply, text_at, None, arrived, Vec::new())));
                 }
-                (Whom::NotParsed(tongue), self.shared.allowed_unread(timeout_ms))
+                (Whom::NotParsed(protocol), self.shared.allowed_unread(timeout_ms))
             }
-            Asked::Page { .. } => (Whom::NotParsed(tongue), self.shared.allowed_unread(None)),
+            Asked::Page { .. } => (Whom::NotParsed(protocol), self.shared.allowed_unread(None)),
             Asked::Nothing { caller, error } => return self.answer_instead(state, &error, caller),
         };
         let Some(message) = Chunk::copy_of(&waited.message, 0, self.shared.pool) else {
@@ -191,7 +191,7 @@ impl Hand {
     fn answer_instead(&mut self, state: &mut Locked<'_>, error: &Error, caller: Caller<'_>) -> bool {
         self.answer.clear();
         caller.write_error(&mut self.answer, error);
-        if caller.route.ends_connection() {
+        if caller.reply.ends_connection() {
             state.phase = Phase::Finishing;
         }
         state.publish(&self.answer, Answered::Message, &mut self.spare)
@@ -282,7 +282,7 @@ impl Hand {
         let mut state = connection.lock();
         self.go_on(&mut state);
         drop(state);
-        if self.term.is_some() && self.shared.site.is_closing() {
+        if self.term.is_some() && self.shared.context.is_closing() {
             self.drain(&connection);
         }
     }

@@ -7,20 +7,24 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
 use super::threadless::Threadless;
-use super::*;
+use crate::arena::Key;
 use crate::arena::{ArenaReader, KeptArena, KeptConnection, Moved, Ran};
 use crate::config::Config;
 use crate::fail_points::looking;
 use crate::sys::socket::Listener;
 use crate::sys::tcp;
 use crate::wire::{Accepts, ByteOrder, Kinds};
-use crate::worker::threads::desk::Todo;
+use crate::worker::connection::Connection;
+use crate::worker::handover::leave::Going;
 use crate::worker::threads::duty::Task;
+use crate::worker::threads::poller_state::Todo;
+use crate::worker::threads::worker_thread::WorkerThread;
 
 /// A message that the client sends: what becomes of it, and how long its params are.
 #[derive(Debug, Clone, Copy)]
@@ -218,7 +222,7 @@ impl Way {
 }
 
 /// The worker with a connection that the client has made, and who looks on from now on.
-fn begin(way: Way) -> (Hand, Hand, Arc<Connection>, Rc<Scene>) {
+fn begin(way: Way) -> (WorkerThread, WorkerThread, Arc<Connection>, Rc<Scene>) {
     let Threadless { mut poller, pool, memory, .. } = Threadless::open(&Config::default()).unwrap();
     let listener = Listener::bind_tcp("127.0.0.1:0".parse().unwrap(), 16).unwrap();
     let client = TcpStream::connect(listener.local_tcp_address().unwrap()).unwrap();
@@ -267,7 +271,7 @@ fn play(way: Way, acts: &[Act]) -> u64 {
     let (mut poller, mut pool, connection, scene) = begin(way);
     let mut waiting = Vec::new();
     let mut written = 0;
-    let mut go_on = |poller: &mut Hand, pool: &mut Hand, act: &Act| {
+    let mut go_on = |poller: &mut WorkerThread, pool: &mut WorkerThread, act: &Act| {
         match act {
             Act::Send(kind) => {
                 let id = scene.messages.borrow().len() as u64;

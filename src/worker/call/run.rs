@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Hand;
 use super::job::Job;
 use super::message::{Next, Parsed};
 use crate::arena::Outcome;
@@ -15,7 +14,7 @@ use crate::log::{self, More};
 use crate::rpc::guard::guarded;
 use crate::rpc::{Call, CallParts, Error, MethodIndex, RawJson, Span, envelope};
 use crate::sys::clock;
-use crate::worker::call::caller::{Asked, Caller, Tongue, Whom};
+use crate::worker::call::caller::{Asked, Caller, Protocol, Whom};
 use crate::worker::call::concurrency::Entry;
 use crate::worker::connection::chunk::Chunk;
 use crate::worker::connection::{Answered, Connection, InlineCall, Locked, Phase};
@@ -24,21 +23,22 @@ use crate::worker::guard::buffers::{Certainty, Expected, LITTLE};
 use crate::worker::guard::panics;
 use crate::worker::guard::quarantine::Pass;
 use crate::worker::threads::role::Term;
+use crate::worker::threads::worker_thread::WorkerThread;
 use crate::worker::tokens::token_of;
 
 /// A handler's run, when it is over.
-pub(super) struct Ran {
+pub(in crate::worker) struct Ran {
     outcome: Outcome,
     took: Duration,
 }
 
 impl Ran {
-    pub(super) fn took(&self) -> Duration {
+    pub(in crate::worker) fn took(&self) -> Duration {
         self.took
     }
 }
 
-impl Hand {
+impl WorkerThread {
     /// Runs a call that this thread of the pool has [taken](Job::is_taken) from the queue.
     pub(in crate::worker) fn run(&mut self, job: &Job) {
         self.look_at_the_clock();
@@ -73,7 +73,7 @@ impl Hand {
     ///
     /// The connection's lock is released meanwhile. If the handler blocks, the watch becomes the poller: it takes over
     /// the connection with what has not begun of it, and this thread is one of the pool from then on.
-    pub(super) fn run_inline(
+    pub(in crate::worker) fn run_inline(
         &mut self,
         state: &mut Locked<'_>,
         chunk: &Chunk,
@@ -148,7 +148,7 @@ impl Hand {
         wanted: Option<Answered<'_>>,
     ) {
         match wanted {
-            Some(answered) if self.is_in_time(call) => self.put_out(state, call.caller.route, answered),
+            Some(answered) if self.is_in_time(call) => self.put_out(state, call.caller.reply, answered),
             Some(answered) => self.give_up(state, message, call, answered),
             None => {}
         }
@@ -158,12 +158,12 @@ impl Hand {
 
     /// False where the deadline of a call that was run has passed. A handler that sees it pass may return at once, before the
     /// poller has told its caller; and what it returns then is whatever it likes.
-    pub(super) fn is_in_time(&self, call: &Parsed) -> bool {
+    pub(in crate::worker) fn is_in_time(&self, call: &Parsed) -> bool {
         self.now < call.deadline
     }
 
     /// Counts a run, which is over.
-    pub(super) fn count(&mut self, call: &Parsed, ran: &Ran, is_wanted: bool) {
+    pub(in crate::worker) fn count(&mut self, call: &Parsed, ran: &Ran, is_wanted: bool) {
         self.give_room_back();
         let outcome = if is_wanted && self.is_in_time(call) { ran.outcome } else { Outcome::Late };
         self.row.finish(call.method.0, outcome, clock::whole_ns(ran.took));
@@ -211,24 +211,24 @@ impl Hand {
     /// thread's part in it.
     fn start_unread(&mut self, job: &Job) -> Option<Parsed> {
         let framing = job.connection.lock().framing?;
-        let asked = Tongue::new(framing, self.shared.site).read(&job.message);
+        let asked = Protocol::new(framing, self.shared.context).read(&job.message);
         self.look_at_the_clock();
         let mut state = self.still_wanted(job)?;
         let (caller, error) = match asked {
-            Asked::Call { request, route, text_at } => {
-                match self.shared.understand(&request, route, text_at, job.arrived) {
+            Asked::Call { request, reply, text_at } => {
+                match self.shared.understand(&request, reply, text_at, job.arrived) {
                     Ok(call) => return self.start_read(&mut state, job, call),
-                    Err(error) => (Caller { route, id: request.id() }, error),
+                    Err(error) => (Caller { reply, id: request.id() }, error),
                 }
             }
-            Asked::Batch { batch, route, text_at, timeout_ms } => {
-                self.begin_batch(&mut state, job, &batch, (route, text_at, timeout_ms));
+            Asked::Batch { batch, reply, text_at, timeout_ms } => {
+                self.begin_batch(&mut state, job, &batch, (reply, text_at, timeout_ms));
                 return None;
             }
             Asked::Nothing { caller, error } => (caller, error),
-            Asked::Page { page, route } => {
+            Asked::Page { page, reply } => {
                 if let Some(in_flight) = state.take_call(job.number) {
-                    self.answer_page(&mut state, &page, route, Answered::Call(&in_flight));
+                    self.answer_page(&mut state, &page, reply, Answered::Call(&in_flight));
                 }
                 self.go_on(&mut state);
                 return None;
@@ -274,9 +274,9 @@ impl Hand {
 
     /// There is no room in the buffers for the answer that this call is expected to have. To be asked right before it is run,
     /// which sets aside what is expected.
-    pub(super) fn fills_buffers(&mut self, state: &Locked<'_>, call: &Parsed) -> bool {
+    pub(in crate::worker) fn fills_buffers(&mut self, state: &Locked<'_>, call: &Parsed) -> bool {
         self.expects = 0;
-        if call.caller.route.is_silent() {
+        if call.caller.reply.is_silent() {
             return false;
         }
         let (unsent, expected) =
@@ -358,7 +358,7 @@ impl Hand {
     }
 
     /// Whether a call of this method may run now, on this thread; to be asked right before it does.
-    pub(super) fn enter(&mut self, method: MethodIndex) -> Result<(), Error> {
+    pub(in crate::worker) fn enter(&mut self, method: MethodIndex) -> Result<(), Error> {
         match self.shared.quarantine.enter(method) {
             Ok(Pass::Free) => {}
             Ok(Pass::Trial) => self.trial = Some(method),
@@ -376,13 +376,18 @@ impl Hand {
 
     /// Says that this thread is in a call from now on. To be said before the connection's record does, so that a call whose caller
     /// would be told that it was lost is named.
-    pub(super) fn is_in(&mut self, connection: &Connection, message: &[u8], call: &Parsed) {
+    pub(in crate::worker) fn is_in(&mut self, connection: &Connection, message: &[u8], call: &Parsed) {
         self.row.called_by(connection.peer.address(), call.caller.id_text(message));
         self.row.begin(call.method.0, self.now_ns);
     }
 
     /// As [`invoke`](Self::invoke), on a thread for which others wait.
-    pub(super) fn invoke_in_pool(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
+    pub(in crate::worker) fn invoke_in_pool(
+        &mut self,
+        connection: &Connection,
+        message: &[u8],
+        call: &Parsed,
+    ) -> Ran {
         self.shared.runs.begin(self.thread, call.method, self.now_ns);
         let ran = self.invoke(connection, message, call);
         self.shared.runs.end(self.thread, call.method, ran.took);
@@ -391,7 +396,12 @@ impl Hand {
     }
 
     /// Runs the handler and leaves its framed answer in `self.answer`.
-    pub(super) fn invoke(&mut self, connection: &Connection, message: &[u8], call: &Parsed) -> Ran {
+    pub(in crate::worker) fn invoke(
+        &mut self,
+        connection: &Connection,
+        message: &[u8],
+        call: &Parsed,
+    ) -> Ran {
         let begun_ns = self.now_ns;
         self.set_room_aside();
         let outcome = self.answer(connection, message, call);
@@ -414,11 +424,11 @@ impl Hand {
 
     fn answer(&mut self, connection: &Connection, message: &[u8], parsed: &Parsed) -> Outcome {
         let shared = &self.shared;
-        let route = parsed.caller.route;
+        let reply = parsed.caller.reply;
         let caller = parsed.caller.caller(message);
         let params = parsed.caller.value(parsed.params, message);
         self.answer.clear();
-        let Some(method) = shared.site.service.registry().get(parsed.method) else {
+        let Some(method) = shared.context.service.registry().get(parsed.method) else {
             // The number came from this very registry.
             caller.write_error(&mut self.answer, &Error::method_not_found("?"));
             return Outcome::Error;
@@ -433,10 +443,10 @@ impl Hand {
             deadline: parsed.deadline,
             thread: self.thread,
         });
-        let begun = route.begin(&mut self.answer);
+        let begun = reply.begin(&mut self.answer);
         let answer = &mut self.answer;
         // Of a handler that panics nothing is kept that it was writing.
-        let run = guarded(|| envelope::answer(answer, route.form(), method, &call, params));
+        let run = guarded(|| envelope::answer(answer, reply.form(), method, &call, params));
         let (outcome, instead) = match run {
             Ok(answered) => {
                 let mut error = answered.err();
@@ -447,7 +457,7 @@ impl Hand {
                     self.tell_failed(&call, &why);
                 }
                 // An error's answer is written already.
-                match route.end(&mut self.answer, begun, error.as_ref()) {
+                match reply.end(&mut self.answer, begun, error.as_ref()) {
                     Ok(()) if error.is_none() => return Outcome::Ok,
                     Ok(()) => return Outcome::Error,
                     Err(too_long) => {
@@ -457,7 +467,7 @@ impl Hand {
                 }
             }
             Err(panicked) => {
-                panics::was_caught(shared.site, shared.info.slot(), &panicked);
+                panics::was_caught(shared.context, shared.info.slot(), &panicked);
                 (Outcome::Panicked, Error::panicked(method.name()))
             }
         };

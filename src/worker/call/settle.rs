@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use nix::sys::epoll::EpollEvent;
 
-use super::Hand;
 use super::begin::TURN;
 use crate::sys::descriptors;
 use crate::worker::connection::{Input, Locked, Output, Pause, Phase};
 use crate::worker::due::Due;
 use crate::worker::guard::buffers::LITTLE;
+use crate::worker::threads::worker_thread::WorkerThread;
 use crate::worker::tokens::token_of;
 
 /// How soon a lingering connection is looked at again when the worker drains.
@@ -20,7 +20,7 @@ const LOOK_AT_DRAIN: Duration = Duration::from_millis(10);
 /// How often what came last is read in one go at most: a client that floods must not keep the poller.
 const LAST_LOOKS: usize = 64;
 
-impl Hand {
+impl WorkerThread {
     /// Brings everything that follows from a connection's state in line with it: what can be sent is sent, what
     /// is over is ended, epoll and the deadlines know what to look for. Every change ends here.
     pub(in crate::worker) fn settle(&mut self, state: &mut Locked<'_>) {
@@ -57,7 +57,7 @@ impl Hand {
     /// waits for each answer has nothing there yet and is ended.
     fn take_last_input(&mut self, state: &mut Locked<'_>) {
         for _ in 0..LAST_LOOKS {
-            if !self.shared.site.is_closing() || !is_over(state) {
+            if !self.shared.context.is_closing() || !is_over(state) {
                 return;
             }
             match state.receive(&mut self.scratch, usize::MAX) {

@@ -10,7 +10,7 @@ use crate::rpc::{Service, web};
 
 /// One for the worker.
 #[derive(Debug)]
-pub(super) struct Site {
+pub(super) struct WorkerContext {
     pub(super) service: Service,
     /// Who may call from a browser.
     pub(super) pages: Pages,
@@ -22,7 +22,7 @@ pub(super) struct Site {
     is_red: AtomicBool,
 }
 
-impl Site {
+impl WorkerContext {
     /// It stays for the life of the process, as threads that never come back may hold it.
     pub(super) fn open(service: Service, config: &Config) -> &'static Self {
         let http = &config.http;

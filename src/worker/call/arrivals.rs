@@ -1,24 +1,9 @@
-//! A call's way: from bytes that arrived on a connection, through a handler, to bytes that are sent.
+//! What the poller brings: connections that were accepted, sockets that are readable or writable, and moments that have come.
 //!
 //! The poller brings arrivals and moments, pool threads bring finished calls; both move a connection on under its
-//! lock with the same steps, so it does not matter which of them comes first. Here is what the poller brings;
-//! `begin` takes messages off the input, `message` says what becomes of each, `job` sends calls to the pool, `run` runs them,
-//! `answer` puts answers out, and `settle` draws the consequences of every change.
-
-mod adopt;
-mod answer;
-mod batch;
-mod begin;
-#[cfg(any(test, fuzzing))]
-pub(in crate::worker) mod hostile;
-mod job;
-mod message;
-mod places;
-mod run;
-mod settle;
-#[cfg(any(test, fuzzing))]
-mod threadless;
-mod unkept;
+//! lock with the same steps, so it does not matter which of them comes first. `begin` takes messages off the input, `message`
+//! says what becomes of each, `job` sends calls to the pool, `run` runs them, `answer` puts answers out, and `settle` draws the
+//! consequences of every change.
 
 use std::io;
 use std::sync::Arc;
@@ -26,96 +11,25 @@ use std::time::Instant;
 
 use nix::sys::epoll::EpollEvent;
 
-use crate::arena::{Core, Key, Row};
+use crate::arena::{Core, Key};
 use crate::config::span;
 use crate::log::More;
-use crate::rpc::{Error, MethodIndex, Peer};
-use crate::sys::blocks::Block;
-use crate::sys::clock::{self, Moment};
+use crate::rpc::{Error, Peer};
 use crate::sys::peer::PeerAddress;
 use crate::sys::socket::Socket;
 use crate::wire::Accepts;
 use crate::worker::call::concurrency::Who;
-use crate::worker::connection::chunk::Scratch;
 use crate::worker::connection::{self, Answered, Connection, Interest, Locked, Parts, Pause, Phase};
 use crate::worker::counted::{NO_MEMORY, STRANGERS};
 use crate::worker::guard::buffers::{LITTLE, Ration};
 use crate::worker::handover::leave::Going;
-use crate::worker::shared::Shared;
-use crate::worker::threads::role::Term;
+use crate::worker::threads::worker_thread::WorkerThread;
 use crate::worker::tokens::token_of;
-
-pub(in crate::worker) use adopt::Prepared;
-pub(in crate::worker) use job::Job;
 
 /// The most input taken from one connection when the worker drains: more than any receive queue holds.
 pub(in crate::worker) const MOST_AT_DRAIN: usize = 16 << 20;
 
-/// One thread's part in the work: what all share, and what is its own.
-pub(in crate::worker) struct Hand {
-    pub(in crate::worker) shared: &'static Shared,
-    pub(in crate::worker) row: Row,
-    /// Its number in the worker, from 0.
-    thread: usize,
-    /// Some while this thread is the poller.
-    pub(in crate::worker) term: Option<Term>,
-    /// The method in quarantine of which this thread runs the one call that is tried.
-    trial: Option<MethodIndex>,
-    /// Bytes that the answer to the call is expected to add which this thread has looked at last.
-    expects: usize,
-    /// What is set aside in the buffers for the answer of the call that this thread runs.
-    set_aside: usize,
-    /// The moment at which what is done now began; read anew after whatever takes time.
-    now: Instant,
-    /// The same moment on the clock that all processes share, in nanoseconds.
-    now_ns: u64,
-    /// What was read last, for the poller.
-    scratch: Scratch,
-    /// The answer being written; kept for its memory.
-    answer: Vec<u8>,
-    /// Memory for answers that wait to be sent.
-    spare: Option<Block>,
-}
-
-impl Hand {
-    pub(in crate::worker) fn new(shared: &'static Shared, row: Row, thread: usize) -> Self {
-        let scratch = Scratch::new(shared.pool);
-        Self {
-            shared,
-            row,
-            thread,
-            term: None,
-            trial: None,
-            expects: 0,
-            set_aside: 0,
-            now: Instant::now(),
-            now_ns: clock::monotonic_ns(),
-            scratch,
-            answer: Vec::new(),
-            spare: None,
-        }
-    }
-
-    pub(in crate::worker) fn thread(&self) -> usize {
-        self.thread
-    }
-
-    pub(in crate::worker) fn now(&self) -> Instant {
-        self.now
-    }
-
-    /// The moment at which what is done now began, for whoever goes on with it elsewhere too.
-    pub(in crate::worker) fn moment(&self) -> Moment {
-        Moment { instant: self.now, ns: self.now_ns }
-    }
-
-    /// Something new begins, now.
-    pub(in crate::worker) fn look_at_the_clock(&mut self) -> Instant {
-        let before = std::mem::replace(&mut self.now, Instant::now());
-        self.now_ns += clock::whole_ns(self.now.saturating_duration_since(before));
-        self.now
-    }
-
+impl WorkerThread {
     /// Takes in a connection that was just accepted. None where that can't be.
     pub(in crate::worker) fn accepted(
         &mut self,
@@ -289,7 +203,7 @@ impl Hand {
                 "the message did not arrive whole within timeouts.message ({})",
                 span::show(bounds.message)
             );
-            let Some(caller) = state.late(self.shared.site) else {
+            let Some(caller) = state.late(self.shared.context) else {
                 let peer = &connection.peer;
                 if let Some(More { count, from }) = STRANGERS.admit(peer.address().key()) {
                     tracing::error!(
@@ -416,6 +330,3 @@ impl From<PeerAddress> for Peer {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

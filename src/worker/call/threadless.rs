@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{EpollEvent, EpollTimeout};
 
-use super::Hand;
 use crate::arena::{ArenaWriter, Room, create};
 use crate::config::Config;
 use crate::rpc::{BoxError, Handler, Hooks, RegistryBuilder, Service, WorkerInfo};
+use crate::worker::context::WorkerContext;
 use crate::worker::due::Due;
 use crate::worker::handover::keep::Notes;
 use crate::worker::shared::Shared;
-use crate::worker::site::Site;
-use crate::worker::threads::desk::Todo;
 use crate::worker::threads::duty::Task;
+use crate::worker::threads::poller_state::Todo;
+use crate::worker::threads::worker_thread::WorkerThread;
 use crate::worker::tokens::WAKE;
 
 /// Events taken from the kernel in one go; there are few connections.
 const EVENTS: usize = 8;
 
 pub(super) struct Threadless {
-    pub(super) poller: Hand,
-    pub(super) pool: Hand,
+    pub(super) poller: WorkerThread,
+    pub(super) pool: WorkerThread,
     /// What a worker holds for its whole life, and a fuzzer that looks for lost memory would otherwise find lost.
     _arena: ArenaWriter,
     /// Its arena.
@@ -46,12 +46,12 @@ impl Threadless {
         let info = WorkerInfo::new(0, std::process::id(), 1, Instant::now());
         let states = service.make_states(&info)?;
         let records = (arena.records(), arena.blocks()?);
-        let site = Site::open(service, config);
+        let context = WorkerContext::open(service, config);
         let shared =
-            &*Box::leak(Box::new(Shared::new(site, Box::leak(Box::new(states)), config, info, records)?));
-        let mut poller = Hand::new(shared, arena.row(0)?, 0);
+            &*Box::leak(Box::new(Shared::new(context, Box::leak(Box::new(states)), config, info, records)?));
+        let mut poller = WorkerThread::new(shared, arena.row(0)?, 0);
         poller.term = Some(shared.role.first_term());
-        let pool = Hand::new(shared, arena.row(1)?, 1);
+        let pool = WorkerThread::new(shared, arena.row(1)?, 1);
         Ok(Self { poller, pool, _arena: arena, memory })
     }
 
