@@ -182,7 +182,7 @@ const CONTRACTS: [(&str, Contract); 12] = [
     ("detect", hold_detection),
     ("config", config::contract::hold),
     ("messages", supervisor::contract::hold_messages),
-    ("legacy", supervisor::contract::hold_legacy),
+    ("exec_handoff", supervisor::contract::hold_exec_handoff),
     ("record", arena::contract::hold),
     ("answers", client::contract::hold_answers),
     ("answers_http", client::contract::hold_http),

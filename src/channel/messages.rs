@@ -1,4 +1,7 @@
 //! The messages, one enum for each direction of each kind of channel.
+//!
+//! A reload starts a newer program under a supervisor that runs already. So a message keeps the name that it has on the wire,
+//! whatever its variant is called: `#[serde(rename)]` says where the two differ.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,13 +50,13 @@ pub(crate) enum ToTemplate {
 pub(crate) enum FromTemplate {
     /// Preload is done; workers of these methods can be forked. `config` is what it made of the text it was given, which
     /// the supervisor has not read.
-    /// `legacy` is the version of what a supervisor leaves to its successor that this program understands.
+    /// `handoff` is the version of the exec hand-off that this program understands.
     Ready {
         version: u32,
         methods: Vec<String>,
         config: serde_json::Value,
-        #[serde(default)]
-        legacy: u32,
+        #[serde(default, rename = "legacy")]
+        handoff: u32,
         /// What in the configuration contradicts itself, a line each.
         #[serde(default)]
         warnings: Vec<String>,
@@ -71,7 +74,8 @@ pub(crate) enum ToWorker {
     /// The service ends: stop accepting, finish what has begun, end.
     Drain,
     /// The service is to end soon: say so to those who ask whether it is ready, and go on.
-    TurnRed,
+    #[serde(rename = "turn_red")]
+    MarkNotReady,
     /// The service goes on without this worker: let every connection go, finish the calls that run, end. `gone` are those of
     /// its listeners, by number, that nobody goes on with: when nobody waits there any more they are shut down.
     Leave {
@@ -81,7 +85,8 @@ pub(crate) enum ToWorker {
     /// Listener `number` was lost, and its one descriptor takes its place.
     ListenAnew { number: usize },
     /// Let so many connections go, so that others serve them: `busy` ones, or those on which nothing happens.
-    LetGo { count: usize, busy: bool },
+    #[serde(rename = "let_go")]
+    ReleaseSome { count: usize, busy: bool },
     /// Go on with connections that were worker process `from`'s. Its descriptors are that worker's arena and then a socket for
     /// each. `cause` is what that worker died of, if it has died.
     Adopt { from: u32, cause: Option<String>, connections: Vec<Key> },
@@ -129,7 +134,8 @@ pub(crate) enum FromWorker {
     /// It has reached what `[recycle]` gives it, and goes on until it is told to leave. Said once.
     Retiring { why: String },
     /// It was told to leave, and nothing is left but threads that don't come back: it can be killed.
-    OnlyStuckLeft,
+    #[serde(rename = "only_stuck_left")]
+    OnlyStuckThreadsLeft,
     /// Connections that should outlive this worker, a descriptor for each. With them so many that are kept wait for a place.
     Keep {
         connections: Vec<Key>,

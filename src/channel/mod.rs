@@ -20,12 +20,13 @@ pub(crate) use seqpacket::MOST_DESCRIPTORS;
 
 pub(crate) use messages::{FromTemplate, FromWorker, Quarantined, Taken, ToTemplate, ToWorker, VERSION};
 
-/// The version of what a supervisor leaves to the program that takes its place. A template says which one its program
-/// understands, as it is that program.
-pub(crate) const LEGACY_VERSION: u32 = 2;
+/// The version of the exec hand-off: what a supervisor passes to the program that takes its place. A template says which version
+/// its program understands.
+pub(crate) const HANDOFF_VERSION: u32 = 2;
 
-/// The environment variable by which a process learns that it is a template, and which descriptor its channel is.
-pub(crate) const TEMPLATE_VARIABLE: &str = "TINE_TEMPLATE_CHANNEL";
+/// The environment variable by which a process learns that it is a template, and which descriptor its channel is. A supervisor
+/// that runs already starts this program with this name, so the name stays.
+pub(crate) const TEMPLATE_VARIABLE: &str = "TINE_TEMPLATE_LINE";
 
 /// The largest message, in bytes. The largest sent today lists a template's methods; a socket pair takes
 /// about 200 KiB in one message.

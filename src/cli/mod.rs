@@ -43,7 +43,7 @@ impl Server {
     pub fn run(self) -> ExitCode {
         // Before the command line is looked at, and before anything could start a thread.
         let template_channel = template::inherited_channel();
-        let legacy = supervisor::inherited();
+        let handoff = supervisor::inherited();
         let cli = match Cli::parse_from_args(std::env::args_os()) {
             Ok(cli) => cli,
             Err(error) => {
@@ -76,8 +76,8 @@ impl Server {
                 page::complain(&format!("{TEMPLATE_VARIABLE}: {error}"));
                 2
             }
-            (None, Command::Serve(args)) => match legacy {
-                Some(legacy) => serve::go_on(legacy, &service),
+            (None, Command::Serve(args)) => match handoff {
+                Some(handoff) => serve::go_on(handoff, &service),
                 None => serve::run(&args.config, &service),
             },
             (None, Command::Check(args)) => check::run(&args.config, &service),

@@ -83,11 +83,11 @@ fn bind(wanted: &[config::Listener]) -> Result<Listeners, String> {
 }
 
 /// Goes on with the service that another program has run in this process before; the result is the exit code.
-pub(super) fn go_on(legacy: io::Result<supervisor::Legacy>, service: &Service) -> i32 {
-    let ended = legacy.and_then(|legacy| {
-        log::init(legacy.log());
+pub(super) fn go_on(handoff: io::Result<supervisor::ExecHandoff>, service: &Service) -> i32 {
+    let ended = handoff.and_then(|handoff| {
+        log::init(handoff.log());
         signals::write_errors_only()?;
-        supervisor::go_on(legacy, service.about())
+        supervisor::go_on(handoff, service.about())
     });
     ended.unwrap_or_else(|error| {
         // The log may not be there yet.

@@ -8,9 +8,9 @@ use std::rc::Rc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::policy::escrow::{Keeping, Which};
-use super::policy::state::{State, WorkerId};
-use super::reload::exec_handoff::Legacy;
+use super::policy::escrow::{Escrow, Which};
+use super::policy::state::{SupervisorState, WorkerId};
+use super::reload::exec_handoff::ExecHandoff;
 use super::reload::generations;
 use crate::channel::{FromTemplate, FromWorker, MOST_DESCRIPTORS, ToTemplate, ToWorker};
 
@@ -24,9 +24,9 @@ const WORKERS: [WorkerId; 3] = [1, 2, 3];
 ///
 /// A message is another one after it was written and read again, or a connection was lost or is there twice.
 pub(crate) fn hold_messages(bytes: &[u8]) -> Result<usize, String> {
-    let mut keeping: Keeping<Rc<()>, ()> = Keeping::default();
+    let mut escrow: Escrow<Rc<()>, ()> = Escrow::default();
     for worker in WORKERS {
-        keeping.begin(worker, ());
+        escrow.begin(worker, ());
     }
     let descriptor = Rc::new(());
     let mut messages = 0;
@@ -39,17 +39,17 @@ pub(crate) fn hold_messages(bytes: &[u8]) -> Result<usize, String> {
         ];
         messages += usize::from(read.contains(&true));
         if let Ok(message) = serde_json::from_slice(line) {
-            follow(&mut keeping, worker, message, &descriptor);
-            let (kept, held) = (keeping.len(), Rc::strong_count(&descriptor) - 1);
+            follow(&mut escrow, worker, message, &descriptor);
+            let (kept, held) = (escrow.len(), Rc::strong_count(&descriptor) - 1);
             if kept != held {
                 return Err(format!("{kept} connections are kept, with {held} descriptors"));
             }
         }
     }
     for worker in WORKERS {
-        keeping.ended(worker, "SIGKILL".to_owned());
+        escrow.ended(worker, "SIGKILL".to_owned());
     }
-    keeping.give_up_waiting();
+    escrow.give_up_waiting();
     match Rc::strong_count(&descriptor) - 1 {
         0 => Ok(messages),
         held => Err(format!("all workers have ended, and {held} descriptors are still there")),
@@ -57,31 +57,31 @@ pub(crate) fn hold_messages(bytes: &[u8]) -> Result<usize, String> {
 }
 
 /// Does what a worker says of connections, and hands on what waits.
-fn follow(keeping: &mut Keeping<Rc<()>, ()>, worker: WorkerId, message: FromWorker, descriptor: &Rc<()>) {
+fn follow(escrow: &mut Escrow<Rc<()>, ()>, worker: WorkerId, message: FromWorker, descriptor: &Rc<()>) {
     match message {
         FromWorker::Keep { connections, .. } => {
             // As many as fit, which may be fewer than it names.
             let count = connections.len().min(MOST_DESCRIPTORS);
-            keeping.keep(worker, connections, vec![Rc::clone(descriptor); count]);
+            escrow.keep(worker, connections, vec![Rc::clone(descriptor); count]);
         }
-        FromWorker::Closed { connections, .. } => keeping.closed(worker, &connections),
+        FromWorker::Closed { connections, .. } => escrow.closed(worker, &connections),
         FromWorker::Offered { connections, .. } => {
-            keeping.offered(worker, connections);
+            escrow.offered(worker, connections);
         }
         FromWorker::Adopted { from, results, .. } => {
-            keeping.adopted(worker, from, results);
+            escrow.adopted(worker, from, results);
         }
         // The end of a worker is no message; one of these stands for it.
         FromWorker::BootFailed { reason } => {
-            keeping.ended(worker, reason);
-            keeping.begin(worker, ());
+            escrow.ended(worker, reason);
+            escrow.begin(worker, ());
         }
         _ => {}
     }
     let adopters: Vec<(WorkerId, usize)> =
-        WORKERS.into_iter().map(|worker| (worker, keeping.served_by(worker))).collect();
-    for handing in keeping.plan(&adopters, Which::All) {
-        keeping.sent(handing);
+        WORKERS.into_iter().map(|worker| (worker, escrow.served_by(worker))).collect();
+    for hand_off in escrow.plan(&adopters, Which::All) {
+        escrow.sent(hand_off);
     }
 }
 
@@ -90,15 +90,15 @@ fn follow(keeping: &mut Keeping<Rc<()>, ()>, worker: WorkerId, message: FromWork
 /// # Errors
 ///
 /// It is another one after it was written and read again.
-pub(crate) fn hold_legacy(bytes: &[u8]) -> Result<usize, String> {
-    if !comes_back::<Legacy>(bytes)? {
+pub(crate) fn hold_exec_handoff(bytes: &[u8]) -> Result<usize, String> {
+    if !comes_back::<ExecHandoff>(bytes)? {
         return Ok(0);
     }
-    let legacy: Legacy = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let (brain, config) = legacy.into_brain();
-    // What it makes of it is for the tests of the brain; here nothing in it does harm.
-    let (state, _) = State::go_on(brain, generations::settings(&config));
-    let _ = state.calm();
+    let handoff: ExecHandoff = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let (snapshot, config) = handoff.into_snapshot();
+    // What it makes of it is for the tests of the state policy; here nothing in it does harm.
+    let (state, _) = SupervisorState::go_on(snapshot, generations::state_settings(&config));
+    let _ = state.quiescent();
     Ok(1)
 }
 

@@ -37,18 +37,18 @@ use crate::sys::signals::Signals;
 use children::addresses::AddressRegions;
 use children::blame;
 use children::ends::ToReap;
-use children::records::{Template, Workers};
-use handover::hand_over::Keeper;
+use children::records::{TemplateRecord, WorkerRecords};
+use handover::hand_over::Handover;
 pub(crate) use listeners::bound::Listeners;
 use listeners::lost::LostListeners;
 pub(crate) use needs::check as check_limits;
 use policy::leftovers::Leftovers;
-use policy::quarantine::Quarantine;
+use policy::quarantine::QuarantinePolicy;
 use policy::restart::Refusals;
-use policy::sign_of_life::SignsOfLife;
-use policy::state::{Action, Event, GenerationId, State, Timer, WorkerId};
-pub(crate) use reload::exec_handoff::{Legacy, go_on, inherited};
-use reload::generations::{self, Next, Origin, Terms};
+use policy::signs_of_life::SignsOfLife;
+use policy::state::{Action, Event, GenerationId, SupervisorState, Timer, WorkerId};
+pub(crate) use reload::exec_handoff::{ExecHandoff, go_on, inherited};
+use reload::generations::{self, GenerationSettings, NextGeneration, Origin};
 use reload::methods::{AllMethods, Methods};
 
 /// All that a supervisor starts from.
@@ -97,22 +97,22 @@ pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
         "listening"
     );
     raise_descriptor_limit(config);
-    let (state, actions) = State::start(generations::settings(config));
+    let (state, actions) = SupervisorState::start(generations::state_settings(config));
     let origin = Origin { number: 1, program: setup.program, source: setup.source };
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-    let quarantine = Quarantine::new(blame::limits(config));
+    let quarantine = QuarantinePolicy::new(blame::limits(config));
     let mut supervisor = Supervisor {
         epoll,
         signals,
         state,
         timers: BTreeMap::new(),
         templates: BTreeMap::new(),
-        workers: Workers::default(),
-        keeper: Keeper::new(config),
+        workers: WorkerRecords::default(),
+        handover: Handover::new(config),
         all_methods: AllMethods::default(),
         scoreboard: Scoreboard::new(Totals::default()),
         origin,
-        terms: Terms {
+        settings: GenerationSettings {
             config: setup.config,
             told: serde_json::Value::Null,
             methods: Rc::new(Methods::default()),
@@ -122,7 +122,7 @@ pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
         config_path: setup.config_path,
         bell: bell.into(),
         signs: SignsOfLife::new(crate::worker::LOOKS),
-        news: VecDeque::new(),
+        events: VecDeque::new(),
         quarantine,
         successor_is_wanted: false,
         forks: Refusals::default(),
@@ -174,25 +174,25 @@ fn raise_descriptor_limit(config: &Config) {
 struct Supervisor {
     epoll: Epoll,
     signals: Signals,
-    state: State,
+    state: SupervisorState,
     timers: BTreeMap<Timer, Instant>,
     /// Those that have not been reaped, by generation.
-    templates: BTreeMap<GenerationId, Template>,
-    workers: Workers,
-    keeper: Keeper,
+    templates: BTreeMap<GenerationId, TemplateRecord>,
+    workers: WorkerRecords,
+    handover: Handover,
     all_methods: AllMethods,
     scoreboard: Scoreboard<WorkerId>,
     /// The generation that serves.
     origin: Origin,
-    terms: Terms,
-    next: Option<Next>,
+    settings: GenerationSettings,
+    next: Option<NextGeneration>,
     config_path: Option<PathBuf>,
     /// What workers tell each other with that a connection waits.
     bell: OwnedFd,
     signs: SignsOfLife<WorkerId>,
     /// What happened and has not been decided about.
-    news: VecDeque<Event>,
-    quarantine: Quarantine,
+    events: VecDeque<Event>,
+    quarantine: QuarantinePolicy,
     /// Another program is to take this one's place as soon as nothing is under way.
     successor_is_wanted: bool,
     forks: Refusals,
@@ -248,7 +248,7 @@ impl Supervisor {
             self.reap_if_nobody_waits();
             self.clear_addresses();
             self.grant_credit();
-            self.look_for_life();
+            self.check_for_life();
             log::tell_of_counted(false);
             self.give_way_to_successor();
         }
@@ -257,9 +257,9 @@ impl Supervisor {
     fn timeout(&self) -> EpollTimeout {
         let timers = self.timers.values().copied();
         let others = self
-            .keeper
+            .handover
             .moments()
-            .chain(self.signs.next_look())
+            .chain(self.signs.next_check())
             .chain(self.quarantine.next_due())
             .chain(self.lost.next_try())
             .chain(self.leftovers.next_due())
@@ -313,11 +313,11 @@ impl Supervisor {
     /// Notes what happened. It is not decided about at once: actions report too, and what one event asks for must
     /// be done before the next is looked at.
     fn happened(&mut self, event: Event) {
-        self.news.push_back(event);
+        self.events.push_back(event);
     }
 
     fn decide(&mut self) {
-        while let Some(event) = self.news.pop_front() {
+        while let Some(event) = self.events.pop_front() {
             let actions = self.state.on(event, Instant::now());
             self.perform(actions);
         }
@@ -336,7 +336,7 @@ impl Supervisor {
                     self.request_fork(generation, worker, slot, doors_shut);
                 }
                 Action::Open(worker) => self.tell(worker, &ToWorker::Open),
-                Action::TurnRed(worker) => self.tell(worker, &ToWorker::TurnRed),
+                Action::MarkNotReady(worker) => self.tell(worker, &ToWorker::MarkNotReady),
                 Action::Leave(worker) => {
                     let gone = self.listeners_that_end_with(worker);
                     self.tell_to_end(worker, &ToWorker::Leave { gone });
@@ -351,13 +351,13 @@ impl Supervisor {
                 Action::Switch { generation } => self.switch(generation),
                 Action::ReloadFailed { generation, why } => self.reload_failed(generation, &why),
                 Action::CloseListeners => {
-                    if let Some(listeners) = self.terms.listeners.take() {
+                    if let Some(listeners) = self.settings.listeners.take() {
                         listeners.retire(None);
                     }
                     self.workers.observe(&mut self.scoreboard);
                     report::draining(&self.scoreboard.sum());
                 }
-                Action::TurnAway => self.terms.listeners.iter().for_each(Listeners::turn_away),
+                Action::TurnAway => self.settings.listeners.iter().for_each(Listeners::turn_away),
                 Action::Arm(timer, wait) => {
                     // A moment too far away to be told apart from never is never.
                     if let Some(at) = Instant::now().checked_add(wait) {

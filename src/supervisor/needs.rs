@@ -53,7 +53,8 @@ pub(crate) fn check(config: &Config, methods: usize) -> Result<(), String> {
     if config.limits.per_address > 0 {
         (arena, least) = (arena + addresses::BYTES, least + addresses::BYTES);
     }
-    let limits = Limits { addresses: limit(Resource::RLIMIT_AS), file: limit(Resource::RLIMIT_FSIZE) };
+    let limits =
+        ResourceLimits { addresses: limit(Resource::RLIMIT_AS), file: limit(Resource::RLIMIT_FSIZE) };
     let threads = crate::worker::threads_beside_main(config.threads) as u64;
     match limits.lack(arena, least, beside(threads, cpus::online() as u64)) {
         Some(lack) => Err(lack.to_string()),
@@ -67,12 +68,12 @@ fn beside(threads: u64, cpus: u64) -> u64 {
     PROGRAM + threads * EACH_THREAD + malloc_arenas * EACH_MALLOC_ARENA
 }
 
-struct Limits {
+struct ResourceLimits {
     addresses: u64,
     file: u64,
 }
 
-impl Limits {
+impl ResourceLimits {
     /// What is missing for a worker whose shared memory has so many bytes, or `least` with the smallest buffers, and which
     /// takes so many `beside` it.
     fn lack(&self, arena: u64, least: u64, beside: u64) -> Option<Lack> {
@@ -117,12 +118,12 @@ mod tests {
             (MOST, 0, Some(("RLIMIT_FSIZE", false))),
         ];
         for (addresses, file, expected) in table {
-            let lack = Limits { addresses, file }.lack(20 * GIB, 8 * GIB, GIB);
+            let lack = ResourceLimits { addresses, file }.lack(20 * GIB, 8 * GIB, GIB);
             let found =
                 lack.as_ref().map(|lack| (lack.limit.split(' ').next().unwrap(), lack.is_for_buffers));
             assert_eq!(found, expected, "{addresses} addresses, files of {file}");
         }
-        let lack = Limits { addresses: 8 * GIB, file: MOST }.lack(20 * GIB, 8 * GIB, GIB).unwrap();
+        let lack = ResourceLimits { addresses: 8 * GIB, file: MOST }.lack(20 * GIB, 8 * GIB, GIB).unwrap();
         assert_eq!(
             lack.to_string(),
             "RLIMIT_AS (`ulimit -v`) is 8192MiB, and 21504MiB are needed, as addresses of a worker, most of which it \

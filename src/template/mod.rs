@@ -79,9 +79,9 @@ fn begin(channel: &mut Channel, overrides: &Overrides, service: &Service) -> Res
     process::keep_exit_statuses().map_err(|error| format!("SIGCHLD: {error}"))?;
     let methods = service.method_names();
     let checked = serde_json::to_value(&config).map_err(|error| format!("the configuration: {error}"))?;
-    let (version, legacy) = (channel::VERSION, channel::LEGACY_VERSION);
+    let (version, handoff) = (channel::VERSION, channel::HANDOFF_VERSION);
     let warnings = config::warnings(&beginning.source, &config);
-    let ready = FromTemplate::Ready { version, methods, config: checked, legacy, warnings };
+    let ready = FromTemplate::Ready { version, methods, config: checked, handoff, warnings };
     channel
         .send(&ready, Vec::new())
         .map_err(|error| format!("the supervisor can't be told that the template is ready: {error}"))?;

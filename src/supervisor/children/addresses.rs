@@ -24,7 +24,7 @@ pub(in crate::supervisor) struct AddressRegions {
 
 /// What is left of it to another program.
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::supervisor) struct RegionsLeft {
+pub(in crate::supervisor) struct SavedRegions {
     memory: RawFd,
     owners: Vec<Option<WorkerId>>,
 }
@@ -34,12 +34,12 @@ impl AddressRegions {
         Ok(Self { counts: AllAddresses::create()?, owners: Vec::new(), has_complained: false })
     }
 
-    pub(in crate::supervisor) fn leave(&self) -> RegionsLeft {
-        RegionsLeft { memory: self.memory().as_raw_fd(), owners: self.owners.clone() }
+    pub(in crate::supervisor) fn leave(&self) -> SavedRegions {
+        SavedRegions { memory: self.memory().as_raw_fd(), owners: self.owners.clone() }
     }
 
     /// None where it is of another form: what the workers so far have counted is not known then.
-    pub(in crate::supervisor) fn inherit(left: RegionsLeft, descriptors: &mut LeftOpen) -> Option<Self> {
+    pub(in crate::supervisor) fn inherit(left: SavedRegions, descriptors: &mut LeftOpen) -> Option<Self> {
         match descriptors.take(left.memory).and_then(AllAddresses::open) {
             Ok(counts) => Some(Self { counts, owners: left.owners, has_complained: false }),
             Err(error) => {
@@ -107,8 +107,8 @@ impl Supervisor {
     /// they count twice, so that nobody has more than may be.
     pub(in crate::supervisor) fn clear_addresses(&mut self) {
         if let Some(regions) = &mut self.addresses {
-            let keeping = &self.keeper.keeping;
-            regions.clear(|worker| !keeping.knows(worker));
+            let escrow = &self.handover.escrow;
+            regions.clear(|worker| !escrow.knows(worker));
         }
     }
 }

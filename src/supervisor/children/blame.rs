@@ -7,19 +7,25 @@ use crate::channel::{Quarantined, ToWorker};
 use crate::config::{Config, span};
 use crate::rpc;
 use crate::supervisor::Supervisor;
-use crate::supervisor::children::records::Worker;
-use crate::supervisor::policy::quarantine::{Blame, Limits, Order, Quarantine, Released, Suspect};
+use crate::supervisor::children::records::WorkerRecord;
+use crate::supervisor::policy::quarantine::{
+    Blame, QuarantineLimits, QuarantineOrder, QuarantinePolicy, Released, Suspect,
+};
 use crate::supervisor::policy::state::WorkerId;
-use crate::supervisor::reload::generations::Terms;
+use crate::supervisor::reload::generations::GenerationSettings;
 use crate::sys::process::Ended;
 
-pub(in crate::supervisor) fn limits(config: &Config) -> Limits {
+pub(in crate::supervisor) fn limits(config: &Config) -> QuarantineLimits {
     let quarantine = &config.quarantine;
-    Limits { crashes: quarantine.crashes, window: quarantine.window, cool_down: quarantine.cool_down }
+    QuarantineLimits {
+        crashes: quarantine.crashes,
+        window: quarantine.window,
+        cool_down: quarantine.cool_down,
+    }
 }
 
 /// What a worker that is forked now must refuse.
-pub(in crate::supervisor) fn in_force(quarantine: &Quarantine) -> Vec<Quarantined> {
+pub(in crate::supervisor) fn in_force(quarantine: &QuarantinePolicy) -> Vec<Quarantined> {
     let in_force = quarantine.in_force(Instant::now());
     in_force.into_iter().map(|(method, wait)| Quarantined { method, for_ms: whole_ms(wait) }).collect()
 }
@@ -34,7 +40,7 @@ impl Supervisor {
     pub(in crate::supervisor) fn blame_for(
         &mut self,
         id: WorkerId,
-        worker: &Worker,
+        worker: &WorkerRecord,
         ended: Ended,
         last: &Snapshot,
     ) {
@@ -55,7 +61,7 @@ impl Supervisor {
     }
 
     /// What it ran. The built-in methods can't be at fault, so they are none unless one is the culprit.
-    fn suspects(&mut self, blame: &Blame, worker: &Worker, last: &Snapshot) -> Vec<Suspect> {
+    fn suspects(&mut self, blame: &Blame, worker: &WorkerRecord, last: &Snapshot) -> Vec<Suspect> {
         let mut ran: Vec<usize> = last.running.iter().map(|call| call.method).collect();
         ran.sort_unstable();
         ran.dedup();
@@ -81,14 +87,14 @@ impl Supervisor {
         let in_force = in_force(&self.quarantine);
         let Some(worker) = self.workers.get_mut(id) else { return };
         worker.is_ready = true;
-        let mut news: Vec<ToWorker> = std::mem::take(&mut worker.born_refusing)
+        let mut messages: Vec<ToWorker> = std::mem::take(&mut worker.born_refusing)
             .into_iter()
             .filter(|born| !in_force.iter().any(|now| now.method == *born))
             .map(|method| ToWorker::Release { method })
             .collect();
         let shut = |Quarantined { method, for_ms }| ToWorker::Quarantine { method, for_ms };
-        news.extend(in_force.into_iter().map(shut));
-        for message in news {
+        messages.extend(in_force.into_iter().map(shut));
+        for message in messages {
             self.tell_if_ready(id, &message);
         }
     }
@@ -109,12 +115,16 @@ impl Supervisor {
     }
 
     /// Another generation serves. What is known of a method holds for one program and the method's settings in it.
-    pub(in crate::supervisor) fn change_quarantine(&mut self, is_new_program: bool, before: &Terms) {
-        let mut orders = self.quarantine.change(limits(&self.terms.config));
-        let terms = &self.terms;
+    pub(in crate::supervisor) fn change_quarantine(
+        &mut self,
+        is_new_program: bool,
+        before: &GenerationSettings,
+    ) {
+        let mut orders = self.quarantine.change(limits(&self.settings.config));
+        let settings = &self.settings;
         orders.extend(self.quarantine.forgive(|method| match (is_new_program, before.table_of(method)) {
             (true, _) => Some(Released::NewProgram),
-            (false, table) => (table != terms.table_of(method)).then_some(Released::NewTable),
+            (false, table) => (table != settings.table_of(method)).then_some(Released::NewTable),
         }));
         self.carry_out(orders);
     }
@@ -124,10 +134,10 @@ impl Supervisor {
         self.carry_out(orders);
     }
 
-    pub(in crate::supervisor) fn carry_out(&mut self, orders: Vec<Order>) {
+    pub(in crate::supervisor) fn carry_out(&mut self, orders: Vec<QuarantineOrder>) {
         for order in orders {
             match order {
-                Order::Shut { method, wait } => {
+                QuarantineOrder::Shut { method, wait } => {
                     tracing::warn!(
                         method,
                         "method in quarantine for {}: it has crashed too many workers",
@@ -135,15 +145,15 @@ impl Supervisor {
                     );
                     self.tell_all(&ToWorker::Quarantine { method, for_ms: whole_ms(wait) });
                 }
-                Order::Try { method, worker } => {
+                QuarantineOrder::Try { method, worker } => {
                     let slot = self.workers.get_mut(worker).map(|worker| worker.slot);
                     tracing::info!(method, slot, "one call of a method in quarantine may be tried");
                     self.tell_if_ready(worker, &ToWorker::Trial { method });
                 }
-                Order::TakeBack { method, worker } => {
+                QuarantineOrder::TakeBack { method, worker } => {
                     self.tell_if_ready(worker, &ToWorker::Quarantine { method, for_ms: 0 });
                 }
-                Order::Release { method, why } => {
+                QuarantineOrder::Release { method, why } => {
                     tracing::info!(method, "method released from quarantine: {why}");
                     let message = ToWorker::Release { method };
                     match why {
@@ -158,7 +168,7 @@ impl Supervisor {
                         }
                     }
                 }
-                Order::Remind { method, worker } => {
+                QuarantineOrder::Remind { method, worker } => {
                     self.tell_if_ready(worker, &ToWorker::Release { method });
                 }
             }

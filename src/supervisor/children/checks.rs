@@ -1,4 +1,4 @@
-//! The loop's part in `sign_of_life`: the questions, and the end of a worker that does not answer.
+//! The loop's part in `signs_of_life`: the questions, and the end of a worker that does not answer.
 
 use std::time::Instant;
 
@@ -8,16 +8,16 @@ use nix::unistd::Pid;
 use crate::channel::ToWorker;
 use crate::config::span;
 use crate::supervisor::Supervisor;
-use crate::supervisor::children::records::Worker;
+use crate::supervisor::children::records::WorkerRecord;
 use crate::supervisor::children::worker_channels::watch_worker;
-use crate::supervisor::policy::sign_of_life::{Seen, Verdict};
+use crate::supervisor::policy::signs_of_life::{Activity, LifeVerdict};
 use crate::supervisor::policy::state::WorkerId;
 use crate::sys::process;
 
 impl Supervisor {
     /// Asks those that are to be asked, where it is time for that.
-    pub(in crate::supervisor) fn look_for_life(&mut self) {
-        if self.signs.next_look().is_none_or(|next| next > Instant::now()) {
+    pub(in crate::supervisor) fn check_for_life(&mut self) {
+        if self.signs.next_check().is_none_or(|next| next > Instant::now()) {
             return;
         }
         // An answer may wait to be read by a supervisor that was kept from it.
@@ -25,16 +25,16 @@ impl Supervisor {
             self.read_worker(worker);
         }
         self.decide();
-        let (workers, keeping) = (&self.workers, &self.keeper.keeping);
-        let verdicts = self.signs.look(Instant::now(), |id| match workers.get(id) {
-            Some(worker) if worker.arena.is_busy() || keeping.on_the_way_to(id) > 0 => Seen::Busy,
-            Some(_) => Seen::Idle,
-            None => Seen::Gone,
+        let (workers, escrow) = (&self.workers, &self.handover.escrow);
+        let verdicts = self.signs.check(Instant::now(), |id| match workers.get(id) {
+            Some(worker) if worker.arena.is_busy() || escrow.on_the_way_to(id) > 0 => Activity::Busy,
+            Some(_) => Activity::Idle,
+            None => Activity::Gone,
         });
         for verdict in verdicts {
             match verdict {
-                Verdict::Ask(id) => self.ask_for_life(id),
-                Verdict::Kill(id) => self.end_silent(id),
+                LifeVerdict::Ask(id) => self.ask_for_life(id),
+                LifeVerdict::Kill(id) => self.end_silent(id),
             }
         }
     }
@@ -53,7 +53,7 @@ impl Supervisor {
     /// has another status.
     pub(in crate::supervisor) fn end_deaf(&mut self, id: WorkerId, pid: Pid) {
         // The pid of one that has ended may be anybody's; one that has said why it can't start ends.
-        let lives = |worker: &&mut Worker| !worker.has_ended && worker.boot_failure.is_none();
+        let lives = |worker: &&mut WorkerRecord| !worker.has_ended && worker.boot_failure.is_none();
         let Some(worker) = self.workers.get_mut(id).filter(lives) else { return };
         if worker.is_deaf || !process::is_alive(pid).unwrap_or(false) {
             return;
@@ -65,7 +65,7 @@ impl Supervisor {
         }
     }
 
-    /// Its end is news like any other death, and what it ran is told then.
+    /// The log reports its end like any other death, with the calls that it ran.
     fn end_silent(&mut self, id: WorkerId) {
         let Some((worker, pid)) = self.workers.get(id).and_then(|worker| Some((worker, worker.pid?))) else {
             return;

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use crate::config::span;
 use crate::supervisor::Supervisor;
-use crate::supervisor::policy::state::{Event, GenerationId, Request, WorkerEvent, WorkerId};
+use crate::supervisor::policy::state::{Event, GenerationId, OperatorRequest, WorkerEvent, WorkerId};
 use crate::sys::clock;
 use crate::sys::process::{self, Ended, Reaped};
 
@@ -47,26 +47,26 @@ impl Supervisor {
     fn signalled(&mut self, signal: Signal) {
         tracing::info!(%signal, "signal");
         match signal {
-            Signal::SIGTERM => self.asked(Request::Stop),
+            Signal::SIGTERM => self.asked(OperatorRequest::Stop),
             Signal::SIGINT => {
                 if self.state.is_ending() {
                     self.hurry_leftovers();
                 }
-                self.asked(Request::StopOrEnd);
+                self.asked(OperatorRequest::StopOrEnd);
             }
             Signal::SIGQUIT => {
                 self.hurry_leftovers();
-                self.asked(Request::End);
+                self.asked(OperatorRequest::End);
             }
-            Signal::SIGTTIN => self.asked(Request::OneMore),
-            Signal::SIGTTOU => self.asked(Request::OneFewer),
-            Signal::SIGHUP | Signal::SIGUSR2 => self.asked(Request::Reload),
+            Signal::SIGTTIN => self.asked(OperatorRequest::OneMore),
+            Signal::SIGTTOU => self.asked(OperatorRequest::OneFewer),
+            Signal::SIGHUP | Signal::SIGUSR2 => self.asked(OperatorRequest::Reload),
             // There is no log file to open again.
             _ => {}
         }
     }
 
-    fn asked(&mut self, request: Request) {
+    fn asked(&mut self, request: OperatorRequest) {
         // A worker that has said it is ready may run calls: it must be drained and not killed as one that boots.
         for worker in self.workers.ids() {
             self.read_worker(worker);
@@ -77,9 +77,9 @@ impl Supervisor {
     /// Takes in the ends of workers whose connections others are to have, before these are reaped: that takes the kernel 10 ms
     /// for one that had 10,000 descriptors, when somebody has listed them in `/proc`, as programs that watch others do.
     fn take_in_ends(&mut self) {
-        let keeping = &self.keeper.keeping;
+        let escrow = &self.handover.escrow;
         let mut workers = self.workers.ids();
-        workers.retain(|id| keeping.served_by(*id) > 0);
+        workers.retain(|id| escrow.served_by(*id) > 0);
         // In the order of their births.
         workers.sort_unstable();
         for id in workers {
@@ -100,7 +100,7 @@ impl Supervisor {
     /// Reaps who has ended, once those who waited for it have been handed over.
     pub(in crate::supervisor) fn reap_if_nobody_waits(&mut self) {
         let Some(latest) = self.to_reap.latest else { return };
-        if self.keeper.keeping.waiting() == 0 || self.finished.is_some() || latest <= Instant::now() {
+        if self.handover.escrow.waiting() == 0 || self.finished.is_some() || latest <= Instant::now() {
             self.reap();
             // Some ends are only seen now.
             self.decide();

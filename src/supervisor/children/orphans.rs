@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getsid};
 
 use crate::supervisor::Supervisor;
-use crate::supervisor::policy::leftovers::{Living, Order};
+use crate::supervisor::policy::leftovers::{EndOrder, Living};
 use crate::supervisor::policy::state::WorkerId;
 use crate::sys::family::{self, Child};
 use crate::sys::process;
@@ -21,15 +21,15 @@ impl Supervisor {
     /// Looks at what is left, and ends what is to be ended. Only children of this process that have not been reaped are
     /// signalled, so no number can mean another process; what is below them comes to this process when they have ended.
     pub(in crate::supervisor) fn end_leftovers(&mut self) {
-        if self.terms.config.run.groups_outlive {
+        if self.settings.config.run.groups_outlive {
             return;
         }
         let Some(orphans) = self.orphans() else { return };
         let living = self.living();
-        for (orphan, order) in self.leftovers.look(&orphans, &living, Instant::now()) {
+        for (orphan, order) in self.leftovers.check(&orphans, &living, Instant::now()) {
             let signal = match order {
-                Order::End => Signal::SIGTERM,
-                Order::Kill => Signal::SIGKILL,
+                EndOrder::End => Signal::SIGTERM,
+                EndOrder::Kill => Signal::SIGKILL,
             };
             tracing::debug!(pid = orphan.pid, %signal, "a process that a handler has left behind is ended");
             if let Err(error) = process::kill(Pid::from_raw(orphan.pid), signal) {

@@ -24,19 +24,19 @@ use crate::sys::process::{self, Ended};
 
 /// The template process of one generation.
 #[derive(Debug)]
-pub(crate) struct Template {
+pub(crate) struct TemplateRecord {
     pub(crate) pid: Pid,
     pub(crate) channel: Channel,
     /// The epoll set still watches the channel.
     pub(crate) channel_open: bool,
-    /// It told why it ends, or was killed on purpose: its end is no news.
+    /// It told why it ends, or the supervisor killed it: the end is expected, and the log reports no error.
     pub(crate) end_expected: bool,
     pub(crate) started: Instant,
 }
 
 /// One worker process, from the request to fork it until its end is taken in.
 #[derive(Debug)]
-pub(crate) struct Worker {
+pub(crate) struct WorkerRecord {
     pub(crate) generation: GenerationId,
     pub(crate) slot: usize,
     /// Those of its generation.
@@ -53,7 +53,7 @@ pub(crate) struct Worker {
     pub(crate) channel_open: bool,
     pub(crate) arena: ArenaReader,
     pub(crate) started: Instant,
-    /// It was told to end, or said that it will: its end is no news.
+    /// It was told to end, or said that it will: the end is expected, and the log reports no error.
     pub(crate) end_expected: bool,
     /// It was killed because its channel was closed at its end while it lived.
     pub(crate) is_deaf: bool,
@@ -71,7 +71,7 @@ pub(crate) struct Worker {
     pub(crate) session: Option<i32>,
 }
 
-impl Worker {
+impl WorkerRecord {
     /// It can be told something. A word to one that boots would end it.
     pub(crate) fn hears(&self) -> bool {
         self.is_ready && self.channel_open && !self.has_ended
@@ -148,28 +148,28 @@ fn running_calls(snapshot: &Snapshot, methods: &[String]) -> String {
 
 /// Every worker process whose end has not been taken in.
 #[derive(Debug, Default)]
-pub(crate) struct Workers {
-    by_id: HashMap<WorkerId, Worker>,
+pub(crate) struct WorkerRecords {
+    by_id: HashMap<WorkerId, WorkerRecord>,
 }
 
-impl Workers {
-    pub(crate) fn insert(&mut self, id: WorkerId, worker: Worker) {
+impl WorkerRecords {
+    pub(crate) fn insert(&mut self, id: WorkerId, worker: WorkerRecord) {
         self.by_id.insert(id, worker);
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Worker> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &WorkerRecord> {
         self.by_id.values()
     }
 
-    pub(crate) fn get(&self, id: WorkerId) -> Option<&Worker> {
+    pub(crate) fn get(&self, id: WorkerId) -> Option<&WorkerRecord> {
         self.by_id.get(&id)
     }
 
-    pub(crate) fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
+    pub(crate) fn get_mut(&mut self, id: WorkerId) -> Option<&mut WorkerRecord> {
         self.by_id.get_mut(&id)
     }
 
-    pub(crate) fn remove(&mut self, id: WorkerId) -> Option<Worker> {
+    pub(crate) fn remove(&mut self, id: WorkerId) -> Option<WorkerRecord> {
         self.by_id.remove(&id)
     }
 
@@ -185,7 +185,7 @@ impl Workers {
         }
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (WorkerId, &mut Worker)> {
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (WorkerId, &mut WorkerRecord)> {
         self.by_id.iter_mut().map(|(id, worker)| (*id, worker))
     }
 

@@ -7,7 +7,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::signal::Signal;
 
 use crate::channel::{self, Channel, FromTemplate, Received, ToTemplate};
-use crate::supervisor::children::records::{self, Template};
+use crate::supervisor::children::records::{self, TemplateRecord};
 use crate::supervisor::policy::state::{Event, GenerationId, WorkerEvent};
 use crate::supervisor::{FIRST_TEMPLATE, MOST_MESSAGES, Supervisor, watch};
 use crate::sys::{limits, process};
@@ -43,7 +43,7 @@ impl Supervisor {
         })?;
         tracing::debug!(%pid, generation, "template started");
         let template =
-            Template { pid, channel, channel_open: true, end_expected: false, started: Instant::now() };
+            TemplateRecord { pid, channel, channel_open: true, end_expected: false, started: Instant::now() };
         self.templates.insert(generation, template);
         Ok(())
     }
@@ -94,7 +94,7 @@ impl Supervisor {
 
     fn template_says(&mut self, generation: GenerationId, message: FromTemplate) {
         match message {
-            FromTemplate::Ready { version, methods, config, legacy, warnings }
+            FromTemplate::Ready { version, methods, config, handoff, warnings }
                 if version == channel::VERSION =>
             {
                 // Those of the generation that serves have been told.
@@ -106,7 +106,7 @@ impl Supervisor {
                 // Daemons that are new by now may be preload's.
                 self.spare_orphans();
                 let event = self.template_is_ready(generation, methods, config);
-                self.successor_understands(generation, legacy);
+                self.successor_understands(generation, handoff);
                 self.happened(event);
             }
             FromTemplate::Ready { version, .. } => {

@@ -15,7 +15,7 @@ use crate::config::span;
 use crate::log::{self, Counted, More};
 use crate::supervisor::children::blame::in_force;
 use crate::supervisor::children::orphans::session_of;
-use crate::supervisor::children::records::Worker;
+use crate::supervisor::children::records::WorkerRecord;
 use crate::supervisor::policy::shares::{Credit, Share};
 use crate::supervisor::policy::state::{Event, GenerationId, WorkerEvent, WorkerId};
 use crate::supervisor::{FIRST_WORKER, MOST_MESSAGES, Supervisor, watch};
@@ -58,22 +58,23 @@ impl Supervisor {
         slot: usize,
         doors_shut: bool,
     ) -> io::Result<()> {
-        let terms = self.terms(generation);
-        let Some((terms, listeners)) = terms.and_then(|terms| Some((terms, terms.listeners.as_ref()?)))
+        let settings = self.settings(generation);
+        let Some((settings, listeners)) =
+            settings.and_then(|settings| Some((settings, settings.listeners.as_ref()?)))
         else {
             return Err(io::Error::other("its generation is gone"));
         };
-        let (methods, stuck) = (Rc::clone(&terms.methods), terms.config.timeouts.stuck);
+        let (methods, stuck) = (Rc::clone(&settings.methods), settings.config.timeouts.stuck);
         let share = Share::at_birth();
         let may_keep = Some(self.first_credit(share));
         let (channel, far_end) = Channel::pair()?;
-        let room = Room { methods: methods.names.len(), ..crate::worker::room(&terms.config) };
+        let room = Room { methods: methods.names.len(), ..crate::worker::room(&settings.config) };
         let memory = arena::create(&room)?;
         let arena = ArenaReader::open(&memory).map_err(io::Error::other)?;
         let kept_memory = memory.try_clone()?;
         let mut descriptors: Vec<OwnedFd> = vec![far_end, memory, self.bell.as_fd().try_clone_to_owned()?];
         let (listeners, sockets) = (listeners.duplicates()?, listeners.sockets());
-        let per_address = terms.config.limits.per_address;
+        let per_address = settings.config.limits.per_address;
         let (region, addresses) = self.region_for(id, per_address)?.unzip();
         descriptors.extend(addresses.into_iter().chain(listeners));
         let Some(template) = self.templates.get_mut(&generation) else {
@@ -81,7 +82,7 @@ impl Supervisor {
         };
         self.epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
         let quarantine = in_force(&self.quarantine);
-        let worker = Worker {
+        let worker = WorkerRecord {
             generation,
             slot,
             methods,
@@ -104,7 +105,7 @@ impl Supervisor {
             session: None,
         };
         self.workers.insert(id, worker);
-        self.keeper.keeping.begin(id, kept_memory);
+        self.handover.escrow.begin(id, kept_memory);
         let fork = ToTemplate::Fork { worker: id, slot, may_keep, doors_shut, quarantine, region };
         template.channel.send(&fork, descriptors)?;
         watch(&self.epoll, &template.channel, template_channel::token(generation));
@@ -117,12 +118,12 @@ impl Supervisor {
     }
 
     pub(in crate::supervisor) fn abandon(&mut self, id: WorkerId) {
-        self.keeper.keeping.ended(id, String::new());
+        self.handover.escrow.ended(id, String::new());
         let Some(mut worker) = self.workers.remove(id) else {
             return;
         };
         // What it was to hold and was granted is anybody's.
-        self.keeper.shares_changed();
+        self.handover.shares_changed();
         if worker.channel_open {
             let _ = self.epoll.delete(&worker.channel);
         }
@@ -131,12 +132,12 @@ impl Supervisor {
     }
 
     pub(in crate::supervisor) fn tell_to_end(&mut self, id: WorkerId, how: &ToWorker) {
-        let kept = self.keeper.keeping.served_by(id);
+        let kept = self.handover.escrow.served_by(id);
         if let Some(worker) = self.workers.get_mut(id) {
             worker.end_expected = true;
             worker.share.ends(kept);
         }
-        self.keeper.shares_changed();
+        self.handover.shares_changed();
         self.tell(id, how);
     }
 
@@ -216,10 +217,10 @@ impl Supervisor {
             return;
         }
         if let Some(epoll) = descriptors.into_iter().next() {
-            self.keeper.keeping.hold_epoll(id, epoll);
+            self.handover.escrow.hold_epoll(id, epoll);
         }
         self.balance_soon();
-        self.keeper.shares_changed();
+        self.handover.shares_changed();
         self.catch_up(id);
         self.listens_on_what_there_is(id);
         // It accepts from then on, and others no more than their parts: whoever reads that it is ready finds it so.
@@ -306,7 +307,7 @@ impl Supervisor {
                 }
                 WorkerEvent::Retiring
             }
-            FromWorker::OnlyStuckLeft => {
+            FromWorker::OnlyStuckThreadsLeft => {
                 if let Some(More { count, .. }) = WORDS.admit(None) {
                     tracing::info!(
                         slot,
@@ -315,7 +316,7 @@ impl Supervisor {
                         "nothing is left in a worker but threads that don't come back"
                     );
                 }
-                WorkerEvent::OnlyStuckLeft
+                WorkerEvent::OnlyStuckThreadsLeft
             }
             FromWorker::Keep { connections, .. } => return self.keep(id, connections, descriptors),
             FromWorker::Closed { connections, .. } => return self.closed(id, &connections),
@@ -330,7 +331,7 @@ impl Supervisor {
     }
 }
 
-pub(in crate::supervisor) fn watch_worker(epoll: &Epoll, worker: &Worker, id: WorkerId) {
+pub(in crate::supervisor) fn watch_worker(epoll: &Epoll, worker: &WorkerRecord, id: WorkerId) {
     watch(epoll, &worker.channel, token(id));
 }
 

@@ -1,6 +1,6 @@
-//! Connections that outlive their worker: what workers say about the keeping, and handing over what waits.
+//! Connections that outlive their worker: what workers say about them, and handing over what waits.
 //!
-//! Whose a connection is stands in `keeping`; here the messages go out and come in. Nothing waits for an answer: what can't
+//! Whose a connection is stands in `escrow`; here the messages go out and come in. Nothing waits for an answer: what can't
 //! be sent now is tried again a little later, and as soon as anything else happens.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,9 +15,9 @@ use crate::arena::{KeptArena, Key};
 use crate::channel::{Taken, ToWorker};
 use crate::config::Config;
 use crate::supervisor::Supervisor;
-use crate::supervisor::children::records::Worker;
-use crate::supervisor::policy::balance::{self, Has};
-use crate::supervisor::policy::escrow::{Handing, Keeping, Which};
+use crate::supervisor::children::records::WorkerRecord;
+use crate::supervisor::policy::balance::{self, WorkerLoad};
+use crate::supervisor::policy::escrow::{Escrow, HandOff, Which};
 use crate::supervisor::policy::shares::{self, Share};
 use crate::supervisor::policy::state::WorkerId;
 use crate::sys::limits;
@@ -49,8 +49,8 @@ const MOST_WAITING: usize = 1 << 20;
 
 /// What the supervisor has of connections.
 #[derive(Debug)]
-pub(in crate::supervisor) struct Keeper {
-    pub(in crate::supervisor) keeping: Keeping<OwnedFd, OwnedFd>,
+pub(in crate::supervisor) struct Handover {
+    pub(in crate::supervisor) escrow: Escrow<OwnedFd, OwnedFd>,
     /// So many may be kept.
     most: usize,
     /// So many may the workers hold.
@@ -69,10 +69,10 @@ pub(in crate::supervisor) struct Keeper {
     has_complained: bool,
 }
 
-impl Keeper {
+impl Handover {
     pub(in crate::supervisor) fn new(config: &Config) -> Self {
-        let mut keeper = Self {
-            keeping: Keeping::default(),
+        let mut handover = Self {
+            escrow: Escrow::default(),
             most: 0,
             connections: 0,
             shares_may_change: false,
@@ -83,8 +83,8 @@ impl Keeper {
             refuse_until: BTreeMap::new(),
             has_complained: false,
         };
-        keeper.resize(config);
-        keeper
+        handover.resize(config);
+        handover
     }
 
     /// The descriptor limit, or the configuration, is another one.
@@ -95,7 +95,7 @@ impl Keeper {
         self.shares_changed();
     }
 
-    /// Has it looked at how many connections each worker may hold.
+    /// How many connections each worker may hold is computed anew in this round.
     pub(in crate::supervisor) fn shares_changed(&mut self) {
         (self.shares_may_change, self.credit_may_change) = (true, true);
     }
@@ -120,7 +120,7 @@ impl Keeper {
     fn complain(&mut self, why: &str) {
         if !std::mem::replace(&mut self.has_complained, true) {
             tracing::warn!(
-                kept = self.keeping.len(),
+                kept = self.escrow.len(),
                 "some connections can't be kept and would end with their worker (said once): {why}; raise the \
                  descriptor limit (ulimit -n, LimitNOFILE=) for more"
             );
@@ -136,23 +136,23 @@ impl Supervisor {
         mut descriptors: Vec<OwnedFd>,
     ) {
         if descriptors.len() < connections.len() {
-            self.keeper.complain("not all of their descriptors arrived");
+            self.handover.complain("not all of their descriptors arrived");
         }
         let beyond = self.room_beyond_credit(worker);
         let sure = self.workers.get_mut(worker).map_or(0, |worker| worker.credit.uses(connections.len()));
         let room = sure.saturating_add(beyond);
-        self.keeper.credit_may_change = true;
+        self.handover.credit_may_change = true;
         if descriptors.len() > room {
             descriptors.truncate(room);
-            self.keeper.complain("the supervisor may not have more descriptors open");
+            self.handover.complain("the supervisor may not have more descriptors open");
         }
-        let not_kept = self.keeper.keeping.keep(worker, connections, descriptors);
+        let not_kept = self.handover.escrow.keep(worker, connections, descriptors);
         let kept = self.with_place(worker);
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.share.keeps(kept);
             if worker.share.may_hold() <= kept {
                 // It may wait to hear that the service has no room.
-                self.keeper.shares_changed();
+                self.handover.shares_changed();
             }
         }
         self.balance_soon();
@@ -162,8 +162,8 @@ impl Supervisor {
     }
 
     pub(in crate::supervisor) fn closed(&mut self, worker: WorkerId, connections: &[Key]) {
-        self.keeper.keeping.closed(worker, connections);
-        self.keeper.credit_may_change = true;
+        self.handover.escrow.closed(worker, connections);
+        self.handover.credit_may_change = true;
         self.gave_up(worker);
         self.balance_soon();
     }
@@ -180,14 +180,14 @@ impl Supervisor {
     /// to accept fewer because of them.
     fn with_place(&self, worker: WorkerId) -> usize {
         let without_place = self.workers.get(worker).map_or(0, |worker| worker.without_place);
-        self.keeper.keeping.served_by(worker).saturating_sub(without_place)
+        self.handover.escrow.served_by(worker).saturating_sub(without_place)
     }
 
     pub(in crate::supervisor) fn offered(&mut self, worker: WorkerId, connections: Vec<Key>) {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.share.offered(connections.len());
         }
-        let not_kept = self.keeper.keeping.offered(worker, connections);
+        let not_kept = self.handover.escrow.offered(worker, connections);
         self.gave_up(worker);
         if !not_kept.is_empty() {
             // Nobody has another descriptor of them, and it offered them before it could know: it goes on with them.
@@ -196,18 +196,18 @@ impl Supervisor {
     }
 
     pub(in crate::supervisor) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Taken>) {
-        let moved = self.keeper.keeping.adopted(adopter, from, results);
+        let moved = self.handover.escrow.adopted(adopter, from, results);
         let kept = self.with_place(adopter);
         if let Some(worker) = self.workers.get_mut(adopter) {
             worker.share.adopted(kept);
         }
-        self.keeper.shares_changed();
+        self.handover.shares_changed();
         if moved.refused > 0 {
             // Their clients may have gone at that moment. Where that is not why, the adopter has said so.
             tracing::debug!(connections = moved.refused, "connections of a worker are not gone on with");
         }
         if moved.wait_again > 0 {
-            self.keeper.complain("a worker has no room for connections of another's");
+            self.handover.complain("a worker has no room for connections of another's");
             self.try_again_later();
         }
         if !moved.released.is_empty() {
@@ -217,25 +217,25 @@ impl Supervisor {
 
     /// A worker has ended and its channel was read dry.
     pub(in crate::supervisor) fn bequeath(&mut self, worker: WorkerId, cause: String) {
-        let connections = self.keeper.keeping.served_by(worker);
+        let connections = self.handover.escrow.served_by(worker);
         if connections > 0 {
             tracing::info!(connections, "the connections of a worker that has ended go to others");
         }
-        self.keeper.keeping.ended(worker, cause);
-        self.keeper.crowded.remove(&worker);
-        self.keeper.refuse_until.remove(&worker);
-        self.keeper.shares_changed();
+        self.handover.escrow.ended(worker, cause);
+        self.handover.crowded.remove(&worker);
+        self.handover.refuse_until.remove(&worker);
+        self.handover.shares_changed();
     }
 
     /// Connections that no worker holds or may accept.
     pub(in crate::supervisor) fn unclaimed(&self) -> usize {
-        let moving = self.keeper.keeping.moving();
+        let moving = self.handover.escrow.moving();
         let living = self.workers.iter().filter(|worker| !worker.has_ended);
-        shares::unclaimed(self.keeper.connections, moving, living.map(|worker| worker.share))
+        shares::unclaimed(self.handover.connections, moving, living.map(|worker| worker.share))
     }
 
     /// Workers that accept connections.
-    fn serving(&self) -> impl Iterator<Item = &Worker> {
+    fn serving(&self) -> impl Iterator<Item = &WorkerRecord> {
         self.workers.iter().filter(|worker| worker.hears() && !worker.share.has_ended())
     }
 
@@ -243,18 +243,18 @@ impl Supervisor {
     fn part(&self) -> usize {
         let serving = self.serving().filter(|worker| worker.generation == self.origin.number);
         let slots: BTreeSet<usize> = serving.map(|worker| worker.slot).collect();
-        self.keeper.connections.div_ceil(slots.len().max(1))
+        self.handover.connections.div_ceil(slots.len().max(1))
     }
 
     /// More connections may be held than are.
     fn has_room(&self) -> bool {
         let held: usize = self.workers.ids().into_iter().map(|id| self.with_place(id)).sum();
-        shares::has_room(self.keeper.connections, held + self.keeper.keeping.moving())
+        shares::has_room(self.handover.connections, held + self.handover.escrow.moving())
     }
 
     /// Tells workers how many connections they may hold, and whether the service has room for more, where that has changed.
     pub(in crate::supervisor) fn share_out(&mut self) {
-        if !std::mem::take(&mut self.keeper.shares_may_change) {
+        if !std::mem::take(&mut self.handover.shares_may_change) {
             return;
         }
         let (part, now) = (self.part(), Instant::now());
@@ -279,7 +279,7 @@ impl Supervisor {
             self.tell(id, &ToWorker::MayHold { connections, service_has_room });
         }
         if let Some(at) = self.workers.iter().filter_map(|worker| worker.share.moment()).min() {
-            self.keeper.balance_at = Some(self.keeper.balance_at.map_or(at, |balance| balance.min(at)));
+            self.handover.balance_at = Some(self.handover.balance_at.map_or(at, |balance| balance.min(at)));
         }
     }
 
@@ -289,13 +289,13 @@ impl Supervisor {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.share.has_heard(kept);
         }
-        self.keeper.shares_changed();
+        self.handover.shares_changed();
     }
 
     /// What may be kept beyond what is, and beyond what workers were granted.
     fn unpromised(&self) -> usize {
         let promised: usize = self.workers.iter().map(|worker| worker.credit.open()).sum();
-        self.keeper.most.saturating_sub(self.keeper.keeping.descriptors().saturating_add(promised))
+        self.handover.most.saturating_sub(self.handover.escrow.descriptors().saturating_add(promised))
     }
 
     /// What may be kept of this worker's beyond what is, and beyond what it was granted.
@@ -303,25 +303,25 @@ impl Supervisor {
         let Some(worker) = self.workers.get(id) else {
             return 0;
         };
-        let has = self.keeper.keeping.served_by(id).saturating_add(worker.credit.open());
-        let slack = self.keeper.slack(self.workers.ids().len());
+        let has = self.handover.escrow.served_by(id).saturating_add(worker.credit.open());
+        let slack = self.handover.slack(self.workers.ids().len());
         worker.share.may_keep(slack).saturating_sub(has).min(self.unpromised())
     }
 
     /// What a worker is granted at its birth.
     pub(in crate::supervisor) fn first_credit(&self, share: Share) -> usize {
         // Those that are about to be born are to have as much.
-        let workers = (self.workers.ids().len() + 1).max(self.terms.config.processes);
-        let may_keep = share.may_keep(self.keeper.slack(workers));
-        self.keeper.window(workers).min(may_keep).min(self.unpromised())
+        let workers = (self.workers.ids().len() + 1).max(self.settings.config.processes);
+        let may_keep = share.may_keep(self.handover.slack(workers));
+        self.handover.window(workers).min(may_keep).min(self.unpromised())
     }
 
     /// Grants workers that have asked to have connections kept that they may ask again, as far as there is room.
     pub(in crate::supervisor) fn grant_credit(&mut self) {
-        if !std::mem::take(&mut self.keeper.credit_may_change) {
+        if !std::mem::take(&mut self.handover.credit_may_change) {
             return;
         }
-        let window = self.keeper.window(self.workers.ids().len());
+        let window = self.handover.window(self.workers.ids().len());
         for id in self.workers.ids() {
             let room = self.room_beyond_credit(id);
             let low =
@@ -332,20 +332,20 @@ impl Supervisor {
             if let Some(more) = worker.credit.grant(window, room) {
                 self.tell(id, &ToWorker::MayKeep { more });
             } else if worker.credit.open() == 0 && self.unpromised() == 0 {
-                self.keeper.complain("the supervisor may not have more descriptors open");
+                self.handover.complain("the supervisor may not have more descriptors open");
             }
         }
     }
 
     /// Hands over what waits, as far as there is somebody to take it.
     pub(in crate::supervisor) fn hand_over(&mut self) {
-        if self.keeper.keeping.waiting() == 0 {
+        if self.handover.escrow.waiting() == 0 {
             return;
         }
-        if self.keeper.try_again_at.is_some_and(|at| Instant::now() < at) {
+        if self.handover.try_again_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
-        self.keeper.try_again_at = None;
+        self.handover.try_again_at = None;
         let adopters = self.state.adopters();
         if adopters.is_empty() {
             if self.state.is_ending() {
@@ -355,24 +355,24 @@ impl Supervisor {
         }
         let now = Instant::now();
         // Where calls wait is no place for more, as long as there are others.
-        let weight = |has: Has| (has.worker, has.connections + has.load);
+        let weight = |has: WorkerLoad| (has.worker, has.connections + has.load);
         let can_take = |worker: &WorkerId| {
-            let refuses = self.keeper.refuse_until.get(worker).is_some_and(|until| now < *until);
+            let refuses = self.handover.refuse_until.get(worker).is_some_and(|until| now < *until);
             !refuses && self.workers.get(*worker).is_some_and(|worker| worker.channel_open)
         };
         let mut adopters: Vec<(WorkerId, usize)> =
             adopters.into_iter().filter(can_take).map(|worker| weight(self.has(worker))).collect();
         loop {
             // Who is found first is handed over first: an adopter answers them while the others are looked at.
-            let are_more = self.keeper.keeping.look_at_some(LOOK_AT_ONCE, are_urgent);
+            let are_more = self.handover.escrow.look_at_some(LOOK_AT_ONCE, are_urgent);
             let which = if are_more { Which::Urgent } else { Which::All };
             // One that can't take anything is left out and the rest planned anew: the next plan would else be the same again.
             while let Some((adopter, error)) = self.hand_over_to(&adopters, which) {
                 self.try_again_later();
-                match Refused::by(&error) {
-                    Refused::Everybody => return,
-                    Refused::ThisOne => {}
-                    Refused::ForLong => self.leave_out(adopter, &error),
+                match NotSent::by(&error) {
+                    NotSent::Everybody => return,
+                    NotSent::ThisOne => {}
+                    NotSent::ForLong => self.leave_out(adopter, &error),
                 }
                 adopters.retain(|(worker, _)| *worker != adopter);
             }
@@ -380,7 +380,7 @@ impl Supervisor {
                 break;
             }
         }
-        if self.keeper.keeping.waiting() > 0 {
+        if self.handover.escrow.waiting() > 0 {
             self.try_again_later();
         }
     }
@@ -391,29 +391,29 @@ impl Supervisor {
         adopters: &[(WorkerId, usize)],
         which: Which,
     ) -> Option<(WorkerId, io::Error)> {
-        for handing in self.keeper.keeping.plan(adopters, which) {
-            if let Err(error) = self.ask_to_adopt(handing) {
-                return Some((handing.to, error));
+        for hand_off in self.handover.escrow.plan(adopters, which) {
+            if let Err(error) = self.ask_to_adopt(hand_off) {
+                return Some((hand_off.to, error));
             }
-            self.keeper.keeping.sent(handing);
-            self.watch_adopter(handing.to);
+            self.handover.escrow.sent(hand_off);
+            self.watch_adopter(hand_off.to);
         }
         None
     }
 
     /// Said once for each worker.
     fn leave_out(&mut self, adopter: WorkerId, error: &io::Error) {
-        if self.keeper.refuse_until.insert(adopter, Instant::now() + LEFT_OUT).is_none() {
+        if self.handover.refuse_until.insert(adopter, Instant::now() + LEFT_OUT).is_none() {
             let slot = self.workers.get(adopter).map(|worker| worker.slot);
             tracing::warn!(slot, %error, "a worker can't be handed connections, which go to others while there are any");
         }
     }
 
-    fn ask_to_adopt(&self, handing: Handing) -> io::Result<()> {
+    fn ask_to_adopt(&self, hand_off: HandOff) -> io::Result<()> {
         let gone = || io::Error::from(Errno::EPIPE);
-        let adopter = self.workers.get(handing.to).ok_or_else(gone)?;
-        let parcel = self.keeper.keeping.parcel(handing.from, handing.count).ok_or_else(gone)?;
-        let (from, cause, connections) = (handing.from, parcel.cause, parcel.connections);
+        let adopter = self.workers.get(hand_off.to).ok_or_else(gone)?;
+        let parcel = self.handover.escrow.parcel(hand_off.from, hand_off.count).ok_or_else(gone)?;
+        let (from, cause, connections) = (hand_off.from, parcel.cause, parcel.connections);
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![parcel.arena.as_fd()];
         descriptors.extend(parcel.descriptors.into_iter().map(AsFd::as_fd));
         adopter.channel.send_now(&ToWorker::Adopt { from, cause, connections }, &descriptors)
@@ -427,11 +427,11 @@ impl Supervisor {
     }
 
     fn try_again_later(&mut self) {
-        self.keeper.try_again_at = Some(Instant::now() + TRY_AGAIN);
+        self.handover.try_again_at = Some(Instant::now() + TRY_AGAIN);
     }
 
     fn give_up_waiting(&mut self) {
-        for (worker, connections) in self.keeper.keeping.give_up_waiting() {
+        for (worker, connections) in self.handover.escrow.give_up_waiting() {
             self.release(worker, &connections);
         }
     }
@@ -460,64 +460,65 @@ fn are_urgent(arena: &OwnedFd, waiting: &[(Key, OwnedFd)]) -> Vec<bool> {
 impl Supervisor {
     pub(in crate::supervisor) fn crowded(&mut self, worker: WorkerId, waiting: usize) {
         // Its word is a stranger's: sums of it must stay numbers.
-        self.keeper.crowded.insert(worker, (Instant::now(), waiting.min(MOST_WAITING)));
+        self.handover.crowded.insert(worker, (Instant::now(), waiting.min(MOST_WAITING)));
         self.balance_soon();
     }
 
     /// Something has changed that may leave a worker with too much.
     pub(in crate::supervisor) fn balance_soon(&mut self) {
         let at = Instant::now() + SETTLE;
-        self.keeper.balance_at.get_or_insert(at);
+        self.handover.balance_at.get_or_insert(at);
     }
 
     pub(in crate::supervisor) fn balance(&mut self) {
         let now = Instant::now();
-        if self.keeper.balance_at.is_none_or(|at| now < at) {
+        if self.handover.balance_at.is_none_or(|at| now < at) {
             return;
         }
-        self.keeper.balance_at = None;
-        self.keeper.shares_changed();
-        self.keeper.crowded.retain(|_, (since, _)| now.saturating_duration_since(*since) < CROWDED_FOR);
+        self.handover.balance_at = None;
+        self.handover.shares_changed();
+        self.handover.crowded.retain(|_, (since, _)| now.saturating_duration_since(*since) < CROWDED_FOR);
         if self.state.is_ending() {
             return;
         }
-        if self.keeper.keeping.is_moving() {
+        if self.handover.escrow.is_moving() {
             return self.balance_soon();
         }
-        let workers: Vec<Has> = self.state.adopters().into_iter().map(|worker| self.has(worker)).collect();
+        let workers: Vec<WorkerLoad> =
+            self.state.adopters().into_iter().map(|worker| self.has(worker)).collect();
         let plan = balance::plan(&workers);
-        for let_go in &plan {
-            if let Some(worker) = self.workers.get_mut(let_go.worker) {
-                worker.share.lets_go(let_go.count, now);
+        for release in &plan {
+            if let Some(worker) = self.workers.get_mut(release.worker) {
+                worker.share.releases(release.count, now);
             }
         }
         self.share_out();
-        for let_go in plan {
+        for release in plan {
             tracing::debug!(
-                worker = let_go.worker,
-                connections = let_go.count,
+                worker = release.worker,
+                connections = release.count,
                 "a worker lets connections go to others"
             );
-            self.tell(let_go.worker, &ToWorker::LetGo { count: let_go.count, busy: let_go.busy });
+            self.tell(release.worker, &ToWorker::ReleaseSome { count: release.count, busy: release.busy });
             self.balance_soon();
         }
     }
 
-    fn has(&self, worker: WorkerId) -> Has {
+    fn has(&self, worker: WorkerId) -> WorkerLoad {
         // Where no call waits anywhere it does not matter who runs how many.
-        let load = if self.keeper.crowded.is_empty() {
+        let load = if self.handover.crowded.is_empty() {
             0
         } else {
             let running = self.workers.get(worker).map_or(0, |worker| worker.arena.running());
-            running + self.keeper.crowded.get(&worker).map_or(0, |(_, waiting)| *waiting)
+            running + self.handover.crowded.get(&worker).map_or(0, |(_, waiting)| *waiting)
         };
-        Has { worker, connections: self.with_place(worker), load }
+        WorkerLoad { worker, connections: self.with_place(worker), load }
     }
 }
 
 /// Who is not asked further when a worker could not be asked to adopt.
 #[derive(Debug, PartialEq, Eq)]
-enum Refused {
+enum NotSent {
     /// Too many descriptors are under way: it passes as soon as anybody has read.
     Everybody,
     /// Its channel is full: it may have read some a moment later.
@@ -526,7 +527,7 @@ enum Refused {
     ForLong,
 }
 
-impl Refused {
+impl NotSent {
     fn by(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM) => Self::Everybody,
@@ -542,9 +543,9 @@ mod tests {
 
     #[test]
     fn who_is_left_out_when_one_cannot_be_asked() {
-        let of = |errno: Errno| Refused::by(&io::Error::from(errno));
-        assert_eq!(of(Errno::ETOOMANYREFS), Refused::Everybody);
-        assert_eq!((of(Errno::EAGAIN), of(Errno::EPIPE)), (Refused::ThisOne, Refused::ForLong));
-        assert_eq!(Refused::by(&io::ErrorKind::WouldBlock.into()), Refused::ThisOne, "messages are queued");
+        let of = |errno: Errno| NotSent::by(&io::Error::from(errno));
+        assert_eq!(of(Errno::ETOOMANYREFS), NotSent::Everybody);
+        assert_eq!((of(Errno::EAGAIN), of(Errno::EPIPE)), (NotSent::ThisOne, NotSent::ForLong));
+        assert_eq!(NotSent::by(&io::ErrorKind::WouldBlock.into()), NotSent::ThisOne, "messages are queued");
     }
 }

@@ -221,7 +221,7 @@ impl Listeners {
 
 /// A listener as it is left to the program that takes this one's place.
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::supervisor) struct Left {
+pub(in crate::supervisor) struct SavedListener {
     configured: config::Listener,
     address: String,
     /// No `SocketFile`: that would remove the file when this is dropped.
@@ -230,8 +230,8 @@ pub(in crate::supervisor) struct Left {
 }
 
 impl Listeners {
-    pub(in crate::supervisor) fn leave(&self) -> Vec<Left> {
-        let leave = |(configured, bound): &(config::Listener, Rc<Bound>)| Left {
+    pub(in crate::supervisor) fn leave(&self) -> Vec<SavedListener> {
+        let leave = |(configured, bound): &(config::Listener, Rc<Bound>)| SavedListener {
             configured: configured.clone(),
             address: bound.address.clone(),
             file: bound
@@ -244,8 +244,11 @@ impl Listeners {
         self.bound.iter().map(leave).collect()
     }
 
-    pub(in crate::supervisor) fn inherit(left: Vec<Left>, descriptors: &mut LeftOpen) -> io::Result<Self> {
-        let inherit = |left: Left| {
+    pub(in crate::supervisor) fn inherit(
+        left: Vec<SavedListener>,
+        descriptors: &mut LeftOpen,
+    ) -> io::Result<Self> {
+        let inherit = |left: SavedListener| {
             let listener = Listener::inherited(descriptors.take(left.descriptor)?)?;
             let file = left.file.and_then(|(path, number)| SocketFile::inherited(path, number));
             let bound = Bound { file: RefCell::new(file), listener, address: left.address };

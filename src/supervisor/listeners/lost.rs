@@ -95,7 +95,7 @@ impl LostListeners {
 impl Supervisor {
     /// Has the kernel tell of what happens to the listeners that serve.
     pub(in crate::supervisor) fn watch_listeners(&self) {
-        for (_, bound) in self.terms.listeners.iter().flat_map(Listeners::iter) {
+        for (_, bound) in self.settings.listeners.iter().flat_map(Listeners::iter) {
             self.lost.watch(&self.epoll, bound);
         }
     }
@@ -113,7 +113,7 @@ impl Supervisor {
 
     /// Binds anew what was lost.
     pub(in crate::supervisor) fn look_at_listeners(&mut self) {
-        let listeners = self.terms.listeners.iter().flat_map(Listeners::iter);
+        let listeners = self.settings.listeners.iter().flat_map(Listeners::iter);
         let lost: Vec<(config::Listener, Rc<Bound>, Loss)> = listeners
             .filter_map(|(wanted, bound)| Some((wanted.clone(), Rc::clone(bound), bound.loss()?)))
             .collect();
@@ -139,7 +139,7 @@ impl Supervisor {
 
     fn put_in_place(&mut self, lost: &Rc<Bound>, anew: &Rc<Bound>) {
         let next = self.next.as_mut().and_then(|next| next.listeners_mut());
-        for listeners in self.terms.listeners.as_mut().into_iter().chain(next) {
+        for listeners in self.settings.listeners.as_mut().into_iter().chain(next) {
             listeners.replace(lost, anew);
         }
         for worker in self.workers.ids() {
@@ -154,8 +154,8 @@ impl Supervisor {
         else {
             return;
         };
-        let Some(terms) = self.terms(worker.generation) else { return };
-        let sockets = terms.listeners.as_ref().map(Listeners::sockets).unwrap_or_default();
+        let Some(settings) = self.settings(worker.generation) else { return };
+        let sockets = settings.listeners.as_ref().map(Listeners::sockets).unwrap_or_default();
         let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.hears()) else {
             return;
         };
@@ -179,7 +179,7 @@ impl Supervisor {
     /// Those of a worker's listeners, by number, that nobody goes on with when it leaves: a reload has dropped them.
     pub(in crate::supervisor) fn listeners_that_end_with(&self, id: WorkerId) -> Vec<usize> {
         let serves =
-            |bound: &Rc<Bound>| self.terms.listeners.as_ref().is_some_and(|serving| serving.has(bound));
+            |bound: &Rc<Bound>| self.settings.listeners.as_ref().is_some_and(|serving| serving.has(bound));
         let listeners =
             self.workers.get(id).into_iter().flat_map(|worker| worker.listeners.iter().enumerate());
         listeners.filter(|(_, bound)| !serves(bound)).map(|(number, _)| number).collect()

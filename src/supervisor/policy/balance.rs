@@ -1,12 +1,12 @@
 //! Who has too much: how many connections each worker should let go, so that others serve them.
 //!
-//! Pure: numbers in, numbers out. When it is asked is decided in `hand_over`; who gets what is let go, in `keeping`.
+//! Pure: numbers in, numbers out. When it is asked is decided in `hand_over`; who gets what is let go, in `escrow`.
 
 use crate::supervisor::policy::state::WorkerId;
 
 /// What a worker has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Has {
+pub(crate) struct WorkerLoad {
     pub(crate) worker: WorkerId,
     /// Connections that could move.
     pub(crate) connections: usize,
@@ -16,7 +16,7 @@ pub(crate) struct Has {
 
 /// How many connections a worker should let go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LetGo {
+pub(crate) struct Release {
     pub(crate) worker: WorkerId,
     pub(crate) count: usize,
     /// Those whose calls wait, instead of those on which nothing happens.
@@ -25,11 +25,12 @@ pub(crate) struct LetGo {
 
 /// What brings the busiest down to 1.3 times the mean, or the mean and one: of connections, and of calls where
 /// connections are even.
-pub(crate) fn plan(workers: &[Has]) -> Vec<LetGo> {
+pub(crate) fn plan(workers: &[WorkerLoad]) -> Vec<Release> {
     let by_number = too_much(workers, |has| has.connections);
     if !by_number.is_empty() {
-        let let_go = |(has, excess): (&Has, usize)| LetGo { worker: has.worker, count: excess, busy: false };
-        return by_number.into_iter().map(let_go).collect();
+        let release =
+            |(has, excess): (&WorkerLoad, usize)| Release { worker: has.worker, count: excess, busy: false };
+        return by_number.into_iter().map(release).collect();
     }
     too_much(workers, |has| has.load)
         .into_iter()
@@ -38,13 +39,13 @@ pub(crate) fn plan(workers: &[Has]) -> Vec<LetGo> {
         .map(|(has, excess)| {
             let each = has.load.div_ceil(has.connections).max(1);
             let count = (excess / each).clamp(1, has.connections / 2);
-            LetGo { worker: has.worker, count, busy: true }
+            Release { worker: has.worker, count, busy: true }
         })
         .collect()
 }
 
 /// Those that have more than they should if anybody has far too much, and by how much more than the mean.
-fn too_much(workers: &[Has], of: impl Fn(&Has) -> usize) -> Vec<(&Has, usize)> {
+fn too_much(workers: &[WorkerLoad], of: impl Fn(&WorkerLoad) -> usize) -> Vec<(&WorkerLoad, usize)> {
     let count = workers.len();
     let sum: usize = workers.iter().map(&of).sum();
     // max > 1.3 × mean and max > mean + 1, in whole numbers.
@@ -62,19 +63,23 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn workers(numbers: &[(usize, usize)]) -> Vec<Has> {
+    fn workers(numbers: &[(usize, usize)]) -> Vec<WorkerLoad> {
         let numbered = (0..).zip(numbers);
         numbered
-            .map(|(worker, (connections, load))| Has { worker, connections: *connections, load: *load })
+            .map(|(worker, (connections, load))| WorkerLoad {
+                worker,
+                connections: *connections,
+                load: *load,
+            })
             .collect()
     }
 
     /// What it is, connections and load of each, and what follows: the worker, how many, whether busy ones.
-    type Case = (&'static str, &'static [(usize, usize)], &'static [(WorkerId, usize, bool)]);
+    type BalanceCase = (&'static str, &'static [(usize, usize)], &'static [(WorkerId, usize, bool)]);
 
     #[test]
     fn what_each_lets_go() {
-        let cases: [Case; 12] = [
+        let cases: [BalanceCase; 12] = [
             ("nobody", &[], &[]),
             ("alone", &[(100, 100)], &[]),
             ("even", &[(10, 0), (10, 0)], &[]),
@@ -89,8 +94,8 @@ mod tests {
             ("a single connection stays", &[(1, 100), (1, 0)], &[]),
         ];
         for (what, numbers, expected) in cases {
-            let expected: Vec<LetGo> =
-                expected.iter().map(|&(worker, count, busy)| LetGo { worker, count, busy }).collect();
+            let expected: Vec<Release> =
+                expected.iter().map(|&(worker, count, busy)| Release { worker, count, busy }).collect();
             assert_eq!(plan(&workers(numbers)), expected, "{what}");
         }
     }
@@ -100,13 +105,13 @@ mod tests {
         fn what_is_let_go_is_enough_and_then_all_is_quiet(
             numbers in prop::collection::vec(0_usize..2_000, 1..20),
         ) {
-            let mut has: Vec<Has> = workers(&numbers.iter().map(|count| (*count, 0)).collect::<Vec<_>>());
+            let mut has: Vec<WorkerLoad> = workers(&numbers.iter().map(|count| (*count, 0)).collect::<Vec<_>>());
             let mut moving = 0;
-            for let_go in plan(&has) {
-                has[let_go.worker as usize].connections -= let_go.count;
-                moving += let_go.count;
+            for release in plan(&has) {
+                has[release.worker as usize].connections -= release.count;
+                moving += release.count;
             }
-            // As `keeping` hands over: each to whoever has the fewest.
+            // As `escrow` hands over: each to whoever has the fewest.
             for _ in 0..moving {
                 has.iter_mut().min_by_key(|has| has.connections).unwrap().connections += 1;
             }

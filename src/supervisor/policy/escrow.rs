@@ -1,4 +1,4 @@
-//! The keeping: the supervisor's duplicates of the workers' connections, and whose each of them is.
+//! Escrow: the supervisor's duplicates of the workers' connections, and whose each of them is.
 //!
 //! A connection that is kept is served by one living worker; or waits for one, because its worker died or has let it go;
 //! or is on its way to one that has not said yet that it has it. The arena of a worker is kept for as long as a
@@ -22,13 +22,13 @@ const MOST_PUT_OFF: u32 = 250;
 
 /// Every connection that is kept, and all arenas that are needed.
 #[derive(Debug)]
-pub(crate) struct Keeping<D, A> {
-    estates: BTreeMap<WorkerId, Estate<D, A>>,
+pub(crate) struct Escrow<D, A> {
+    workers: BTreeMap<WorkerId, WorkerEscrow<D, A>>,
 }
 
 /// What is one worker's: its arena, and the connections whose records are there.
 #[derive(Debug)]
-struct Estate<D, A> {
+struct WorkerEscrow<D, A> {
     arena: A,
     /// What its poller waits in, once it is ready. The kernel empties that when nobody holds it any more, which takes longer than
     /// anything else in the end of a worker with many connections.
@@ -38,7 +38,7 @@ struct Estate<D, A> {
     /// Those that it serves. None when it has died.
     served: HashMap<Key, D>,
     /// Those that nobody serves.
-    waiting: Waiting<D>,
+    waiting: Unserved<D>,
     /// Those that others were asked to go on with, in the order in which they were asked.
     on_the_way: Vec<Sent<D>>,
     /// How often adopters had no room for these.
@@ -49,7 +49,7 @@ struct Estate<D, A> {
 
 /// Connections that wait for a worker, in the order in which they are handed over.
 #[derive(Debug)]
-struct Waiting<D> {
+struct Unserved<D> {
     /// Somebody waits for these.
     urgent: VecDeque<(Key, D)>,
     /// Nobody does.
@@ -74,7 +74,7 @@ pub(crate) enum Which {
 
 /// Connections that a worker should be asked to go on with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Handing {
+pub(crate) struct HandOff {
     pub(crate) from: WorkerId,
     pub(crate) to: WorkerId,
     pub(crate) count: usize,
@@ -91,7 +91,7 @@ pub(crate) struct Parcel<'a, D, A> {
 
 /// What follows from a worker's word that it goes on with connections.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Moved {
+pub(crate) struct Adoption {
     /// For the worker they come from, if it lives: they are no longer its own.
     pub(crate) released: Vec<Key>,
     /// Records of which nothing could be made. Their connections are closed.
@@ -100,7 +100,7 @@ pub(crate) struct Moved {
     pub(crate) wait_again: usize,
 }
 
-impl<D, A> Estate<D, A> {
+impl<D, A> WorkerEscrow<D, A> {
     /// Whether one for which an adopter had no room is to wait for another; not for ever.
     fn may_be_put_off(&mut self, key: Key) -> bool {
         let times = self.put_off.entry(key).or_default();
@@ -109,13 +109,13 @@ impl<D, A> Estate<D, A> {
     }
 }
 
-impl<D> Default for Waiting<D> {
+impl<D> Default for Unserved<D> {
     fn default() -> Self {
         Self { urgent: VecDeque::new(), others: VecDeque::new(), new: VecDeque::new() }
     }
 }
 
-impl<D> Waiting<D> {
+impl<D> Unserved<D> {
     fn len(&self) -> usize {
         self.urgent.len() + self.others.len() + self.new.len()
     }
@@ -148,18 +148,18 @@ impl<D> Waiting<D> {
     }
 }
 
-impl<D, A> Default for Keeping<D, A> {
+impl<D, A> Default for Escrow<D, A> {
     fn default() -> Self {
-        Self { estates: BTreeMap::new() }
+        Self { workers: BTreeMap::new() }
     }
 }
 
 /// What workers say, and their end.
-impl<D, A> Keeping<D, A> {
+impl<D, A> Escrow<D, A> {
     /// A worker process that is about to be forked has this arena.
     pub(crate) fn begin(&mut self, worker: WorkerId, arena: A) {
-        let (served, waiting, on_the_way) = (HashMap::new(), Waiting::default(), Vec::new());
-        let estate = Estate {
+        let (served, waiting, on_the_way) = (HashMap::new(), Unserved::default(), Vec::new());
+        let escrow = WorkerEscrow {
             arena,
             epoll: None,
             cause: None,
@@ -169,44 +169,44 @@ impl<D, A> Keeping<D, A> {
             put_off: HashMap::new(),
             put_off_by: None,
         };
-        self.estates.insert(worker, estate);
+        self.workers.insert(worker, escrow);
     }
 
     /// A worker is ready, and this is what its poller waits in. Only what it said first counts.
     pub(crate) fn hold_epoll(&mut self, worker: WorkerId, epoll: D) {
-        if let Some(estate) = self.estates.get_mut(&worker) {
-            estate.epoll.get_or_insert(epoll);
+        if let Some(escrow) = self.workers.get_mut(&worker) {
+            escrow.epoll.get_or_insert(epoll);
         }
     }
 
     /// A worker asks to have connections kept. Those for which no descriptor arrived are returned.
     pub(crate) fn keep(&mut self, worker: WorkerId, connections: Vec<Key>, descriptors: Vec<D>) -> Vec<Key> {
-        let Some(estate) = self.estates.get_mut(&worker) else {
+        let Some(escrow) = self.workers.get_mut(&worker) else {
             return connections;
         };
         let mut connections = connections.into_iter();
-        estate.served.extend(connections.by_ref().take(descriptors.len()).zip(descriptors));
+        escrow.served.extend(connections.by_ref().take(descriptors.len()).zip(descriptors));
         connections.collect()
     }
 
     /// Connections of a worker have ended. One that is on its way is its adopter's to find ended.
     pub(crate) fn closed(&mut self, worker: WorkerId, connections: &[Key]) {
-        if let Some(estate) = self.estates.get_mut(&worker) {
+        if let Some(escrow) = self.workers.get_mut(&worker) {
             for key in connections {
-                estate.served.remove(key);
+                escrow.served.remove(key);
             }
         }
     }
 
     /// A worker has let connections go. Those that were not kept are returned: nobody else can have them.
     pub(crate) fn offered(&mut self, worker: WorkerId, connections: Vec<Key>) -> Vec<Key> {
-        let Some(estate) = self.estates.get_mut(&worker) else {
+        let Some(escrow) = self.workers.get_mut(&worker) else {
             return connections;
         };
         let mut not_kept = Vec::new();
         for key in connections {
-            match estate.served.remove(&key) {
-                Some(descriptor) => estate.waiting.new.push_back((key, descriptor)),
+            match escrow.served.remove(&key) {
+                Some(descriptor) => escrow.waiting.new.push_back((key, descriptor)),
                 None => not_kept.push(key),
             }
         }
@@ -214,26 +214,26 @@ impl<D, A> Keeping<D, A> {
     }
 
     /// `adopter` goes on with the connections of `from` that it was asked about first, or says what became of them.
-    pub(crate) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Taken>) -> Moved {
-        let mut moved = Moved::default();
+    pub(crate) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Taken>) -> Adoption {
+        let mut moved = Adoption::default();
         let mut adopted = Vec::new();
-        if let Some(estate) = self.estates.get_mut(&from)
-            && let Some(index) = estate.on_the_way.iter().position(|sent| sent.to == adopter)
+        if let Some(escrow) = self.workers.get_mut(&from)
+            && let Some(index) = escrow.on_the_way.iter().position(|sent| sent.to == adopter)
         {
-            let sent = estate.on_the_way.remove(index);
+            let sent = escrow.on_the_way.remove(index);
             let mut results = results.into_iter();
             for (key, descriptor) in sent.connections {
                 match results.next() {
                     Some(Taken::As(new)) => {
-                        estate.put_off.remove(&key);
-                        estate.put_off_by = None;
+                        escrow.put_off.remove(&key);
+                        escrow.put_off_by = None;
                         adopted.push((new, descriptor));
                         moved.released.push(key);
                     }
-                    Some(Taken::NotNow) if estate.may_be_put_off(key) => {
-                        estate.put_off_by = Some(adopter);
+                    Some(Taken::NotNow) if escrow.may_be_put_off(key) => {
+                        escrow.put_off_by = Some(adopter);
                         moved.wait_again += 1;
-                        estate.waiting.new.push_back((key, descriptor));
+                        escrow.waiting.new.push_back((key, descriptor));
                     }
                     Some(Taken::Refused | Taken::NotNow) => {
                         moved.refused += 1;
@@ -241,16 +241,16 @@ impl<D, A> Keeping<D, A> {
                     }
                     None => {
                         moved.wait_again += 1;
-                        estate.waiting.new.push_back((key, descriptor));
+                        escrow.waiting.new.push_back((key, descriptor));
                     }
                 }
             }
-            if estate.cause.is_some() {
+            if escrow.cause.is_some() {
                 moved.released.clear();
             }
         }
-        if let Some(estate) = self.estates.get_mut(&adopter) {
-            estate.served.extend(adopted);
+        if let Some(escrow) = self.workers.get_mut(&adopter) {
+            escrow.served.extend(adopted);
         }
         self.tidy();
         moved
@@ -259,32 +259,32 @@ impl<D, A> Keeping<D, A> {
     /// A worker has ended, and all it said has been taken in. What it served waits for another, and so does what was on its
     /// way to it: it had not said that it has it, so it has touched none of that.
     pub(crate) fn ended(&mut self, worker: WorkerId, cause: String) {
-        for estate in self.estates.values_mut() {
+        for escrow in self.workers.values_mut() {
             let (lost, on_the_way) =
-                std::mem::take(&mut estate.on_the_way).into_iter().partition(|sent| sent.to == worker);
-            estate.on_the_way = on_the_way;
-            estate.waiting.new.extend(Vec::into_iter(lost).flat_map(|sent: Sent<D>| sent.connections));
+                std::mem::take(&mut escrow.on_the_way).into_iter().partition(|sent| sent.to == worker);
+            escrow.on_the_way = on_the_way;
+            escrow.waiting.new.extend(Vec::into_iter(lost).flat_map(|sent: Sent<D>| sent.connections));
         }
-        if let Some(estate) = self.estates.get_mut(&worker) {
-            estate.cause = Some(cause);
-            let mut served: Vec<(Key, D)> = estate.served.drain().collect();
+        if let Some(escrow) = self.workers.get_mut(&worker) {
+            escrow.cause = Some(cause);
+            let mut served: Vec<(Key, D)> = escrow.served.drain().collect();
             // Records that lie together are read together.
             served.sort_unstable_by_key(|(key, _)| *key);
-            estate.waiting.new.extend(served);
+            escrow.waiting.new.extend(served);
         }
         self.tidy();
     }
 
     /// Arenas of dead workers go when no connection needs them, and what their pollers waited in when nobody waits.
     fn tidy(&mut self) {
-        self.estates.retain(|_, estate| {
-            estate.cause.is_none() || !estate.waiting.is_empty() || !estate.on_the_way.is_empty()
+        self.workers.retain(|_, escrow| {
+            escrow.cause.is_none() || !escrow.waiting.is_empty() || !escrow.on_the_way.is_empty()
         });
     }
 }
 
 /// Handing over.
-impl<D, A> Keeping<D, A> {
+impl<D, A> Escrow<D, A> {
     /// Looks which are urgent of `most` that wait, for somebody waits for them. `are_urgent` is asked once about each. True while
     /// there are more to look at.
     pub(crate) fn look_at_some(
@@ -292,27 +292,27 @@ impl<D, A> Keeping<D, A> {
         most: usize,
         are_urgent: impl Fn(&A, &[(Key, D)]) -> Vec<bool>,
     ) -> bool {
-        let is_new = |estate: &Estate<D, A>| !estate.waiting.new.is_empty();
-        if let Some(estate) = self.estates.values_mut().find(|estate| is_new(estate)) {
-            let arena = &estate.arena;
-            estate.waiting.look_at(most, |some| are_urgent(arena, some));
+        let is_new = |escrow: &WorkerEscrow<D, A>| !escrow.waiting.new.is_empty();
+        if let Some(escrow) = self.workers.values_mut().find(|escrow| is_new(escrow)) {
+            let arena = &escrow.arena;
+            escrow.waiting.look_at(most, |some| are_urgent(arena, some));
         }
-        self.estates.values().any(is_new)
+        self.workers.values().any(is_new)
     }
 
     /// Who should go on with `which` of what waits, so that those with the fewest connections get them. `adopters` are the
     /// workers that take connections, each with the number that it has beside those on their way to it. None of them
     /// gets back what it has let go itself unless it is the only one, nor what it just had no room for.
-    pub(crate) fn plan(&self, adopters: &[(WorkerId, usize)], which: Which) -> Vec<Handing> {
+    pub(crate) fn plan(&self, adopters: &[(WorkerId, usize)], which: Which) -> Vec<HandOff> {
         let mut loads: Vec<(usize, WorkerId)> =
             adopters.iter().map(|(worker, has)| (has + self.on_the_way_to(*worker), *worker)).collect();
         let mut plan = Vec::new();
-        for (from, estate) in &self.estates {
+        for (from, escrow) in &self.workers {
             let mut counts: BTreeMap<WorkerId, usize> = BTreeMap::new();
-            let mut urgent = estate.waiting.urgent.len();
-            let all = if which == Which::Urgent { urgent } else { estate.waiting.len() };
+            let mut urgent = escrow.waiting.urgent.len();
+            let all = if which == Which::Urgent { urgent } else { escrow.waiting.len() };
             for _ in 0..all {
-                let shunned = |worker: WorkerId| (worker == *from, Some(worker) == estate.put_off_by);
+                let shunned = |worker: WorkerId| (worker == *from, Some(worker) == escrow.put_off_by);
                 let least = loads.iter_mut().min_by_key(|(load, worker)| (shunned(*worker), *load, *worker));
                 let Some((load, worker)) = least else {
                     break;
@@ -326,7 +326,7 @@ impl<D, A> Keeping<D, A> {
                     let most = if urgent == 0 { MOST_AT_ONCE } else { urgent.min(MOST_AT_ONCE) };
                     let batch = (*count).min(most);
                     urgent -= batch.min(urgent);
-                    plan.push(Handing { from: *from, to: *to, count: batch });
+                    plan.push(HandOff { from: *from, to: *to, count: batch });
                     *count -= batch;
                     *count > 0
                 });
@@ -337,30 +337,30 @@ impl<D, A> Keeping<D, A> {
 
     /// What belongs to a request to go on with the first `count` connections that wait.
     pub(crate) fn parcel(&self, from: WorkerId, count: usize) -> Option<Parcel<'_, D, A>> {
-        let estate = self.estates.get(&from)?;
-        let waiting = || estate.waiting.iter().take(count);
+        let escrow = self.workers.get(&from)?;
+        let waiting = || escrow.waiting.iter().take(count);
         Some(Parcel {
-            arena: &estate.arena,
-            cause: estate.cause.clone(),
+            arena: &escrow.arena,
+            cause: escrow.cause.clone(),
             connections: waiting().map(|(key, _)| *key).collect(),
             descriptors: waiting().map(|(_, descriptor)| descriptor).collect(),
         })
     }
 
     /// The request is on its way.
-    pub(crate) fn sent(&mut self, handing: Handing) {
-        if let Some(estate) = self.estates.get_mut(&handing.from) {
-            let connections = estate.waiting.take(handing.count);
-            estate.on_the_way.push(Sent { to: handing.to, connections });
+    pub(crate) fn sent(&mut self, hand_off: HandOff) {
+        if let Some(escrow) = self.workers.get_mut(&hand_off.from) {
+            let connections = escrow.waiting.take(hand_off.count);
+            escrow.on_the_way.push(Sent { to: hand_off.to, connections });
         }
     }
 
     /// Gives up what waits, as nobody will ever be there for it; the living workers that have let it go.
     pub(crate) fn give_up_waiting(&mut self) -> Vec<(WorkerId, Vec<Key>)> {
         let mut released = Vec::new();
-        for (worker, estate) in &mut self.estates {
-            let waiting = std::mem::take(&mut estate.waiting);
-            if estate.cause.is_none() && !waiting.is_empty() {
+        for (worker, escrow) in &mut self.workers {
+            let waiting = std::mem::take(&mut escrow.waiting);
+            if escrow.cause.is_none() && !waiting.is_empty() {
                 released.push((*worker, waiting.iter().map(|(key, _)| *key).collect()));
             }
         }
@@ -370,61 +370,61 @@ impl<D, A> Keeping<D, A> {
 
     /// What a worker's poller waits in, if it has said so.
     pub(crate) fn epoll_of(&self, worker: WorkerId) -> Option<&D> {
-        self.estates.get(&worker)?.epoll.as_ref()
+        self.workers.get(&worker)?.epoll.as_ref()
     }
 
     /// Each living worker's arena and the connections it serves: all there is, unless something [`Self::is_moving`].
     pub(crate) fn served(&self) -> impl Iterator<Item = (WorkerId, &A, impl Iterator<Item = (Key, &D)>)> {
-        let living = self.estates.iter().filter(|(_, estate)| estate.cause.is_none());
-        living.map(|(worker, estate)| {
-            (*worker, &estate.arena, estate.served.iter().map(|(key, descriptor)| (*key, descriptor)))
+        let living = self.workers.iter().filter(|(_, escrow)| escrow.cause.is_none());
+        living.map(|(worker, escrow)| {
+            (*worker, &escrow.arena, escrow.served.iter().map(|(key, descriptor)| (*key, descriptor)))
         })
     }
 
     /// Descriptors that this takes: the connections', and for workers that have died their arenas and what their pollers waited in.
     pub(crate) fn descriptors(&self) -> usize {
-        let dead = self.estates.values().filter(|estate| estate.cause.is_some());
-        self.len() + dead.map(|estate| 1 + usize::from(estate.epoll.is_some())).sum::<usize>()
+        let dead = self.workers.values().filter(|escrow| escrow.cause.is_some());
+        self.len() + dead.map(|escrow| 1 + usize::from(escrow.epoll.is_some())).sum::<usize>()
     }
 
     /// Those that wait for a worker or are on their way to one.
     pub(crate) fn moving(&self) -> usize {
-        self.len() - self.estates.values().map(|estate| estate.served.len()).sum::<usize>()
+        self.len() - self.workers.values().map(|escrow| escrow.served.len()).sum::<usize>()
     }
 
     /// All that are kept, whoever has them.
     pub(crate) fn len(&self) -> usize {
-        let on_the_way = |estate: &Estate<D, A>| {
-            estate.on_the_way.iter().map(|sent| sent.connections.len()).sum::<usize>()
+        let on_the_way = |escrow: &WorkerEscrow<D, A>| {
+            escrow.on_the_way.iter().map(|sent| sent.connections.len()).sum::<usize>()
         };
-        self.estates
+        self.workers
             .values()
-            .map(|estate| estate.served.len() + estate.waiting.len() + on_the_way(estate))
+            .map(|escrow| escrow.served.len() + escrow.waiting.len() + on_the_way(escrow))
             .sum()
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        self.estates.values().map(|estate| estate.waiting.len()).sum()
+        self.workers.values().map(|escrow| escrow.waiting.len()).sum()
     }
 
     /// Connections that this worker serves and that are kept.
     pub(crate) fn served_by(&self, worker: WorkerId) -> usize {
-        self.estates.get(&worker).map_or(0, |estate| estate.served.len())
+        self.workers.get(&worker).map_or(0, |escrow| escrow.served.len())
     }
 
     /// True of a worker that lives, and of one that has left connections which are not all others' yet.
     pub(crate) fn knows(&self, worker: WorkerId) -> bool {
-        self.estates.contains_key(&worker)
+        self.workers.contains_key(&worker)
     }
 
     /// True while something of this worker's is nobody's yet: a balance struck now would count it wrong.
     pub(crate) fn is_moving(&self) -> bool {
-        self.estates.values().any(|estate| !estate.waiting.is_empty() || !estate.on_the_way.is_empty())
+        self.workers.values().any(|escrow| !escrow.waiting.is_empty() || !escrow.on_the_way.is_empty())
     }
 
     /// Connections that this worker was asked to go on with, and has said nothing of yet.
     pub(crate) fn on_the_way_to(&self, worker: WorkerId) -> usize {
-        let sent = self.estates.values().flat_map(|estate| &estate.on_the_way);
+        let sent = self.workers.values().flat_map(|escrow| &escrow.on_the_way);
         sent.filter(|sent| sent.to == worker).map(|sent| sent.connections.len()).sum()
     }
 }

@@ -18,7 +18,7 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// What is to be sent to an orphan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::supervisor) enum Order {
+pub(in crate::supervisor) enum EndOrder {
     End,
     Kill,
 }
@@ -34,7 +34,7 @@ pub(in crate::supervisor) struct Living<W> {
 
 /// How far an orphan is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum EndStep {
     /// It is killed then.
     Asked(Instant),
     /// It should be gone by then; what it had started comes to light with its end.
@@ -43,7 +43,7 @@ enum Step {
     GivenUp,
 }
 
-impl Step {
+impl EndStep {
     fn until(self) -> Option<Instant> {
         match self {
             Self::Asked(until) | Self::Killed(until) => Some(until),
@@ -62,7 +62,7 @@ pub(in crate::supervisor) struct Leftovers<W> {
     /// Orphans in sessions of their own, and the workers that each may be of. None for those that are left alone.
     daemons: BTreeMap<Child, Option<BTreeSet<W>>>,
     /// Those that are to end, and how far they are.
-    ending: BTreeMap<Child, Step>,
+    ending: BTreeMap<Child, EndStep>,
     /// When what is to end in a session is asked no longer, and killed.
     patience: BTreeMap<i32, Instant>,
     in_haste: bool,
@@ -70,14 +70,14 @@ pub(in crate::supervisor) struct Leftovers<W> {
 
 /// What is left of it to another program: whose everything is. What was given up is asked to end once more by that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::supervisor) struct WhoseLeft<W: Ord> {
+pub(in crate::supervisor) struct SavedLeftovers<W: Ord> {
     ended: BTreeSet<i32>,
     spared: BTreeSet<i32>,
-    daemons: Vec<DaemonLeft<W>>,
+    daemons: Vec<SavedDaemon<W>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct DaemonLeft<W: Ord> {
+struct SavedDaemon<W: Ord> {
     pid: i32,
     started: u64,
     session: i32,
@@ -96,18 +96,18 @@ impl<W: Copy + Ord> Leftovers<W> {
         }
     }
 
-    pub(in crate::supervisor) fn leave(&self) -> WhoseLeft<W> {
-        let daemons = self.daemons.iter().map(|(daemon, may_be_of)| DaemonLeft {
+    pub(in crate::supervisor) fn leave(&self) -> SavedLeftovers<W> {
+        let daemons = self.daemons.iter().map(|(daemon, may_be_of)| SavedDaemon {
             pid: daemon.pid,
             started: daemon.started,
             session: daemon.session,
             may_be_of: may_be_of.clone(),
         });
-        WhoseLeft { ended: self.ended.clone(), spared: self.spared.clone(), daemons: daemons.collect() }
+        SavedLeftovers { ended: self.ended.clone(), spared: self.spared.clone(), daemons: daemons.collect() }
     }
 
-    pub(in crate::supervisor) fn inherit(left: WhoseLeft<W>) -> Self {
-        let daemons = left.daemons.into_iter().map(|DaemonLeft { pid, started, session, may_be_of }| {
+    pub(in crate::supervisor) fn inherit(left: SavedLeftovers<W>) -> Self {
+        let daemons = left.daemons.into_iter().map(|SavedDaemon { pid, started, session, may_be_of }| {
             (Child { pid, started, session }, may_be_of)
         });
         Self { ended: left.ended, spared: left.spared, daemons: daemons.collect(), ..Self::new() }
@@ -144,12 +144,12 @@ impl<W: Copy + Ord> Leftovers<W> {
     }
 
     /// Decides about all children of the supervisor that are neither workers nor templates.
-    pub(in crate::supervisor) fn look(
+    pub(in crate::supervisor) fn check(
         &mut self,
         orphans: &[Child],
         living: &Living<W>,
         now: Instant,
-    ) -> Vec<(Child, Order)> {
+    ) -> Vec<(Child, EndOrder)> {
         let there: BTreeSet<Child> = orphans.iter().copied().collect();
         let sessions: BTreeSet<i32> = orphans.iter().map(|orphan| orphan.session).collect();
         let alive: BTreeSet<i32> = living.workers.values().copied().flatten().collect();
@@ -186,15 +186,15 @@ impl<W: Copy + Ord> Leftovers<W> {
         }
     }
 
-    fn order(&mut self, orphan: Child, now: Instant) -> Option<Order> {
+    fn order(&mut self, orphan: Child, now: Instant) -> Option<EndOrder> {
         let ends = *self.patience.entry(orphan.session).or_insert(now + GRACE);
         let is_over = self.in_haste || ends <= now;
         let (step, order) = match self.ending.get(&orphan) {
-            None if !is_over => (Step::Asked(ends), Some(Order::End)),
-            Some(Step::Asked(_)) if !is_over => return None,
-            None | Some(Step::Asked(_)) => (Step::Killed(now + GRACE), Some(Order::Kill)),
-            Some(Step::Killed(until)) if *until <= now => (Step::GivenUp, None),
-            Some(Step::Killed(_) | Step::GivenUp) => return None,
+            None if !is_over => (EndStep::Asked(ends), Some(EndOrder::End)),
+            Some(EndStep::Asked(_)) if !is_over => return None,
+            None | Some(EndStep::Asked(_)) => (EndStep::Killed(now + GRACE), Some(EndOrder::Kill)),
+            Some(EndStep::Killed(until)) if *until <= now => (EndStep::GivenUp, None),
+            Some(EndStep::Killed(_) | EndStep::GivenUp) => return None,
         };
         self.ending.insert(orphan, step);
         order
@@ -222,23 +222,27 @@ mod tests {
     fn what_a_worker_leaves_is_asked_to_end_and_then_killed() {
         let (mut leftovers, now) = (Leftovers::new(), Instant::now());
         let orphans = [child(1, 100), child(2, 200), child(3, SUPERVISORS)];
-        assert_eq!(leftovers.look(&orphans, &living(&[(0, 100), (1, 200)]), now), []);
+        assert_eq!(leftovers.check(&orphans, &living(&[(0, 100), (1, 200)]), now), []);
         leftovers.worker_ended(100);
         let rest = living(&[(1, 200)]);
-        assert_eq!(leftovers.look(&orphans, &rest, now), [(orphans[0], Order::End)]);
-        assert_eq!(leftovers.look(&orphans, &rest, now), [], "once");
+        assert_eq!(leftovers.check(&orphans, &rest, now), [(orphans[0], EndOrder::End)]);
+        assert_eq!(leftovers.check(&orphans, &rest, now), [], "once");
         assert_eq!(leftovers.next_due(), Some(now + GRACE));
         // What the first one had started comes to the supervisor when that has ended.
         let next = [child(4, 100), orphans[1], orphans[2]];
-        assert_eq!(leftovers.look(&next, &rest, now), [(next[0], Order::End)]);
+        assert_eq!(leftovers.check(&next, &rest, now), [(next[0], EndOrder::End)]);
         let late = now + GRACE;
-        assert_eq!(leftovers.look(&next, &rest, late), [(next[0], Order::Kill)]);
+        assert_eq!(leftovers.check(&next, &rest, late), [(next[0], EndOrder::Kill)]);
         assert!(leftovers.is_waiting(), "something may have been started by it");
         let last = [child(5, 100), orphans[1]];
-        assert_eq!(leftovers.look(&last, &rest, late), [(last[0], Order::Kill)], "the session had its time");
-        assert_eq!(leftovers.look(&last, &rest, late + GRACE), []);
+        assert_eq!(
+            leftovers.check(&last, &rest, late),
+            [(last[0], EndOrder::Kill)],
+            "the session had its time"
+        );
+        assert_eq!(leftovers.check(&last, &rest, late + GRACE), []);
         assert!(!leftovers.is_waiting(), "one that can't be killed is not waited for");
-        assert_eq!(leftovers.look(&orphans[1..], &rest, late), []);
+        assert_eq!(leftovers.check(&orphans[1..], &rest, late), []);
     }
 
     #[test]
@@ -248,15 +252,15 @@ mod tests {
         leftovers.spare_new(&[old]);
         let daemon = child(2, 2);
         leftovers.worker_ended(100);
-        assert_eq!(leftovers.look(&[old, daemon], &living(&[(1, 200)]), now), [], "it may be of worker 1");
+        assert_eq!(leftovers.check(&[old, daemon], &living(&[(1, 200)]), now), [], "it may be of worker 1");
         let newer = living(&[(1, 200), (2, 300)]);
-        assert_eq!(leftovers.look(&[old, daemon], &newer, now), []);
+        assert_eq!(leftovers.check(&[old, daemon], &newer, now), []);
         leftovers.worker_ended(200);
-        let orders = leftovers.look(&[old, daemon], &living(&[(2, 300)]), now);
-        assert_eq!(orders, [(daemon, Order::End)], "worker 2 was born later");
+        let orders = leftovers.check(&[old, daemon], &living(&[(2, 300)]), now);
+        assert_eq!(orders, [(daemon, EndOrder::End)], "worker 2 was born later");
         // With one worker there is no doubt.
         let another = child(3, 3);
-        assert_eq!(leftovers.look(&[old, another], &living(&[]), now), [(another, Order::End)]);
+        assert_eq!(leftovers.check(&[old, another], &living(&[]), now), [(another, EndOrder::End)]);
     }
 
     #[test]
@@ -266,13 +270,13 @@ mod tests {
         leftovers.spare_new(&[preloads]);
         leftovers.template_ended(50);
         let orphans = [preloads, daemon, spared, left];
-        assert_eq!(leftovers.look(&orphans, &living(&[(0, 100), (1, 200)]), now), []);
+        assert_eq!(leftovers.check(&orphans, &living(&[(0, 100), (1, 200)]), now), []);
         leftovers.worker_ended(100);
         let told = serde_json::to_string(&leftovers.leave()).unwrap();
         let mut leftovers = Leftovers::inherit(serde_json::from_str(&told).unwrap());
         let newer = living(&[(1, 200), (2, 300)]);
-        assert_eq!(leftovers.look(&orphans, &newer, now), [(left, Order::End)]);
-        assert_eq!(leftovers.look(&orphans[..3], &living(&[(2, 300)]), now), [(daemon, Order::End)]);
+        assert_eq!(leftovers.check(&orphans, &newer, now), [(left, EndOrder::End)]);
+        assert_eq!(leftovers.check(&orphans[..3], &living(&[(2, 300)]), now), [(daemon, EndOrder::End)]);
     }
 
     #[test]
@@ -280,19 +284,19 @@ mod tests {
         let (mut leftovers, now) = (Leftovers::new(), Instant::now());
         leftovers.worker_ended(100);
         let orphan = child(1, 100);
-        assert_eq!(leftovers.look(&[orphan], &living(&[(5, 100)]), now), [], "a living worker's session");
+        assert_eq!(leftovers.check(&[orphan], &living(&[(5, 100)]), now), [], "a living worker's session");
         leftovers.worker_ended(200);
-        assert_eq!(leftovers.look(&[], &living(&[]), now), []);
+        assert_eq!(leftovers.check(&[], &living(&[]), now), []);
         let other = child(2, 200);
-        assert_eq!(leftovers.look(&[other], &living(&[(6, 300)]), now), [], "nobody was left in it");
+        assert_eq!(leftovers.check(&[other], &living(&[(6, 300)]), now), [], "nobody was left in it");
     }
 
     #[test]
     fn what_preload_has_started_is_left_alone() {
         let (mut leftovers, now) = (Leftovers::new(), Instant::now());
         leftovers.template_ended(50);
-        assert_eq!(leftovers.look(&[child(1, 50)], &living(&[]), now), []);
-        assert_eq!(leftovers.look(&[child(1, 50)], &living(&[]), now), []);
+        assert_eq!(leftovers.check(&[child(1, 50)], &living(&[]), now), []);
+        assert_eq!(leftovers.check(&[child(1, 50)], &living(&[]), now), []);
     }
 
     #[test]
@@ -300,12 +304,12 @@ mod tests {
         let (mut leftovers, now) = (Leftovers::new(), Instant::now());
         leftovers.worker_ended(100);
         let orphans = [child(1, 100), child(2, 100)];
-        assert_eq!(leftovers.look(&orphans[..1], &living(&[]), now), [(orphans[0], Order::End)]);
+        assert_eq!(leftovers.check(&orphans[..1], &living(&[]), now), [(orphans[0], EndOrder::End)]);
         leftovers.hurry();
-        let killed = [(orphans[0], Order::Kill), (orphans[1], Order::Kill)];
-        assert_eq!(leftovers.look(&orphans, &living(&[]), now), killed);
+        let killed = [(orphans[0], EndOrder::Kill), (orphans[1], EndOrder::Kill)];
+        assert_eq!(leftovers.check(&orphans, &living(&[]), now), killed);
         assert!(leftovers.is_waiting());
-        assert_eq!(leftovers.look(&[], &living(&[]), now), []);
+        assert_eq!(leftovers.check(&[], &living(&[]), now), []);
         assert!(!leftovers.is_waiting());
     }
 }

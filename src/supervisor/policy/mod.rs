@@ -6,5 +6,5 @@ pub(crate) mod leftovers;
 pub(crate) mod quarantine;
 pub(crate) mod restart;
 pub(crate) mod shares;
-pub(crate) mod sign_of_life;
+pub(crate) mod signs_of_life;
 pub(crate) mod state;

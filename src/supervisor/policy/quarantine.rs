@@ -11,7 +11,7 @@
 //!                                           └──────────────── the call crashed ────────┘
 //! ```
 //!
-//! Workers refuse the method from the first order on until [`Order::Release`], whatever the time is: only [`Order::Try`]
+//! Workers refuse the method from the first order on until [`QuarantineOrder::Release`], whatever the time is: only [`QuarantineOrder::Try`]
 //! lets one of them run it, once. So no more than one trial runs in the whole service.
 
 mod unclear;
@@ -30,7 +30,7 @@ const LEASE: Duration = Duration::from_secs(1);
 
 /// The numbers of the `[quarantine]` section.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct QuarantineLimits {
     /// 0 puts nothing in quarantine.
     pub(crate) crashes: u32,
     pub(crate) window: Duration,
@@ -60,7 +60,7 @@ pub(crate) struct Suspect {
 
 /// What workers are to be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) enum QuarantineOrder {
     /// All: refuse the method; whoever asks later than this may get the trial.
     Shut { method: String, wait: Duration },
     /// One: a single call of it may run.
@@ -99,15 +99,15 @@ impl fmt::Display for Released {
 
 /// All methods that are not beyond doubt.
 #[derive(Debug)]
-pub(crate) struct Quarantine {
-    limits: Limits,
-    methods: BTreeMap<String, Standing>,
+pub(crate) struct QuarantinePolicy {
+    limits: QuarantineLimits,
+    methods: BTreeMap<String, MethodState>,
     unclear: UnclearDeaths,
 }
 
 /// A method in quarantine as it is left to the supervisor that takes this one's place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Left {
+pub(crate) struct SavedQuarantine {
     pub(crate) method: String,
     /// Before it may be tried.
     pub(crate) wait: Duration,
@@ -116,7 +116,7 @@ pub(crate) struct Left {
 }
 
 #[derive(Debug)]
-enum Standing {
+enum MethodState {
     Watched { crashes: VecDeque<Instant> },
     Cooling { until: Instant, asking: Asking },
     Due { asking: Asking },
@@ -126,32 +126,38 @@ enum Standing {
 /// Workers whose callers want the method, each once, the last that asked at the end.
 type Asking = Vec<WorkerId>;
 
-impl Quarantine {
-    pub(crate) fn new(limits: Limits) -> Self {
+impl QuarantinePolicy {
+    pub(crate) fn new(limits: QuarantineLimits) -> Self {
         Self { limits, methods: BTreeMap::new(), unclear: UnclearDeaths::default() }
     }
 
     /// What another supervisor can go on with.
-    pub(crate) fn leave(&self, now: Instant) -> Vec<Left> {
+    pub(crate) fn leave(&self, now: Instant) -> Vec<SavedQuarantine> {
         let trying = |method: &str| match self.methods.get(method) {
-            Some(Standing::Trying { worker, .. }) => Some(*worker),
-            Some(Standing::Watched { .. } | Standing::Cooling { .. } | Standing::Due { .. }) | None => None,
+            Some(MethodState::Trying { worker, .. }) => Some(*worker),
+            Some(MethodState::Watched { .. } | MethodState::Cooling { .. } | MethodState::Due { .. })
+            | None => None,
         };
         let in_force = self.in_force(now).into_iter();
-        in_force.map(|(method, wait)| Left { trying: trying(&method), method, wait }).collect()
+        in_force.map(|(method, wait)| SavedQuarantine { trying: trying(&method), method, wait }).collect()
     }
 
     /// Goes on for another supervisor with what that has [left](Self::leave), and what all are to be told so that they ask
     /// anew: who had asked is not known any more. A trial that was not used is taken back by that; one that runs is known, so
     /// that none runs beside it.
-    pub(crate) fn restored(limits: Limits, left: Vec<Left>, now: Instant) -> (Self, Vec<Order>) {
-        let shut = |left: &Left| Order::Shut { method: left.method.clone(), wait: left.wait };
+    pub(crate) fn restored(
+        limits: QuarantineLimits,
+        left: Vec<SavedQuarantine>,
+        now: Instant,
+    ) -> (Self, Vec<QuarantineOrder>) {
+        let shut =
+            |left: &SavedQuarantine| QuarantineOrder::Shut { method: left.method.clone(), wait: left.wait };
         let orders = left.iter().map(shut).collect();
-        let standing = |left: Left| {
+        let standing = |left: SavedQuarantine| {
             let asking = Asking::new();
             let standing = match left.trying {
-                Some(worker) => Standing::Trying { worker, since: now, taking_back: true, asking },
-                None => Standing::Cooling { until: now.checked_add(left.wait).unwrap_or(now), asking },
+                Some(worker) => MethodState::Trying { worker, since: now, taking_back: true, asking },
+                None => MethodState::Cooling { until: now.checked_add(left.wait).unwrap_or(now), asking },
             };
             (left.method, standing)
         };
@@ -160,25 +166,25 @@ impl Quarantine {
     }
 
     /// Other limits hold for what comes. Where they turn quarantine off, everything is released.
-    pub(crate) fn change(&mut self, limits: Limits) -> Vec<Order> {
+    pub(crate) fn change(&mut self, limits: QuarantineLimits) -> Vec<QuarantineOrder> {
         self.limits = limits;
         if limits.crashes > 0 {
             return Vec::new();
         }
         self.unclear.clear();
         let methods = std::mem::take(&mut self.methods).into_iter();
-        let shut = methods.filter(|(_, standing)| !matches!(standing, Standing::Watched { .. }));
-        shut.map(|(method, _)| Order::Release { method, why: Released::TurnedOff }).collect()
+        let shut = methods.filter(|(_, standing)| !matches!(standing, MethodState::Watched { .. }));
+        shut.map(|(method, _)| QuarantineOrder::Release { method, why: Released::TurnedOff }).collect()
     }
 
     /// What was seen of some methods says nothing of them any more, by what a reload has changed: `why` says of which.
-    pub(crate) fn forgive(&mut self, why: impl Fn(&str) -> Option<Released>) -> Vec<Order> {
+    pub(crate) fn forgive(&mut self, why: impl Fn(&str) -> Option<Released>) -> Vec<QuarantineOrder> {
         self.unclear.forget(|method| why(method).is_some());
         let mut orders = Vec::new();
         self.methods.retain(|method, standing| {
             let Some(why) = why(method) else { return true };
-            if !matches!(standing, Standing::Watched { .. }) {
-                orders.push(Order::Release { method: method.clone(), why });
+            if !matches!(standing, MethodState::Watched { .. }) {
+                orders.push(QuarantineOrder::Release { method: method.clone(), why });
             }
             false
         });
@@ -193,7 +199,7 @@ impl Quarantine {
         suspects: Vec<Suspect>,
         born: Instant,
         now: Instant,
-    ) -> Vec<Order> {
+    ) -> Vec<QuarantineOrder> {
         let mut orders = Vec::new();
         let tried = self.lose(worker, blame, &suspects);
         match blame {
@@ -203,7 +209,7 @@ impl Quarantine {
                 }
             }
             Blame::Killed | Blame::Unclear if tried.is_none() && self.limits.crashes > 0 => {
-                let Limits { crashes, window, .. } = self.limits;
+                let QuarantineLimits { crashes, window, .. } = self.limits;
                 let death = Death { was_killed: *blame == Blame::Killed, born, at: now, suspects };
                 // One alone tells nothing: whatever ran beside it would be refused too.
                 for method in self.unclear.died(death, crashes.max(2) as usize, window) {
@@ -219,21 +225,24 @@ impl Quarantine {
     }
 
     /// The worker that had a trial says that the call has come back (`ok`), or that it gives the trial back.
-    pub(crate) fn trial_ended(&mut self, worker: WorkerId, method: &str, ok: bool) -> Vec<Order> {
+    pub(crate) fn trial_ended(&mut self, worker: WorkerId, method: &str, ok: bool) -> Vec<QuarantineOrder> {
         match self.methods.get_mut(method) {
-            Some(Standing::Trying { worker: trying, asking, .. }) if *trying == worker => {
+            Some(MethodState::Trying { worker: trying, asking, .. }) if *trying == worker => {
                 if ok {
                     self.methods.remove(method);
-                    return vec![Order::Release { method: method.to_owned(), why: Released::CameBack }];
+                    return vec![QuarantineOrder::Release {
+                        method: method.to_owned(),
+                        why: Released::CameBack,
+                    }];
                 }
                 let asking = std::mem::take(asking);
-                self.methods.insert(method.to_owned(), Standing::Due { asking });
+                self.methods.insert(method.to_owned(), MethodState::Due { asking });
             }
             Some(
-                Standing::Watched { .. }
-                | Standing::Cooling { .. }
-                | Standing::Due { .. }
-                | Standing::Trying { .. },
+                MethodState::Watched { .. }
+                | MethodState::Cooling { .. }
+                | MethodState::Due { .. }
+                | MethodState::Trying { .. },
             )
             | None => {}
         }
@@ -241,47 +250,49 @@ impl Quarantine {
     }
 
     /// A worker has refused a call and could try the next.
-    pub(crate) fn asked(&mut self, worker: WorkerId, method: &str) -> Vec<Order> {
+    pub(crate) fn asked(&mut self, worker: WorkerId, method: &str) -> Vec<QuarantineOrder> {
         match self.methods.get_mut(method) {
             Some(
-                Standing::Cooling { asking, .. } | Standing::Due { asking } | Standing::Trying { asking, .. },
+                MethodState::Cooling { asking, .. }
+                | MethodState::Due { asking }
+                | MethodState::Trying { asking, .. },
             ) => {
                 asking.retain(|asking| *asking != worker);
                 asking.push(worker);
                 Vec::new()
             }
             // It has not read yet that the method was released, or nobody knows any more that it was ever shut.
-            Some(Standing::Watched { .. }) | None => {
-                vec![Order::Remind { method: method.to_owned(), worker }]
+            Some(MethodState::Watched { .. }) | None => {
+                vec![QuarantineOrder::Remind { method: method.to_owned(), worker }]
             }
         }
     }
 
     /// What time alone, or the last event, makes due.
-    pub(crate) fn due(&mut self, now: Instant) -> Vec<Order> {
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<QuarantineOrder> {
         let mut orders = Vec::new();
         for (method, standing) in &mut self.methods {
-            if let Standing::Cooling { until, asking } = standing
+            if let MethodState::Cooling { until, asking } = standing
                 && *until <= now
             {
-                *standing = Standing::Due { asking: std::mem::take(asking) };
+                *standing = MethodState::Due { asking: std::mem::take(asking) };
             }
             match standing {
-                Standing::Due { asking } => {
+                MethodState::Due { asking } => {
                     // The last that asked: callers' connections move, and who asked early may have none of them any more.
                     if let Some(worker) = asking.pop() {
                         let asking = std::mem::take(asking);
-                        *standing = Standing::Trying { worker, since: now, taking_back: false, asking };
-                        orders.push(Order::Try { method: method.clone(), worker });
+                        *standing = MethodState::Trying { worker, since: now, taking_back: false, asking };
+                        orders.push(QuarantineOrder::Try { method: method.clone(), worker });
                     }
                 }
-                Standing::Trying { worker, since, taking_back, asking } => {
+                MethodState::Trying { worker, since, taking_back, asking } => {
                     if !asking.is_empty() && !*taking_back && *since + LEASE <= now {
                         *taking_back = true;
-                        orders.push(Order::TakeBack { method: method.clone(), worker: *worker });
+                        orders.push(QuarantineOrder::TakeBack { method: method.clone(), worker: *worker });
                     }
                 }
-                Standing::Watched { .. } | Standing::Cooling { .. } => {}
+                MethodState::Watched { .. } | MethodState::Cooling { .. } => {}
             }
         }
         orders
@@ -289,22 +300,22 @@ impl Quarantine {
 
     /// When [`due`](Self::due) has something to say, if nothing happens before.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        let of = |standing: &Standing| match standing {
-            Standing::Cooling { until, .. } => Some(*until),
-            Standing::Trying { since, taking_back: false, asking, .. } if !asking.is_empty() => {
+        let of = |standing: &MethodState| match standing {
+            MethodState::Cooling { until, .. } => Some(*until),
+            MethodState::Trying { since, taking_back: false, asking, .. } if !asking.is_empty() => {
                 Some(*since + LEASE)
             }
-            Standing::Watched { .. } | Standing::Due { .. } | Standing::Trying { .. } => None,
+            MethodState::Watched { .. } | MethodState::Due { .. } | MethodState::Trying { .. } => None,
         };
         self.methods.values().filter_map(of).min()
     }
 
     /// The methods that a worker which is new must refuse, and for how long before it may ask.
     pub(crate) fn in_force(&self, now: Instant) -> Vec<(String, Duration)> {
-        let wait = |standing: &Standing| match standing {
-            Standing::Watched { .. } => None,
-            Standing::Cooling { until, .. } => Some(until.saturating_duration_since(now)),
-            Standing::Due { .. } | Standing::Trying { .. } => Some(Duration::ZERO),
+        let wait = |standing: &MethodState| match standing {
+            MethodState::Watched { .. } => None,
+            MethodState::Cooling { until, .. } => Some(until.saturating_duration_since(now)),
+            MethodState::Due { .. } | MethodState::Trying { .. } => Some(Duration::ZERO),
         };
         let methods = self.methods.iter();
         methods.filter_map(|(method, standing)| Some((method.clone(), wait(standing)?))).collect()
@@ -316,11 +327,11 @@ impl Quarantine {
         let mut tried = None;
         for (method, standing) in &mut self.methods {
             match standing {
-                Standing::Watched { .. } => {}
-                Standing::Cooling { asking, .. } | Standing::Due { asking } => {
+                MethodState::Watched { .. } => {}
+                MethodState::Cooling { asking, .. } | MethodState::Due { asking } => {
                     asking.retain(|asking| *asking != worker);
                 }
-                Standing::Trying { worker: trying, asking, .. } => {
+                MethodState::Trying { worker: trying, asking, .. } => {
                     asking.retain(|asking| *asking != worker);
                     if *trying != worker {
                         continue;
@@ -335,7 +346,7 @@ impl Quarantine {
                     if is_at_fault {
                         tried = Some(method.clone());
                     } else {
-                        *standing = Standing::Due { asking: std::mem::take(asking) };
+                        *standing = MethodState::Due { asking: std::mem::take(asking) };
                     }
                 }
             }
@@ -345,35 +356,35 @@ impl Quarantine {
 
     /// Counts a crash of a method that is not in quarantine.
     fn is_one_too_many(&mut self, method: &str, now: Instant) -> bool {
-        let Limits { crashes: most, window, .. } = self.limits;
+        let QuarantineLimits { crashes: most, window, .. } = self.limits;
         if most == 0 {
             return false;
         }
-        let watched = || Standing::Watched { crashes: VecDeque::new() };
+        let watched = || MethodState::Watched { crashes: VecDeque::new() };
         match self.methods.entry(method.to_owned()).or_insert_with(watched) {
-            Standing::Watched { crashes } => {
+            MethodState::Watched { crashes } => {
                 crashes.retain(|crash| now.saturating_duration_since(*crash) <= window);
                 crashes.push_back(now);
                 crashes.len() >= most as usize
             }
             // A call that had begun before.
-            Standing::Cooling { .. } | Standing::Due { .. } | Standing::Trying { .. } => false,
+            MethodState::Cooling { .. } | MethodState::Due { .. } | MethodState::Trying { .. } => false,
         }
     }
 
-    fn shut(&mut self, method: &str, now: Instant) -> Option<Order> {
+    fn shut(&mut self, method: &str, now: Instant) -> Option<QuarantineOrder> {
         let wait = self.limits.cool_down;
         let until = now.checked_add(wait)?;
         let asking = match self.methods.remove(method) {
-            Some(Standing::Trying { asking, .. }) => asking,
-            Some(Standing::Watched { .. }) | None => Asking::new(),
-            Some(kept @ (Standing::Cooling { .. } | Standing::Due { .. })) => {
+            Some(MethodState::Trying { asking, .. }) => asking,
+            Some(MethodState::Watched { .. }) | None => Asking::new(),
+            Some(kept @ (MethodState::Cooling { .. } | MethodState::Due { .. })) => {
                 self.methods.insert(method.to_owned(), kept);
                 return None;
             }
         };
-        self.methods.insert(method.to_owned(), Standing::Cooling { until, asking });
-        Some(Order::Shut { method: method.to_owned(), wait })
+        self.methods.insert(method.to_owned(), MethodState::Cooling { until, asking });
+        Some(QuarantineOrder::Shut { method: method.to_owned(), wait })
     }
 }
 

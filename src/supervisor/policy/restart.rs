@@ -23,7 +23,7 @@ const BEYOND_BOOT: Duration = Duration::from_secs(5);
 
 /// The numbers of the `[restart]` section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Limits {
+pub(crate) struct RestartLimits {
     /// Boot failures that are borne without a worker ready between them; 0 bears any number.
     pub(crate) max_restarts: u32,
     /// A slot without a boot failure for this long begins anew with `backoff`.
@@ -33,7 +33,7 @@ pub(crate) struct Limits {
     pub(crate) backoff_max: Duration,
 }
 
-impl Limits {
+impl RestartLimits {
     /// Whether the service ever gives up.
     pub(crate) fn gives_up(&self) -> bool {
         self.max_restarts > 0
@@ -47,7 +47,7 @@ pub(crate) fn patience(boot: Duration) -> Duration {
 
 /// What follows from a boot failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum RestartVerdict {
     RetryAfter(Duration),
     GiveUp,
 }
@@ -58,7 +58,7 @@ pub(crate) enum Verdict {
 /// that a number within some time might never be reached.
 #[derive(Debug)]
 pub(crate) struct Restarts {
-    limits: Limits,
+    limits: RestartLimits,
     in_a_row: u32,
 }
 
@@ -99,7 +99,7 @@ pub(crate) struct EarlyDeaths {
 
 impl EarlyDeaths {
     /// A worker that was ready has died, `lived` after that where it is known. How long its slot is to wait.
-    pub(crate) fn died(&mut self, lived: Option<Duration>, called: bool, limits: &Limits) -> Duration {
+    pub(crate) fn died(&mut self, lived: Option<Duration>, called: bool, limits: &RestartLimits) -> Duration {
         if called || lived.is_none_or(|lived| lived >= EARLY) {
             *self = Self::default();
             return Duration::ZERO;
@@ -113,18 +113,18 @@ impl EarlyDeaths {
 }
 
 impl Restarts {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: RestartLimits) -> Self {
         Self { limits, in_a_row: 0 }
     }
 
     /// Counts a boot failure of the owner of `streak`.
-    pub(crate) fn boot_failed(&mut self, streak: &mut Streak, now: Instant) -> Verdict {
+    pub(crate) fn boot_failed(&mut self, streak: &mut Streak, now: Instant) -> RestartVerdict {
         let wait = self.refused(streak, now);
         self.in_a_row = self.in_a_row.saturating_add(1);
         if self.limits.gives_up() && self.in_a_row > self.limits.max_restarts {
-            return Verdict::GiveUp;
+            return RestartVerdict::GiveUp;
         }
-        Verdict::RetryAfter(wait)
+        RestartVerdict::RetryAfter(wait)
     }
 
     /// A worker is ready: the program can boot.
@@ -150,7 +150,7 @@ impl Restarts {
         self.in_a_row
     }
 
-    pub(crate) fn limits(&self) -> &Limits {
+    pub(crate) fn limits(&self) -> &RestartLimits {
         &self.limits
     }
 }
@@ -165,8 +165,8 @@ mod tests {
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
-    fn limits(max_restarts: u32) -> Limits {
-        Limits { max_restarts, window: MS(60_000), backoff: MS(100), backoff_max: MS(1_000) }
+    fn limits(max_restarts: u32) -> RestartLimits {
+        RestartLimits { max_restarts, window: MS(60_000), backoff: MS(100), backoff_max: MS(1_000) }
     }
 
     #[test]
@@ -174,9 +174,9 @@ mod tests {
         let mut restarts = Restarts::new(limits(0));
         let (mut streak, now) = (Streak::default(), Instant::now());
         let waits: Vec<_> = (0..40).map(|_| restarts.boot_failed(&mut streak, now)).collect();
-        let expected = [100, 200, 400, 800, 1_000, 1_000].map(|wait| Verdict::RetryAfter(MS(wait)));
+        let expected = [100, 200, 400, 800, 1_000, 1_000].map(|wait| RestartVerdict::RetryAfter(MS(wait)));
         assert_eq!(waits[..6], expected);
-        assert_eq!(waits[39], Verdict::RetryAfter(MS(1_000)));
+        assert_eq!(waits[39], RestartVerdict::RetryAfter(MS(1_000)));
     }
 
     #[test]
@@ -189,10 +189,10 @@ mod tests {
                 restarts.boot_failed(streak, now)
             };
             let verdicts = streaks.each_mut().map(&mut fails);
-            let retry = Verdict::RetryAfter(MS(100));
+            let retry = RestartVerdict::RetryAfter(MS(100));
             assert_eq!(
                 verdicts,
-                [retry, retry, retry, Verdict::GiveUp],
+                [retry, retry, retry, RestartVerdict::GiveUp],
                 "slots back off each by itself, {apart:?}"
             );
         }
@@ -204,7 +204,7 @@ mod tests {
         for _ in 0..100 {
             for failure in 1..=3 {
                 let verdict = restarts.boot_failed(&mut Streak::default(), now);
-                assert_eq!((verdict, restarts.counted()), (Verdict::RetryAfter(MS(100)), failure));
+                assert_eq!((verdict, restarts.counted()), (RestartVerdict::RetryAfter(MS(100)), failure));
             }
             restarts.booted();
         }
@@ -224,8 +224,8 @@ mod tests {
     fn only_workers_that_die_within_a_second_without_a_call_slow_their_slot_down() {
         // How long each lived once it was ready, whether a call had begun, and what its slot waits then.
         let early = |wait| (Some(999), false, wait);
-        type Row = (Option<u64>, bool, u64);
-        let rows: [(&str, Vec<Row>); 6] = [
+        type Lifetime = (Option<u64>, bool, u64);
+        let rows: [(&str, Vec<Lifetime>); 6] = [
             ("again and again", [0, 0, 100, 200, 400, 800, 1_000, 1_000].map(early).to_vec()),
             ("with a call", vec![(Some(0), true, 0); 100]),
             ("after a second", vec![(Some(1_000), false, 0); 100]),
@@ -239,7 +239,7 @@ mod tests {
                 vec![early(0), early(0), early(100), (Some(5_000), false, 0), early(0), early(0), early(100)],
             ),
         ];
-        let limits = Limits { backoff_max: MS(30_000), ..limits(0) };
+        let limits = RestartLimits { backoff_max: MS(30_000), ..limits(0) };
         for (name, course) in rows {
             let mut deaths = EarlyDeaths::default();
             for (number, (lived, called, wait)) in course.into_iter().enumerate() {
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn an_early_death_waits_no_longer_than_backoff_max() {
         let mut deaths = EarlyDeaths::default();
-        let limits = Limits { backoff: MS(5), backoff_max: MS(20), ..limits(0) };
+        let limits = RestartLimits { backoff: MS(5), backoff_max: MS(20), ..limits(0) };
         let waits = [0; 6].map(|_| deaths.died(Some(MS(1)), false, &limits));
         assert_eq!(waits, [0, 0, 5, 10, 20, 20].map(MS));
     }
@@ -261,8 +261,11 @@ mod tests {
         let (mut restarts, start) = (Restarts::new(limits(0)), Instant::now());
         let mut streak = Streak::default();
         restarts.boot_failed(&mut streak, start);
-        assert_eq!(restarts.boot_failed(&mut streak, start + MS(1_000)), Verdict::RetryAfter(MS(200)));
-        assert_eq!(restarts.boot_failed(&mut streak, start + MS(70_000)), Verdict::RetryAfter(MS(100)));
+        assert_eq!(restarts.boot_failed(&mut streak, start + MS(1_000)), RestartVerdict::RetryAfter(MS(200)));
+        assert_eq!(
+            restarts.boot_failed(&mut streak, start + MS(70_000)),
+            RestartVerdict::RetryAfter(MS(100))
+        );
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl Share {
         self.service_has_room.unwrap_or(false)
     }
 
-    /// It is told whether the service has room, if that is news to it.
+    /// It is told whether the service has room, if that has changed.
     pub(crate) fn hears_of_room(&mut self, has_room: bool) -> bool {
         !self.has_ended() && self.service_has_room.replace(has_room) != Some(has_room)
     }
@@ -127,7 +127,7 @@ impl Share {
     }
 
     /// It is told to let so many go. It may hold as many fewer meanwhile, which it is to hear of first.
-    pub(crate) fn lets_go(&mut self, count: usize, now: Instant) {
+    pub(crate) fn releases(&mut self, count: usize, now: Instant) {
         // What it lets go already is part of it.
         self.leaving = Some(Leaving {
             count: count.max(self.leaving()),
@@ -290,9 +290,9 @@ mod tests {
     }
 
     /// Two workers of a service that has 200 at most, and what becomes of them.
-    struct Scene(Vec<(WorkerId, Share)>);
+    struct SharesScene(Vec<(WorkerId, Share)>);
 
-    impl Scene {
+    impl SharesScene {
         fn new() -> Self {
             Self(vec![(1, told(100)), (2, told(100))])
         }
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn whoever_replaces_a_full_worker_accepts_only_as_the_connections_of_that_one_end() {
-        let mut scene = Scene::new();
+        let mut scene = SharesScene::new();
         assert_eq!((scene.free(0), scene.give_out(0)), (0, vec![]));
         assert_eq!(scene.replace(1, 100, 3), 0, "all that it had waits");
         assert_eq!(scene.give_out(100), []);
@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn deaths_without_end_add_up_to_no_more_than_the_service_may_have() {
-        let mut scene = Scene::new();
+        let mut scene = SharesScene::new();
         let (mut dying, mut other) = (1, 2);
         for next in 3..20 {
             let had = scene.share(dying).claim();
@@ -354,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_is_added_gets_its_part_from_the_others() {
-        let (mut scene, now) = (Scene::new(), Instant::now());
+        let (mut scene, now) = (SharesScene::new(), Instant::now());
         scene.0.push((3, told(0)));
         assert!(scene.share(1).has_part(67, 20, now));
         assert!(scene.share(2).has_part(67, 90, now));
@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn while_one_boots_the_others_may_hold_its_part_too() {
-        let (mut scene, now) = (Scene::new(), Instant::now());
+        let (mut scene, now) = (SharesScene::new(), Instant::now());
         scene.0.retain(|(worker, _)| *worker != 1);
         scene.0.push((3, Share::at_birth()));
         scene.share(2).adopted(140);
@@ -407,9 +407,9 @@ mod tests {
 
     #[test]
     fn what_is_let_go_is_not_accepted_beside_those_who_move() {
-        let (mut scene, now) = (Scene::new(), Instant::now());
+        let (mut scene, now) = (SharesScene::new(), Instant::now());
         // The one has 60 and the other none, in the midst of a burst.
-        scene.share(1).lets_go(30, now);
+        scene.share(1).releases(30, now);
         assert!(scene.share(1).has_part(100, 60, now));
         assert!(!scene.share(2).has_part(100, 0, now));
         assert_eq!(scene.share(1).may_hold(), 70);
@@ -432,15 +432,15 @@ mod tests {
     #[test]
     fn a_worker_that_does_not_let_go_may_hold_its_part_again() {
         let (mut share, now) = (told(100), Instant::now());
-        share.lets_go(30, now);
+        share.releases(30, now);
         assert!(share.has_part(100, 60, now));
         share.has_heard(60);
         share.offered(10);
         let late = share.moment().expect("it is waited for the other 20");
         assert_eq!((share.claim(), share.has_part(100, 60, late), share.claim()), (90, false, 70));
         assert_eq!((give_out(30, &mut [(1, &mut share)]), share.moment()), (vec![(1, 100)], None));
-        share.lets_go(10, now);
-        share.lets_go(5, now);
+        share.releases(10, now);
+        share.releases(5, now);
         assert_eq!(share.leaving(), 10, "the five are among them");
         share.ends(60);
         assert_eq!(share.moment(), None);
@@ -470,7 +470,7 @@ mod tests {
 
     #[test]
     fn a_generation_that_leaves_makes_room_for_the_next() {
-        let mut scene = Scene::new();
+        let mut scene = SharesScene::new();
         scene.0.extend([(3, told(0)), (4, told(0))]);
         assert_eq!(scene.give_out(0), [], "those that serve may still accept");
         scene.share(1).ends(10);

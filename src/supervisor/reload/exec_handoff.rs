@@ -20,37 +20,43 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::arena::{ArenaReader, Key, Scoreboard, Totals};
-use crate::channel::{Channel, LEGACY_VERSION};
+use crate::channel::{Channel, HANDOFF_VERSION};
 use crate::config::{Config, Log, Source};
 use crate::rpc::{About, TINE};
 use crate::supervisor::Supervisor;
-use crate::supervisor::children::addresses::{AddressRegions, RegionsLeft};
+use crate::supervisor::children::addresses::{AddressRegions, SavedRegions};
 use crate::supervisor::children::orphans::session_of;
-use crate::supervisor::children::records::{Template, Worker, Workers};
+use crate::supervisor::children::records::{TemplateRecord, WorkerRecord, WorkerRecords};
 use crate::supervisor::children::{blame, template_channel, worker_channels};
-use crate::supervisor::handover::hand_over::Keeper;
-use crate::supervisor::listeners::bound::{Left, Listeners};
+use crate::supervisor::handover::hand_over::Handover;
+use crate::supervisor::listeners::bound::{Listeners, SavedListener};
 use crate::supervisor::listeners::lost::LostListeners;
-use crate::supervisor::policy::leftovers::{Leftovers, WhoseLeft};
-use crate::supervisor::policy::quarantine::{self, Blame, Quarantine};
+use crate::supervisor::policy::leftovers::{Leftovers, SavedLeftovers};
+use crate::supervisor::policy::quarantine::{Blame, QuarantinePolicy, SavedQuarantine};
 use crate::supervisor::policy::shares::{Credit, Share};
-use crate::supervisor::policy::sign_of_life::SignsOfLife;
-use crate::supervisor::policy::state::{Calm, Event, GenerationId, State, WorkerEvent, WorkerId};
-use crate::supervisor::reload::generations::{self, Origin, Terms};
+use crate::supervisor::policy::signs_of_life::SignsOfLife;
+use crate::supervisor::policy::state::{
+    Event, GenerationId, QuiescentSnapshot, SupervisorState, WorkerEvent, WorkerId,
+};
+use crate::supervisor::reload::generations::{self, GenerationSettings, Origin};
 use crate::supervisor::reload::methods::AllMethods;
 use crate::sys::exec::{self, LeftOpen, Program};
 use crate::sys::limits;
 use crate::sys::process;
 
-/// The environment variable by which a process learns that it goes on as a supervisor, and which descriptor has its legacy.
+/// The environment variable by which a process learns that it goes on as a supervisor, and which descriptor holds the
+/// hand-off. Programs that run already set it by this name.
 const VARIABLE: &str = "TINE_SUPERVISOR_LEGACY";
 
 /// All that a supervisor knows while nothing is under way. Descriptors are named by their numbers.
+///
+/// Fields keep the names that they have in programs which run already: the program before may be one of these.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Legacy {
+pub(crate) struct ExecHandoff {
     version: u32,
-    brain: Calm,
-    config: Told,
+    #[serde(rename = "brain")]
+    state: QuiescentSnapshot,
+    config: ReportedConfig,
     config_path: Option<PathBuf>,
     source: Source,
     program: RawFd,
@@ -58,35 +64,37 @@ pub(crate) struct Legacy {
     methods: Vec<String>,
     all_methods: Vec<String>,
     totals: Totals,
-    quarantine: Vec<quarantine::Left>,
-    listeners: Vec<Left>,
+    quarantine: Vec<SavedQuarantine>,
+    listeners: Vec<SavedListener>,
     bell: RawFd,
     /// The soft limit on descriptors that the service was started with. A program that doesn't know of it does without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     descriptors: Option<u64>,
-    template: TemplateLeft,
+    template: SavedTemplate,
     /// Where workers count their clients' addresses. A program that doesn't know of it does without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    addresses: Option<RegionsLeft>,
+    addresses: Option<SavedRegions>,
     /// Whose is what handlers have started. A program that doesn't know of it leaves daemons alone that are there by then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    leftovers: Option<WhoseLeft<WorkerId>>,
-    workers: Vec<WorkerLeft>,
+    leftovers: Option<SavedLeftovers<WorkerId>>,
+    workers: Vec<SavedWorker>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct TemplateLeft {
+struct SavedTemplate {
     generation: GenerationId,
     pid: i32,
+    #[serde(rename = "line")]
     channel: RawFd,
     age: Duration,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct WorkerLeft {
+struct SavedWorker {
     id: WorkerId,
     slot: usize,
     pid: i32,
+    #[serde(rename = "line")]
     channel: RawFd,
     arena: RawFd,
     /// What its poller waits in. A program that doesn't know of it does without.
@@ -103,15 +111,15 @@ struct WorkerLeft {
     kept: Vec<(Key, RawFd)>,
 }
 
-impl Legacy {
+impl ExecHandoff {
     /// How it is to be logged.
     pub(crate) fn log(&self) -> &Log {
         &self.config.understood.log
     }
 
-    /// What it says to the brain, and with which configuration.
-    pub(in crate::supervisor) fn into_brain(self) -> (Calm, Config) {
-        (self.brain, self.config.understood)
+    /// What it says to the state policy, and with which configuration.
+    pub(in crate::supervisor) fn into_snapshot(self) -> (QuiescentSnapshot, Config) {
+        (self.state, self.config.understood)
     }
 }
 
@@ -119,38 +127,40 @@ impl Legacy {
 /// leaves may be older than that template, and keys that it doesn't know are still for the one that follows.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
-struct Told {
+struct ReportedConfig {
     understood: Config,
     words: Value,
 }
 
-impl TryFrom<Value> for Told {
+impl TryFrom<Value> for ReportedConfig {
     type Error = serde_json::Error;
     fn try_from(words: Value) -> Result<Self, Self::Error> {
         Ok(Self { understood: Config::deserialize(&words)?, words })
     }
 }
 
-impl From<Told> for Value {
-    fn from(told: Told) -> Self {
+impl From<ReportedConfig> for Value {
+    fn from(told: ReportedConfig) -> Self {
         told.words
     }
 }
 
 /// What the program that ran in this process before has left to this one. Call it before any thread is started.
-pub(crate) fn inherited() -> Option<io::Result<Legacy>> {
+pub(crate) fn inherited() -> Option<io::Result<ExecHandoff>> {
     let memory = exec::take_inherited(VARIABLE)?;
     Some(memory.and_then(|memory| {
         let mut text = String::new();
         let mut memory = File::from(memory);
         memory.rewind()?;
         memory.read_to_string(&mut text)?;
-        let legacy: Legacy = serde_json::from_str(&text)?;
-        if legacy.version == LEGACY_VERSION {
-            return Ok(legacy);
+        let handoff: ExecHandoff = serde_json::from_str(&text)?;
+        if handoff.version == HANDOFF_VERSION {
+            return Ok(handoff);
         }
-        let found = legacy.version;
-        Err(io::Error::other(format!("expected a legacy of version {LEGACY_VERSION}, found {found}")))
+        let found = handoff.version;
+        Err(io::Error::other(format!(
+            "expected an exec hand-off of version {HANDOFF_VERSION}, found {found}"
+        )))
     }))
 }
 
@@ -158,14 +168,14 @@ pub(crate) fn inherited() -> Option<io::Result<Legacy>> {
 impl Supervisor {
     /// Has the program that serves by now take this one's place, if it is another one and nothing is under way.
     pub(in crate::supervisor) fn give_way_to_successor(&mut self) {
-        if !self.successor_is_wanted || !self.news.is_empty() || self.keeper.keeping.is_moving() {
+        if !self.successor_is_wanted || !self.events.is_empty() || self.handover.escrow.is_moving() {
             return;
         }
-        let Some(legacy) = self.state.calm().and_then(|brain| self.legacy(brain)) else {
+        let Some(handoff) = self.state.quiescent().and_then(|state| self.handoff(state)) else {
             return;
         };
         self.successor_is_wanted = false;
-        let error = match self.execute_successor(&legacy) {
+        let error = match self.execute_successor(&handoff) {
             Ok(never) => match never {},
             Err(error) => error,
         };
@@ -176,10 +186,10 @@ impl Supervisor {
         tracing::error!(%error, "the supervisor's program can't be replaced; it goes on as it was");
     }
 
-    fn execute_successor(&self, legacy: &Legacy) -> io::Result<std::convert::Infallible> {
-        let memory = nix::sys::memfd::memfd_create(c"tine legacy", nix::sys::memfd::MFdFlags::empty())?;
+    fn execute_successor(&self, handoff: &ExecHandoff) -> io::Result<std::convert::Infallible> {
+        let memory = nix::sys::memfd::memfd_create(c"tine handoff", nix::sys::memfd::MFdFlags::empty())?;
         let mut memory = File::from(memory);
-        memory.write_all(&serde_json::to_vec(legacy)?)?;
+        memory.write_all(&serde_json::to_vec(handoff)?)?;
         for descriptor in self.descriptors() {
             exec::stays_open(descriptor, true)?;
         }
@@ -188,7 +198,7 @@ impl Supervisor {
     }
 
     /// None when something is not as it is when nothing is under way.
-    fn legacy(&self, brain: Calm) -> Option<Legacy> {
+    fn handoff(&self, state: QuiescentSnapshot) -> Option<ExecHandoff> {
         if self.leftovers.is_waiting() {
             return None;
         }
@@ -197,18 +207,18 @@ impl Supervisor {
             return None;
         }
         let mut workers = Vec::new();
-        for (id, arena, kept) in self.keeper.keeping.served() {
+        for (id, arena, kept) in self.handover.escrow.served() {
             let worker = self.workers.get(id)?;
             if !worker.channel_open || worker.channel.has_queued() {
                 return None;
             }
-            workers.push(WorkerLeft {
+            workers.push(SavedWorker {
                 id,
                 slot: worker.slot,
                 pid: worker.pid?.as_raw(),
                 channel: worker.channel.as_fd().as_raw_fd(),
                 arena: arena.as_raw_fd(),
-                epoll: self.keeper.keeping.epoll_of(id).map(AsRawFd::as_raw_fd),
+                epoll: self.handover.escrow.epoll_of(id).map(AsRawFd::as_raw_fd),
                 age: worker.started.elapsed(),
                 may_hold: Some(worker.share.may_hold()),
                 may_keep: worker.credit.leave(),
@@ -216,22 +226,25 @@ impl Supervisor {
             });
         }
         // Those that live and those that have died count alike for whoever goes on.
-        Some(Legacy {
-            version: LEGACY_VERSION,
-            brain,
-            config: Told { understood: self.terms.config.clone(), words: self.terms.told.clone() },
+        Some(ExecHandoff {
+            version: HANDOFF_VERSION,
+            state,
+            config: ReportedConfig {
+                understood: self.settings.config.clone(),
+                words: self.settings.told.clone(),
+            },
             config_path: self.config_path.clone(),
             source: self.origin.source.clone(),
             program: self.origin.program.as_fd().as_raw_fd(),
             program_path: self.origin.program.path().to_owned(),
-            methods: self.terms.methods.names.clone(),
+            methods: self.settings.methods.names.clone(),
             all_methods: self.all_methods.names.clone(),
             totals: self.scoreboard.ended().clone(),
             quarantine: self.quarantine.leave(Instant::now()),
-            listeners: self.terms.listeners.as_ref()?.leave(),
+            listeners: self.settings.listeners.as_ref()?.leave(),
             bell: self.bell.as_fd().as_raw_fd(),
             descriptors: limits::started_with(),
-            template: TemplateLeft {
+            template: SavedTemplate {
                 generation: self.origin.number,
                 pid: template.pid.as_raw(),
                 channel: template.channel.as_fd().as_raw_fd(),
@@ -243,14 +256,14 @@ impl Supervisor {
         })
     }
 
-    /// Every descriptor that a legacy names.
+    /// Every descriptor that a hand-off names.
     fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let own = [self.bell.as_fd(), self.origin.program.as_fd()].into_iter();
-        let listeners = self.terms.listeners.iter().flat_map(Listeners::descriptors);
+        let listeners = self.settings.listeners.iter().flat_map(Listeners::descriptors);
         let templates = self.templates.values().map(|template| template.channel.as_fd());
         let workers = self.workers.iter().map(|worker| worker.channel.as_fd());
-        let kept = self.keeper.keeping.served().flat_map(|(id, arena, kept)| {
-            let epoll = self.keeper.keeping.epoll_of(id);
+        let kept = self.handover.escrow.served().flat_map(|(id, arena, kept)| {
+            let epoll = self.handover.escrow.epoll_of(id);
             let descriptors = epoll.into_iter().chain(kept.map(|(_, descriptor)| descriptor));
             std::iter::once(arena).chain(descriptors).map(AsFd::as_fd)
         });
@@ -263,64 +276,65 @@ impl Supervisor {
 ///
 /// # Errors
 ///
-/// The kernel refuses what the loop itself stands on, or the legacy is not what it says.
-pub(crate) fn go_on(legacy: Legacy, about: &About) -> io::Result<i32> {
+/// The kernel refuses what the loop itself stands on, or the hand-off is not what it says.
+pub(crate) fn go_on(handoff: ExecHandoff, about: &About) -> io::Result<i32> {
     let (epoll, signals) = crate::supervisor::listen()?;
-    if let Some(limit) = legacy.descriptors {
+    if let Some(limit) = handoff.descriptors {
         limits::was_started_with(limit);
     }
     let lost = LostListeners::new(&epoll);
     let mut descriptors = LeftOpen::default();
     let now = Instant::now();
-    let generation = legacy.template.generation;
-    let Told { understood: config, words: told } = legacy.config;
-    let program = Program::inherited(descriptors.take(legacy.program)?, legacy.program_path)?;
+    let generation = handoff.template.generation;
+    let ReportedConfig { understood: config, words: told } = handoff.config;
+    let program = Program::inherited(descriptors.take(handoff.program)?, handoff.program_path)?;
     // The kernel has given it the number of a descriptor as its name.
     if let Some(name) = program.name() {
         let _ = nix::sys::prctl::set_name(&name);
     }
-    let mut all_methods = AllMethods { names: legacy.all_methods };
-    let methods = Rc::new(all_methods.number(legacy.methods));
-    let listeners = Listeners::inherit(legacy.listeners, &mut descriptors)?;
-    let terms = Terms { config, told, methods, listeners: Some(listeners) };
-    let addresses = legacy.addresses.and_then(|left| AddressRegions::inherit(left, &mut descriptors));
-    let mut regained = Regained {
-        workers: Workers::default(),
-        keeper: Keeper::new(&terms.config),
+    let mut all_methods = AllMethods { names: handoff.all_methods };
+    let methods = Rc::new(all_methods.number(handoff.methods));
+    let listeners = Listeners::inherit(handoff.listeners, &mut descriptors)?;
+    let settings = GenerationSettings { config, told, methods, listeners: Some(listeners) };
+    let addresses = handoff.addresses.and_then(|left| AddressRegions::inherit(left, &mut descriptors));
+    let mut restored = RestoredWorkers {
+        workers: WorkerRecords::default(),
+        handover: Handover::new(&settings.config),
         signs: SignsOfLife::new(crate::worker::LOOKS),
         unreadable: Vec::new(),
     };
-    for left in legacy.workers {
-        regained.regain(left, generation, &terms, &epoll, &mut descriptors)?;
+    for left in handoff.workers {
+        restored.restore(left, generation, &settings, &epoll, &mut descriptors)?;
     }
-    let Regained { workers, keeper, signs, unreadable } = regained;
-    let channel = Channel::from(descriptors.take(legacy.template.channel)?);
+    let RestoredWorkers { workers, handover, signs, unreadable } = restored;
+    let channel = Channel::from(descriptors.take(handoff.template.channel)?);
     epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, template_channel::token(generation)))?;
-    let template = Template {
-        pid: Pid::from_raw(legacy.template.pid),
+    let template = TemplateRecord {
+        pid: Pid::from_raw(handoff.template.pid),
         channel,
         channel_open: true,
         end_expected: false,
-        started: ago(legacy.template.age),
+        started: ago(handoff.template.age),
     };
-    let limits = blame::limits(&terms.config);
-    let (mut quarantine, mut orders) = Quarantine::restored(limits, legacy.quarantine, now);
+    let limits = blame::limits(&settings.config);
+    let (mut quarantine, mut orders) = QuarantinePolicy::restored(limits, handoff.quarantine, now);
     for (worker, _) in &unreadable {
         orders.extend(quarantine.ended(*worker, &Blame::Nobody, Vec::new(), now, now));
     }
-    let (state, actions) = State::go_on(legacy.brain, generations::settings(&terms.config));
-    let bell = descriptors.take(legacy.bell)?;
+    let (state, actions) =
+        SupervisorState::go_on(handoff.state, generations::state_settings(&settings.config));
+    let bell = descriptors.take(handoff.bell)?;
     tracing::info!(
         program = about.title,
         version = about.version,
         tine = TINE,
         pid = std::process::id(),
-        config = legacy.source.name,
+        config = handoff.source.name,
         generation,
-        kept = keeper.keeping.len(),
+        kept = handover.escrow.len(),
         "the supervisor runs the new program"
     );
-    let (leftovers, knows_whose) = match legacy.leftovers {
+    let (leftovers, knows_whose) = match handoff.leftovers {
         Some(left) => (Leftovers::inherit(left), true),
         None => (Leftovers::new(), false),
     };
@@ -331,17 +345,17 @@ pub(crate) fn go_on(legacy: Legacy, about: &About) -> io::Result<i32> {
         timers: BTreeMap::new(),
         templates: BTreeMap::from([(generation, template)]),
         workers,
-        keeper,
+        handover,
         all_methods,
-        scoreboard: Scoreboard::new(legacy.totals),
-        origin: Origin { number: generation, program, source: legacy.source },
-        terms,
+        scoreboard: Scoreboard::new(handoff.totals),
+        origin: Origin { number: generation, program, source: handoff.source },
+        settings,
         next: None,
-        config_path: legacy.config_path,
+        config_path: handoff.config_path,
         bell,
         signs,
         quarantine,
-        news: std::collections::VecDeque::new(),
+        events: std::collections::VecDeque::new(),
         successor_is_wanted: false,
         forks: crate::supervisor::Refusals::default(),
         last_word: None,
@@ -372,20 +386,20 @@ fn ago(age: Duration) -> Instant {
 }
 
 /// The workers that were left, and what there is of each.
-struct Regained {
-    workers: Workers,
-    keeper: Keeper,
+struct RestoredWorkers {
+    workers: WorkerRecords,
+    handover: Handover,
     signs: SignsOfLife<WorkerId>,
     /// Those that are killed, since nothing can be read of what they run and hold, with their sessions.
     unreadable: Vec<(WorkerId, Option<i32>)>,
 }
 
-impl Regained {
-    fn regain(
+impl RestoredWorkers {
+    fn restore(
         &mut self,
-        left: WorkerLeft,
+        left: SavedWorker,
         generation: GenerationId,
-        terms: &Terms,
+        settings: &GenerationSettings,
         epoll: &Epoll,
         descriptors: &mut LeftOpen,
     ) -> io::Result<()> {
@@ -406,23 +420,23 @@ impl Regained {
             }
         };
         epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, worker_channels::token(left.id)))?;
-        self.keeper.keeping.begin(left.id, memory);
+        self.handover.escrow.begin(left.id, memory);
         if let Some(polled) = polled {
-            self.keeper.keeping.hold_epoll(left.id, polled);
+            self.handover.escrow.hold_epoll(left.id, polled);
         }
-        self.keeper.keeping.keep(left.id, keys, kept);
-        let stuck = terms.config.timeouts.stuck;
-        let part = || crate::worker::share(&terms.config, limits::descriptors());
+        self.handover.escrow.keep(left.id, keys, kept);
+        let stuck = settings.config.timeouts.stuck;
+        let part = || crate::worker::share(&settings.config, limits::descriptors());
         let mut share = Share::left(left.may_hold.unwrap_or_else(part));
-        share.adopted(self.keeper.keeping.served_by(left.id));
-        let worker = Worker {
+        share.adopted(self.handover.escrow.served_by(left.id));
+        let worker = WorkerRecord {
             generation,
             share,
             credit: Credit::new(left.may_keep),
             // It says so with the next that it has to say of connections.
             without_place: 0,
             slot: left.slot,
-            methods: Rc::clone(&terms.methods),
+            methods: Rc::clone(&settings.methods),
             pid: Some(pid),
             channel,
             channel_open: true,
@@ -435,7 +449,7 @@ impl Regained {
             boot_failure: None,
             is_ready: true,
             born_refusing: Vec::new(),
-            listeners: terms.listeners.as_ref().map(Listeners::sockets).unwrap_or_default(),
+            listeners: settings.listeners.as_ref().map(Listeners::sockets).unwrap_or_default(),
             session: session_of(pid),
         };
         self.workers.insert(left.id, worker);

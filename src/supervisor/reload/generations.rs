@@ -29,7 +29,7 @@ pub(in crate::supervisor) struct Origin {
 
 /// What a generation's workers are to be.
 #[derive(Debug)]
-pub(in crate::supervisor) struct Terms {
+pub(in crate::supervisor) struct GenerationSettings {
     pub(in crate::supervisor) config: Config,
     /// The same as its template told it, with all that a newer program than this one may have put there. Null until then.
     pub(in crate::supervisor) told: Value,
@@ -40,26 +40,26 @@ pub(in crate::supervisor) struct Terms {
 
 /// The generation that is to follow.
 #[derive(Debug)]
-pub(in crate::supervisor) struct Next {
+pub(in crate::supervisor) struct NextGeneration {
     pub(in crate::supervisor) origin: Origin,
     /// Known when its template is ready.
-    terms: Option<Terms>,
-    /// The version of a supervisor's legacy that its program understands.
-    legacy: u32,
+    settings: Option<GenerationSettings>,
+    /// The version of the exec hand-off that its program understands.
+    handoff: u32,
     begun: Instant,
 }
 
-impl Terms {
+impl GenerationSettings {
     /// The table that a method has in the configuration, with all keys that its template knows.
     pub(in crate::supervisor) fn table_of(&self, method: &str) -> Option<&Value> {
         self.told.get("methods")?.get(method)
     }
 }
 
-impl Next {
+impl NextGeneration {
     /// What it is to listen on, once that is known.
     pub(in crate::supervisor) fn listeners_mut(&mut self) -> Option<&mut Listeners> {
-        self.terms.as_mut()?.listeners.as_mut()
+        self.settings.as_mut()?.listeners.as_mut()
     }
 }
 
@@ -80,7 +80,7 @@ impl Supervisor {
             program = %origin.program.path().display(),
             "reloading"
         );
-        self.next = Some(Next { origin, terms: None, legacy: 0, begun });
+        self.next = Some(NextGeneration { origin, settings: None, handoff: 0, begun });
         Ok(())
     }
 
@@ -90,15 +90,15 @@ impl Supervisor {
         [Some(&self.origin), next].into_iter().flatten().find(|origin| origin.number == generation)
     }
 
-    pub(in crate::supervisor) fn terms(&self, generation: GenerationId) -> Option<&Terms> {
+    pub(in crate::supervisor) fn settings(&self, generation: GenerationId) -> Option<&GenerationSettings> {
         if generation == self.origin.number {
-            return Some(&self.terms);
+            return Some(&self.settings);
         }
         let next = self.next.as_ref().filter(|next| next.origin.number == generation)?;
-        next.terms.as_ref()
+        next.settings.as_ref()
     }
 
-    /// A template has done its preload: what the brain is to hear of it.
+    /// A template has done its preload: what the state policy is to hear of it.
     pub(in crate::supervisor) fn template_is_ready(
         &mut self,
         generation: GenerationId,
@@ -106,17 +106,17 @@ impl Supervisor {
         checked: Value,
     ) -> Event {
         if generation == self.origin.number {
-            self.terms.methods = Rc::new(self.all_methods.number(methods));
-            self.terms.told = checked;
-            return Event::TemplateReady { generation, settings: settings(&self.terms.config) };
+            self.settings.methods = Rc::new(self.all_methods.number(methods));
+            self.settings.told = checked;
+            return Event::TemplateReady { generation, settings: state_settings(&self.settings.config) };
         }
-        match self.take_terms(generation, methods, checked) {
+        match self.take_settings(generation, methods, checked) {
             Ok(settings) => Event::TemplateReady { generation, settings },
             Err(why) => Event::TemplateFailed { generation, why },
         }
     }
 
-    fn take_terms(
+    fn take_settings(
         &mut self,
         generation: GenerationId,
         methods: Vec<String>,
@@ -128,45 +128,47 @@ impl Supervisor {
         let config = Config::deserialize(&checked).map_err(|error| {
             format!("what the template says of its configuration is not understood: {error}")
         })?;
-        let listeners = match &self.terms.listeners {
+        let listeners = match &self.settings.listeners {
             Some(before) => before.followed_by(&config.listeners)?,
             None => return Err("the service is to end".into()),
         };
-        let settings = settings(&config);
+        let settings = state_settings(&config);
         let methods = Rc::new(self.all_methods.number(methods));
-        next.terms = Some(Terms { config, told: checked, methods, listeners: Some(listeners) });
+        next.settings =
+            Some(GenerationSettings { config, told: checked, methods, listeners: Some(listeners) });
         Ok(settings)
     }
 
     pub(in crate::supervisor) fn switch(&mut self, generation: GenerationId) {
-        let Some(Next { origin, terms: Some(terms), legacy, begun }) = self.next.take() else {
+        let Some(NextGeneration { origin, settings: Some(settings), handoff, begun }) = self.next.take()
+        else {
             return;
         };
-        let addresses: Vec<&str> = terms.listeners.iter().flat_map(Listeners::addresses).collect();
+        let addresses: Vec<&str> = settings.listeners.iter().flat_map(Listeners::addresses).collect();
         let took = span::show_measured(begun.elapsed());
         tracing::info!(
             generation,
             took,
             config = origin.source.name,
-            processes = terms.config.processes,
-            threads = terms.config.threads,
+            processes = settings.config.processes,
+            threads = settings.config.threads,
             listen = addresses.join(", "),
             "reloaded"
         );
-        raise_descriptor_limit(&terms.config);
-        self.keeper.resize(&terms.config);
-        if let (Some(listeners), Some(before)) = (&terms.listeners, &self.terms.listeners) {
+        raise_descriptor_limit(&settings.config);
+        self.handover.resize(&settings.config);
+        if let (Some(listeners), Some(before)) = (&settings.listeners, &self.settings.listeners) {
             listeners.settle(before);
             before.retire(Some(listeners));
         }
         let is_new_program = !origin.program.is(&self.origin.program);
         self.origin = origin;
-        let before = std::mem::replace(&mut self.terms, terms);
+        let before = std::mem::replace(&mut self.settings, settings);
         self.watch_listeners();
         self.look_at_listeners();
         self.change_quarantine(is_new_program, &before);
         self.successor_is_wanted = !self.origin.program.runs_here();
-        if self.successor_is_wanted && legacy != channel::LEGACY_VERSION {
+        if self.successor_is_wanted && handoff != channel::HANDOFF_VERSION {
             tracing::warn!(
                 "the new program can't take the supervisor's own place; restart the service for that"
             );
@@ -174,9 +176,9 @@ impl Supervisor {
         }
     }
 
-    pub(in crate::supervisor) fn successor_understands(&mut self, generation: GenerationId, legacy: u32) {
+    pub(in crate::supervisor) fn successor_understands(&mut self, generation: GenerationId, handoff: u32) {
         if let Some(next) = self.next.as_mut().filter(|next| next.origin.number == generation) {
-            next.legacy = legacy;
+            next.handoff = handoff;
         }
     }
 
@@ -190,10 +192,10 @@ impl Supervisor {
     }
 }
 
-pub(in crate::supervisor) fn settings(config: &Config) -> Settings {
+pub(in crate::supervisor) fn state_settings(config: &Config) -> Settings {
     Settings {
         processes: config.processes,
-        restart: restart::Limits {
+        restart: restart::RestartLimits {
             max_restarts: config.restart.max_restarts,
             window: config.restart.window,
             backoff: config.restart.backoff,

@@ -54,7 +54,7 @@ impl PollerState {
     /// A worker whose threads don't all come back does not run its stop hooks, which may wait for them: it is killed.
     pub(in crate::worker) fn say_only_stuck(&mut self) {
         if !std::mem::replace(&mut self.said_only_stuck, true) {
-            self.say(&FromWorker::OnlyStuckLeft);
+            self.say(&FromWorker::OnlyStuckThreadsLeft);
         }
     }
 

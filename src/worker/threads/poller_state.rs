@@ -300,7 +300,7 @@ impl PollerState {
                 self.doors_shut = false;
                 self.open_first(thread.shared);
             }
-            ToWorker::TurnRed => thread.shared.context.turn_red(),
+            ToWorker::MarkNotReady => thread.shared.context.turn_red(),
             ToWorker::AreYouThere => self.say(&FromWorker::HereIAm),
             ToWorker::MayHold { connections, service_has_room } => {
                 let holds_fewer = connections < self.most_connections;
@@ -317,7 +317,7 @@ impl PollerState {
                 self.open_acceptors(thread);
             }
             ToWorker::MayKeep { more } => self.may_keep_more(thread, more),
-            ToWorker::LetGo { count, busy } => self.let_some_go(thread.shared, count, busy),
+            ToWorker::ReleaseSome { count, busy } => self.let_some_go(thread.shared, count, busy),
             ToWorker::Released { connections } => {
                 self.todo.extend(connections.into_iter().map(Todo::Release));
             }

@@ -6,9 +6,9 @@ use super::*;
 use crate::wire::{ByteOrder, Kinds};
 
 /// A folder that goes with its owner.
-struct Folder(PathBuf);
+struct SocketFolder(PathBuf);
 
-impl Folder {
+impl SocketFolder {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("tine-listeners-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -22,7 +22,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for SocketFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -46,7 +46,7 @@ fn bind(path: &Path) -> Result<Listeners, String> {
 
 #[test]
 fn a_stale_socket_file_is_replaced() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     drop(UnixListener::bind(folder.socket()).unwrap());
     let listeners = bind(&folder.socket()).unwrap();
     assert!(UnixStream::connect(folder.socket()).is_ok());
@@ -55,7 +55,7 @@ fn a_stale_socket_file_is_replaced() {
 
 #[test]
 fn a_socket_that_somebody_serves_is_left_alone() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let _live = UnixListener::bind(folder.socket()).unwrap();
     let error = bind(&folder.socket()).unwrap_err();
     assert!(error.contains("is in use by another program"), "{error}");
@@ -65,7 +65,7 @@ fn a_socket_that_somebody_serves_is_left_alone() {
 /// To wait there for its turn would hold the supervisor up for as long as nobody accepts.
 #[test]
 fn a_socket_whose_backlog_is_full_is_in_use() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let live = UnixListener::bind(folder.socket()).unwrap();
     nix::sys::socket::listen(&live, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
     let _waits = UnixStream::connect(folder.socket()).unwrap();
@@ -75,7 +75,7 @@ fn a_socket_whose_backlog_is_full_is_in_use() {
 
 #[test]
 fn a_file_that_is_no_socket_is_left_alone() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     fs::write(folder.socket(), "data").unwrap();
     let error = bind(&folder.socket()).unwrap_err();
     assert!(error.contains("expected a socket or nothing there, found another file"), "{error}");
@@ -84,7 +84,7 @@ fn a_file_that_is_no_socket_is_left_alone() {
 
 #[test]
 fn a_link_is_not_followed() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let elsewhere = folder.0.join("elsewhere");
     drop(UnixListener::bind(&elsewhere).unwrap());
     std::os::unix::fs::symlink(&elsewhere, folder.socket()).unwrap();
@@ -94,14 +94,14 @@ fn a_link_is_not_followed() {
 
 #[test]
 fn the_socket_file_goes_with_its_listener() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     drop(bind(&folder.socket()).unwrap());
     assert!(!folder.socket().exists());
 }
 
 #[test]
 fn a_file_that_took_the_place_of_ours_is_not_removed() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let listeners = bind(&folder.socket()).unwrap();
     fs::remove_file(folder.socket()).unwrap();
     let _theirs = UnixListener::bind(folder.socket()).unwrap();
@@ -111,7 +111,7 @@ fn a_file_that_took_the_place_of_ours_is_not_removed() {
 
 #[test]
 fn what_was_bound_is_released_when_a_later_address_fails() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let wanted = [wanted(config::Address::Unix(folder.socket())), wanted(config::Address::Tcp(address))];
@@ -122,7 +122,7 @@ fn what_was_bound_is_released_when_a_later_address_fails() {
 
 #[test]
 fn the_next_configuration_keeps_the_sockets_of_its_addresses_and_has_the_others_bound() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let here = folder.socket();
     let anywhere = || wanted(config::Address::Tcp("127.0.0.1:0".parse().unwrap()));
     let unix = || wanted(config::Address::Unix(here.clone()));
@@ -141,7 +141,7 @@ fn the_next_configuration_keeps_the_sockets_of_its_addresses_and_has_the_others_
 
 #[test]
 fn an_address_that_cannot_be_bound_leaves_the_listeners_before_as_they_are() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let first = bind(&folder.socket()).unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let unix = wanted(config::Address::Unix(folder.socket()));
@@ -152,7 +152,7 @@ fn an_address_that_cannot_be_bound_leaves_the_listeners_before_as_they_are() {
 
 #[test]
 fn a_kept_socket_gets_its_new_mode() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let first = bind(&folder.socket()).unwrap();
     let next = config::Listener { mode: Some(0o600), ..wanted(config::Address::Unix(folder.socket())) };
     let second = first.followed_by(&[next]).unwrap();
@@ -163,7 +163,7 @@ fn a_kept_socket_gets_its_new_mode() {
 
 #[test]
 fn duplicates_are_the_listeners_in_their_order() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let anywhere = config::Address::Tcp("127.0.0.1:0".parse().unwrap());
     let wanted = [wanted(config::Address::Unix(folder.socket())), wanted(anywhere)];
     let listeners = Listeners::bind(&wanted).unwrap();
@@ -179,7 +179,7 @@ fn duplicates_are_the_listeners_in_their_order() {
 /// place.
 #[test]
 fn what_took_the_place_of_a_socket_keeps_its_owner_and_mode() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let first = bind(&folder.socket()).unwrap();
     let next = config::Listener { mode: Some(0o666), ..wanted(config::Address::Unix(folder.socket())) };
     let second = first.followed_by(&[next]).unwrap();
@@ -195,7 +195,7 @@ fn what_took_the_place_of_a_socket_keeps_its_owner_and_mode() {
 #[test]
 fn a_socket_has_its_mode_when_it_is_made_whatever_the_mask() {
     for mode in [0o600, 0o666] {
-        let folder = Folder::new();
+        let folder = SocketFolder::new();
         let wanted = config::Listener { mode: Some(mode), ..wanted(config::Address::Unix(folder.socket())) };
         let _listeners = Listeners::bind(&[wanted]).unwrap();
         assert_eq!(fs::metadata(folder.socket()).unwrap().permissions().mode() & 0o777, mode);
@@ -204,7 +204,7 @@ fn a_socket_has_its_mode_when_it_is_made_whatever_the_mask() {
 
 #[test]
 fn a_lost_listener_is_bound_anew_for_the_next_configuration() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let wanted = [
         wanted(config::Address::Unix(folder.socket())),
         wanted(config::Address::Tcp("127.0.0.1:0".parse().unwrap())),
@@ -229,7 +229,7 @@ fn a_lost_listener_is_bound_anew_for_the_next_configuration() {
 
 #[test]
 fn nobody_can_connect_when_a_listener_is_given_up_although_another_process_has_it() {
-    let folder = Folder::new();
+    let folder = SocketFolder::new();
     let anywhere = config::Address::Tcp("127.0.0.1:0".parse().unwrap());
     let listeners =
         Listeners::bind(&[wanted(config::Address::Unix(folder.socket())), wanted(anywhere)]).unwrap();

@@ -5,15 +5,15 @@ use super::*;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// One thing that happens. Workers are numbers, methods letters.
-enum Step {
+enum QuarantineStep {
     /// A worker's thread crashed in a call of this method, and those ran.
     Crash(WorkerId, &'static str, &'static str),
     /// A worker was killed while these ran, each with the calls of it answered so far. It had been there from the beginning.
-    Kill(WorkerId, Ran),
+    Kill(WorkerId, RanMethods),
     /// One was killed that was forked just now.
-    KillNew(WorkerId, Ran),
+    KillNew(WorkerId, RanMethods),
     /// One ended by itself and left no trace.
-    Quit(WorkerId, Ran),
+    Quit(WorkerId, RanMethods),
     /// A worker that was to end did, while these ran.
     End(WorkerId, &'static str),
     Ask(WorkerId, &'static str),
@@ -25,18 +25,18 @@ enum Step {
     Wait,
 }
 
-use Step::*;
+use QuarantineStep::*;
 
-type Ran = &'static [(&'static str, u64)];
+type RanMethods = &'static [(&'static str, u64)];
 
 /// Written short: `shut a`, `try a 2`, `take back a 2`, `release a`.
-fn told(order: &Order) -> String {
+fn told(order: &QuarantineOrder) -> String {
     match order {
-        Order::Shut { method, .. } => format!("shut {method}"),
-        Order::Try { method, worker } => format!("try {method} {worker}"),
-        Order::TakeBack { method, worker } => format!("take back {method} {worker}"),
-        Order::Release { method, .. } => format!("release {method}"),
-        Order::Remind { method, worker } => format!("remind {worker} of {method}"),
+        QuarantineOrder::Shut { method, .. } => format!("shut {method}"),
+        QuarantineOrder::Try { method, worker } => format!("try {method} {worker}"),
+        QuarantineOrder::TakeBack { method, worker } => format!("take back {method} {worker}"),
+        QuarantineOrder::Release { method, .. } => format!("release {method}"),
+        QuarantineOrder::Remind { method, worker } => format!("remind {worker} of {method}"),
     }
 }
 
@@ -46,16 +46,16 @@ fn ran(methods: &str) -> Vec<Suspect> {
 }
 
 /// 3 crashes in 60 s are too many, cool-down is 30 s; the course is checked step by step.
-fn course(name: &str, steps: &[(u64, Step, &str)]) {
+fn course(name: &str, steps: &[(u64, QuarantineStep, &str)]) {
     course_of(3, name, steps);
 }
 
-fn course_of(crashes: u32, name: &str, steps: &[(u64, Step, &str)]) {
-    let limits = Limits { crashes, window: 60 * SECOND, cool_down: 30 * SECOND };
-    let mut quarantine = Quarantine::new(limits);
+fn course_of(crashes: u32, name: &str, steps: &[(u64, QuarantineStep, &str)]) {
+    let limits = QuarantineLimits { crashes, window: 60 * SECOND, cool_down: 30 * SECOND };
+    let mut quarantine = QuarantinePolicy::new(limits);
     let born = Instant::now();
     let start = born + 3_600 * SECOND;
-    let dies = |quarantine: &mut Quarantine, worker, blame, methods: Ran, (born, now)| {
+    let dies = |quarantine: &mut QuarantinePolicy, worker, blame, methods: RanMethods, (born, now)| {
         let one =
             |(method, answered): &(&str, u64)| Suspect { method: (*method).to_owned(), answered: *answered };
         quarantine.ended(worker, &blame, methods.iter().map(one).collect(), born, now)
@@ -87,38 +87,40 @@ fn course_of(crashes: u32, name: &str, steps: &[(u64, Step, &str)]) {
 #[test]
 fn what_is_shut_stays_shut_for_another_supervisor_and_can_be_tried() {
     let now = Instant::now();
-    let limits = Limits { crashes: 3, window: Duration::from_secs(60), cool_down: Duration::from_secs(30) };
+    let limits =
+        QuarantineLimits { crashes: 3, window: Duration::from_secs(60), cool_down: Duration::from_secs(30) };
     let wait = Duration::from_secs(5);
-    let left = vec![Left { method: "bad".to_owned(), wait, trying: None }];
-    let (mut quarantine, orders) = Quarantine::restored(limits, left.clone(), now);
-    assert_eq!(orders, [Order::Shut { method: "bad".into(), wait }]);
+    let left = vec![SavedQuarantine { method: "bad".to_owned(), wait, trying: None }];
+    let (mut quarantine, orders) = QuarantinePolicy::restored(limits, left.clone(), now);
+    assert_eq!(orders, [QuarantineOrder::Shut { method: "bad".into(), wait }]);
     assert_eq!(quarantine.leave(now), left);
     quarantine.asked(4, "bad");
-    assert_eq!(quarantine.due(now + wait), [Order::Try { method: "bad".into(), worker: 4 }]);
+    assert_eq!(quarantine.due(now + wait), [QuarantineOrder::Try { method: "bad".into(), worker: 4 }]);
     assert_eq!(quarantine.leave(now)[0].trying, Some(4));
 }
 
 #[test]
 fn a_trial_that_runs_is_the_only_one_for_another_supervisor_too() {
     let now = Instant::now();
-    let limits = Limits { crashes: 3, window: Duration::from_secs(60), cool_down: Duration::from_secs(30) };
-    let left = || vec![Left { method: "bad".to_owned(), wait: Duration::ZERO, trying: Some(4) }];
+    let limits =
+        QuarantineLimits { crashes: 3, window: Duration::from_secs(60), cool_down: Duration::from_secs(30) };
+    let left = || vec![SavedQuarantine { method: "bad".to_owned(), wait: Duration::ZERO, trying: Some(4) }];
     let asked = || {
-        let (mut quarantine, orders) = Quarantine::restored(limits, left(), now);
+        let (mut quarantine, orders) = QuarantinePolicy::restored(limits, left(), now);
         assert_eq!(orders.len(), 1, "all are told, so that an unused trial comes back");
         quarantine.asked(5, "bad");
         assert_eq!(quarantine.due(now + 10 * LEASE), []);
         assert_eq!(quarantine.leave(now), left());
         quarantine
     };
-    let tried = [Order::Try { method: "bad".into(), worker: 5 }];
+    let tried = [QuarantineOrder::Try { method: "bad".into(), worker: 5 }];
     let mut unused = asked();
     assert_eq!(unused.trial_ended(4, "bad", false), []);
     assert_eq!(unused.due(now), tried);
     let mut came_back = asked();
     assert_eq!(
         came_back.trial_ended(4, "bad", true),
-        [Order::Release { method: "bad".into(), why: Released::CameBack }]
+        [QuarantineOrder::Release { method: "bad".into(), why: Released::CameBack }]
     );
     let mut gone = asked();
     assert_eq!(gone.ended(4, &Blame::Nobody, Vec::new(), now, now), []);
@@ -178,7 +180,7 @@ fn no_quarantine_with_0_crashes_and_at_once_with_1() {
 }
 
 /// What puts `a` in quarantine at second 0.
-fn shut(rest: Vec<(u64, Step, &'static str)>) -> Vec<(u64, Step, &'static str)> {
+fn shut(rest: Vec<(u64, QuarantineStep, &'static str)>) -> Vec<(u64, QuarantineStep, &'static str)> {
     let crashes = (0..3).map(|crash| (0, Crash(90 + crash, "a", ""), if crash == 2 { "shut a" } else { "" }));
     crashes.chain(rest).collect()
 }
@@ -407,11 +409,11 @@ fn workers_that_are_killed_at_once_are_one_event() {
 
 #[test]
 fn a_reload_that_changes_what_a_method_is_clears_it_and_what_was_seen_of_it() {
-    let limits = Limits { crashes: 2, window: 60 * SECOND, cool_down: 30 * SECOND };
+    let limits = QuarantineLimits { crashes: 2, window: 60 * SECOND, cool_down: 30 * SECOND };
     let now = Instant::now();
     let blame = |method: &str| Blame::On(method.to_owned());
     let seen = || {
-        let mut quarantine = Quarantine::new(limits);
+        let mut quarantine = QuarantinePolicy::new(limits);
         for worker in 0..2 {
             quarantine.ended(worker, &blame("shut"), ran("shut"), now, now);
         }
@@ -421,7 +423,10 @@ fn a_reload_that_changes_what_a_method_is_clears_it_and_what_was_seen_of_it() {
     };
     for why in [Released::NewProgram, Released::NewTable] {
         let mut quarantine = seen();
-        assert_eq!(quarantine.forgive(|_| Some(why)), [Order::Release { method: "shut".into(), why }]);
+        assert_eq!(
+            quarantine.forgive(|_| Some(why)),
+            [QuarantineOrder::Release { method: "shut".into(), why }]
+        );
         assert_eq!(quarantine.in_force(now), []);
         for worker in 5..7 {
             let shut = usize::from(worker == 6);
@@ -455,8 +460,8 @@ fn a_worker_that_refuses_what_is_not_in_quarantine_is_told_so() {
 
 #[test]
 fn a_new_worker_is_told_what_it_must_refuse() {
-    let limits = Limits { crashes: 1, window: SECOND, cool_down: 30 * SECOND };
-    let mut quarantine = Quarantine::new(limits);
+    let limits = QuarantineLimits { crashes: 1, window: SECOND, cool_down: 30 * SECOND };
+    let mut quarantine = QuarantinePolicy::new(limits);
     let start = Instant::now();
     let blame = |method: &str| Blame::On(method.to_owned());
     assert_eq!(quarantine.in_force(start), []);
@@ -466,7 +471,7 @@ fn a_new_worker_is_told_what_it_must_refuse() {
     assert_eq!(quarantine.in_force(now), [("a".to_owned(), 20 * SECOND), ("b".to_owned(), 25 * SECOND)]);
     let now = start + 31 * SECOND;
     quarantine.asked(3, "a");
-    assert_eq!(quarantine.due(now), [Order::Try { method: "a".into(), worker: 3 }]);
+    assert_eq!(quarantine.due(now), [QuarantineOrder::Try { method: "a".into(), worker: 3 }]);
     assert_eq!(quarantine.in_force(now), [("a".to_owned(), Duration::ZERO), ("b".to_owned(), 4 * SECOND)]);
     quarantine.trial_ended(3, "a", true);
     assert_eq!(quarantine.in_force(now), [("b".to_owned(), 4 * SECOND)]);
@@ -474,16 +479,16 @@ fn a_new_worker_is_told_what_it_must_refuse() {
 
 #[test]
 fn limits_that_change_hold_for_what_comes_and_0_releases_everything() {
-    let limits = |crashes| Limits { crashes, window: SECOND, cool_down: SECOND };
-    let mut quarantine = Quarantine::new(limits(1));
+    let limits = |crashes| QuarantineLimits { crashes, window: SECOND, cool_down: SECOND };
+    let mut quarantine = QuarantinePolicy::new(limits(1));
     let now = Instant::now();
-    let crash = |quarantine: &mut Quarantine, method: &str| {
+    let crash = |quarantine: &mut QuarantinePolicy, method: &str| {
         quarantine.ended(1, &Blame::On(method.to_owned()), ran(method), now, now).len()
     };
     assert_eq!(crash(&mut quarantine, "a"), 1);
     assert_eq!(quarantine.change(limits(2)), []);
     assert_eq!(crash(&mut quarantine, "b"), 0);
-    let released = Order::Release { method: "a".into(), why: Released::TurnedOff };
+    let released = QuarantineOrder::Release { method: "a".into(), why: Released::TurnedOff };
     assert_eq!(quarantine.change(limits(0)), [released]);
     assert_eq!((crash(&mut quarantine, "b"), quarantine.next_due()), (0, None));
 }

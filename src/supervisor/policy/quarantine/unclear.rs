@@ -35,11 +35,11 @@ pub(super) struct Death {
 /// The last events, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct UnclearDeaths {
-    events: VecDeque<Event>,
+    events: VecDeque<Incident>,
 }
 
 #[derive(Debug)]
-struct Event {
+struct Incident {
     by_signal: bool,
     begun: Instant,
     /// What ran in any of its workers; where one call had all of them killed, it ran in one alone.
@@ -52,7 +52,7 @@ impl UnclearDeaths {
         let now = death.at;
         match self.events.back_mut() {
             Some(event) if event.includes(&death) => event.join(death.suspects),
-            Some(_) | None => self.events.push_back(Event {
+            Some(_) | None => self.events.push_back(Incident {
                 by_signal: death.was_killed,
                 begun: now,
                 suspects: death.suspects,
@@ -98,7 +98,7 @@ impl UnclearDeaths {
     }
 }
 
-impl Event {
+impl Incident {
     fn includes(&self, death: &Death) -> bool {
         let at_once = death.at.saturating_duration_since(self.begun) < MOMENT;
         self.by_signal && death.was_killed && at_once && death.born < self.begun

@@ -1,11 +1,11 @@
-//! One generation as the brain sees it: its settings, its template and its slots.
+//! One generation as the state policy sees it: its settings, its template and its slots.
 //!
 //! Which of them serves, and what follows from what happens to it, is decided in the files beside this one.
 
 use std::time::Instant;
 
 use super::succession::{Marks, Predecessor};
-use super::template::Template;
+use super::template::TemplatePhase;
 use super::{Action, GenerationId, Settings, Timer, WorkerId};
 use crate::supervisor::policy::restart::{EarlyDeaths, Restarts, Streak};
 
@@ -14,14 +14,14 @@ pub(super) struct Generation {
     pub(super) number: GenerationId,
     pub(super) settings: Settings,
     pub(super) restarts: Restarts,
-    pub(super) template: Template,
+    pub(super) template: TemplatePhase,
     pub(super) template_streak: Streak,
     pub(super) slots: Vec<Slot>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Slot {
-    pub(super) phase: Phase,
+    pub(super) phase: SlotPhase,
     /// Its boot failures in a row, and forks that were refused.
     pub(super) streak: Streak,
     /// Since when its process is ready. None where another program's supervisor saw that.
@@ -34,7 +34,7 @@ pub(super) struct Slot {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum SlotPhase {
     /// No process; one is wanted as soon as the template is ready.
     #[default]
     Empty,
@@ -55,18 +55,18 @@ impl Generation {
             number,
             settings,
             restarts: Restarts::new(settings.restart),
-            template: Template::Starting,
+            template: TemplatePhase::Starting,
             template_streak: Streak::default(),
             slots: std::iter::repeat_with(Slot::default).take(settings.processes).collect(),
         }
     }
 
-    pub(super) fn phase_of(&self, index: usize) -> Option<Phase> {
+    pub(super) fn phase_of(&self, index: usize) -> Option<SlotPhase> {
         self.slots.get(index).map(|slot| slot.phase)
     }
 
     /// The slot that a worker fills.
-    pub(super) fn slot_of(&self, worker: WorkerId) -> Option<(usize, Phase)> {
+    pub(super) fn slot_of(&self, worker: WorkerId) -> Option<(usize, SlotPhase)> {
         let mut phases = self.slots.iter().map(|slot| slot.phase).enumerate();
         phases.find(|(_, phase)| phase.worker() == Some(worker))
     }
@@ -78,7 +78,7 @@ impl Generation {
     }
 
     /// Moves a slot on. What timer its phase had is disarmed with it.
-    pub(super) fn enter(&mut self, index: usize, phase: Phase, actions: &mut Vec<Action>) {
+    pub(super) fn enter(&mut self, index: usize, phase: SlotPhase, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(index) else {
             return;
         };
@@ -100,7 +100,7 @@ impl Generation {
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
-        self.enter(index, Phase::Ready(worker), actions);
+        self.enter(index, SlotPhase::Ready(worker), actions);
         self.restarts.booted();
         if let Some(slot) = self.slots.get_mut(index) {
             slot.ready_since = Some(now);
@@ -109,28 +109,28 @@ impl Generation {
     }
 
     pub(super) fn all_are_ready(&self) -> bool {
-        self.slots.iter().all(|slot| matches!(slot.phase, Phase::Ready(_)))
+        self.slots.iter().all(|slot| matches!(slot.phase, SlotPhase::Ready(_)))
     }
 }
 
 impl Slot {
     /// Somebody of it takes connections.
     pub(super) fn serves(&self) -> bool {
-        matches!(self.phase, Phase::Ready(_)) || self.predecessor.is_some()
+        matches!(self.phase, SlotPhase::Ready(_)) || self.predecessor.is_some()
     }
 
     /// It waits, and nobody of it serves.
     pub(super) fn is_deserted(&self) -> bool {
-        self.phase == Phase::BackingOff && self.predecessor.is_none()
+        self.phase == SlotPhase::BackingOff && self.predecessor.is_none()
     }
 
     /// It waits because its workers die early, and not because none can be had.
     pub(super) fn is_slowed_down(&self) -> bool {
-        self.phase == Phase::BackingOff && self.streak == Streak::default()
+        self.phase == SlotPhase::BackingOff && self.streak == Streak::default()
     }
 }
 
-impl Phase {
+impl SlotPhase {
     pub(super) fn worker(self) -> Option<WorkerId> {
         match self {
             Self::Empty | Self::BackingOff => None,

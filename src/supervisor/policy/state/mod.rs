@@ -1,4 +1,4 @@
-//! The supervisor's brain: what is running, and what follows from each thing that happens.
+//! The state policy: what is running, and what follows from each thing that happens.
 //!
 //! Pure: an event and the time go in, actions come out, and the loop in `supervisor/mod.rs` performs them. Nothing here
 //! knows of processes, descriptors or clocks. A worker process has a number that is never used again; a slot
@@ -10,8 +10,8 @@
 //! departing what has no slot any more and has not been reaped       succession.rs
 //! ```
 
-mod calm;
 mod generation;
+mod quiescent;
 mod reload;
 mod service;
 mod slots;
@@ -21,12 +21,12 @@ mod template;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::supervisor::policy::restart::Limits;
-pub(crate) use calm::Calm;
-use generation::{Generation, Phase};
+use crate::supervisor::policy::restart::RestartLimits;
+use generation::{Generation, SlotPhase};
+pub(crate) use quiescent::QuiescentSnapshot;
 use reload::Reload;
-use service::Service;
-use succession::{Departing, Stage};
+use service::ServicePhase;
+use succession::{Departing, DepartureStage};
 
 /// The number of a worker process.
 pub(crate) type WorkerId = u32;
@@ -58,7 +58,7 @@ pub(crate) enum Event {
     /// Something about one worker process.
     Worker(WorkerId, WorkerEvent),
     Due(Timer),
-    Asked(Request),
+    Asked(OperatorRequest),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub(crate) enum WorkerEvent {
     /// It has grown or served as much as it may, and goes on until it is told to leave.
     Retiring,
     /// It has let everything go; only calls that are stuck still run.
-    OnlyStuckLeft,
+    OnlyStuckThreadsLeft,
     /// Nobody holds the other end of its channel and it has no known pid: it was never forked, or died unborn.
     Vanished,
     /// It was reaped. `called`: a call had begun in it.
@@ -85,7 +85,7 @@ pub(crate) enum WorkerEvent {
 
 /// What an operator can ask for by a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Request {
+pub(crate) enum OperatorRequest {
     /// Drain, then exit 0.
     Stop,
     /// Drain; asked for again, end at once.
@@ -96,7 +96,7 @@ pub(crate) enum Request {
     Reload,
 }
 
-/// A moment that the brain waits for.
+/// A moment that the state policy waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
     /// A generation's template takes too long to be ready.
@@ -140,7 +140,7 @@ pub(crate) enum Action {
     /// Tell a worker that was forked with its doors shut to open them.
     Open(WorkerId),
     /// Tell a worker to say that it is not ready, and go on: the service is to stop soon.
-    TurnRed(WorkerId),
+    MarkNotReady(WorkerId),
     /// Tell a worker to end while the service goes on: it lets its connections go to others.
     Leave(WorkerId),
     /// Tell a worker to end because the service does: it answers what has begun and closes.
@@ -174,20 +174,20 @@ pub(crate) enum Action {
     },
 }
 
-/// The settings the brain works with. Each generation has its own.
+/// The settings the state policy works with. Each generation has its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) processes: usize,
-    pub(crate) restart: Limits,
+    pub(crate) restart: RestartLimits,
     pub(crate) boot: Duration,
     pub(crate) drain: Duration,
     pub(crate) pre_stop: Duration,
 }
 
-/// All that the brain knows.
+/// All that the state policy knows.
 #[derive(Debug)]
-pub(crate) struct State {
-    service: Service,
+pub(crate) struct SupervisorState {
+    service: ServicePhase,
     serving: Generation,
     reload: Option<Reload>,
     /// A reload was asked for while one was under way: it may have missed what that was for.
@@ -210,12 +210,12 @@ pub(crate) struct State {
     finished: bool,
 }
 
-impl State {
+impl SupervisorState {
     /// The state before anything runs, and the first actions.
     pub(crate) fn start(settings: Settings) -> (Self, Vec<Action>) {
         let generation = 1;
         let state = Self {
-            service: Service::Running,
+            service: ServicePhase::Running,
             serving: Generation::new(generation, settings),
             reload: None,
             reload_again: false,
@@ -268,14 +268,15 @@ impl State {
     pub(crate) fn adopters(&self) -> Vec<WorkerId> {
         let slots = || self.serving.slots.iter();
         let ready = slots().filter_map(|slot| match slot.phase {
-            Phase::Ready(worker) => Some(worker),
-            Phase::Empty
-            | Phase::BackingOff
-            | Phase::Requested(_)
-            | Phase::Booting(_)
-            | Phase::TooSlow(_) => None,
+            SlotPhase::Ready(worker) => Some(worker),
+            SlotPhase::Empty
+            | SlotPhase::BackingOff
+            | SlotPhase::Requested(_)
+            | SlotPhase::Booting(_)
+            | SlotPhase::TooSlow(_) => None,
         });
-        let draining = self.departing.iter().filter(|(_, departing)| departing.stage == Stage::Draining);
+        let draining =
+            self.departing.iter().filter(|(_, departing)| departing.stage == DepartureStage::Draining);
         let adopters: Vec<WorkerId> = ready.chain(draining.map(|(worker, _)| *worker)).collect();
         if adopters.is_empty() {
             // A predecessor may be wedged, and its threads run nothing; but there is nobody else.
@@ -347,7 +348,7 @@ impl State {
             || self.reload.as_ref().is_some_and(|next| next.slot_of(worker).is_some())
     }
 
-    /// Has a worker forked for a slot that has entered `Phase::Requested` with it.
+    /// Has a worker forked for a slot that has entered `SlotPhase::Requested` with it.
     fn ask_for(
         generation: &Generation,
         worker: WorkerId,

@@ -1,15 +1,15 @@
-//! Reload's part of the brain: the generation that is to follow, from its template's start until it serves or has failed.
+//! Reload's part of the state policy: the generation that is to follow, from its template's start until it serves or has failed.
 //!
 //! Its workers are forked with their doors shut, so whatever goes wrong before the switch is undone by killing them:
 //! no client has met one, and the generation that serves has not been touched.
 
 use std::time::{Duration, Instant};
 
-use super::generation::{Generation, Phase};
-use super::service::Service;
-use super::succession::{Departing, Marks, Parting, Stage};
-use super::template::Template;
-use super::{Action, Settings, State, Timer, WorkerEvent, WorkerId};
+use super::generation::{Generation, SlotPhase};
+use super::service::ServicePhase;
+use super::succession::{Departing, DepartureStage, Marks, Parting};
+use super::template::TemplatePhase;
+use super::{Action, Settings, SupervisorState, Timer, WorkerEvent, WorkerId};
 use crate::config::span;
 
 /// How long the workers of a generation must live before clients meet them.
@@ -18,11 +18,11 @@ const PROBATION: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Reload {
     pub(super) generation: Generation,
-    progress: Progress,
+    progress: ReloadProgress,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Progress {
+enum ReloadProgress {
     /// Its template starts.
     Template,
     /// Its workers boot.
@@ -32,39 +32,39 @@ enum Progress {
 }
 
 impl Reload {
-    pub(super) fn slot_of(&self, worker: WorkerId) -> Option<(usize, Phase)> {
+    pub(super) fn slot_of(&self, worker: WorkerId) -> Option<(usize, SlotPhase)> {
         self.generation.slot_of(worker)
     }
 }
 
 /// Events.
-impl State {
+impl SupervisorState {
     pub(super) fn next_template_ready(&mut self, settings: Settings, actions: &mut Vec<Action>) {
         let Some(next) = &mut self.reload else { return };
         match next.progress {
-            Progress::Template => {
+            ReloadProgress::Template => {
                 let number = next.generation.number;
                 actions.push(Action::Disarm(Timer::TemplateBoot(number)));
                 next.generation = Generation::new(number, settings);
-                next.generation.template = Template::Ready { proven: false };
-                next.progress = Progress::Workers;
+                next.generation.template = TemplatePhase::Ready { proven: false };
+                next.progress = ReloadProgress::Workers;
                 for slot in 0..settings.processes {
                     let worker = self.number_worker();
                     let Some(next) = &mut self.reload else { return };
-                    next.generation.enter(slot, Phase::Requested(worker), actions);
+                    next.generation.enter(slot, SlotPhase::Requested(worker), actions);
                     Self::ask_for(&next.generation, worker, slot, true, actions);
                 }
             }
             // It says so once.
-            Progress::Workers | Progress::Probation => {}
+            ReloadProgress::Workers | ReloadProgress::Probation => {}
         }
     }
 
     pub(super) fn next_template_ended(&mut self, cause: &str, actions: &mut Vec<Action>) {
         let Some(next) = &mut self.reload else { return };
         let why = match next.progress {
-            Progress::Template => format!("the template ended before it was ready ({cause})"),
-            Progress::Workers | Progress::Probation => format!("the template ended ({cause})"),
+            ReloadProgress::Template => format!("the template ended before it was ready ({cause})"),
+            ReloadProgress::Workers | ReloadProgress::Probation => format!("the template ended ({cause})"),
         };
         self.next_template_gone(why, actions);
     }
@@ -76,90 +76,90 @@ impl State {
     pub(super) fn next_template_timed_out(&mut self, actions: &mut Vec<Action>) {
         let Some(next) = &self.reload else { return };
         match next.progress {
-            Progress::Template => {
+            ReloadProgress::Template => {
                 let boot = next.generation.settings.boot;
                 self.reload_failed(
                     format!("the template was not ready within timeouts.boot ({})", span::show(boot)),
                     actions,
                 );
             }
-            Progress::Workers | Progress::Probation => {}
+            ReloadProgress::Workers | ReloadProgress::Probation => {}
         }
     }
 
     pub(super) fn event_in_next(
         &mut self,
         index: usize,
-        phase: Phase,
+        phase: SlotPhase,
         worker: WorkerId,
         event: WorkerEvent,
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
         match (phase, event) {
-            (Phase::Requested(_), WorkerEvent::Born) => {
-                self.next_enters(index, Phase::Booting(worker), actions);
+            (SlotPhase::Requested(_), WorkerEvent::Born) => {
+                self.next_enters(index, SlotPhase::Booting(worker), actions);
             }
-            (Phase::Booting(_), WorkerEvent::Ready) => {
+            (SlotPhase::Booting(_), WorkerEvent::Ready) => {
                 if let Some(next) = &mut self.reload {
                     next.generation.is_ready(index, worker, now, actions);
                 }
                 self.one_was_ready(actions);
                 self.try_probation(actions);
             }
-            (Phase::Requested(_), WorkerEvent::ForkRefused | WorkerEvent::Vanished) => {
-                self.next_enters(index, Phase::Empty, actions);
+            (SlotPhase::Requested(_), WorkerEvent::ForkRefused | WorkerEvent::Vanished) => {
+                self.next_enters(index, SlotPhase::Empty, actions);
                 self.reload_failed(format!("the worker of slot {index} can't be forked"), actions);
             }
-            (Phase::Requested(_) | Phase::Booting(_), WorkerEvent::Ended { cause, .. }) => {
-                self.next_enters(index, Phase::Empty, actions);
+            (SlotPhase::Requested(_) | SlotPhase::Booting(_), WorkerEvent::Ended { cause, .. }) => {
+                self.next_enters(index, SlotPhase::Empty, actions);
                 self.reload_failed(
                     format!("the worker of slot {index} ended before it was ready ({cause})"),
                     actions,
                 );
             }
-            (Phase::Ready(_), WorkerEvent::Ended { cause, .. }) => {
-                self.next_enters(index, Phase::Empty, actions);
+            (SlotPhase::Ready(_), WorkerEvent::Ended { cause, .. }) => {
+                self.next_enters(index, SlotPhase::Empty, actions);
                 self.reload_failed(
                     format!("the worker of slot {index} ended within {} ({cause})", span::show(PROBATION)),
                     actions,
                 );
             }
             // It waits until it is told to leave, which will be when it has served, and has been followed.
-            (Phase::Ready(_), WorkerEvent::Leaving) => self.mark_next(index, |marks, _| marks.signalled = true),
-            (Phase::Ready(_), WorkerEvent::Retiring) => self.mark_next(index, |marks, _| marks.retiring = true),
-            (Phase::Ready(_), WorkerEvent::Wedged) => {
+            (SlotPhase::Ready(_), WorkerEvent::Leaving) => self.mark_next(index, |marks, _| marks.signalled = true),
+            (SlotPhase::Ready(_), WorkerEvent::Retiring) => self.mark_next(index, |marks, _| marks.retiring = true),
+            (SlotPhase::Ready(_), WorkerEvent::Wedged) => {
                 self.mark_next(index, |marks, order| marks.wedged = Some(order));
             }
             // Its end says the rest.
             (
-                Phase::Requested(_) | Phase::Booting(_),
+                SlotPhase::Requested(_) | SlotPhase::Booting(_),
                 WorkerEvent::Leaving
                 | WorkerEvent::Wedged
                 | WorkerEvent::Retiring
-                | WorkerEvent::OnlyStuckLeft,
+                | WorkerEvent::OnlyStuckThreadsLeft,
             )
             // Word that comes twice or out of its turn, or of one that will be reaped.
-            | (Phase::Requested(_), WorkerEvent::Ready)
-            | (Phase::Booting(_), WorkerEvent::Born | WorkerEvent::ForkRefused | WorkerEvent::Vanished)
+            | (SlotPhase::Requested(_), WorkerEvent::Ready)
+            | (SlotPhase::Booting(_), WorkerEvent::Born | WorkerEvent::ForkRefused | WorkerEvent::Vanished)
             | (
-                Phase::Ready(_),
+                SlotPhase::Ready(_),
                 WorkerEvent::Born
                 | WorkerEvent::Ready
-                | WorkerEvent::OnlyStuckLeft
+                | WorkerEvent::OnlyStuckThreadsLeft
                 | WorkerEvent::ForkRefused
                 | WorkerEvent::Vanished,
             )
             // Phases that no slot of a generation on trial is in with a process: it fails as a whole.
             | (
-                Phase::Empty | Phase::BackingOff | Phase::TooSlow(_),
+                SlotPhase::Empty | SlotPhase::BackingOff | SlotPhase::TooSlow(_),
                 WorkerEvent::ForkRefused
                 | WorkerEvent::Born
                 | WorkerEvent::Ready
                 | WorkerEvent::Leaving
                 | WorkerEvent::Wedged
                 | WorkerEvent::Retiring
-                | WorkerEvent::OnlyStuckLeft
+                | WorkerEvent::OnlyStuckThreadsLeft
                 | WorkerEvent::Vanished
                 | WorkerEvent::Ended { .. },
             ) => {}
@@ -176,12 +176,12 @@ impl State {
     }
 
     pub(super) fn probation_is_over(&mut self, actions: &mut Vec<Action>) {
-        let Some(next) = self.reload.take_if(|next| next.progress == Progress::Probation) else {
+        let Some(next) = self.reload.take_if(|next| next.progress == ReloadProgress::Probation) else {
             return;
         };
         actions.push(Action::Switch { generation: next.generation.number });
         for slot in &next.generation.slots {
-            if let Phase::Ready(worker) = slot.phase {
+            if let SlotPhase::Ready(worker) = slot.phase {
                 actions.push(Action::Open(worker));
             }
         }
@@ -191,7 +191,7 @@ impl State {
         }
         self.end_template(actions);
         let last = std::mem::replace(&mut self.serving, next.generation);
-        if matches!(last.template, Template::Killed { .. }) {
+        if matches!(last.template, TemplatePhase::Killed { .. }) {
             self.ending.insert(last.number);
         }
         // Its workers are alive.
@@ -202,7 +202,7 @@ impl State {
 }
 
 /// Steps.
-impl State {
+impl SupervisorState {
     pub(super) fn reload(&mut self, actions: &mut Vec<Action>) {
         if self.reload.is_some() {
             actions.push(Action::Tell("a reload is under way; another follows it".into()));
@@ -219,7 +219,7 @@ impl State {
         actions.push(Action::Arm(Timer::TemplateBoot(number), settings.boot));
         // It has no slots before its template has said how many it wants.
         let generation = Generation::new(number, Settings { processes: 0, ..settings });
-        self.reload = Some(Reload { generation, progress: Progress::Template });
+        self.reload = Some(Reload { generation, progress: ReloadProgress::Template });
         // What could not start may be mended by it.
         self.begin_patience(actions);
     }
@@ -234,38 +234,38 @@ impl State {
         let Some(next) = self.reload.take() else { return };
         let generation = next.generation.number;
         match next.progress {
-            Progress::Template => actions.push(Action::Disarm(Timer::TemplateBoot(generation))),
-            Progress::Workers => {}
-            Progress::Probation => actions.push(Action::Disarm(Timer::Probation)),
+            ReloadProgress::Template => actions.push(Action::Disarm(Timer::TemplateBoot(generation))),
+            ReloadProgress::Workers => {}
+            ReloadProgress::Probation => actions.push(Action::Disarm(Timer::Probation)),
         }
         for (index, slot) in next.generation.slots.iter().enumerate() {
             if let Some(timer) = slot.phase.timer(index) {
                 actions.push(Action::Disarm(timer));
             }
             let (worker, stage) = match slot.phase {
-                Phase::Empty | Phase::BackingOff => continue,
-                Phase::Requested(worker) => (worker, Stage::Unborn),
-                Phase::Booting(worker) | Phase::Ready(worker) => {
+                SlotPhase::Empty | SlotPhase::BackingOff => continue,
+                SlotPhase::Requested(worker) => (worker, DepartureStage::Unborn),
+                SlotPhase::Booting(worker) | SlotPhase::Ready(worker) => {
                     actions.push(Action::Kill(worker));
-                    (worker, Stage::Killed)
+                    (worker, DepartureStage::Killed)
                 }
-                Phase::TooSlow(worker) => (worker, Stage::Killed),
+                SlotPhase::TooSlow(worker) => (worker, DepartureStage::Killed),
             };
             self.departing.insert(worker, Departing { generation, stage, marks: Marks::default() });
         }
         match next.generation.template {
-            Template::Starting | Template::Ready { .. } => {
+            TemplatePhase::Starting | TemplatePhase::Ready { .. } => {
                 actions.push(Action::KillTemplate { generation });
                 self.ending.insert(generation);
             }
-            Template::Killed { .. } | Template::Waiting | Template::Gone => {}
+            TemplatePhase::Killed { .. } | TemplatePhase::Waiting | TemplatePhase::Gone => {}
         }
         actions.push(Action::ReloadFailed { generation, why });
     }
 
     /// What was asked for in the meantime may concern what the one that is over had read already.
     fn reload_once_more(&mut self, actions: &mut Vec<Action>) {
-        if std::mem::take(&mut self.reload_again) && self.service == Service::Running {
+        if std::mem::take(&mut self.reload_again) && self.service == ServicePhase::Running {
             self.reload(actions);
         }
     }
@@ -273,17 +273,17 @@ impl State {
     /// There is no template, and so no fork that has not happened.
     fn next_template_gone(&mut self, why: String, actions: &mut Vec<Action>) {
         let Some(next) = &mut self.reload else { return };
-        next.generation.template = Template::Gone;
+        next.generation.template = TemplatePhase::Gone;
         for index in 0..next.generation.slots.len() {
-            if let Some(Phase::Requested(worker)) = next.generation.phase_of(index) {
+            if let Some(SlotPhase::Requested(worker)) = next.generation.phase_of(index) {
                 actions.push(Action::Abandon(worker));
-                next.generation.enter(index, Phase::Empty, actions);
+                next.generation.enter(index, SlotPhase::Empty, actions);
             }
         }
         self.reload_failed(why, actions);
     }
 
-    fn next_enters(&mut self, index: usize, phase: Phase, actions: &mut Vec<Action>) {
+    fn next_enters(&mut self, index: usize, phase: SlotPhase, actions: &mut Vec<Action>) {
         if let Some(next) = &mut self.reload {
             next.generation.enter(index, phase, actions);
         }
@@ -300,7 +300,7 @@ impl State {
         if let Some(next) = &mut self.reload
             && next.generation.all_are_ready()
         {
-            next.progress = Progress::Probation;
+            next.progress = ReloadProgress::Probation;
             actions.push(Action::Arm(Timer::Probation, PROBATION));
         }
     }

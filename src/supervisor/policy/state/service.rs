@@ -1,11 +1,11 @@
-//! The service's part of the brain: what operators ask for, and how everything ends.
+//! The service's part of the state policy: what operators ask for, and how everything ends.
 
 use std::time::Duration;
 
-use super::generation::{Phase, Slot};
+use super::generation::{Slot, SlotPhase};
 use super::succession::{Marks, Parting, Predecessor};
-use super::template::Template;
-use super::{Action, Request, State, Timer};
+use super::template::TemplatePhase;
+use super::{Action, OperatorRequest, SupervisorState, Timer};
 use crate::config::span;
 use crate::supervisor::policy::restart::patience;
 
@@ -16,7 +16,7 @@ const MOST_SLOTS: usize = 1024;
 const BETWEEN_TURNS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Service {
+pub(super) enum ServicePhase {
     Running,
     /// Still accepting, but told to stop.
     PreStop,
@@ -29,16 +29,16 @@ pub(super) enum Service {
     },
 }
 
-impl State {
-    pub(super) fn asked(&mut self, request: Request, actions: &mut Vec<Action>) {
+impl SupervisorState {
+    pub(super) fn asked(&mut self, request: OperatorRequest, actions: &mut Vec<Action>) {
         match (self.service, request) {
-            (Service::Running, Request::Stop | Request::StopOrEnd) => {
+            (ServicePhase::Running, OperatorRequest::Stop | OperatorRequest::StopOrEnd) => {
                 let pre_stop = self.serving.settings.pre_stop;
                 self.give_up_reload("the service is to stop".into(), actions);
                 if pre_stop.is_zero() {
                     self.drain(0, actions);
                 } else {
-                    self.service = Service::PreStop;
+                    self.service = ServicePhase::PreStop;
                     actions.push(Action::Tell(format!(
                         "stopping; accepting goes on for timeouts.pre_stop ({})",
                         span::show(pre_stop)
@@ -46,40 +46,50 @@ impl State {
                     actions.push(Action::Arm(Timer::PreStop, pre_stop));
                     for slot in &self.serving.slots {
                         let before = slot.predecessor.as_ref().map(|before| before.worker);
-                        let ready = if let Phase::Ready(worker) = slot.phase { Some(worker) } else { None };
-                        actions.extend(before.into_iter().chain(ready).map(Action::TurnRed));
+                        let ready =
+                            if let SlotPhase::Ready(worker) = slot.phase { Some(worker) } else { None };
+                        actions.extend(before.into_iter().chain(ready).map(Action::MarkNotReady));
                     }
                 }
             }
-            (Service::Running | Service::PreStop, Request::End) => self.end(0, actions),
-            (Service::PreStop, Request::StopOrEnd) => self.end(0, actions),
-            (Service::Draining { code }, Request::StopOrEnd | Request::End) => self.end(code, actions),
-            (Service::Running, Request::Reload) => self.reload(actions),
-            (Service::Running | Service::PreStop, Request::OneMore) => self.one_more(actions),
-            (Service::Running | Service::PreStop, Request::OneFewer) => self.one_fewer(actions),
+            (ServicePhase::Running | ServicePhase::PreStop, OperatorRequest::End) => self.end(0, actions),
+            (ServicePhase::PreStop, OperatorRequest::StopOrEnd) => self.end(0, actions),
+            (ServicePhase::Draining { code }, OperatorRequest::StopOrEnd | OperatorRequest::End) => {
+                self.end(code, actions);
+            }
+            (ServicePhase::Running, OperatorRequest::Reload) => self.reload(actions),
+            (ServicePhase::Running | ServicePhase::PreStop, OperatorRequest::OneMore) => {
+                self.one_more(actions);
+            }
+            (ServicePhase::Running | ServicePhase::PreStop, OperatorRequest::OneFewer) => {
+                self.one_fewer(actions);
+            }
             // Stopping has begun already.
-            (Service::PreStop | Service::Draining { .. }, Request::Stop | Request::Reload)
-            | (Service::Draining { .. }, Request::OneMore | Request::OneFewer)
+            (
+                ServicePhase::PreStop | ServicePhase::Draining { .. },
+                OperatorRequest::Stop | OperatorRequest::Reload,
+            )
+            | (ServicePhase::Draining { .. }, OperatorRequest::OneMore | OperatorRequest::OneFewer)
             | (
-                Service::Ending { .. },
-                Request::Stop
-                | Request::StopOrEnd
-                | Request::End
-                | Request::OneMore
-                | Request::OneFewer
-                | Request::Reload,
+                ServicePhase::Ending { .. },
+                OperatorRequest::Stop
+                | OperatorRequest::StopOrEnd
+                | OperatorRequest::End
+                | OperatorRequest::OneMore
+                | OperatorRequest::OneFewer
+                | OperatorRequest::Reload,
             ) => {}
         }
     }
 
     pub(super) fn pre_stop_is_over(&mut self, actions: &mut Vec<Action>) {
-        if self.service == Service::PreStop {
+        if self.service == ServicePhase::PreStop {
             self.drain(0, actions);
         }
     }
 
     pub(super) fn drain_is_over(&mut self, actions: &mut Vec<Action>) {
-        if let Service::Draining { code } = self.service {
+        if let ServicePhase::Draining { code } = self.service {
             actions.push(Action::Warn(format!(
                 "not everything had ended within timeouts.drain ({}); what is left is killed",
                 span::show(self.serving.settings.drain)
@@ -142,16 +152,16 @@ impl State {
     /// Kills everything; what has no pid yet goes with the template, or is killed when it is born.
     pub(super) fn end(&mut self, code: i32, actions: &mut Vec<Action>) {
         match self.service {
-            Service::Running => actions.push(Action::CloseListeners),
-            Service::PreStop => {
+            ServicePhase::Running => actions.push(Action::CloseListeners),
+            ServicePhase::PreStop => {
                 actions.push(Action::Disarm(Timer::PreStop));
                 actions.push(Action::CloseListeners);
             }
-            Service::Draining { .. } => actions.push(Action::Disarm(Timer::DrainAll)),
-            Service::Ending { .. } => {}
+            ServicePhase::Draining { .. } => actions.push(Action::Disarm(Timer::DrainAll)),
+            ServicePhase::Ending { .. } => {}
         }
         self.forget_patience(actions);
-        self.service = Service::Ending { code };
+        self.service = ServicePhase::Ending { code };
         self.give_up_reload("the service ends".into(), actions);
         self.empty_slots(Parting::Kill, actions);
         self.all_that_leave(Parting::Kill, actions);
@@ -159,10 +169,10 @@ impl State {
     }
 
     pub(super) fn finish_if_empty(&mut self, actions: &mut Vec<Action>) {
-        let (Service::Draining { code } | Service::Ending { code }) = self.service else {
+        let (ServicePhase::Draining { code } | ServicePhase::Ending { code }) = self.service else {
             return;
         };
-        let no_template = self.serving.template == Template::Gone && self.ending.is_empty();
+        let no_template = self.serving.template == TemplatePhase::Gone && self.ending.is_empty();
         if self.departing.is_empty() && no_template && !self.finished {
             self.finished = true;
             actions.push(Action::Finish { code });
@@ -170,7 +180,7 @@ impl State {
     }
 
     pub(super) fn is_serving(&self) -> bool {
-        matches!(self.service, Service::Running | Service::PreStop)
+        matches!(self.service, ServicePhase::Running | ServicePhase::PreStop)
     }
 
     fn one_more(&mut self, actions: &mut Vec<Action>) {
@@ -191,7 +201,7 @@ impl State {
         let mut at_home = before.filter_map(|before| before.take_if(|before| before.home == index));
         match at_home.next() {
             Some(Predecessor { worker, marks, .. }) => {
-                Slot { phase: Phase::Ready(worker), marks, ..Slot::default() }
+                Slot { phase: SlotPhase::Ready(worker), marks, ..Slot::default() }
             }
             None => Slot::default(),
         }
@@ -215,16 +225,16 @@ impl State {
     fn stand_in(&mut self, idle: usize, home: usize, slot: &mut Slot) {
         let before = match (slot.phase, slot.predecessor.take()) {
             (_, Some(before)) => before,
-            (Phase::Ready(worker), None) => {
-                slot.phase = Phase::Empty;
+            (SlotPhase::Ready(worker), None) => {
+                slot.phase = SlotPhase::Empty;
                 Predecessor { worker, marks: Marks { retiring: false, ..slot.marks }, home }
             }
             (
-                Phase::Empty
-                | Phase::BackingOff
-                | Phase::Requested(_)
-                | Phase::Booting(_)
-                | Phase::TooSlow(_),
+                SlotPhase::Empty
+                | SlotPhase::BackingOff
+                | SlotPhase::Requested(_)
+                | SlotPhase::Booting(_)
+                | SlotPhase::TooSlow(_),
                 None,
             ) => return,
         };
@@ -234,11 +244,11 @@ impl State {
     }
 
     fn drain(&mut self, code: i32, actions: &mut Vec<Action>) {
-        if self.service == Service::PreStop {
+        if self.service == ServicePhase::PreStop {
             actions.push(Action::Disarm(Timer::PreStop));
         }
         self.forget_patience(actions);
-        self.service = Service::Draining { code };
+        self.service = ServicePhase::Draining { code };
         self.give_up_reload("the service ends".into(), actions);
         actions.push(Action::CloseListeners);
         actions.push(Action::Arm(Timer::DrainAll, self.serving.settings.drain));

@@ -1,99 +1,99 @@
-//! The slots' part of the brain: what follows for a slot of the serving generation from each event of the process that
+//! The slots' part of the state policy: what follows for a slot of the serving generation from each event of the process that
 //! fills it.
 
 use std::time::{Duration, Instant};
 
-use super::generation::{Phase, Slot};
-use super::service::Service;
-use super::template::Template;
-use super::{Action, State, Timer, WorkerEvent, WorkerId};
+use super::generation::{Slot, SlotPhase};
+use super::service::ServicePhase;
+use super::template::TemplatePhase;
+use super::{Action, SupervisorState, Timer, WorkerEvent, WorkerId};
 use crate::config::span;
-use crate::supervisor::policy::restart::Verdict;
+use crate::supervisor::policy::restart::RestartVerdict;
 
 /// Events.
-impl State {
+impl SupervisorState {
     pub(super) fn event_in_slot(
         &mut self,
         index: usize,
-        phase: Phase,
+        phase: SlotPhase,
         worker: WorkerId,
         event: WorkerEvent,
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
         match (phase, event) {
-            (Phase::Requested(_), WorkerEvent::ForkRefused) => {
+            (SlotPhase::Requested(_), WorkerEvent::ForkRefused) => {
                 self.last_failure = Some("a worker can't be forked".into());
                 self.fork_refused(index, now, actions);
             }
-            (Phase::Requested(_), WorkerEvent::Vanished) => {
+            (SlotPhase::Requested(_), WorkerEvent::Vanished) => {
                 self.last_failure = Some("a worker ended before its first word".into());
                 self.fork_refused(index, now, actions);
             }
-            (Phase::Requested(_), WorkerEvent::Born) => {
+            (SlotPhase::Requested(_), WorkerEvent::Born) => {
                 self.template_has_proven_itself();
-                self.serving.enter(index, Phase::Booting(worker), actions);
+                self.serving.enter(index, SlotPhase::Booting(worker), actions);
             }
-            (Phase::Booting(_), WorkerEvent::Ready) => {
+            (SlotPhase::Booting(_), WorkerEvent::Ready) => {
                 self.serving.is_ready(index, worker, now, actions);
                 self.one_was_ready(actions);
-                if self.service == Service::PreStop {
-                    actions.push(Action::TurnRed(worker));
+                if self.service == ServicePhase::PreStop {
+                    actions.push(Action::MarkNotReady(worker));
                 }
                 self.predecessor_may_leave(index, actions);
             }
-            (Phase::Ready(_), WorkerEvent::Leaving) => self.mark(index, |marks, _| marks.signalled = true),
-            (Phase::Ready(_), WorkerEvent::Retiring) => self.mark(index, |marks, _| marks.retiring = true),
-            (Phase::Ready(_), WorkerEvent::Wedged) => {
+            (SlotPhase::Ready(_), WorkerEvent::Leaving) => self.mark(index, |marks, _| marks.signalled = true),
+            (SlotPhase::Ready(_), WorkerEvent::Retiring) => self.mark(index, |marks, _| marks.retiring = true),
+            (SlotPhase::Ready(_), WorkerEvent::Wedged) => {
                 self.mark(index, |marks, order| marks.wedged = Some(order));
             }
-            (Phase::Requested(_) | Phase::Booting(_), WorkerEvent::Ended { cause, .. }) => {
+            (SlotPhase::Requested(_) | SlotPhase::Booting(_), WorkerEvent::Ended { cause, .. }) => {
                 self.boot_failed(index, format!("a worker ended before it was ready ({cause})"), now, actions);
             }
-            (Phase::TooSlow(_), WorkerEvent::Ended { .. }) => {
+            (SlotPhase::TooSlow(_), WorkerEvent::Ended { .. }) => {
                 let boot = self.serving.settings.boot;
                 let why = format!("a worker was not ready within timeouts.boot ({})", span::show(boot));
                 self.boot_failed(index, why, now, actions);
             }
-            (Phase::Ready(_), WorkerEvent::Ended { called, .. }) => {
+            (SlotPhase::Ready(_), WorkerEvent::Ended { called, .. }) => {
                 self.ready_one_died(index, called, now, actions);
             }
             // A worker that asks to leave before it is ready has no calls: its end says the rest.
             (
-                Phase::Requested(_) | Phase::Booting(_),
+                SlotPhase::Requested(_) | SlotPhase::Booting(_),
                 WorkerEvent::Leaving
                 | WorkerEvent::Wedged
                 | WorkerEvent::Retiring
-                | WorkerEvent::OnlyStuckLeft,
+                | WorkerEvent::OnlyStuckThreadsLeft,
             )
             // Word that crossed with our own decision, or that comes twice.
-            | (Phase::Requested(_), WorkerEvent::Ready)
-            | (Phase::Booting(_), WorkerEvent::Born)
-            | (Phase::Ready(_), WorkerEvent::Born | WorkerEvent::Ready | WorkerEvent::OnlyStuckLeft)
+            | (SlotPhase::Requested(_), WorkerEvent::Ready)
+            | (SlotPhase::Booting(_), WorkerEvent::Born)
+            | (SlotPhase::Ready(_), WorkerEvent::Born | WorkerEvent::Ready | WorkerEvent::OnlyStuckThreadsLeft)
             | (
-                Phase::TooSlow(_),
+                SlotPhase::TooSlow(_),
                 WorkerEvent::Born
                 | WorkerEvent::Ready
                 | WorkerEvent::Leaving
                 | WorkerEvent::Wedged
                 | WorkerEvent::Retiring
-                | WorkerEvent::OnlyStuckLeft,
+                | WorkerEvent::OnlyStuckThreadsLeft,
             )
             // Its pid is known, so it will be reaped, and that is its end.
             | (
-                Phase::Booting(_) | Phase::Ready(_) | Phase::TooSlow(_),
+                SlotPhase::Booting(_) | SlotPhase::Ready(_) | SlotPhase::TooSlow(_),
                 WorkerEvent::ForkRefused | WorkerEvent::Vanished,
             )
             // No process, so no event finds its way here.
             | (
-                Phase::Empty | Phase::BackingOff,
+                SlotPhase::Empty | SlotPhase::BackingOff,
                 WorkerEvent::ForkRefused
                 | WorkerEvent::Born
                 | WorkerEvent::Ready
                 | WorkerEvent::Leaving
                 | WorkerEvent::Wedged
                 | WorkerEvent::Retiring
-                | WorkerEvent::OnlyStuckLeft
+                | WorkerEvent::OnlyStuckThreadsLeft
                 | WorkerEvent::Vanished
                 | WorkerEvent::Ended { .. },
             ) => {}
@@ -103,61 +103,61 @@ impl State {
     pub(super) fn slot_boot_timed_out(
         &mut self,
         index: usize,
-        phase: Phase,
+        phase: SlotPhase,
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
         match phase {
             // It was not forked, or stopped before its first word: either way there is no pid to kill.
-            Phase::Requested(worker) => {
+            SlotPhase::Requested(worker) => {
                 actions.push(Action::Warn("the template does not fork and is killed".into()));
                 self.last_failure = Some("the template does not fork".into());
                 self.kill_template(actions);
                 actions.push(Action::Abandon(worker));
                 self.fork_refused(index, now, actions);
             }
-            Phase::Booting(worker) => {
+            SlotPhase::Booting(worker) => {
                 actions.push(Action::Warn(format!(
                     "a worker was not ready within timeouts.boot ({}) and is killed",
                     span::show(self.serving.settings.boot)
                 )));
-                self.serving.enter(index, Phase::TooSlow(worker), actions);
+                self.serving.enter(index, SlotPhase::TooSlow(worker), actions);
                 actions.push(Action::Kill(worker));
             }
-            Phase::Empty | Phase::BackingOff | Phase::Ready(_) | Phase::TooSlow(_) => {}
+            SlotPhase::Empty | SlotPhase::BackingOff | SlotPhase::Ready(_) | SlotPhase::TooSlow(_) => {}
         }
     }
 
     pub(super) fn refill(&mut self, index: usize, actions: &mut Vec<Action>) {
-        if self.serving.phase_of(index) == Some(Phase::BackingOff) {
+        if self.serving.phase_of(index) == Some(SlotPhase::BackingOff) {
             self.vacate(index, actions);
         }
     }
 }
 
 /// Steps.
-impl State {
+impl SupervisorState {
     /// Every slot without a process gets one. There are slots only while the service goes on.
     pub(super) fn fill_slots(&mut self, actions: &mut Vec<Action>) {
-        if !matches!(self.serving.template, Template::Ready { .. }) {
+        if !matches!(self.serving.template, TemplatePhase::Ready { .. }) {
             return;
         }
         for index in 0..self.serving.slots.len() {
-            if self.serving.phase_of(index) == Some(Phase::Empty) {
+            if self.serving.phase_of(index) == Some(SlotPhase::Empty) {
                 let worker = self.number_worker();
-                self.serving.enter(index, Phase::Requested(worker), actions);
+                self.serving.enter(index, SlotPhase::Requested(worker), actions);
                 Self::ask_for(&self.serving, worker, index, false, actions);
             }
         }
     }
 
     pub(super) fn vacate(&mut self, index: usize, actions: &mut Vec<Action>) {
-        self.serving.enter(index, Phase::Empty, actions);
+        self.serving.enter(index, SlotPhase::Empty, actions);
         self.fill_slots(actions);
     }
 
     fn back_off(&mut self, index: usize, wait: Duration, actions: &mut Vec<Action>) {
-        self.serving.enter(index, Phase::BackingOff, actions);
+        self.serving.enter(index, SlotPhase::BackingOff, actions);
         actions.push(Action::Arm(Timer::Refill(index), wait));
     }
 
@@ -179,7 +179,7 @@ impl State {
         self.back_off(index, wait, actions);
         self.let_one_come(actions);
         // Otherwise it is the one that does not wait.
-        if self.serving.phase_of(index) == Some(Phase::BackingOff) {
+        if self.serving.phase_of(index) == Some(SlotPhase::BackingOff) {
             actions.push(Action::Warn(format!(
                 "slot {index} is filled again in {}: its workers die as soon as they are ready, without a call",
                 span::show(wait)
@@ -203,11 +203,11 @@ impl State {
             return;
         };
         match self.serving.restarts.boot_failed(&mut slot.streak, now) {
-            Verdict::GiveUp => {
-                self.serving.enter(index, Phase::Empty, actions);
+            RestartVerdict::GiveUp => {
+                self.serving.enter(index, SlotPhase::Empty, actions);
                 self.give_up(actions);
             }
-            Verdict::RetryAfter(wait) => {
+            RestartVerdict::RetryAfter(wait) => {
                 let bound = match self.serving.restarts.limits().max_restarts {
                     0 => String::new(),
                     most => format!(" {} of restart.max_restarts = {most}", self.serving.restarts.counted()),

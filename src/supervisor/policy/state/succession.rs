@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use super::generation::{Phase, Slot};
-use super::{Action, GenerationId, State, Timer, WorkerEvent, WorkerId};
+use super::generation::{Slot, SlotPhase};
+use super::{Action, GenerationId, SupervisorState, Timer, WorkerEvent, WorkerId};
 
 /// What a worker gets beyond the time to drain, to say that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -35,12 +35,12 @@ pub(super) struct Predecessor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Departing {
     pub(super) generation: GenerationId,
-    pub(super) stage: Stage,
+    pub(super) stage: DepartureStage,
     pub(super) marks: Marks,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum DepartureStage {
     /// Requested, and to be killed when it is born.
     Unborn,
     /// Told to leave; a timer runs.
@@ -59,7 +59,7 @@ pub(super) enum Parting {
 }
 
 /// Events.
-impl State {
+impl SupervisorState {
     pub(super) fn event_of_predecessor(
         &mut self,
         index: usize,
@@ -85,7 +85,7 @@ impl State {
             // It will be told to leave as it is.
             WorkerEvent::Leaving
             | WorkerEvent::Retiring
-            | WorkerEvent::OnlyStuckLeft
+            | WorkerEvent::OnlyStuckThreadsLeft
             // Word that comes twice, or of one whose pid is known.
             | WorkerEvent::Born
             | WorkerEvent::Ready
@@ -97,49 +97,49 @@ impl State {
     pub(super) fn event_of_departing(
         &mut self,
         worker: WorkerId,
-        stage: Stage,
+        stage: DepartureStage,
         event: WorkerEvent,
         actions: &mut Vec<Action>,
     ) {
         match (stage, event) {
-            (Stage::Unborn, WorkerEvent::Born) => self.kill_departing(worker, actions),
-            (Stage::Leaving, WorkerEvent::OnlyStuckLeft) => self.kill_departing(worker, actions),
-            (Stage::Leaving, WorkerEvent::Wedged) => {
+            (DepartureStage::Unborn, WorkerEvent::Born) => self.kill_departing(worker, actions),
+            (DepartureStage::Leaving, WorkerEvent::OnlyStuckThreadsLeft) => self.kill_departing(worker, actions),
+            (DepartureStage::Leaving, WorkerEvent::Wedged) => {
                 let order = self.next_wedged();
                 if let Some(departing) = self.departing.get_mut(&worker) {
                     departing.marks.wedged.get_or_insert(order);
                 }
             }
-            (Stage::Unborn, WorkerEvent::ForkRefused | WorkerEvent::Vanished)
+            (DepartureStage::Unborn, WorkerEvent::ForkRefused | WorkerEvent::Vanished)
             | (
-                Stage::Unborn | Stage::Leaving | Stage::Draining | Stage::Killed,
+                DepartureStage::Unborn | DepartureStage::Leaving | DepartureStage::Draining | DepartureStage::Killed,
                 WorkerEvent::Ended { .. },
             ) => {
                 self.departing.remove(&worker);
-                if stage == Stage::Leaving {
+                if stage == DepartureStage::Leaving {
                     actions.push(Action::Disarm(Timer::Depart(worker)));
                 }
             }
             // It ends already; when all drain, the time of all is what counts.
-            (Stage::Leaving, WorkerEvent::Leaving | WorkerEvent::Retiring)
+            (DepartureStage::Leaving, WorkerEvent::Leaving | WorkerEvent::Retiring)
             | (
-                Stage::Draining | Stage::Killed,
+                DepartureStage::Draining | DepartureStage::Killed,
                 WorkerEvent::Leaving
                 | WorkerEvent::Retiring
                 | WorkerEvent::Wedged
-                | WorkerEvent::OnlyStuckLeft,
+                | WorkerEvent::OnlyStuckThreadsLeft,
             )
             // Nothing before its first word, and that twice is a word too many.
             | (
-                Stage::Unborn,
+                DepartureStage::Unborn,
                 WorkerEvent::Ready
                 | WorkerEvent::Leaving
                 | WorkerEvent::Retiring
                 | WorkerEvent::Wedged
-                | WorkerEvent::OnlyStuckLeft,
+                | WorkerEvent::OnlyStuckThreadsLeft,
             )
             | (
-                Stage::Leaving | Stage::Draining | Stage::Killed,
+                DepartureStage::Leaving | DepartureStage::Draining | DepartureStage::Killed,
                 WorkerEvent::Born
                 | WorkerEvent::Ready
                 | WorkerEvent::ForkRefused
@@ -149,14 +149,14 @@ impl State {
     }
 
     pub(super) fn departure_timed_out(&mut self, worker: WorkerId, actions: &mut Vec<Action>) {
-        if self.departing.get(&worker).is_some_and(|departing| departing.stage == Stage::Leaving) {
+        if self.departing.get(&worker).is_some_and(|departing| departing.stage == DepartureStage::Leaving) {
             self.kill_departing(worker, actions);
         }
     }
 }
 
 /// Steps.
-impl State {
+impl SupervisorState {
     pub(super) fn mark(&mut self, index: usize, mark: impl FnOnce(&mut Marks, u64)) {
         let order = self.next_wedged();
         if let Some(slot) = self.serving.slots.get_mut(index) {
@@ -170,7 +170,7 @@ impl State {
         let mut one_retires = self.one_retires();
         for index in 0..self.serving.slots.len() {
             let Some(slot) = self.serving.slots.get_mut(index) else { continue };
-            let Phase::Ready(worker) = slot.phase else { continue };
+            let SlotPhase::Ready(worker) = slot.phase else { continue };
             let mut marks = slot.marks;
             let must = marks.signalled || marks.wedged.is_some();
             if must {
@@ -180,7 +180,7 @@ impl State {
             }
             one_retires |= marks.retiring;
             slot.predecessor = Some(Predecessor { worker, marks, home: index });
-            self.serving.enter(index, Phase::Empty, actions);
+            self.serving.enter(index, SlotPhase::Empty, actions);
         }
         self.fill_slots(actions);
     }
@@ -202,16 +202,18 @@ impl State {
             self.part_with_ready(before.worker, before.marks, how, actions);
         }
         match slot.phase {
-            Phase::Empty | Phase::BackingOff => {}
+            SlotPhase::Empty | SlotPhase::BackingOff => {}
             // It has no pid yet.
-            Phase::Requested(worker) => self.depart(worker, Stage::Unborn, Marks::default()),
-            Phase::Booting(worker) => self.part_with_ready(worker, Marks::default(), Parting::Kill, actions),
-            Phase::Ready(worker) => {
+            SlotPhase::Requested(worker) => self.depart(worker, DepartureStage::Unborn, Marks::default()),
+            SlotPhase::Booting(worker) => {
+                self.part_with_ready(worker, Marks::default(), Parting::Kill, actions);
+            }
+            SlotPhase::Ready(worker) => {
                 // Of those that wait for their turn to retire several may leave at once.
                 let marks = Marks { retiring: false, ..slot.marks };
                 self.part_with_ready(worker, marks, how, actions);
             }
-            Phase::TooSlow(worker) => self.depart(worker, Stage::Killed, Marks::default()),
+            SlotPhase::TooSlow(worker) => self.depart(worker, DepartureStage::Killed, Marks::default()),
         }
     }
 
@@ -227,15 +229,15 @@ impl State {
                 actions.push(Action::Leave(worker));
                 let time = self.serving.settings.drain.saturating_add(LAST_WORDS);
                 actions.push(Action::Arm(Timer::Depart(worker), time));
-                self.depart(worker, Stage::Leaving, marks);
+                self.depart(worker, DepartureStage::Leaving, marks);
             }
             Parting::Drain => {
                 actions.push(Action::Drain(worker));
-                self.depart(worker, Stage::Draining, marks);
+                self.depart(worker, DepartureStage::Draining, marks);
             }
             Parting::Kill => {
                 actions.push(Action::Kill(worker));
-                self.depart(worker, Stage::Killed, marks);
+                self.depart(worker, DepartureStage::Killed, marks);
             }
         }
     }
@@ -245,21 +247,24 @@ impl State {
     pub(super) fn all_that_leave(&mut self, how: Parting, actions: &mut Vec<Action>) {
         for (worker, departing) in &mut self.departing {
             match (how, departing.stage) {
-                (Parting::Drain, Stage::Leaving) => {
-                    departing.stage = Stage::Draining;
+                (Parting::Drain, DepartureStage::Leaving) => {
+                    departing.stage = DepartureStage::Draining;
                     actions.push(Action::Disarm(Timer::Depart(*worker)));
                     actions.push(Action::Drain(*worker));
                 }
-                (Parting::Kill, Stage::Leaving | Stage::Draining) => {
-                    if departing.stage == Stage::Leaving {
+                (Parting::Kill, DepartureStage::Leaving | DepartureStage::Draining) => {
+                    if departing.stage == DepartureStage::Leaving {
                         actions.push(Action::Disarm(Timer::Depart(*worker)));
                     }
-                    departing.stage = Stage::Killed;
+                    departing.stage = DepartureStage::Killed;
                     actions.push(Action::Kill(*worker));
                 }
-                (Parting::Drain, Stage::Draining)
-                | (Parting::Leave, Stage::Leaving | Stage::Draining)
-                | (Parting::Leave | Parting::Drain | Parting::Kill, Stage::Unborn | Stage::Killed) => {}
+                (Parting::Drain, DepartureStage::Draining)
+                | (Parting::Leave, DepartureStage::Leaving | DepartureStage::Draining)
+                | (
+                    Parting::Leave | Parting::Drain | Parting::Kill,
+                    DepartureStage::Unborn | DepartureStage::Killed,
+                ) => {}
             }
         }
     }
@@ -278,7 +283,7 @@ impl State {
         let mut departing: Vec<(u64, WorkerId)> = self
             .departing
             .iter()
-            .filter(|(_, departing)| departing.stage == Stage::Leaving)
+            .filter(|(_, departing)| departing.stage == DepartureStage::Leaving)
             .filter_map(|(worker, departing)| Some((departing.marks.wedged?, *worker)))
             .collect();
         departing.sort_unstable();
@@ -299,15 +304,15 @@ impl State {
 
     fn kill_departing(&mut self, worker: WorkerId, actions: &mut Vec<Action>) {
         if let Some(departing) = self.departing.get_mut(&worker) {
-            if departing.stage == Stage::Leaving {
+            if departing.stage == DepartureStage::Leaving {
                 actions.push(Action::Disarm(Timer::Depart(worker)));
             }
-            departing.stage = Stage::Killed;
+            departing.stage = DepartureStage::Killed;
             actions.push(Action::Kill(worker));
         }
     }
 
-    fn depart(&mut self, worker: WorkerId, stage: Stage, marks: Marks) {
+    fn depart(&mut self, worker: WorkerId, stage: DepartureStage, marks: Marks) {
         let generation = self.serving.number;
         self.departing.insert(worker, Departing { generation, stage, marks });
     }

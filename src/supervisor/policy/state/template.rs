@@ -1,15 +1,15 @@
-//! The template's part of the brain: when the serving generation's is started, killed and started again.
+//! The template's part of the state policy: when the serving generation's is started, killed and started again.
 
 use std::time::Instant;
 
-use super::generation::Phase;
-use super::succession::Stage;
-use super::{Action, GenerationId, Settings, State, Timer};
+use super::generation::SlotPhase;
+use super::succession::DepartureStage;
+use super::{Action, GenerationId, Settings, SupervisorState, Timer};
 use crate::config::span;
-use crate::supervisor::policy::restart::{Streak, Verdict};
+use crate::supervisor::policy::restart::{RestartVerdict, Streak};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Template {
+pub(super) enum TemplatePhase {
     Starting,
     /// It forks on request. `proven`: a worker that it forked was born.
     Ready {
@@ -33,7 +33,7 @@ enum Whose {
     NoMore,
 }
 
-impl State {
+impl SupervisorState {
     fn whose(&self, generation: GenerationId) -> Whose {
         if generation == self.serving.number {
             Whose::Serving
@@ -53,16 +53,19 @@ impl State {
         match (self.whose(generation), self.serving.template) {
             (Whose::Next, _) => self.next_template_ready(settings, actions),
             // One that is started again has the settings it had.
-            (Whose::Serving, Template::Starting) => {
+            (Whose::Serving, TemplatePhase::Starting) => {
                 actions.push(Action::Disarm(Timer::TemplateBoot(generation)));
-                self.serving.template = Template::Ready { proven: false };
+                self.serving.template = TemplatePhase::Ready { proven: false };
                 self.first_start = false;
                 self.fill_slots(actions);
             }
             // It was killed while the message was on its way.
             (
                 Whose::Serving,
-                Template::Killed { .. } | Template::Ready { .. } | Template::Waiting | Template::Gone,
+                TemplatePhase::Killed { .. }
+                | TemplatePhase::Ready { .. }
+                | TemplatePhase::Waiting
+                | TemplatePhase::Gone,
             )
             | (Whose::NoMore, _) => {}
         }
@@ -78,17 +81,17 @@ impl State {
     ) {
         match (self.whose(generation), self.serving.template) {
             (Whose::Next, _) => self.reload_failed(why, actions),
-            (Whose::Serving, Template::Starting | Template::Ready { .. }) => {
+            (Whose::Serving, TemplatePhase::Starting | TemplatePhase::Ready { .. }) => {
                 actions.push(Action::Complain(why.clone()));
                 self.last_failure = Some(why);
                 self.kill_template(actions);
-                self.serving.template = Template::Killed { proven: false };
+                self.serving.template = TemplatePhase::Killed { proven: false };
                 if self.first_start && self.is_serving() {
                     self.say_why_at_the_end(actions);
                     self.end(1, actions);
                 }
             }
-            (Whose::Serving, Template::Killed { .. } | Template::Waiting | Template::Gone)
+            (Whose::Serving, TemplatePhase::Killed { .. } | TemplatePhase::Waiting | TemplatePhase::Gone)
             | (Whose::NoMore, _) => {}
         }
     }
@@ -112,33 +115,35 @@ impl State {
 
     fn serving_template_ended(&mut self, cause: &str, now: Instant, actions: &mut Vec<Action>) {
         // Reaped, whatever follows: giving up must not wait for its end once more.
-        let before = std::mem::replace(&mut self.serving.template, Template::Gone);
-        if before == Template::Starting {
+        let before = std::mem::replace(&mut self.serving.template, TemplatePhase::Gone);
+        if before == TemplatePhase::Starting {
             actions.push(Action::Disarm(Timer::TemplateBoot(self.serving.number)));
         }
         if !self.is_serving() {
             return;
         }
         match before {
-            Template::Ready { proven: true } | Template::Killed { proven: true } => {
+            TemplatePhase::Ready { proven: true } | TemplatePhase::Killed { proven: true } => {
                 actions
                     .push(Action::Warn("the template ended; another is started, its workers live on".into()));
                 self.start_template(actions);
             }
             // One that becomes ready and ends again and again must not do so without pause.
-            Template::Starting | Template::Ready { proven: false } | Template::Killed { proven: false } => {
+            TemplatePhase::Starting
+            | TemplatePhase::Ready { proven: false }
+            | TemplatePhase::Killed { proven: false } => {
                 // Why one was killed has been said.
-                if before == Template::Starting {
+                if before == TemplatePhase::Starting {
                     self.last_failure = Some(format!("the template ended before it was ready ({cause})"));
-                } else if before == (Template::Ready { proven: false }) {
+                } else if before == (TemplatePhase::Ready { proven: false }) {
                     self.last_failure =
                         Some(format!("the template ended before it had forked a worker ({cause})"));
                 }
                 let serving = &mut self.serving;
                 match serving.restarts.boot_failed(&mut serving.template_streak, now) {
-                    Verdict::GiveUp => self.give_up(actions),
-                    Verdict::RetryAfter(wait) => {
-                        self.serving.template = Template::Waiting;
+                    RestartVerdict::GiveUp => self.give_up(actions),
+                    RestartVerdict::RetryAfter(wait) => {
+                        self.serving.template = TemplatePhase::Waiting;
                         actions.push(Action::Arm(Timer::TemplateRetry, wait));
                         actions.push(Action::Warn(format!(
                             "the template is started again in {}",
@@ -148,7 +153,7 @@ impl State {
                 }
             }
             // There was none to end.
-            Template::Waiting | Template::Gone => self.serving.template = before,
+            TemplatePhase::Waiting | TemplatePhase::Gone => self.serving.template = before,
         }
     }
 
@@ -161,8 +166,8 @@ impl State {
     ) {
         match (self.whose(generation), self.serving.template) {
             (Whose::Next, _) => self.next_template_refused(why, actions),
-            (Whose::Serving, Template::Starting | Template::Killed { .. }) => {
-                if self.serving.template == Template::Starting {
+            (Whose::Serving, TemplatePhase::Starting | TemplatePhase::Killed { .. }) => {
+                if self.serving.template == TemplatePhase::Starting {
                     actions.push(Action::Disarm(Timer::TemplateBoot(generation)));
                 }
                 if self.is_serving() {
@@ -171,13 +176,13 @@ impl State {
                     self.last_failure = Some(why);
                     let serving = &mut self.serving;
                     let wait = serving.restarts.refused(&mut serving.template_streak, now);
-                    serving.template = Template::Waiting;
+                    serving.template = TemplatePhase::Waiting;
                     actions.push(Action::Arm(Timer::TemplateRetry, wait));
                 } else {
-                    self.serving.template = Template::Gone;
+                    self.serving.template = TemplatePhase::Gone;
                 }
             }
-            (Whose::Serving, Template::Ready { .. } | Template::Waiting | Template::Gone) => {}
+            (Whose::Serving, TemplatePhase::Ready { .. } | TemplatePhase::Waiting | TemplatePhase::Gone) => {}
             (Whose::NoMore, _) => {
                 self.ending.remove(&generation);
             }
@@ -186,8 +191,8 @@ impl State {
 
     /// A worker that the template forked is alive: its start was no failure.
     pub(super) fn template_has_proven_itself(&mut self) {
-        if let Template::Ready { proven: proven @ false } | Template::Killed { proven: proven @ false } =
-            &mut self.serving.template
+        if let TemplatePhase::Ready { proven: proven @ false }
+        | TemplatePhase::Killed { proven: proven @ false } = &mut self.serving.template
         {
             *proven = true;
             self.serving.template_streak = Streak::default();
@@ -197,7 +202,7 @@ impl State {
     pub(super) fn template_boot_timed_out(&mut self, generation: GenerationId, actions: &mut Vec<Action>) {
         match (self.whose(generation), self.serving.template) {
             (Whose::Next, _) => self.next_template_timed_out(actions),
-            (Whose::Serving, Template::Starting) => {
+            (Whose::Serving, TemplatePhase::Starting) => {
                 let why = format!(
                     "the template was not ready within timeouts.boot ({})",
                     span::show(self.serving.settings.boot)
@@ -208,14 +213,17 @@ impl State {
             }
             (
                 Whose::Serving,
-                Template::Ready { .. } | Template::Killed { .. } | Template::Waiting | Template::Gone,
+                TemplatePhase::Ready { .. }
+                | TemplatePhase::Killed { .. }
+                | TemplatePhase::Waiting
+                | TemplatePhase::Gone,
             )
             | (Whose::NoMore, _) => {}
         }
     }
 
     pub(super) fn retry_template(&mut self, actions: &mut Vec<Action>) {
-        if self.serving.template == Template::Waiting {
+        if self.serving.template == TemplatePhase::Waiting {
             self.start_template(actions);
         }
     }
@@ -223,20 +231,20 @@ impl State {
     pub(super) fn kill_template(&mut self, actions: &mut Vec<Action>) {
         let generation = self.serving.number;
         match self.serving.template {
-            Template::Starting => {
+            TemplatePhase::Starting => {
                 actions.push(Action::Disarm(Timer::TemplateBoot(generation)));
-                self.serving.template = Template::Killed { proven: false };
+                self.serving.template = TemplatePhase::Killed { proven: false };
             }
-            Template::Ready { proven } => self.serving.template = Template::Killed { proven },
-            Template::Killed { .. } | Template::Waiting | Template::Gone => return,
+            TemplatePhase::Ready { proven } => self.serving.template = TemplatePhase::Killed { proven },
+            TemplatePhase::Killed { .. } | TemplatePhase::Waiting | TemplatePhase::Gone => return,
         }
         actions.push(Action::KillTemplate { generation });
     }
 
     /// No template of the serving generation is needed any more.
     pub(super) fn end_template(&mut self, actions: &mut Vec<Action>) {
-        if self.serving.template == Template::Waiting {
-            self.serving.template = Template::Gone;
+        if self.serving.template == TemplatePhase::Waiting {
+            self.serving.template = TemplatePhase::Gone;
             actions.push(Action::Disarm(Timer::TemplateRetry));
         } else {
             self.kill_template(actions);
@@ -245,7 +253,7 @@ impl State {
 
     fn start_template(&mut self, actions: &mut Vec<Action>) {
         let generation = self.serving.number;
-        self.serving.template = Template::Starting;
+        self.serving.template = TemplatePhase::Starting;
         actions.push(Action::StartTemplate { generation });
         actions.push(Action::Arm(Timer::TemplateBoot(generation), self.serving.settings.boot));
     }
@@ -255,14 +263,14 @@ impl State {
     fn abandon_unborn(&mut self, generation: GenerationId, actions: &mut Vec<Action>) {
         if generation == self.serving.number {
             for index in 0..self.serving.slots.len() {
-                if let Some(Phase::Requested(worker)) = self.serving.phase_of(index) {
+                if let Some(SlotPhase::Requested(worker)) = self.serving.phase_of(index) {
                     actions.push(Action::Abandon(worker));
-                    self.serving.enter(index, Phase::Empty, actions);
+                    self.serving.enter(index, SlotPhase::Empty, actions);
                 }
             }
         }
         self.departing.retain(|worker, departing| {
-            let lost = departing.generation == generation && departing.stage == Stage::Unborn;
+            let lost = departing.generation == generation && departing.stage == DepartureStage::Unborn;
             if lost {
                 actions.push(Action::Abandon(*worker));
             }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A legacy of version 2, with a key that this program doesn't know in its configuration.
+/// A hand-off of version 2, with a key that this program doesn't know in its configuration.
 fn sample() -> Value {
     serde_json::json!({
         "version": 2,
@@ -39,12 +39,12 @@ fn sample() -> Value {
             "descriptor": 6,
         }],
         "bell": 7,
-        "template": { "generation": 3, "pid": 100, "channel": 8, "age": { "secs": 1, "nanos": 0 } },
+        "template": { "generation": 3, "pid": 100, "line": 8, "age": { "secs": 1, "nanos": 0 } },
         "workers": [{
             "id": 7,
             "slot": 0,
             "pid": 101,
-            "channel": 9,
+            "line": 9,
             "arena": 10,
             "age": { "secs": 1, "nanos": 0 },
             "kept": [[[0, 2], 11]],
@@ -55,15 +55,15 @@ fn sample() -> Value {
 /// What stands there was left by programs that are deployed. Who changes the form gives it the next version and writes
 /// the sample anew, so that no program takes what it would misunderstand.
 #[test]
-fn the_form_of_a_legacy_changes_only_with_its_version() {
-    let read: Legacy = serde_json::from_value(sample()).unwrap();
-    assert_eq!(read.version, LEGACY_VERSION);
+fn the_form_of_a_handoff_changes_only_with_its_version() {
+    let read: ExecHandoff = serde_json::from_value(sample()).unwrap();
+    assert_eq!(read.version, HANDOFF_VERSION);
     assert_eq!(serde_json::to_value(&read).unwrap(), sample());
 }
 
 #[test]
 fn keys_of_a_later_configuration_go_along_and_missing_ones_have_their_defaults() {
-    let read: Legacy = serde_json::from_value(sample()).unwrap();
+    let read: ExecHandoff = serde_json::from_value(sample()).unwrap();
     assert_eq!(read.config.understood.processes, 2);
     assert_eq!(read.config.understood.quarantine, Config::default().quarantine);
     assert_eq!(read.config.words, sample()["config"]);

@@ -1,4 +1,4 @@
-//! The brain against a model of the world that does what it is told, late, in any order, and fails at will.
+//! The policy against a model of the world that does what it is told, late, in any order, and fails at will.
 //!
 //! After every step the promises that matter are checked: see `promises`.
 
@@ -12,9 +12,11 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::generation::Slot;
-use super::service::Service;
-use super::{Action, Event, GenerationId, Request, Settings, State, Timer, WorkerEvent, WorkerId};
-use crate::supervisor::policy::restart::Limits;
+use super::service::ServicePhase;
+use super::{
+    Action, Event, GenerationId, OperatorRequest, Settings, SupervisorState, Timer, WorkerEvent, WorkerId,
+};
+use crate::supervisor::policy::restart::RestartLimits;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TemplateProcess {
@@ -22,12 +24,12 @@ enum TemplateProcess {
     Ready,
     /// Said that it fails, or was killed: it can only end.
     Ending,
-    /// It could not even be started; the brain has not been told.
+    /// It could not even be started; the state policy has not been told.
     Refused,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum WorldStage {
     /// The request waits in the template, or the fork goes on without it.
     Requested,
     Booting,
@@ -41,19 +43,19 @@ enum Stage {
 struct Process {
     generation: GenerationId,
     slot: usize,
-    stage: Stage,
+    stage: WorldStage,
     doors_shut: bool,
     wedged: bool,
 }
 
 impl Process {
     fn is_open(&self) -> bool {
-        self.stage == Stage::Ready && !self.doors_shut
+        self.stage == WorldStage::Ready && !self.doors_shut
     }
 }
 
 struct World {
-    brain: State,
+    policy: SupervisorState,
     settings: Settings,
     now: Instant,
     timers: BTreeSet<Timer>,
@@ -72,7 +74,7 @@ struct World {
     accepting: bool,
     /// A worker was ready at some time.
     was_ready: bool,
-    /// The brain said that it gives up.
+    /// The policy said that it gives up.
     failed: bool,
     finished: Option<i32>,
     history: Vec<Event>,
@@ -86,9 +88,9 @@ struct Before {
 
 impl World {
     fn new(settings: Settings) -> Self {
-        let (brain, actions) = State::start(settings);
+        let (policy, actions) = SupervisorState::start(settings);
         let mut world = Self {
-            brain,
+            policy,
             settings,
             now: Instant::now(),
             timers: BTreeSet::new(),
@@ -115,21 +117,21 @@ impl World {
         self.history.push(event.clone());
         let before = self.before();
         self.in_the_world(&event);
-        let actions = self.brain.on(event.clone(), self.now);
+        let actions = self.policy.on(event.clone(), self.now);
         self.perform(&actions);
         self.compare(&before, &event, &actions);
         self.check();
     }
 
     fn before(&self) -> Before {
-        Before { open: self.open(), slots: self.brain.serving.slots.clone() }
+        Before { open: self.open(), slots: self.policy.serving.slots.clone() }
     }
 
     fn open(&self) -> usize {
         self.processes.values().filter(|process| process.is_open()).count()
     }
 
-    /// What has changed outside by the time that the brain is told.
+    /// What has changed outside by the time that the state policy is told.
     fn in_the_world(&mut self, event: &Event) {
         match event {
             Event::TemplateReady { generation, settings } => {
@@ -148,9 +150,9 @@ impl World {
             }
             Event::Worker(worker, event) => self.of_worker(*worker, event),
             Event::Due(timer) => assert!(self.timers.remove(timer), "{timer:?} fired unarmed"),
-            Event::Asked(Request::OneMore) if self.accepting => self.wanted += 1,
-            Event::Asked(Request::OneFewer) if self.accepting => self.wanted = 1.max(self.wanted - 1),
-            Event::Asked(Request::Reload) if self.brain.service == Service::Running => {
+            Event::Asked(OperatorRequest::OneMore) if self.accepting => self.wanted += 1,
+            Event::Asked(OperatorRequest::OneFewer) if self.accepting => self.wanted = 1.max(self.wanted - 1),
+            Event::Asked(OperatorRequest::Reload) if self.policy.service == ServicePhase::Running => {
                 self.again = self.reloading.is_some();
             }
             Event::Asked(_) => {}
@@ -168,13 +170,13 @@ impl World {
             WorkerEvent::ForkRefused | WorkerEvent::Vanished | WorkerEvent::Ended { .. } => {
                 self.processes.remove(&worker);
             }
-            WorkerEvent::Born => move_on(process, Stage::Requested, Stage::Booting),
+            WorkerEvent::Born => move_on(process, WorldStage::Requested, WorldStage::Booting),
             WorkerEvent::Ready => {
-                move_on(process, Stage::Booting, Stage::Ready);
-                self.was_ready |= process.stage == Stage::Ready;
+                move_on(process, WorldStage::Booting, WorldStage::Ready);
+                self.was_ready |= process.stage == WorldStage::Ready;
             }
             WorkerEvent::Wedged => process.wedged = true,
-            WorkerEvent::Leaving | WorkerEvent::Retiring | WorkerEvent::OnlyStuckLeft => {}
+            WorkerEvent::Leaving | WorkerEvent::Retiring | WorkerEvent::OnlyStuckThreadsLeft => {}
         }
     }
 
@@ -211,37 +213,40 @@ impl World {
                     assert_eq!(template, Some(&TemplateProcess::Ready), "forked without a template");
                     assert_eq!(doors_shut, generation != self.serving, "the doors");
                     assert!(self.accepting, "forked while everything ends");
-                    let stage = Stage::Requested;
+                    let stage = WorldStage::Requested;
                     let process = Process { generation, slot, stage, doors_shut, wedged: false };
                     assert!(self.processes.insert(worker, process).is_none(), "number reused");
                 }
                 // Whether they are asked is nobody's business here.
-                Action::TurnRed(_) => {}
+                Action::MarkNotReady(_) => {}
                 Action::Open(worker) => {
                     let serving = self.serving;
                     let process = self.process(worker);
-                    assert!(process.doors_shut && process.stage == Stage::Ready, "opened");
+                    assert!(process.doors_shut && process.stage == WorldStage::Ready, "opened");
                     assert_eq!(process.generation, serving, "opened before the switch");
                     process.doors_shut = false;
                 }
                 Action::Leave(worker) => {
                     let process = self.process(worker);
                     assert!(process.is_open(), "told to leave: {process:?}");
-                    process.stage = Stage::Leaving;
+                    process.stage = WorldStage::Leaving;
                 }
                 Action::Drain(worker) => {
                     let process = self.process(worker);
-                    assert!(matches!(process.stage, Stage::Ready | Stage::Leaving), "told to drain");
-                    process.stage = Stage::Draining;
+                    assert!(
+                        matches!(process.stage, WorldStage::Ready | WorldStage::Leaving),
+                        "told to drain"
+                    );
+                    process.stage = WorldStage::Draining;
                 }
                 Action::Kill(worker) => {
                     let process = self.process(worker);
-                    assert_ne!(process.stage, Stage::Requested, "its pid is not known");
-                    process.stage = Stage::Killed;
+                    assert_ne!(process.stage, WorldStage::Requested, "its pid is not known");
+                    process.stage = WorldStage::Killed;
                 }
                 Action::Abandon(worker) => {
                     let abandoned = self.processes.remove(&worker).map(|process| process.stage);
-                    assert_eq!(abandoned, Some(Stage::Requested), "abandoned");
+                    assert_eq!(abandoned, Some(WorldStage::Requested), "abandoned");
                 }
                 Action::Switch { generation } => {
                     assert_eq!(self.reloading.take(), Some(generation), "switched");
@@ -309,11 +314,11 @@ impl World {
         self.now += Duration::from_millis(u64::from(random >> 24));
         self.refuses = (random >> 16).is_multiple_of(8);
         let event = match (random >> 6) & 0x3fff {
-            0..160 => Event::Asked(Request::OneMore),
-            160..320 => Event::Asked(Request::OneFewer),
-            320..720 => Event::Asked(Request::Reload),
-            720 => Event::Asked(Request::Stop),
-            721 => Event::Asked(Request::StopOrEnd),
+            0..160 => Event::Asked(OperatorRequest::OneMore),
+            160..320 => Event::Asked(OperatorRequest::OneFewer),
+            320..720 => Event::Asked(OperatorRequest::Reload),
+            720 => Event::Asked(OperatorRequest::Stop),
+            721 => Event::Asked(OperatorRequest::StopOrEnd),
             kind => {
                 let chance = kind % 16 == 0;
                 let mut possible = self.possible(chance);
@@ -331,7 +336,7 @@ impl World {
     }
 
     /// Stops and lets everything end that can, in an order that `random` picks.
-    fn finish(&mut self, how: Request, mut random: u32) {
+    fn finish(&mut self, how: OperatorRequest, mut random: u32) {
         self.happens(Event::Asked(how));
         for _ in 0..1_000 {
             let possible = self.possible(false);
@@ -344,7 +349,13 @@ impl World {
         }
         let code = self.finished.expect("everything ended, and still no end of the service");
         assert_eq!(code, i32::from(self.failed));
-        for request in [Request::Stop, Request::End, Request::OneMore, Request::StopOrEnd, Request::Reload] {
+        for request in [
+            OperatorRequest::Stop,
+            OperatorRequest::End,
+            OperatorRequest::OneMore,
+            OperatorRequest::StopOrEnd,
+            OperatorRequest::Reload,
+        ] {
             self.happens(Event::Asked(request));
         }
     }
@@ -362,23 +373,27 @@ fn is_timeout(event: &Event) -> bool {
 }
 
 /// What a process does by itself, and what it may do besides.
-fn of_process(stage: Stage, template_forks: bool) -> (Vec<WorkerEvent>, Vec<WorkerEvent>) {
-    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckLeft, Ready, Retiring, Vanished, Wedged};
+fn of_process(stage: WorldStage, template_forks: bool) -> (Vec<WorkerEvent>, Vec<WorkerEvent>) {
+    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckThreadsLeft, Ready, Retiring, Vanished, Wedged};
     let ended = |called| WorkerEvent::Ended { called, cause: String::new() };
     let ends = || vec![ended(true), ended(false)];
     match stage {
-        Stage::Requested if template_forks => (vec![Born], vec![ForkRefused, Vanished]),
-        Stage::Requested => (vec![Vanished], vec![Born, ForkRefused]),
-        Stage::Booting => (vec![Ready], vec![ended(false)]),
-        Stage::Ready => (vec![], vec![ended(true), ended(false), Leaving, Wedged, Retiring, OnlyStuckLeft]),
-        Stage::Leaving | Stage::Draining => (ends(), vec![Leaving, Wedged, Retiring, OnlyStuckLeft]),
-        Stage::Killed => (ends(), vec![Ready, Leaving, Wedged, OnlyStuckLeft]),
+        WorldStage::Requested if template_forks => (vec![Born], vec![ForkRefused, Vanished]),
+        WorldStage::Requested => (vec![Vanished], vec![Born, ForkRefused]),
+        WorldStage::Booting => (vec![Ready], vec![ended(false)]),
+        WorldStage::Ready => {
+            (vec![], vec![ended(true), ended(false), Leaving, Wedged, Retiring, OnlyStuckThreadsLeft])
+        }
+        WorldStage::Leaving | WorldStage::Draining => {
+            (ends(), vec![Leaving, Wedged, Retiring, OnlyStuckThreadsLeft])
+        }
+        WorldStage::Killed => (ends(), vec![Ready, Leaving, Wedged, OnlyStuckThreadsLeft]),
     }
 }
 
 /// The service at its start, what happens to it step by step, and how it is told to end.
-fn any_life() -> impl Strategy<Value = (Settings, Vec<u32>, Request, u32)> {
-    let restart = Limits {
+fn any_life() -> impl Strategy<Value = (Settings, Vec<u32>, OperatorRequest, u32)> {
+    let restart = RestartLimits {
         max_restarts: 0,
         window: Duration::from_secs(10),
         backoff: Duration::from_millis(1),
@@ -388,11 +403,15 @@ fn any_life() -> impl Strategy<Value = (Settings, Vec<u32>, Request, u32)> {
     let max_restarts = prop_oneof![3 => Just(0_u32), 1 => Just(100)];
     let settings =
         (1..5_usize, max_restarts, 0..2_u64).prop_map(move |(processes, max_restarts, pre_stop)| {
-            let restart = Limits { max_restarts, ..restart };
+            let restart = RestartLimits { max_restarts, ..restart };
             Settings { processes, restart, boot, drain, pre_stop: Duration::from_secs(pre_stop) }
         });
     let steps = prop::collection::vec(any::<u32>(), 2_000..2_500);
-    let stop = prop_oneof![Just(Request::Stop), Just(Request::StopOrEnd), Just(Request::End)];
+    let stop = prop_oneof![
+        Just(OperatorRequest::Stop),
+        Just(OperatorRequest::StopOrEnd),
+        Just(OperatorRequest::End)
+    ];
     (settings, steps, stop, any::<u32>())
 }
 

@@ -1,7 +1,7 @@
-//! The brain's answers, event by event: tables for slot, template and those that leave, and whole courses of events.
+//! The policy's answers, event by event: tables for slot, template and those that leave, and whole courses of events.
 
-mod calm;
 mod courses;
+mod quiescent;
 mod reloads;
 mod starts;
 mod successions;
@@ -10,10 +10,12 @@ mod tables;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::generation::Phase;
-use super::succession::Stage;
-use super::{Action, Event, GenerationId, Request, Settings, State, Timer, WorkerEvent, WorkerId};
-use crate::supervisor::policy::restart::Limits;
+use super::generation::SlotPhase;
+use super::succession::DepartureStage;
+use super::{
+    Action, Event, GenerationId, OperatorRequest, Settings, SupervisorState, Timer, WorkerEvent, WorkerId,
+};
+use crate::supervisor::policy::restart::RestartLimits;
 
 const BOOT: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(20);
@@ -25,7 +27,7 @@ const CALLED: WorkerEvent = WorkerEvent::Ended { called: true, cause: String::ne
 const UNCALLED: WorkerEvent = WorkerEvent::Ended { called: false, cause: String::new() };
 
 fn settings(processes: usize) -> Settings {
-    let restart = Limits {
+    let restart = RestartLimits {
         max_restarts: 3,
         window: Duration::from_secs(60),
         backoff: BACKOFF,
@@ -34,29 +36,29 @@ fn settings(processes: usize) -> Settings {
     Settings { processes, restart, boot: BOOT, drain: DRAIN, pre_stop: Duration::ZERO }
 }
 
-/// A brain at one moment, and the timers it has armed.
-struct Brain {
-    state: State,
+/// A policy at one moment, and the timers it has armed.
+struct Harness {
+    state: SupervisorState,
     now: Instant,
     armed: BTreeSet<Timer>,
 }
 
-impl Brain {
+impl Harness {
     fn new(settings: Settings) -> Self {
-        let (state, actions) = State::start(settings);
-        let mut brain = Self { state, now: Instant::now(), armed: BTreeSet::new() };
-        brain.follow(actions);
-        brain
+        let (state, actions) = SupervisorState::start(settings);
+        let mut policy = Self { state, now: Instant::now(), armed: BTreeSet::new() };
+        policy.follow(actions);
+        policy
     }
 
     /// With these processes, all serving; worker n in slot n.
     fn serving(processes: usize) -> Self {
-        let mut brain = Self::new(settings(processes));
-        brain.template_ready(1);
+        let mut policy = Self::new(settings(processes));
+        policy.template_ready(1);
         for worker in 0..WorkerId::try_from(processes).unwrap() {
-            brain.boots(worker);
+            policy.boots(worker);
         }
-        brain
+        policy
     }
 
     fn on(&mut self, event: Event) -> Vec<Action> {
@@ -100,7 +102,7 @@ impl Brain {
         self.on(ended(generation))
     }
 
-    fn asked(&mut self, request: Request) -> Vec<Action> {
+    fn asked(&mut self, request: OperatorRequest) -> Vec<Action> {
         self.on(Event::Asked(request))
     }
 
@@ -108,7 +110,7 @@ impl Brain {
         self.on(Event::Due(timer))
     }
 
-    fn phases(&self) -> Vec<Phase> {
+    fn phases(&self) -> Vec<SlotPhase> {
         self.state.serving.slots.iter().map(|slot| slot.phase).collect()
     }
 
@@ -118,53 +120,53 @@ impl Brain {
         slots.map(|slot| slot.predecessor.map(|before| before.worker)).collect()
     }
 
-    fn departing(&self) -> Vec<(WorkerId, Stage)> {
+    fn departing(&self) -> Vec<(WorkerId, DepartureStage)> {
         self.state.departing.iter().map(|(worker, departing)| (*worker, departing.stage)).collect()
     }
 
     /// One slot, brought to `phase` by the shortest way; its worker, if any, is number 0.
-    fn in_phase(phase: Phase) -> Self {
-        let mut brain = Self::new(settings(1));
-        if phase == Phase::Empty {
-            return brain;
+    fn in_phase(phase: SlotPhase) -> Self {
+        let mut policy = Self::new(settings(1));
+        if phase == SlotPhase::Empty {
+            return policy;
         }
-        brain.template_ready(1);
+        policy.template_ready(1);
         let way: &[Event] = &match phase {
-            Phase::Empty | Phase::Requested(_) => vec![],
-            Phase::BackingOff => vec![of(WorkerEvent::ForkRefused)],
-            Phase::Booting(_) => vec![of(WorkerEvent::Born)],
-            Phase::Ready(_) => vec![of(WorkerEvent::Born), of(WorkerEvent::Ready)],
-            Phase::TooSlow(_) => vec![of(WorkerEvent::Born), Event::Due(Timer::Boot(0))],
+            SlotPhase::Empty | SlotPhase::Requested(_) => vec![],
+            SlotPhase::BackingOff => vec![of(WorkerEvent::ForkRefused)],
+            SlotPhase::Booting(_) => vec![of(WorkerEvent::Born)],
+            SlotPhase::Ready(_) => vec![of(WorkerEvent::Born), of(WorkerEvent::Ready)],
+            SlotPhase::TooSlow(_) => vec![of(WorkerEvent::Born), Event::Due(Timer::Boot(0))],
         };
         for event in way {
-            brain.on(event.clone());
+            policy.on(event.clone());
         }
-        assert_eq!(brain.phases(), [phase], "the way there");
-        brain
+        assert_eq!(policy.phases(), [phase], "the way there");
+        policy
     }
 
     /// Worker 0 departs and has come to `stage`; worker 1 serves in its place, if there is a service.
-    fn departing_at(stage: Stage) -> Self {
-        let mut brain = Self::serving(1);
+    fn departing_at(stage: DepartureStage) -> Self {
+        let mut policy = Self::serving(1);
         match stage {
-            Stage::Unborn => {
-                brain = Self::new(settings(1));
-                brain.template_ready(1);
-                brain.asked(Request::Stop);
+            DepartureStage::Unborn => {
+                policy = Self::new(settings(1));
+                policy.template_ready(1);
+                policy.asked(OperatorRequest::Stop);
             }
-            Stage::Leaving => {
-                brain.worker(0, WorkerEvent::Leaving);
-                brain.boots(1);
+            DepartureStage::Leaving => {
+                policy.worker(0, WorkerEvent::Leaving);
+                policy.boots(1);
             }
-            Stage::Draining => drop(brain.asked(Request::Stop)),
-            Stage::Killed => {
-                brain.worker(0, WorkerEvent::Leaving);
-                brain.boots(1);
-                brain.due(Timer::Depart(0));
+            DepartureStage::Draining => drop(policy.asked(OperatorRequest::Stop)),
+            DepartureStage::Killed => {
+                policy.worker(0, WorkerEvent::Leaving);
+                policy.boots(1);
+                policy.due(Timer::Depart(0));
             }
         }
-        assert_eq!(brain.departing(), [(0, stage)], "the way there");
-        brain
+        assert_eq!(policy.departing(), [(0, stage)], "the way there");
+        policy
     }
 }
 
@@ -200,8 +202,18 @@ fn leave(worker: WorkerId) -> [Action; 2] {
 
 /// Everything that can be said of worker 0.
 fn all() -> Vec<Event> {
-    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckLeft, Ready, Retiring, Vanished, Wedged};
-    let said =
-        [ForkRefused, Born, Ready, Leaving, Wedged, Retiring, OnlyStuckLeft, Vanished, CALLED, UNCALLED];
+    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckThreadsLeft, Ready, Retiring, Vanished, Wedged};
+    let said = [
+        ForkRefused,
+        Born,
+        Ready,
+        Leaving,
+        Wedged,
+        Retiring,
+        OnlyStuckThreadsLeft,
+        Vanished,
+        CALLED,
+        UNCALLED,
+    ];
     said.map(of).to_vec()
 }

@@ -1,10 +1,10 @@
 //! Reloads: the way to the switch, every way to fail before it, and what is as it was after that.
 
-use super::super::generation::Phase;
-use super::super::succession::Stage;
-use super::super::{Action, Event, Request, Settings, Timer, WorkerEvent, WorkerId};
+use super::super::generation::SlotPhase;
+use super::super::succession::DepartureStage;
+use super::super::{Action, Event, OperatorRequest, Settings, Timer, WorkerEvent, WorkerId};
 use super::{
-    BOOT, Brain, CALLED, DRAIN, UNCALLED, ended, failed, fork, kill_template, leave, refused, settings,
+    BOOT, CALLED, DRAIN, Harness, UNCALLED, ended, failed, fork, kill_template, leave, refused, settings,
 };
 
 use WorkerEvent::{Born, ForkRefused, Leaving, Ready, Retiring, Vanished, Wedged};
@@ -23,20 +23,20 @@ fn next_ready(processes: usize) -> Event {
 }
 
 /// One worker serves, number 0; a reload to two is on its way.
-fn reloading() -> Brain {
-    let mut brain = Brain::serving(1);
-    assert_eq!(brain.asked(Request::Reload), start(2));
-    brain
+fn reloading() -> Harness {
+    let mut policy = Harness::serving(1);
+    assert_eq!(policy.asked(OperatorRequest::Reload), start(2));
+    policy
 }
 
 /// Both workers of the next generation, 1 and 2, are on probation.
-fn on_probation() -> Brain {
-    let mut brain = reloading();
-    brain.on(next_ready(2));
-    brain.boots(1);
-    brain.boots(2);
-    assert!(brain.armed.contains(&Timer::Probation));
-    brain
+fn on_probation() -> Harness {
+    let mut policy = reloading();
+    policy.on(next_ready(2));
+    policy.boots(1);
+    policy.boots(2);
+    assert!(policy.armed.contains(&Timer::Probation));
+    policy
 }
 
 fn why_it_failed(actions: &[Action]) -> &str {
@@ -49,37 +49,37 @@ fn why_it_failed(actions: &[Action]) -> &str {
 
 #[test]
 fn a_reload_from_its_first_event_to_the_last() {
-    let mut brain = reloading();
-    let forked = brain.on(next_ready(2));
+    let mut policy = reloading();
+    let forked = policy.on(next_ready(2));
     assert_eq!(forked[0], Action::Disarm(Timer::TemplateBoot(2)));
     assert_eq!(forked[1..], [fork_shut(1, 0), fork_shut(2, 1)].concat());
-    assert_eq!(brain.boots(1), [Action::Disarm(Timer::Boot(1))]);
-    assert_eq!(brain.phases(), [Phase::Ready(0)], "the other one serves");
-    brain.boots(2);
+    assert_eq!(policy.boots(1), [Action::Disarm(Timer::Boot(1))]);
+    assert_eq!(policy.phases(), [SlotPhase::Ready(0)], "the other one serves");
+    policy.boots(2);
     let switched = [
         vec![Action::Switch { generation: 2 }, Action::Open(1), Action::Open(2)],
         leave(0).to_vec(),
         vec![kill_template(1)],
     ];
-    assert_eq!(brain.due(Timer::Probation), switched.concat());
-    assert_eq!(brain.phases(), [Phase::Ready(1), Phase::Ready(2)]);
-    assert_eq!(brain.departing(), [(0, Stage::Leaving)]);
-    assert_eq!(brain.template_ended(1), []);
-    assert_eq!(brain.worker(0, CALLED), [Action::Disarm(Timer::Depart(0))]);
-    assert!(brain.state.ending.is_empty() && brain.armed.is_empty());
+    assert_eq!(policy.due(Timer::Probation), switched.concat());
+    assert_eq!(policy.phases(), [SlotPhase::Ready(1), SlotPhase::Ready(2)]);
+    assert_eq!(policy.departing(), [(0, DepartureStage::Leaving)]);
+    assert_eq!(policy.template_ended(1), []);
+    assert_eq!(policy.worker(0, CALLED), [Action::Disarm(Timer::Depart(0))]);
+    assert!(policy.state.ending.is_empty() && policy.armed.is_empty());
 }
 
 #[test]
 fn each_way_to_fail_kills_the_next_generation_and_leaves_the_other_as_it_was() {
-    type Failure = (&'static str, fn() -> Brain, Event, &'static str, Vec<WorkerId>, bool);
+    type FailedReload = (&'static str, fn() -> Harness, Event, &'static str, Vec<WorkerId>, bool);
     let booting = || {
-        let mut brain = reloading();
-        brain.on(next_ready(2));
-        brain.worker(1, Born);
-        brain
+        let mut policy = reloading();
+        policy.on(next_ready(2));
+        policy.worker(1, Born);
+        policy
     };
     let of = Event::Worker;
-    let failures: [Failure; 12] = [
+    let failures: [FailedReload; 12] = [
         ("config or preload", reloading, failed(2), "why", vec![], true),
         ("no program", reloading, refused(2), "why", vec![], false),
         (
@@ -108,8 +108,8 @@ fn each_way_to_fail_kills_the_next_generation_and_leaves_the_other_as_it_was() {
         ("template fails late", on_probation, failed(2), "why", vec![1, 2], true),
     ];
     for (name, way, event, why, killed, has_template) in failures {
-        let mut brain = way();
-        let actions = brain.on(event);
+        let mut policy = way();
+        let actions = policy.on(event);
         assert!(why_it_failed(&actions).contains(why), "{name}: {actions:?}");
         let kills: Vec<WorkerId> = actions
             .iter()
@@ -120,14 +120,14 @@ fn each_way_to_fail_kills_the_next_generation_and_leaves_the_other_as_it_was() {
             .collect();
         assert_eq!(kills, killed, "{name}: {actions:?}");
         assert_eq!(actions.contains(&kill_template(2)), has_template, "{name}: {actions:?}");
-        assert!(brain.armed.is_empty(), "{name}: {:?}", brain.armed);
-        assert_eq!(brain.phases(), [Phase::Ready(0)], "{name}");
-        brain.template_ended(2);
+        assert!(policy.armed.is_empty(), "{name}: {:?}", policy.armed);
+        assert_eq!(policy.phases(), [SlotPhase::Ready(0)], "{name}");
+        policy.template_ended(2);
         for worker in killed {
-            brain.worker(worker, UNCALLED);
+            policy.worker(worker, UNCALLED);
         }
-        assert!(brain.state.ending.is_empty() && brain.departing().is_empty(), "{name}");
-        assert_eq!(brain.worker(0, CALLED), fork(3, 0).map(renumber_if_no_worker_was(name)), "{name}");
+        assert!(policy.state.ending.is_empty() && policy.departing().is_empty(), "{name}");
+        assert_eq!(policy.worker(0, CALLED), fork(3, 0).map(renumber_if_no_worker_was(name)), "{name}");
     }
 }
 
@@ -145,34 +145,34 @@ fn renumber_if_no_worker_was(name: &str) -> impl Fn(Action) -> Action {
 
 #[test]
 fn reloads_during_a_reload_are_one_more() {
-    let mut brain = reloading();
+    let mut policy = reloading();
     for _ in 0..3 {
-        assert_eq!(brain.asked(Request::Reload), []);
+        assert_eq!(policy.asked(OperatorRequest::Reload), []);
     }
-    let actions = brain.on(failed(2));
+    let actions = policy.on(failed(2));
     assert_eq!(actions[actions.len() - 2..], start(3));
-    let actions = brain.on(failed(3));
+    let actions = policy.on(failed(3));
     assert!(!actions.contains(&start(4)[0]), "{actions:?}");
 
-    let mut brain = on_probation();
-    brain.asked(Request::Reload);
-    let actions = brain.due(Timer::Probation);
+    let mut policy = on_probation();
+    policy.asked(OperatorRequest::Reload);
+    let actions = policy.due(Timer::Probation);
     assert_eq!(actions[actions.len() - 2..], start(3));
 }
 
 #[test]
 fn what_the_other_generation_is_in_the_middle_of_ends_at_the_switch() {
-    let mut brain = Brain::serving(5);
+    let mut policy = Harness::serving(5);
     for worker in [1, 2, 3] {
-        brain.worker(worker, CALLED);
+        policy.worker(worker, CALLED);
     }
     // Slot 0 is ready, 1 boots, 2 is requested, 3 backs off, 4 has a predecessor and a successor that boots.
-    brain.worker(5, Born);
-    brain.worker(7, ForkRefused);
-    brain.worker(4, Leaving);
-    brain.asked(Request::Reload);
-    brain.on(next_ready(1));
-    brain.boots(9);
+    policy.worker(5, Born);
+    policy.worker(7, ForkRefused);
+    policy.worker(4, Leaving);
+    policy.asked(OperatorRequest::Reload);
+    policy.on(next_ready(1));
+    policy.boots(9);
     let switched = [
         vec![Action::Switch { generation: 2 }, Action::Open(9)],
         leave(0).to_vec(),
@@ -181,66 +181,66 @@ fn what_the_other_generation_is_in_the_middle_of_ends_at_the_switch() {
         leave(4).to_vec(),
         vec![kill_template(1)],
     ];
-    assert_eq!(brain.due(Timer::Probation), switched.concat());
-    assert_eq!(brain.worker(6, Born), [Action::Kill(6)]);
-    assert_eq!(brain.template_ended(1), [Action::Abandon(8)]);
+    assert_eq!(policy.due(Timer::Probation), switched.concat());
+    assert_eq!(policy.worker(6, Born), [Action::Kill(6)]);
+    assert_eq!(policy.template_ended(1), [Action::Abandon(8)]);
     for worker in [0, 4, 5, 6] {
-        brain.worker(worker, UNCALLED);
+        policy.worker(worker, UNCALLED);
     }
-    assert!(brain.departing().is_empty());
+    assert!(policy.departing().is_empty());
 }
 
 #[test]
 fn what_workers_on_probation_wish_is_granted_when_they_serve() {
     for wish in [Leaving, Wedged, Retiring] {
-        let mut brain = on_probation();
-        assert_eq!(brain.worker(1, wish), []);
-        brain.due(Timer::Probation);
-        assert_eq!(brain.phases(), [Phase::Requested(3), Phase::Ready(2)]);
-        assert_eq!(brain.predecessors(), [Some(1), None]);
+        let mut policy = on_probation();
+        assert_eq!(policy.worker(1, wish), []);
+        policy.due(Timer::Probation);
+        assert_eq!(policy.phases(), [SlotPhase::Requested(3), SlotPhase::Ready(2)]);
+        assert_eq!(policy.predecessors(), [Some(1), None]);
     }
 }
 
 #[test]
 fn the_new_settings_hold_from_the_switch_on() {
-    let mut brain = Brain::serving(1);
-    brain.asked(Request::OneMore);
-    brain.boots(1);
-    brain.asked(Request::Reload);
+    let mut policy = Harness::serving(1);
+    policy.asked(OperatorRequest::OneMore);
+    policy.boots(1);
+    policy.asked(OperatorRequest::Reload);
     let slower = Settings { drain: DRAIN * 2, ..settings(1) };
-    brain.on(Event::TemplateReady { generation: 2, settings: slower });
-    brain.boots(2);
-    let actions = brain.due(Timer::Probation);
+    policy.on(Event::TemplateReady { generation: 2, settings: slower });
+    policy.boots(2);
+    let actions = policy.due(Timer::Probation);
     assert!(actions.contains(&leave(0)[1]), "what drains has the time it was started with: {actions:?}");
-    assert_eq!(brain.phases(), [Phase::Ready(2)], "the one more is gone");
-    assert!(brain.asked(Request::Stop).contains(&Action::Arm(Timer::DrainAll, DRAIN * 2)));
+    assert_eq!(policy.phases(), [SlotPhase::Ready(2)], "the one more is gone");
+    assert!(policy.asked(OperatorRequest::Stop).contains(&Action::Arm(Timer::DrainAll, DRAIN * 2)));
 }
 
 #[test]
 fn a_stop_gives_a_reload_up() {
-    for request in [Request::Stop, Request::StopOrEnd, Request::End] {
-        let mut brain = on_probation();
-        brain.asked(Request::Reload);
-        let actions = brain.asked(request);
+    for request in [OperatorRequest::Stop, OperatorRequest::StopOrEnd, OperatorRequest::End] {
+        let mut policy = on_probation();
+        policy.asked(OperatorRequest::Reload);
+        let actions = policy.asked(request);
         assert!(why_it_failed(&actions).contains("the service"), "{actions:?}");
         for worker in 0..3 {
-            brain.worker(worker, UNCALLED);
+            policy.worker(worker, UNCALLED);
         }
-        brain.template_ended(2);
-        assert_eq!(brain.template_ended(1), [Action::Finish { code: 0 }]);
-        assert_eq!(brain.asked(Request::Reload), []);
+        policy.template_ended(2);
+        assert_eq!(policy.template_ended(1), [Action::Finish { code: 0 }]);
+        assert_eq!(policy.asked(OperatorRequest::Reload), []);
     }
 }
 
 #[test]
 fn a_template_of_the_serving_generation_that_dies_meanwhile_is_started_again() {
-    let mut brain = reloading();
-    brain.on(next_ready(1));
-    assert_eq!(brain.template_ended(1), start(1));
-    brain.boots(1);
-    let actions = brain.due(Timer::Probation);
+    let mut policy = reloading();
+    policy.on(next_ready(1));
+    assert_eq!(policy.template_ended(1), start(1));
+    policy.boots(1);
+    let actions = policy.due(Timer::Probation);
     assert_eq!(actions[actions.len() - 2..], [Action::Disarm(Timer::TemplateBoot(1)), kill_template(1)]);
-    assert_eq!(brain.worker(1, Ready), []);
-    assert_eq!(brain.template_ready(1), [], "it crossed with the kill");
-    assert_eq!(brain.template_ended(1), []);
+    assert_eq!(policy.worker(1, Ready), []);
+    assert_eq!(policy.template_ready(1), [], "it crossed with the kill");
+    assert_eq!(policy.template_ended(1), []);
 }

@@ -1,25 +1,25 @@
 //! One row for each thing that can happen to a slot, to a worker that leaves or to the template, in each of its phases.
 
-use super::super::generation::Phase;
-use super::super::succession::Stage;
-use super::super::template::Template;
+use super::super::generation::SlotPhase;
+use super::super::succession::DepartureStage;
+use super::super::template::TemplatePhase;
 use super::super::{Action, Event, Timer, WorkerEvent};
 use super::{
-    BACKOFF, BOOT, Brain, CALLED, UNCALLED, all, ended, failed, fork, kill_template, of, refused, settings,
+    BACKOFF, BOOT, CALLED, Harness, UNCALLED, all, ended, failed, fork, kill_template, of, refused, settings,
 };
 
-const EMPTY: Phase = Phase::Empty;
-const BACKING_OFF: Phase = Phase::BackingOff;
-const REQUESTED: Phase = Phase::Requested(0);
-const BOOTING: Phase = Phase::Booting(0);
-const READY: Phase = Phase::Ready(0);
-const TOO_SLOW: Phase = Phase::TooSlow(0);
+const EMPTY: SlotPhase = SlotPhase::Empty;
+const BACKING_OFF: SlotPhase = SlotPhase::BackingOff;
+const REQUESTED: SlotPhase = SlotPhase::Requested(0);
+const BOOTING: SlotPhase = SlotPhase::Booting(0);
+const READY: SlotPhase = SlotPhase::Ready(0);
+const TOO_SLOW: SlotPhase = SlotPhase::TooSlow(0);
 /// Its next process is requested.
-const REPLACED: Phase = Phase::Requested(1);
+const REPLACED: SlotPhase = SlotPhase::Requested(1);
 
 #[test]
 fn a_slot_before_its_process_is_born() {
-    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckLeft, Ready, Retiring, Vanished, Wedged};
+    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckThreadsLeft, Ready, Retiring, Vanished, Wedged};
     slot(
         "an empty slot is filled when the template is ready",
         EMPTY,
@@ -47,7 +47,7 @@ fn a_slot_before_its_process_is_born() {
     slot(
         "a requested process can't be ready or leave",
         REQUESTED,
-        vec![of(Ready), of(Leaving), of(Wedged), of(Retiring), of(OnlyStuckLeft)],
+        vec![of(Ready), of(Leaving), of(Wedged), of(Retiring), of(OnlyStuckThreadsLeft)],
         REQUESTED,
         vec![],
     );
@@ -62,7 +62,7 @@ fn a_slot_before_its_process_is_born() {
 
 #[test]
 fn a_slot_whose_process_boots_or_serves() {
-    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckLeft, Ready, Retiring, Vanished, Wedged};
+    use WorkerEvent::{Born, ForkRefused, Leaving, OnlyStuckThreadsLeft, Ready, Retiring, Vanished, Wedged};
     slot(
         "an end before ready is a boot failure",
         BOOTING,
@@ -92,7 +92,7 @@ fn a_slot_whose_process_boots_or_serves() {
             of(Leaving),
             of(Wedged),
             of(Retiring),
-            of(OnlyStuckLeft),
+            of(OnlyStuckThreadsLeft),
             of(ForkRefused),
             of(Vanished),
         ],
@@ -121,7 +121,7 @@ fn a_slot_whose_process_boots_or_serves() {
             of(Ready),
             of(ForkRefused),
             of(Vanished),
-            of(OnlyStuckLeft),
+            of(OnlyStuckThreadsLeft),
             Event::Due(Timer::Boot(0)),
             Event::Due(Timer::Depart(0)),
         ],
@@ -145,29 +145,34 @@ fn a_slot_whose_process_was_too_slow() {
 
 #[test]
 fn a_worker_that_leaves_in_every_stage() {
-    use WorkerEvent::{Born, ForkRefused, OnlyStuckLeft, Vanished};
-    for stage in [Stage::Unborn, Stage::Leaving, Stage::Draining, Stage::Killed] {
+    use WorkerEvent::{Born, ForkRefused, OnlyStuckThreadsLeft, Vanished};
+    for stage in
+        [DepartureStage::Unborn, DepartureStage::Leaving, DepartureStage::Draining, DepartureStage::Killed]
+    {
         let mut events = all();
         events.extend([Event::Due(Timer::Depart(0)), Event::Due(Timer::Boot(0))]);
         for event in events {
             let killed = match stage {
-                Stage::Unborn => event == of(Born),
-                Stage::Leaving => event == of(OnlyStuckLeft) || event == Event::Due(Timer::Depart(0)),
-                Stage::Draining | Stage::Killed => false,
+                DepartureStage::Unborn => event == of(Born),
+                DepartureStage::Leaving => {
+                    event == of(OnlyStuckThreadsLeft) || event == Event::Due(Timer::Depart(0))
+                }
+                DepartureStage::Draining | DepartureStage::Killed => false,
             };
-            let never_was = stage == Stage::Unborn && (event == of(ForkRefused) || event == of(Vanished));
+            let never_was =
+                stage == DepartureStage::Unborn && (event == of(ForkRefused) || event == of(Vanished));
             let gone = is_end(&event) || never_was;
-            let mut brain = Brain::departing_at(stage);
-            let before = brain.phases();
-            let actions = brain.on(event.clone());
+            let mut policy = Harness::departing_at(stage);
+            let before = policy.phases();
+            let actions = policy.on(event.clone());
             let kills = actions.contains(&Action::Kill(0));
             assert_eq!(kills, killed, "{stage:?}: {event:?}: {actions:?}");
-            let then = if killed { Stage::Killed } else { stage };
+            let then = if killed { DepartureStage::Killed } else { stage };
             let expected = if gone { vec![] } else { vec![(0, then)] };
-            assert_eq!(brain.departing(), expected, "{stage:?}: {event:?}");
-            assert_eq!(brain.phases(), before, "others are not concerned");
-            let awaited = brain.armed.contains(&Timer::Depart(0));
-            assert_eq!(awaited, stage == Stage::Leaving && !gone && !killed, "{stage:?}: {event:?}");
+            assert_eq!(policy.departing(), expected, "{stage:?}: {event:?}");
+            assert_eq!(policy.phases(), before, "others are not concerned");
+            let awaited = policy.armed.contains(&Timer::Depart(0));
+            assert_eq!(awaited, stage == DepartureStage::Leaving && !gone && !killed, "{stage:?}: {event:?}");
         }
     }
 }
@@ -177,11 +182,11 @@ fn is_end(event: &Event) -> bool {
 }
 
 /// What happens to a slot in `phase` when any of `events` comes: the phase after it, and what is done.
-fn slot(name: &str, phase: Phase, events: Vec<Event>, then: Phase, actions: Vec<Vec<Action>>) {
+fn slot(name: &str, phase: SlotPhase, events: Vec<Event>, then: SlotPhase, actions: Vec<Vec<Action>>) {
     for event in events {
-        let mut brain = Brain::in_phase(phase);
-        assert_eq!(brain.on(event.clone()), actions.concat(), "{name}: {event:?}");
-        assert_eq!(brain.phases(), [then], "{name}: {event:?}");
+        let mut policy = Harness::in_phase(phase);
+        assert_eq!(policy.on(event.clone()), actions.concat(), "{name}: {event:?}");
+        assert_eq!(policy.phases(), [then], "{name}: {event:?}");
     }
 }
 
@@ -197,12 +202,12 @@ fn disarm(timer: Timer) -> Vec<Action> {
     vec![Action::Disarm(timer)]
 }
 
-const STARTING: Template = Template::Starting;
-const UNPROVEN: Template = Template::Ready { proven: false };
-const PROVEN: Template = Template::Ready { proven: true };
-const KILLED_UNPROVEN: Template = Template::Killed { proven: false };
-const KILLED_PROVEN: Template = Template::Killed { proven: true };
-const WAITING: Template = Template::Waiting;
+const STARTING: TemplatePhase = TemplatePhase::Starting;
+const UNPROVEN: TemplatePhase = TemplatePhase::Ready { proven: false };
+const PROVEN: TemplatePhase = TemplatePhase::Ready { proven: true };
+const KILLED_UNPROVEN: TemplatePhase = TemplatePhase::Killed { proven: false };
+const KILLED_PROVEN: TemplatePhase = TemplatePhase::Killed { proven: true };
+const WAITING: TemplatePhase = TemplatePhase::Waiting;
 
 #[test]
 fn the_template_in_every_phase() {
@@ -275,12 +280,18 @@ fn the_template_in_every_phase() {
 }
 
 /// What happens to a template in phase `before`, in a service that has started once and has no slot to fill.
-fn template(name: &str, before: Template, events: Vec<Event>, then: Template, actions: Vec<Action>) {
+fn template(
+    name: &str,
+    before: TemplatePhase,
+    events: Vec<Event>,
+    then: TemplatePhase,
+    actions: Vec<Action>,
+) {
     for event in events {
-        let mut brain = Brain::new(settings(0));
-        brain.state.first_start = false;
-        brain.state.serving.template = before;
-        assert_eq!(brain.on(event.clone()), actions, "{name}: {event:?}");
-        assert_eq!(brain.state.serving.template, then, "{name}: {event:?}");
+        let mut policy = Harness::new(settings(0));
+        policy.state.first_start = false;
+        policy.state.serving.template = before;
+        assert_eq!(policy.on(event.clone()), actions, "{name}: {event:?}");
+        assert_eq!(policy.state.serving.template, then, "{name}: {event:?}");
     }
 }

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use tine::internals::hold_to_contract;
 
 fuzz_target!(|bytes: &[u8]| {
-    if let Err(breach) = hold_to_contract("legacy", bytes) {
+    if let Err(breach) = hold_to_contract("exec_handoff", bytes) {
         panic!("{breach}");
     }
 });

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct SignsOfLife<W> {
     /// How often in `stuck` a worker is looked at.
-    looks: u32,
+    checks: u32,
     next: Option<Instant>,
     /// From the last look, or the word that began it all, to the next look.
     interval: Duration,
@@ -33,7 +33,7 @@ struct Watched {
 
 /// What a look at a worker finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum Activity {
     /// It has connections or calls, or is sent some.
     Busy,
     Idle,
@@ -43,17 +43,17 @@ pub(crate) enum Seen {
 
 /// What follows for a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict<W> {
+pub(crate) enum LifeVerdict<W> {
     Ask(W),
     /// It has been silent for `stuck`.
     Kill(W),
 }
 
 impl<W: Ord + Copy> SignsOfLife<W> {
-    /// `looks` is how often in its `stuck` a worker is looked at.
-    pub(crate) fn new(looks: u32) -> Self {
+    /// `checks` is how often in its `stuck` a worker is looked at.
+    pub(crate) fn new(checks: u32) -> Self {
         let interval = Duration::ZERO;
-        Self { looks: looks.max(1), next: None, interval, watched: BTreeMap::new() }
+        Self { checks: checks.max(1), next: None, interval, watched: BTreeMap::new() }
     }
 
     /// A worker has said that it is there.
@@ -64,7 +64,7 @@ impl<W: Ord + Copy> SignsOfLife<W> {
 
     /// A worker is about to have something to do, which is not its own word: a question that is open stays open.
     pub(crate) fn watch(&mut self, worker: W, stuck: Duration, now: Instant) {
-        let every = stuck / self.looks;
+        let every = stuck / self.checks;
         let watched = self.watched.entry(worker).or_insert(Watched { stuck, until: now, silent: None });
         watched.until = watched.until.max(now + every);
         if self.next.is_none() {
@@ -73,7 +73,7 @@ impl<W: Ord + Copy> SignsOfLife<W> {
     }
 
     /// When to look next; None while nobody is watched.
-    pub(crate) fn next_look(&self) -> Option<Instant> {
+    pub(crate) fn next_check(&self) -> Option<Instant> {
         self.next
     }
 
@@ -84,7 +84,7 @@ impl<W: Ord + Copy> SignsOfLife<W> {
     }
 
     /// One look at all that are watched.
-    pub(crate) fn look(&mut self, now: Instant, see: impl Fn(W) -> Seen) -> Vec<Verdict<W>> {
+    pub(crate) fn check(&mut self, now: Instant, see: impl Fn(W) -> Activity) -> Vec<LifeVerdict<W>> {
         let Some(planned) = self.next.filter(|next| *next <= now) else { return Vec::new() };
         let interval = self.interval;
         let overslept = now.saturating_duration_since(planned) >= interval;
@@ -92,25 +92,27 @@ impl<W: Ord + Copy> SignsOfLife<W> {
         self.watched.retain(|worker, watched| {
             let seen = see(*worker);
             match (seen, watched.silent) {
-                (Seen::Gone, _) => return false,
-                (Seen::Busy | Seen::Idle, Some(_)) if overslept => watched.silent = Some(Duration::ZERO),
-                (Seen::Busy | Seen::Idle, Some(silent)) => {
+                (Activity::Gone, _) => return false,
+                (Activity::Busy | Activity::Idle, Some(_)) if overslept => {
+                    watched.silent = Some(Duration::ZERO);
+                }
+                (Activity::Busy | Activity::Idle, Some(silent)) => {
                     let silent = silent + interval;
                     watched.silent = Some(silent);
                     if silent >= watched.stuck {
-                        verdicts.push(Verdict::Kill(*worker));
+                        verdicts.push(LifeVerdict::Kill(*worker));
                         return false;
                     }
                 }
-                (Seen::Busy, None) => {
+                (Activity::Busy, None) => {
                     watched.silent = Some(Duration::ZERO);
-                    verdicts.push(Verdict::Ask(*worker));
+                    verdicts.push(LifeVerdict::Ask(*worker));
                 }
-                (Seen::Idle, None) => return now < watched.until,
+                (Activity::Idle, None) => return now < watched.until,
             }
             true
         });
-        let every = self.watched.values().map(|watched| watched.stuck / self.looks).min();
+        let every = self.watched.values().map(|watched| watched.stuck / self.checks).min();
         self.interval = every.unwrap_or_default();
         self.next = every.map(|every| now + every);
         verdicts
@@ -120,21 +122,21 @@ impl<W: Ord + Copy> SignsOfLife<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Verdict::{Ask, Kill};
+    use LifeVerdict::{Ask, Kill};
 
     const STUCK: Duration = Duration::from_secs(4);
 
     /// One step of a course: at so many seconds, what is heard of worker 7 or seen of it, and what follows.
-    enum Step {
+    enum LifeStep {
         Heard(u64),
         Watch(u64),
-        Look(u64, Seen, &'static [Verdict<u32>]),
+        Look(u64, Activity, &'static [LifeVerdict<u32>]),
     }
-    use Seen::{Busy, Gone, Idle};
-    use Step::{Heard, Look, Watch};
+    use Activity::{Busy, Gone, Idle};
+    use LifeStep::{Heard, Look, Watch};
 
     /// With `stuck` of 4 s a look each second. What the next look is after the course, in seconds.
-    fn course(steps: &[Step]) -> Option<u64> {
+    fn course(steps: &[LifeStep]) -> Option<u64> {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut signs = SignsOfLife::new(4);
@@ -143,12 +145,12 @@ mod tests {
                 Heard(seconds) => signs.heard(7, STUCK, at(*seconds)),
                 Watch(seconds) => signs.watch(7, STUCK, at(*seconds)),
                 Look(seconds, seen, expected) => {
-                    let verdicts = signs.look(at(*seconds), |_| *seen);
+                    let verdicts = signs.check(at(*seconds), |_| *seen);
                     assert_eq!(verdicts, *expected, "step {number}");
                 }
             }
         }
-        signs.next_look().map(|next| next.duration_since(start).as_secs())
+        signs.next_check().map(|next| next.duration_since(start).as_secs())
     }
 
     #[test]
@@ -159,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_worker_is_asked_for_as_long_as_it_has_connections() {
-        let asked: &[Verdict<u32>] = &[Ask(7)];
+        let asked: &[LifeVerdict<u32>] = &[Ask(7)];
         let steps =
             [Heard(0), Look(1, Busy, asked), Heard(1), Look(2, Busy, asked), Heard(2), Look(3, Idle, &[])];
         assert_eq!(course(&steps[..5]), Some(3));
@@ -168,7 +170,7 @@ mod tests {
 
     #[test]
     fn after_a_word_there_is_one_look_at_least_that_comes_later_than_any_connection_it_stands_for() {
-        // Heard between two looks, with the next one too soon to tell.
+        // Heard between two checks, with the next one too soon to tell.
         let steps =
             [Heard(0), Look(1, Busy, &[Ask(7)]), Heard(2), Look(2, Idle, &[]), Look(3, Busy, &[Ask(7)])];
         assert_eq!(course(&steps), Some(4));
@@ -261,14 +263,14 @@ mod tests {
         let mut signs = SignsOfLife::new(4);
         signs.heard(1, STUCK, at(0));
         signs.heard(2, STUCK, at(0));
-        assert_eq!(signs.look(at(1), |_| Busy), [Ask(1), Ask(2)]);
+        assert_eq!(signs.check(at(1), |_| Busy), [Ask(1), Ask(2)]);
         signs.heard(2, STUCK, at(1));
         assert_eq!(signs.asked(), [1]);
         for second in 2..5 {
-            assert_eq!(signs.look(at(second), |_| Busy), if second == 2 { vec![Ask(2)] } else { vec![] });
+            assert_eq!(signs.check(at(second), |_| Busy), if second == 2 { vec![Ask(2)] } else { vec![] });
         }
         signs.heard(2, STUCK, at(4));
-        assert_eq!(signs.look(at(5), |_| Busy), [Kill(1), Ask(2)]);
+        assert_eq!(signs.check(at(5), |_| Busy), [Kill(1), Ask(2)]);
     }
 
     #[test]
@@ -278,12 +280,12 @@ mod tests {
         let mut signs = SignsOfLife::new(4);
         signs.heard(1, STUCK * 2, at(0));
         signs.heard(2, STUCK, at(0));
-        assert_eq!(signs.look(at(2), |_| Busy), [Ask(1), Ask(2)]);
-        let dead = |second, signs: &mut SignsOfLife<u32>| signs.look(at(second), |_| Busy);
+        assert_eq!(signs.check(at(2), |_| Busy), [Ask(1), Ask(2)]);
+        let dead = |second, signs: &mut SignsOfLife<u32>| signs.check(at(second), |_| Busy);
         assert!((3..6).all(|second| dead(second, &mut signs).is_empty()));
         assert_eq!(dead(6, &mut signs), [Kill(2)]);
         // From here on every two seconds, and a look before its time is none.
-        assert_eq!(signs.next_look(), Some(at(8)));
+        assert_eq!(signs.next_check(), Some(at(8)));
         assert_eq!(dead(7, &mut signs), []);
         assert_eq!(dead(8, &mut signs), []);
         assert_eq!(dead(10, &mut signs), [Kill(1)]);
