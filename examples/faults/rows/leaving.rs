@@ -148,8 +148,9 @@ fn one_leaves(judge: &mut Judge, way: &Way, drain: &str) -> Result<(usize, Durat
             busy.push((worker, wire));
         }
     }
-    let place = wires.iter().rposition(|(pid, _)| *pid == victim).ok_or("the victim has connections")?;
-    let (_, mut other) = wires.remove(place);
+    // What makes the victim leave must not wait for its threads itself.
+    let place = wires.iter().rposition(|(pid, wire)| *pid == victim && !wire.speech().may_need_thread());
+    let (_, mut other) = wires.remove(place.ok_or("the victim has connections whose calls need no thread")?);
     std::thread::sleep(READ);
     let mut waiting = 0;
     for (_, wire) in &mut wires {

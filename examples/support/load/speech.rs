@@ -113,6 +113,12 @@ impl Speech {
         }
     }
 
+    /// A thread has to be free for a message even where its method needs none: one takes a batch apart, and a body in chunks is run by
+    /// one.
+    pub fn may_need_thread(self) -> bool {
+        self.framing == Framing::Http || matches!(self.saying, Saying::Batch { .. })
+    }
+
     fn envelope(self) -> Envelope {
         match self.saying {
             Saying::Native { ids } => Envelope::Native { ids },
