@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use crate::support::kept::Kept;
 use crate::support::measure::{private_memory, shared_memory};
+use crate::support::proc::{pid_in, worker_pid};
 use crate::support::{Service, Wire, await_asleep, await_so, code, framed};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
@@ -164,6 +167,34 @@ fn clients_that_never_read_fill_the_buffers_and_no_more_while_small_answers_are_
         assert!(answer["out"] == "blob" || code(&answer) == -32000, "{answer}");
         answer["out"] == "blob"
     });
+}
+
+/// Who did not take its answers was moved to where there was room, and the worker that it left made more of them: both held more
+/// than their buffers.
+#[test]
+fn who_does_not_take_its_answers_stays_where_it_is_when_a_worker_is_added() {
+    let kept = Kept::start("processes = 1\nthreads = 2\n[timeouts]\nkeep_after = \"0s\"");
+    let first = only_worker(&kept.service);
+    let mut silent = kept.connect(6);
+    for wire in &mut silent {
+        setsockopt(&wire.stream, sockopt::RcvBuf, &(64 * KIB)).expect("a socket option");
+        // More than the kernel takes for it.
+        wire.send_bytes(&framed(r#"{"in":"blob","params":{"bytes":1000000}}"#).repeat(8));
+    }
+    let mut others: Vec<Wire> = (0..4).map(|_| kept.service.connect()).collect();
+    await_asleep(first);
+    kept.service.signal(Signal::SIGTTIN);
+    // Half of all would be five.
+    for other in &mut others {
+        await_so("it goes to the worker that was added", || worker_pid(other) != first);
+    }
+    for wire in &mut silent {
+        wire.request("tine.worker", &json!(null));
+        for _ in 0..8 {
+            assert_eq!(wire.receive()["out"], "blob");
+        }
+        assert_eq!(pid_in(&wire.receive()["result"]), first);
+    }
 }
 
 /// Connections that have sent half a message each, more than all the buffers hold, for as long as the worker takes it.

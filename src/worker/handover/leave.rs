@@ -19,6 +19,7 @@ use crate::rpc::Error;
 use crate::sys::descriptors;
 use crate::worker::connection::{Connection, Locked, Phase};
 use crate::worker::due::Due;
+use crate::worker::guard::buffers::LITTLE;
 use crate::worker::shared::Shared;
 use crate::worker::threads::poller_state::{PollerState, Todo};
 use crate::worker::threads::worker_thread::WorkerThread;
@@ -85,7 +86,8 @@ impl PollerState {
 
     /// Lets some connections go that have lived a while: `busy` ones before others, or those of which nobody waits for
     /// anything; and before all those on which nothing runs, since the others read nothing until they can go. Those that
-    /// were asked before and have not gone yet count.
+    /// were asked before and have not gone yet count. A connection whose caller does not take its answers stays: another worker
+    /// would hold them beyond its own `buffers`, and calls of this one would fill the room that they leave.
     pub(in crate::worker) fn let_some_go(&mut self, shared: &Shared, count: usize, busy: bool) {
         let mut are_going = 0;
         let mut candidates: Vec<((bool, bool), Arc<Connection>)> = shared
@@ -95,7 +97,10 @@ impl PollerState {
             .filter_map(|connection| {
                 let state = connection.lock();
                 are_going += usize::from(state.going == Going::Asked);
-                let may_go = state.phase == Phase::Open && state.going == Going::Not && state.has_place();
+                let may_go = state.phase == Phase::Open
+                    && state.going == Going::Not
+                    && state.has_place()
+                    && state.output.len() < LITTLE;
                 let is_busy = !state.is_quiet() || !state.input.is_empty();
                 let runs = state.is_bound();
                 drop(state);
