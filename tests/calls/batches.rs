@@ -6,6 +6,36 @@ use crate::support::programs::Bystander;
 use crate::support::{Service, await_asleep};
 use serde_json::{Value, json};
 
+/// Alone such a call was told that its time was up, and in a batch that the service was overloaded.
+#[test]
+fn a_call_of_a_batch_whose_time_is_up_is_told_so_although_the_buffers_are_full() {
+    let limits = "output = \"1MiB\"\nbuffers = \"4MiB\"\nmax_message = \"4MiB\"";
+    let service = Service::start(&format!("processes = 1\nthreads = 1\n[limits]\n{limits}"));
+    let mut peer = Peer::of(&service, Way::Length);
+    let long = "x".repeat(2_200_000);
+    let batch = json!([
+        { "jsonrpc": "2.0", "method": "sleep", "params": [150], "id": 1 },
+        // Its answer beside the message fills them.
+        { "jsonrpc": "2.0", "method": "ping", "params": [long], "id": 2 },
+        { "jsonrpc": "2.0", "method": "ping", "id": 3 },
+        { "jsonrpc": "2.0", "method": "ping", "timeout_ms": 50, "id": 4 },
+    ]);
+    peer.send(&batch.to_string());
+    let answers = peer.receive();
+    assert_eq!((&answers[1]["id"], &answers[1]["result"][0]), (&json!(2), &json!(long)));
+    assert_eq!(
+        (&answers[2]["id"], &answers[2]["error"]["code"]),
+        (&json!(3), &json!(-32000)),
+        "they are full"
+    );
+    assert_eq!(
+        (&answers[3]["id"], &answers[3]["error"]["code"]),
+        (&json!(4), &json!(-32001)),
+        "{}",
+        answers[3]
+    );
+}
+
 /// In turn, each would find its time up: they have it from the arrival of the batch.
 #[test]
 fn the_calls_of_a_batch_run_side_by_side() {

@@ -5,24 +5,12 @@ use std::io;
 use crate::log::More;
 use crate::rpc::Error;
 use crate::rpc::web::Wanted;
-use crate::worker::call::caller::{Caller, ReplyFormat, Whom};
-use crate::worker::call::dispatch::Refused;
+use crate::worker::call::caller::{Caller, ReplyFormat};
 use crate::worker::connection::{Answered, Locked, Phase, SPARE};
 use crate::worker::counted::PAGES;
 use crate::worker::threads::worker_thread::WorkerThread;
 
 impl WorkerThread {
-    pub(in crate::worker) fn refuse(
-        &mut self,
-        state: &mut Locked<'_>,
-        refused: Refused,
-        asked: (Whom, &[u8]),
-        answered: Answered<'_>,
-    ) {
-        self.row.refused();
-        self.answer_unrun(state, asked, answered, || Error::overloaded(refused.retry_after));
-    }
-
     /// Writes an error answer for a message or call that no handler answers.
     pub(in crate::worker) fn answer_error(
         &mut self,

@@ -18,6 +18,7 @@ use crate::rpc::{Error, Peer};
 use crate::sys::peer::PeerAddress;
 use crate::sys::socket::Socket;
 use crate::wire::Accepts;
+use crate::worker::call::admission::RefusedCall;
 use crate::worker::call::concurrency::Who;
 use crate::worker::connection::{self, Answered, Connection, Interest, Locked, Parts, Pause, Phase};
 use crate::worker::counted::{NO_MEMORY, STRANGERS};
@@ -235,25 +236,20 @@ impl WorkerThread {
                 continue;
             }
             let is_late = call.deadline <= now;
-            if is_late {
-                self.row.deadline_exceeded();
-            } else if call.queued_since.is_some_and(|since| since + queue_wait <= now) {
-                self.row.refused();
-            } else {
+            let has_waited = call.queued_since.is_some_and(|since| since + queue_wait <= now);
+            if !is_late && !has_waited {
                 index += 1;
                 continue;
             }
             let call = state.calls.remove(index);
             self.shared.gave_up(state.connection, &call);
-            let (who, method, allowed) = (state.connection.who, call.ticket.method(), call.allowed);
-            let shared = self.shared;
-            self.answer_waiting(state, &call, || {
-                if is_late {
-                    Error::deadline(allowed)
-                } else {
-                    Error::overloaded(shared.refused(who, method).retry_after)
-                }
-            });
+            let about = RefusedCall {
+                who: state.connection.who,
+                method: call.ticket.method(),
+                allowed: call.allowed,
+            };
+            let error = self.error_of(self.shared.late_or_crowded(is_late, about), about);
+            self.answer_waiting(state, &call, &error);
         }
         let bounds = self.shared.bounds;
         while let Some(number) = state.due_batch(&bounds, now) {

@@ -10,13 +10,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::admission::{BeforeQueue, RefusedCall};
+use super::decide::{RejectReason, decide};
 use super::job::Job;
 use super::message::Parsed;
 use crate::log::More;
 use crate::rpc::{self, Error};
 use crate::worker::call::caller::{Asked, Caller, Protocol, ReplyFormat, Whom};
-use crate::worker::call::concurrency::Who;
-use crate::worker::call::dispatch::Refused;
 use crate::worker::call::ticket::{Place, Ticket};
 use crate::worker::connection::chunk::Chunk;
 use crate::worker::connection::{
@@ -32,7 +32,7 @@ const ROOM_FOR_ERROR: usize = 256;
 /// Why a call of a batch is answered without being run.
 enum Instead {
     Error(Error),
-    Full(Refused),
+    Refused(RejectReason, Box<RefusedCall>),
 }
 
 impl WorkerThread {
@@ -82,17 +82,14 @@ impl WorkerThread {
                     continue;
                 }
                 // There will be room when one of its own ends.
-                Err((_, Instead::Full(_)))
+                Err((_, Instead::Refused(RejectReason::Crowded(_) | RejectReason::NoMemory, _)))
                     if !is_full && !batch.begun.is_empty() && self.is_alone(&batch) =>
                 {
                     batch.ahead.push(next);
                     state.put_batch(number, batch);
                     return;
                 }
-                Err((caller, Instead::Full(refused))) => {
-                    self.row.refused();
-                    (caller, Error::overloaded(refused.retry_after))
-                }
+                Err((caller, Instead::Refused(refusal, about))) => (caller, self.error_of(refusal, *about)),
                 Err((caller, Instead::Error(error))) => (caller, error),
             };
             self.answer.clear();
@@ -136,30 +133,17 @@ impl WorkerThread {
         let caller = Caller { reply, id: request.id() };
         let understood = self.shared.understand(&request, reply, text_at, batch.arrived);
         let call = understood.map_err(|error| (caller, Instead::Error(error)))?;
-        let (who, method) = (state.connection.who, Some(call.method));
-        let admitted = if is_full {
-            Err(Instead::Full(self.shared.refused_memory(who, method)))
-        } else {
-            self.admit_member(who, call)
-        };
-        let ticket_place = admitted.map_err(|instead| (caller, instead))?;
+        let about = call.about(state.connection);
+        let refused = |refusal| (caller, Instead::Refused(refusal, Box::new(about)));
+        let RefusedCall { who, method, allowed } = about;
+        let mut checks = BeforeQueue { shared: self.shared, who, method, allowed, has_memory: !is_full };
+        let queued = decide(call.deadline, &mut checks, self.now).map_err(refused)?;
         let member = Member { batch: number, index: *index };
-        if self.dispatch_member(state, batch, message, member, call, ticket_place) {
+        if self.dispatch_member(state, batch, message, member, call, queued) {
             Ok(())
         } else {
-            Err((caller, Instead::Full(self.shared.refused(who, method))))
+            Err(refused(RejectReason::Crowded(self.shared.refused(who, method))))
         }
-    }
-
-    fn admit_member(&self, who: Who, call: Parsed) -> Result<Place, Instead> {
-        let shared = &self.shared;
-        if self.now >= call.deadline {
-            return Err(Instead::Error(Error::deadline(call.allowed)));
-        }
-        if let Err(shut) = shared.quarantine.admits(call.method) {
-            return Err(Instead::Error(shared.quarantined(call.method, shut)));
-        }
-        shared.admit(who, Some(call.method), call.allowed).map_err(Instead::Full)
     }
 
     /// False where the queue has no room.
@@ -204,17 +188,8 @@ impl WorkerThread {
             self.shared.release(call.method, self.now_ns);
             return self.shared.call_ended(&job.connection, self.now_ns);
         }
-        let refused = if self.fills_buffers(&state, call) {
-            self.row.refused();
-            let refused = self.shared.refused_memory(job.connection.who, Some(call.method));
-            Some(Error::overloaded(refused.retry_after))
-        } else if self.now < call.deadline {
-            self.enter(call.method).err()
-        } else {
-            self.row.deadline_exceeded();
-            Some(Error::deadline(call.allowed))
-        };
-        if let Some(error) = refused {
+        if let Err(refusal) = self.may_run(&state, call) {
+            let error = self.error_of(refusal, call.about(&job.connection));
             self.answer.clear();
             call.caller.caller(&job.message).write_error(&mut self.answer, &error);
             self.shared.release(call.method, self.now_ns);
@@ -293,14 +268,9 @@ impl WorkerThread {
             let due = state.batch_at(number).and_then(|batch| batch.take_due(&bounds, now, is_busy));
             let Some(member) = due else { break };
             self.shared.gave_up_ticket(connection, member.number, &member.ticket, member.deadline);
-            let error = if member.deadline <= now {
-                self.row.deadline_exceeded();
-                Error::deadline(member.allowed)
-            } else {
-                self.row.refused();
-                let refused = self.shared.refused(connection.who, member.ticket.method());
-                Error::overloaded(refused.retry_after)
-            };
+            let about =
+                RefusedCall { who: connection.who, method: member.ticket.method(), allowed: member.allowed };
+            let error = self.error_of(self.shared.late_or_crowded(member.deadline <= now, about), about);
             self.answer.clear();
             if let Some(message) = state.message_of(number) {
                 member.caller.caller(&message).write_error(&mut self.answer, &error);
@@ -320,10 +290,10 @@ impl WorkerThread {
         });
         // It may have been given up meanwhile, or let go with its connection and be back.
         let Some(call) = call else { return };
-        self.row.refused();
-        let refused = self.shared.refused(job.connection.who, job.ticket.method());
+        let about =
+            RefusedCall { who: job.connection.who, method: job.ticket.method(), allowed: call.allowed };
+        let error = self.error_of(self.shared.late_or_crowded(false, about), about);
         self.answer.clear();
-        let error = Error::overloaded(refused.retry_after);
         call.caller.caller(&job.message).write_error(&mut self.answer, &error);
         self.gather(&mut state, member);
         self.feed_batch(&mut state, member.batch);
@@ -340,11 +310,11 @@ impl WorkerThread {
 
     /// Answers a call or a batch of which nothing more will come: with what is there of a batch, and an error for the
     /// rest. It is no longer among those in flight.
-    pub(in crate::worker) fn answer_unfinished(
+    pub(in crate::worker) fn answer_unfinished<E: Borrow<Error>>(
         &mut self,
         state: &mut Locked<'_>,
         call: &InFlight,
-        error_of: impl Fn(&str) -> Error,
+        error_of: impl Fn(&str) -> E,
     ) {
         let Some(framing) = state.framing else { return };
         let protocol = Protocol::new(framing, self.shared.context);
@@ -359,10 +329,10 @@ impl WorkerThread {
         &mut self,
         state: &mut Locked<'_>,
         call: &InFlight,
-        error: impl Fn() -> Error,
+        error: &Error,
     ) {
         if call.batch.is_some() {
-            return self.answer_unfinished(state, call, |_| error());
+            return self.answer_unfinished(state, call, |_| error);
         }
         self.answer_unrun(state, (call.caller, &call.message), Answered::Call(call), error);
     }
@@ -393,14 +363,14 @@ impl WorkerThread {
         state: &mut Locked<'_>,
         (whom, message): (Whom, &[u8]),
         answered: Answered<'_>,
-        error: impl Fn() -> Error,
+        error: &Error,
     ) {
         match whom {
-            Whom::Known(known) => self.answer_error(state, &error(), known.caller(message), answered),
+            Whom::Known(known) => self.answer_error(state, error, known.caller(message), answered),
             Whom::NotParsed(protocol) => {
                 self.answer.clear();
                 let nothing = std::iter::empty();
-                let reply = write_unfinished(&mut self.answer, protocol.read(message), nothing, |_| error());
+                let reply = write_unfinished(&mut self.answer, protocol.read(message), nothing, |_| error);
                 self.put_out(state, reply, answered);
             }
         }

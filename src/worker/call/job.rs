@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::admission::{BeforeQueue, RefusedCall};
+use super::decide::{RejectReason, decide};
 use super::message::Parsed;
 use crate::worker::call::caller::Whom;
 use crate::worker::call::ticket::Ticket;
@@ -35,16 +37,7 @@ impl Job {
 }
 
 impl WorkerThread {
-    pub(in crate::worker) fn enqueue_call(&mut self, state: &mut Locked<'_>, message: &[u8], call: Parsed) {
-        match self.shared.quarantine.admits(call.method) {
-            Ok(()) => self.enqueue(state, message, Whom::Known(call.caller), (Some(call), call.allowed)),
-            Err(shut) => {
-                let error = self.shared.quarantined(call.method, shut);
-                self.answer_error(state, &error, call.caller.caller(message), Answered::Message);
-            }
-        }
-    }
-
+    /// Puts a call into the queue, or refuses it. `call` is None where a thread of the pool is to parse the message.
     pub(in crate::worker) fn enqueue(
         &mut self,
         state: &mut Locked<'_>,
@@ -53,14 +46,19 @@ impl WorkerThread {
         (call, allowed): (Option<Parsed>, Duration),
     ) {
         let (who, method) = (state.connection.who, call.map(|call| call.method));
-        let place = match self.shared.admit(who, method, allowed) {
-            Ok(place) => place,
-            Err(refused) => return self.refuse(state, refused, (whom, message), Answered::Message),
-        };
-        let Some(copy) = Chunk::copy_of(message, 0, self.shared.pool) else {
-            self.shared.not_admitted(who, place, method);
-            let refused = self.shared.refused_memory(who, method);
-            return self.refuse(state, refused, (whom, message), Answered::Message);
+        let about = RefusedCall { who, method, allowed };
+        let mut checks = BeforeQueue { shared: self.shared, who, method, allowed, has_memory: true };
+        let decided = decide(self.now + allowed, &mut checks, self.now);
+        let copied = decided.and_then(|place| match Chunk::copy_of(message, 0, self.shared.pool) {
+            Some(copy) => Ok((place, copy)),
+            None => {
+                self.shared.not_admitted(who, place, method);
+                Err(RejectReason::NoMemory)
+            }
+        });
+        let (place, copy) = match copied {
+            Ok(copied) => copied,
+            Err(refusal) => return self.refuse(state, refusal, (whom, message), about, Answered::Message),
         };
         let number = state.next_call_number();
         let ticket = Arc::new(Ticket::new(place, method));
@@ -73,8 +71,8 @@ impl WorkerThread {
         if !self.shared.dispatch(place, Box::new(job))
             && let Some(call) = state.take_call(number)
         {
-            let refused = self.shared.refused(who, method);
-            self.refuse(state, refused, (call.caller, &call.message), Answered::Call(&call));
+            let refusal = RejectReason::Crowded(self.shared.refused(who, method));
+            self.refuse(state, refusal, (call.caller, &call.message), about, Answered::Call(&call));
         }
     }
 }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use crate::rpc::web;
 use crate::rpc::{Error, MethodIndex, Request, Span};
 use crate::wire::http::{self, Opened};
+use crate::worker::call::admission::RefusedCall;
 use crate::worker::call::caller::{Asked, Caller, Known, Protocol, ReplyFormat, Whom};
 use crate::worker::connection::chunk::Chunk;
-use crate::worker::connection::{Answered, Locked};
+use crate::worker::connection::{Answered, Connection, Locked};
 use crate::worker::shared::Shared;
 use crate::worker::threads::pace::Speed;
 use crate::worker::threads::worker_thread::WorkerThread;
@@ -25,6 +26,13 @@ pub(in crate::worker) struct Parsed {
     pub(in crate::worker) allowed: Duration,
     pub(in crate::worker) params: Option<Span>,
     pub(in crate::worker) caller: Known,
+}
+
+impl Parsed {
+    /// What its caller is told about where it is refused.
+    pub(in crate::worker) fn about(&self, connection: &Connection) -> RefusedCall {
+        RefusedCall { who: connection.who, method: Some(self.method), allowed: self.allowed }
+    }
 }
 
 /// What a message is.
@@ -78,24 +86,17 @@ impl WorkerThread {
         };
         // The order counts: a place among those that run is given back by the run.
         if !is_for_poller || (self.term.is_some() && !self.shared.concurrency.enter_at_once(call.method)) {
-            self.enqueue_call(state, message, call);
+            self.enqueue(state, message, Whom::Known(call.caller), (Some(call), call.allowed));
             return Next::Message;
         }
         let Some(term) = self.term.take() else {
             return Next::LeaveToPoller;
         };
-        if self.fills_buffers(state, &call) {
+        if let Err(refusal) = self.may_run(state, &call) {
             self.shared.release(call.method, self.now_ns);
             self.term = Some(term);
-            let asked = (Whom::Known(call.caller), message);
-            let refused = self.shared.refused_memory(state.connection.who, Some(call.method));
-            self.refuse(state, refused, asked, Answered::Message);
-            return Next::Message;
-        }
-        if let Err(error) = self.enter(call.method) {
-            self.shared.release(call.method, self.now_ns);
-            self.term = Some(term);
-            self.answer_error(state, &error, call.caller.caller(message), Answered::Message);
+            let (asked, about) = ((Whom::Known(call.caller), message), call.about(state.connection));
+            self.refuse(state, refusal, asked, about, Answered::Message);
             return Next::Message;
         }
         self.run_inline(state, chunk, (place, next), &call, term)
@@ -115,7 +116,7 @@ impl WorkerThread {
                 if let Some(instead) = self.instead_of_unkept(state, Whom::Known(call.caller), message) {
                     return instead;
                 }
-                self.enqueue_call(state, message, call);
+                self.enqueue(state, message, Whom::Known(call.caller), (Some(call), call.allowed));
                 Next::Message
             }
             Read::Unread(allowed) => self.begin_unread(state, protocol, message, allowed),

@@ -1,11 +1,13 @@
 //! A call, from the message that asks for it to its response.
 
+pub(in crate::worker) mod admission;
 mod answer;
 pub(in crate::worker) mod arrivals;
 mod batch;
 mod begin;
 pub(in crate::worker) mod caller;
 pub(in crate::worker) mod concurrency;
+mod decide;
 pub(in crate::worker) mod dispatch;
 #[cfg(any(test, fuzzing))]
 pub(in crate::worker) mod hostile;

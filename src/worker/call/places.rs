@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::admission::RefusedCall;
 use super::job::Job;
 use super::message::Parsed;
 use crate::rpc::MethodIndex;
@@ -339,8 +340,10 @@ impl WorkerThread {
             return self.shared.forget(job);
         };
         let call = state.calls.swap_remove(at);
-        let refused = self.shared.refused(job.connection.who, job.ticket.method());
-        self.refuse(&mut state, refused, (call.caller, &call.message), Answered::Call(&call));
+        let about =
+            RefusedCall { who: job.connection.who, method: job.ticket.method(), allowed: call.allowed };
+        let refusal = self.shared.late_or_crowded(false, about);
+        self.refuse(&mut state, refusal, (call.caller, &call.message), about, Answered::Call(&call));
         self.go_on(&mut state);
     }
 }

@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::admission::AfterParsing;
+use super::decide::{RejectReason, decide};
 use super::job::Job;
 use super::message::{Next, Parsed};
 use crate::arena::Outcome;
@@ -12,16 +14,15 @@ use crate::config::span;
 use crate::fail_points;
 use crate::log::{self, More};
 use crate::rpc::guard::guarded;
-use crate::rpc::{Call, CallParts, Error, MethodIndex, RawJson, Span, envelope};
+use crate::rpc::{Call, CallParts, Error, RawJson, envelope};
 use crate::sys::clock;
 use crate::worker::call::caller::{Asked, Caller, Protocol, Whom};
 use crate::worker::call::concurrency::Entry;
 use crate::worker::connection::chunk::Chunk;
 use crate::worker::connection::{Answered, Connection, InlineCall, Locked, Phase};
 use crate::worker::counted::{FAILED, SLOW};
-use crate::worker::guard::buffers::{Certainty, Expected, LITTLE};
+use crate::worker::guard::buffers::LITTLE;
 use crate::worker::guard::panics;
-use crate::worker::guard::quarantine::Pass;
 use crate::worker::threads::role::Term;
 use crate::worker::threads::worker_thread::WorkerThread;
 use crate::worker::tokens::token_of;
@@ -184,27 +185,24 @@ impl WorkerThread {
             return self.start_unread(job);
         };
         let mut state = self.still_wanted(job)?;
-        if self.now >= call.deadline {
-            if let Some(in_flight) = state.take_call(job.number) {
-                self.give_up(&mut state, &job.message, &call, Answered::Call(&in_flight));
-            }
-        } else if self.fills_buffers(&state, &call) {
-            self.refuse_for_room(&mut state, job.number);
-        } else {
-            // Here and not when it was begun alone: it may have waited since before the quarantine.
-            let Err(error) = self.enter(call.method) else {
-                self.is_in(&job.connection, &job.message, &call);
-                state.runs(job.number)?;
-                return Some(call);
-            };
-            if let Some(in_flight) = state.take_call(job.number) {
-                let caller = call.caller.caller(&job.message);
-                self.answer_error(&mut state, &error, caller, Answered::Call(&in_flight));
-            }
-        }
+        // Once more: it may have waited since before the quarantine, or until the buffers were full.
+        let Err(refusal) = self.may_run(&state, &call) else {
+            self.is_in(&job.connection, &job.message, &call);
+            state.runs(job.number)?;
+            return Some(call);
+        };
+        self.refuse_job(&mut state, job, &call, refusal);
         self.leave_unrun(job);
         self.go_on(&mut state);
         None
+    }
+
+    /// Answers a call from the queue that is refused.
+    fn refuse_job(&mut self, state: &mut Locked<'_>, job: &Job, call: &Parsed, refusal: RejectReason) {
+        if let Some(in_flight) = state.take_call(job.number) {
+            let (asked, about) = ((in_flight.caller, &*in_flight.message), call.about(&job.connection));
+            self.refuse(state, refusal, asked, about, Answered::Call(&in_flight));
+        }
     }
 
     /// The same of a call whose message the poller has left to this thread. A batch is taken apart, which ends this
@@ -241,59 +239,32 @@ impl WorkerThread {
         None
     }
 
-    /// A call that this thread has read, which may go now or not.
+    /// A call that this thread has read: it runs now, or waits for others of its method, or is refused.
     fn start_read(&mut self, state: &mut Locked<'_>, job: &Job, call: Parsed) -> Option<Parsed> {
-        if self.now >= call.deadline {
-            if let Some(in_flight) = state.take_call(job.number) {
-                self.give_up(state, &job.message, &call, Answered::Call(&in_flight));
-            }
-            self.go_on(state);
-            return None;
+        let in_flight = state.calls.iter_mut().find(|call| call.number == job.number)?;
+        (in_flight.deadline, in_flight.allowed) = (call.deadline, call.allowed);
+        in_flight.ordered = call.caller.is_ordered();
+        in_flight.caller = Whom::Known(call.caller);
+        in_flight.ticket.is_for(call.method);
+        let entered = decide(call.deadline, &mut AfterParsing { shared: self.shared, job, call }, self.now);
+        match entered {
+            Ok(Entry::Go) => match self.may_run(state, &call) {
+                Ok(()) => {
+                    self.is_in(&job.connection, &job.message, &call);
+                    state.runs(job.number)?;
+                    self.go_on(state);
+                    return Some(call);
+                }
+                Err(refusal) => {
+                    self.refuse_job(state, job, &call, refusal);
+                    self.shared.release(call.method, self.now_ns);
+                }
+            },
+            Ok(Entry::Wait) => {}
+            Err(refusal) => self.refuse_job(state, job, &call, refusal),
         }
-        self.is_known(state, job, &call)?;
-        if self.fills_buffers(state, &call) {
-            self.refuse_for_room(state, job.number);
-            self.shared.release(call.method, self.now_ns);
-            self.go_on(state);
-            return None;
-        }
-        let Err(error) = self.enter(call.method) else {
-            self.is_in(&job.connection, &job.message, &call);
-            state.runs(job.number)?;
-            self.go_on(state);
-            return Some(call);
-        };
-        if let Some(in_flight) = state.take_call(job.number) {
-            let caller = call.caller.caller(&job.message);
-            self.answer_error(state, &error, caller, Answered::Call(&in_flight));
-        }
-        self.shared.release(call.method, self.now_ns);
         self.go_on(state);
         None
-    }
-
-    /// There is no room in the buffers for the answer that this call is expected to have. To be asked right before it is run,
-    /// which sets aside what is expected.
-    pub(in crate::worker) fn fills_buffers(&mut self, state: &Locked<'_>, call: &Parsed) -> bool {
-        self.expects = 0;
-        if call.caller.reply.is_silent() {
-            return false;
-        }
-        let (unsent, expected) =
-            (state.output.len() + state.gathered(), self.expected(state.connection, call));
-        self.expects = expected.more;
-        !self.shared.buffers.have_room_for(expected, unsent)
-    }
-
-    /// What the answer of a call is expected to add: where it is there, the call's own params are not held any more.
-    fn expected(&self, connection: &Connection, call: &Parsed) -> Expected {
-        let params = call.params.map_or(0, Span::len);
-        let more = self.shared.answer_sizes.expected(call.method).saturating_sub(params);
-        match connection.answer_size.expected() {
-            _ if more < LITTLE => Expected { more, certainty: Certainty::Method },
-            Some(own) => Expected { more: own.saturating_sub(params), certainty: Certainty::Connection },
-            None => Expected { more: 0, certainty: Certainty::Unknown },
-        }
     }
 
     /// Sets room aside for the answer of a call that is to be run now. Its run gives it back.
@@ -312,15 +283,6 @@ impl WorkerThread {
         }
     }
 
-    /// Answers a call that has waited, and is not run since there is no room for its answer.
-    fn refuse_for_room(&mut self, state: &mut Locked<'_>, number: u64) {
-        if let Some(in_flight) = state.take_call(number) {
-            let asked = (in_flight.caller, &*in_flight.message);
-            let refused = self.shared.refused_memory(state.connection.who, in_flight.ticket.method());
-            self.refuse(state, refused, asked, Answered::Call(&in_flight));
-        }
-    }
-
     /// The connection of a job whose call somebody still waits for.
     fn still_wanted<'a>(&mut self, job: &'a Job) -> Option<Locked<'a>> {
         let state = job.connection.lock();
@@ -333,38 +295,6 @@ impl WorkerThread {
         self.leave_unrun(job);
         self.shared.forget(job);
         None
-    }
-
-    /// A call whose message a thread had to parse is told apart from others: it may go, or waits for others of its method, or
-    /// is refused.
-    fn is_known(&mut self, state: &mut Locked<'_>, job: &Job, call: &Parsed) -> Option<()> {
-        let in_flight = state.calls.iter_mut().find(|call| call.number == job.number)?;
-        (in_flight.deadline, in_flight.allowed) = (call.deadline, call.allowed);
-        in_flight.ordered = call.caller.is_ordered();
-        in_flight.caller = Whom::Known(call.caller);
-        in_flight.ticket.is_for(call.method);
-        match self.shared.enter(job, *call) {
-            Ok(Entry::Go) => return Some(()),
-            Ok(Entry::Wait) => {}
-            Err(refused) => {
-                if let Some(in_flight) = state.take_call(job.number) {
-                    let asked = (in_flight.caller, &*in_flight.message);
-                    self.refuse(state, refused, asked, Answered::Call(&in_flight));
-                }
-            }
-        }
-        self.go_on(state);
-        None
-    }
-
-    /// Whether a call of this method may run now, on this thread; to be asked right before it does.
-    pub(in crate::worker) fn enter(&mut self, method: MethodIndex) -> Result<(), Error> {
-        match self.shared.quarantine.enter(method) {
-            Ok(Pass::Free) => {}
-            Ok(Pass::Trial) => self.trial = Some(method),
-            Err(shut) => return Err(self.shared.quarantined(method, shut)),
-        }
-        Ok(())
     }
 
     /// A call that was let in among those of its method is not run after all.

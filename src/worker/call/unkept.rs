@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::admission::RefusedCall;
+use super::decide::RejectReason;
 use super::message::Next;
 use crate::log::More;
 use crate::worker::call::caller::Whom;
@@ -35,7 +37,9 @@ impl WorkerThread {
             complain_of_places(state);
             Refused::with(self.shared.bounds.queue_wait)
         };
-        self.refuse(state, refused, (whom, message), Answered::Message);
+        let (who, allowed) = (state.connection.who, self.shared.request_timeout);
+        let about = RefusedCall { who, method: None, allowed };
+        self.refuse(state, RejectReason::Crowded(refused), (whom, message), about, Answered::Message);
         Some(Next::Message)
     }
 

@@ -15,6 +15,7 @@ use crate::rpc::{Error, Peer};
 use crate::sys::peer::PeerAddress;
 use crate::sys::socket::Socket;
 use crate::worker::call::Job;
+use crate::worker::call::admission::RefusedCall;
 use crate::worker::call::caller::{Asked, Caller, Protocol, Whom};
 use crate::worker::call::concurrency::Who;
 use crate::worker::call::ticket::Ticket;
@@ -233,9 +234,9 @@ impl WorkerThread {
         if !self.shared.enqueue(Box::new(job))
             && let Some(call) = state.take_call(number)
         {
-            self.row.refused();
-            let retry_after = self.shared.refused(who, None).retry_after;
-            self.answer_waiting(state, &call, || Error::overloaded(retry_after));
+            let about = RefusedCall { who, method: None, allowed: call.allowed };
+            let error = self.error_of(self.shared.late_or_crowded(false, about), about);
+            self.answer_waiting(state, &call, &error);
         }
     }
 
