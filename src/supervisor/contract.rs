@@ -1,7 +1,7 @@
-//! Holds what reads messages of children, and what a program before has left, to its contract: whatever they say, nothing is lost
-//! or counted twice, and what was understood is said again in the same way.
+//! Holds two readers to their contract: the one of children's messages, and the one of an exec hand-off. Whatever the bytes are, no
+//! connection is lost or counted twice, and what was understood is written again in the same way.
 //!
-//! Fuzz targets come here through `internals`, and the corpus in `cargo test`; so a breach is an error and no panic.
+//! Fuzz targets come here through `internals`, and `cargo test` comes with the corpus. So a breach is an error and no panic.
 
 use std::rc::Rc;
 
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use super::policy::escrow::{Escrow, Which};
 use super::policy::state::{SupervisorState, WorkerId};
 use super::reload::exec_handoff::ExecHandoff;
-use super::reload::generations;
+use super::reload::generation::state_settings;
 use crate::channel::{FromTemplate, FromWorker, MOST_DESCRIPTORS, ToTemplate, ToWorker};
 
 /// The workers that say what stands in the input, by turns.
@@ -97,7 +97,7 @@ pub(crate) fn hold_exec_handoff(bytes: &[u8]) -> Result<usize, String> {
     let handoff: ExecHandoff = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let (snapshot, config) = handoff.into_snapshot();
     // What it makes of it is for the tests of the state policy; here nothing in it does harm.
-    let (state, _) = SupervisorState::go_on(snapshot, generations::state_settings(&config));
+    let (state, _) = SupervisorState::go_on(snapshot, state_settings(&config));
     let _ = state.quiescent();
     Ok(1)
 }

@@ -1,55 +1,66 @@
-//! The supervisor: the parent process. It binds, has workers forked, reaps, restarts and ends them.
+//! The supervisor: the parent process. It binds listeners, has workers forked, restarts and ends them.
 //!
-//! One thread, one epoll loop over signals, channels and timers. The loop turns what the kernel and the channels report
-//! into events for `state`, which decides, and performs the actions that come back. It runs no user code, never
-//! blocks and never serves a call.
+//! One thread, one epoll loop over signals, channels and alarms. The loop turns what the kernel and the channels report into events, asks
+//! the policies what follows, and does that. It runs no user code, never blocks and never serves a call.
+//!
+//! ```text
+//! parts.rs     what the supervisor consists of          tokens.rs    what epoll calls the things that it waits for
+//! report.rs    what the log says of the whole service   needs.rs     what the limits of the process must allow
+//! policy/      decides: values in, decisions out
+//! children/    templates and workers, and their ends    contract.rs  what fuzz targets hold this to
+//! listeners/   the sockets that the service listens on
+//! handover/    connections that move between workers
+//! reload/      generations, and the exec hand-off
+//! ```
 
 mod children;
 pub(crate) mod contract;
 mod handover;
 mod listeners;
 mod needs;
+mod parts;
 mod policy;
 mod reload;
 mod report;
+mod tokens;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::arena::{Scoreboard, Totals};
-use crate::channel::{Channel, ToWorker};
+use crate::channel::ToWorker;
 use crate::config::{Config, Source};
 use crate::log;
 use crate::rpc::{About, TINE};
-use crate::sys::descriptors;
 use crate::sys::exec::Program;
-use crate::sys::limits;
-use crate::sys::process;
-use crate::sys::signals::Signals;
 
-use children::addresses::AddressRegions;
 use children::blame;
-use children::ends::ToReap;
-use children::records::{TemplateRecord, WorkerRecords};
-use handover::hand_over::Handover;
+use children::records::WorkerRecords;
+use handover::book::Handover;
 pub(crate) use listeners::bound::Listeners;
-use listeners::lost::LostListeners;
+use listeners::watches::LostListeners;
 pub(crate) use needs::check as check_limits;
+use needs::raise_descriptor_limit;
+use parts::{Supervisor, listen};
+use policy::Policy;
 use policy::leftovers::Leftovers;
 use policy::quarantine::QuarantinePolicy;
+use policy::reaping::Reaping;
 use policy::restart::Refusals;
 use policy::signs_of_life::SignsOfLife;
-use policy::state::{Action, Event, GenerationId, SupervisorState, Timer, WorkerId};
-pub(crate) use reload::exec_handoff::{ExecHandoff, go_on, inherited};
-use reload::generations::{self, GenerationSettings, NextGeneration, Origin};
+use policy::state::{Action, GenerationId, SupervisorState, WorkerId};
+use policy::timers::{Alarm, TimerQueue};
+use reload::exec_handoff::resume;
+pub(crate) use reload::exec_handoff::{ExecHandoff, inherited};
+use reload::generation::{GenerationSettings, Origin, state_settings};
 use reload::methods::{AllMethods, Methods};
+use tokens::{FIRST_TEMPLATE, FIRST_WORKER, LISTENER, SIGNALS, SOCKET_FILE};
 
 /// All that a supervisor starts from.
 #[derive(Debug)]
@@ -61,19 +72,6 @@ pub(crate) struct Setup {
     pub(crate) config: Config,
     pub(crate) listeners: Listeners,
 }
-
-const SIGNALS: u64 = 0;
-/// A listener was shut down.
-const LISTENER: u64 = 1;
-/// Something has happened to a socket file.
-const SOCKET_FILE: u64 = 2;
-/// Worker process `n` has the token `FIRST_WORKER + n`, and the template of generation `n` `FIRST_TEMPLATE + n`.
-const FIRST_WORKER: u64 = 1 << 32;
-const FIRST_TEMPLATE: u64 = 2 << 32;
-
-/// Messages taken from one channel in one go, so that a child which writes without end holds up nobody. A dead child's
-/// channel never holds as many: the kernel lets about 280 wait.
-const MOST_MESSAGES: usize = 1024;
 
 /// Runs the service until it has ended; the result is the process's exit code.
 ///
@@ -97,7 +95,7 @@ pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
         "listening"
     );
     raise_descriptor_limit(config);
-    let (state, actions) = SupervisorState::start(generations::state_settings(config));
+    let (state, actions) = SupervisorState::start(state_settings(config));
     let origin = Origin { number: 1, program: setup.program, source: setup.source };
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let quarantine = QuarantinePolicy::new(blame::limits(config));
@@ -105,7 +103,7 @@ pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
         epoll,
         signals,
         state,
-        timers: BTreeMap::new(),
+        alarms: TimerQueue::default(),
         templates: BTreeMap::new(),
         workers: WorkerRecords::default(),
         handover: Handover::new(config),
@@ -128,7 +126,8 @@ pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
         forks: Refusals::default(),
         last_word: None,
         lost,
-        to_reap: ToReap::default(),
+        reaping: Reaping::default(),
+        taken_in: BTreeSet::new(),
         leftovers: Leftovers::new(),
         addresses: None,
         finished: None,
@@ -137,73 +136,14 @@ pub(crate) fn run(setup: Setup, about: &About) -> io::Result<i32> {
     supervisor.begin(actions)
 }
 
-/// What the loop stands on.
-fn listen() -> io::Result<(Epoll, Signals)> {
-    nix::sys::prctl::set_child_subreaper(true)?;
-    // Whoever started us may ignore SIGCHLD, which we inherit: the kernel would then reap without a word.
-    process::keep_exit_statuses()?;
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let signals = Signals::open()?;
-    epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
-    Ok((epoll, signals))
-}
-
-/// For this process and, as they inherit it, for all that come from it.
-fn raise_descriptor_limit(config: &Config) {
-    let limit = limits::raise_descriptors().unwrap_or_else(|error| {
-        tracing::warn!(%error, "the limit on open descriptors can't be raised");
-        limits::descriptors()
-    });
-    let (wanted, allowed) = (config.limits.max_connections, crate::worker::connections(config, limit));
-    if allowed < wanted {
-        tracing::warn!(
-            descriptors = limit,
-            "limits.max_connections is lowered from {wanted} to {allowed}: the descriptor limit allows no more; \
-             raise the hard limit (ulimit -Hn, LimitNOFILE=) for the rest"
-        );
-    }
-    if descriptors::crowd_out_select(limit, allowed as u64) {
-        tracing::warn!(
-            descriptors = limit,
-            "the descriptor limit leaves too few numbers above 1,023 for all connections: with many of them handlers get \
-             numbers that `select` can't wait for; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
-        );
-    }
-}
-
-struct Supervisor {
-    epoll: Epoll,
-    signals: Signals,
-    state: SupervisorState,
-    timers: BTreeMap<Timer, Instant>,
-    /// Those that have not been reaped, by generation.
-    templates: BTreeMap<GenerationId, TemplateRecord>,
-    workers: WorkerRecords,
-    handover: Handover,
-    all_methods: AllMethods,
-    scoreboard: Scoreboard<WorkerId>,
-    /// The generation that serves.
-    origin: Origin,
-    settings: GenerationSettings,
-    next: Option<NextGeneration>,
-    config_path: Option<PathBuf>,
-    /// What workers tell each other with that a connection waits.
-    bell: OwnedFd,
-    signs: SignsOfLife<WorkerId>,
-    /// What happened and has not been decided about.
-    events: VecDeque<Event>,
-    quarantine: QuarantinePolicy,
-    /// Another program is to take this one's place as soon as nothing is under way.
-    successor_is_wanted: bool,
-    forks: Refusals,
-    /// What is said when everything has ended.
-    last_word: Option<String>,
-    lost: LostListeners,
-    to_reap: ToReap,
-    leftovers: Leftovers<WorkerId>,
-    /// Where workers count their clients' addresses, once one of them does.
-    addresses: Option<AddressRegions>,
-    finished: Option<i32>,
+/// Goes on where the program before has stopped, until the service has ended; the result is the process's exit code.
+///
+/// # Errors
+///
+/// The kernel refuses what the loop itself stands on, or the hand-off is not what it says.
+pub(crate) fn go_on(handoff: ExecHandoff, about: &About) -> io::Result<i32> {
+    let (supervisor, actions) = resume(handoff, about)?;
+    supervisor.begin(actions)
 }
 
 impl Supervisor {
@@ -228,7 +168,8 @@ impl Supervisor {
                 }
                 return Ok(code);
             }
-            let arrived = match self.epoll.wait(&mut events, self.timeout()) {
+            let timeout = self.timeout();
+            let arrived = match self.epoll.wait(&mut events, timeout) {
                 Ok(arrived) => arrived,
                 Err(nix::errno::Errno::EINTR) => 0,
                 Err(errno) => return Err(errno.into()),
@@ -237,34 +178,34 @@ impl Supervisor {
                 self.arrived(event.data(), event.events());
                 self.decide();
             }
-            self.fire_timers();
-            self.listen_again();
-            self.end_leftovers_if_due();
-            // Before the shares that it has looked at anew. Whoever goes on with others' connections knows by then whether new ones may
-            // take their place.
-            self.balance();
+            self.ring_alarms();
+            // Whoever adopts connections knows by then whether new ones may take their place.
             self.share_out();
             self.hand_over();
             self.reap_if_nobody_waits();
             self.clear_addresses();
             self.grant_credit();
-            self.check_for_life();
             log::tell_of_counted(false);
             self.give_way_to_successor();
         }
     }
 
-    fn timeout(&self) -> EpollTimeout {
-        let timers = self.timers.values().copied();
-        let others = self
-            .handover
-            .moments()
-            .chain(self.signs.next_check())
-            .chain(self.quarantine.next_due())
-            .chain(self.lost.next_try())
-            .chain(self.leftovers.next_due())
-            .chain(self.to_reap.latest);
-        let Some(next) = timers.chain(others).min() else {
+    /// Has the timer queue know when each policy has something to decide. Every policy is in this list.
+    fn set_alarms(&mut self) {
+        let alarms = &mut self.alarms;
+        alarms.follow(Alarm::Quarantine, &self.quarantine);
+        alarms.follow(Alarm::State, &self.state);
+        alarms.follow(Alarm::LostListeners, &self.lost.rebinding);
+        alarms.follow(Alarm::Leftovers, &self.leftovers);
+        alarms.follow(Alarm::Balance, &self.handover.balance);
+        alarms.follow(Alarm::HandOver, &self.handover.retry);
+        alarms.follow(Alarm::Reaping, &self.reaping);
+        alarms.follow(Alarm::SignsOfLife, &self.signs);
+    }
+
+    fn timeout(&mut self) -> EpollTimeout {
+        self.set_alarms();
+        let Some(next) = self.alarms.next() else {
             return EpollTimeout::NONE;
         };
         // Rounded up, or the loop would spin through the last millisecond.
@@ -272,23 +213,56 @@ impl Supervisor {
         EpollTimeout::try_from(wait.as_millis()).unwrap_or(EpollTimeout::MAX)
     }
 
-    fn fire_timers(&mut self) {
+    /// Each alarm rings once in a round at most.
+    fn ring_alarms(&mut self) {
+        self.set_alarms();
         let now = Instant::now();
-        self.quarantine_due(now);
-        let due: Vec<Timer> =
-            self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
-        for timer in due {
-            if let Timer::Boot(worker) = timer {
-                // It may have said in time that it is ready, to a supervisor that was kept from reading.
-                self.read_worker(worker);
-                self.decide();
+        while let Some(alarm) = self.alarms.take_due(now) {
+            match alarm {
+                Alarm::Quarantine => self.quarantine_due(now),
+                Alarm::State => self.fire_timers(now),
+                Alarm::LostListeners => self.listen_again(),
+                Alarm::Leftovers => self.end_leftovers(),
+                Alarm::Balance => self.balance(),
+                // Each round hands over and reaps: the alarm has woken the loop for it.
+                Alarm::HandOver => drop(self.handover.retry.due(now, ())),
+                Alarm::Reaping => {}
+                Alarm::SignsOfLife => self.check_for_life(),
             }
-            // One that fired before may have disarmed this one, or armed it anew.
-            if self.timers.get(&timer).is_some_and(|at| *at <= now) {
-                self.timers.remove(&timer);
-                self.happened(Event::Due(timer));
-                self.decide();
-            }
+            self.decide();
+        }
+    }
+
+    fn fire_timers(&mut self, now: Instant) {
+        // A worker may have said in time that it is ready, to a supervisor that was kept from reading.
+        for worker in self.workers.not_ready() {
+            self.read_worker(worker);
+        }
+        self.decide();
+        while self.state.next_due().is_some_and(|at| at <= now) {
+            let actions = self.state.due(now, ());
+            self.perform(actions);
+            self.decide();
+        }
+    }
+
+    /// Checks the workers that are to be checked. An answer may wait to be read, and counts.
+    fn check_for_life(&mut self) {
+        for worker in self.signs.asked() {
+            self.read_worker(worker);
+        }
+        self.decide();
+        self.judge_signs_of_life();
+    }
+
+    /// Reaps who has ended, once those who waited for it have been handed over.
+    fn reap_if_nobody_waits(&mut self) {
+        let connections_wait = self.handover.escrow.waiting() > 0 && self.finished.is_none();
+        if self.reaping.due(Instant::now(), connections_wait) {
+            self.reap();
+            // Some ends are only seen now.
+            self.decide();
+            self.hand_over();
         }
     }
 
@@ -308,12 +282,6 @@ impl Supervisor {
                 }
             }
         }
-    }
-
-    /// Notes what happened. It is not decided about at once: actions report too, and what one event asks for must
-    /// be done before the next is looked at.
-    fn happened(&mut self, event: Event) {
-        self.events.push_back(event);
     }
 
     fn decide(&mut self) {
@@ -358,15 +326,9 @@ impl Supervisor {
                     report::draining(&self.scoreboard.sum());
                 }
                 Action::TurnAway => self.settings.listeners.iter().for_each(Listeners::turn_away),
-                Action::Arm(timer, wait) => {
-                    // A moment too far away to be told apart from never is never.
-                    if let Some(at) = Instant::now().checked_add(wait) {
-                        self.timers.insert(timer, at);
-                    }
-                }
-                Action::Disarm(timer) => {
-                    self.timers.remove(&timer);
-                }
+                // A moment too far away to be told apart from never is never.
+                Action::Arm(timer, wait) => self.state.arm(timer, Instant::now().checked_add(wait)),
+                Action::Disarm(timer) => self.state.disarm(timer),
                 Action::Tell(text) => tracing::info!("{text}"),
                 Action::Warn(text) => tracing::warn!("{text}"),
                 Action::Complain(text) => tracing::error!("{text}"),
@@ -375,12 +337,4 @@ impl Supervisor {
             }
         }
     }
-}
-
-/// Asks to be woken for the channel's input, and for room in it while messages are queued.
-fn watch(epoll: &Epoll, channel: &Channel, token: u64) {
-    let mut flags = EpollFlags::EPOLLIN;
-    flags.set(EpollFlags::EPOLLOUT, channel.has_queued());
-    // A channel that has been closed is no longer in the set; then there is nothing to watch.
-    let _ = epoll.modify(channel, &mut EpollEvent::new(flags, token));
 }

@@ -1,6 +1,6 @@
-//! What the service needs of the limits it was started with, looked at before anybody can connect.
+//! What the service needs of its resource limits. The limits are checked before anybody can connect.
 //!
-//! A worker that the kernel refuses its shared memory would be tried again and again, with the port open and nobody behind it.
+//! If the kernel refused a worker its shared memory, the supervisor would fork it again and again, with the port open and nobody behind it.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use crate::addresses;
 use crate::arena::{self, Room};
 use crate::config::Config;
-use crate::sys::cpus;
+use crate::sys::{cpus, descriptors, limits};
 
 /// Addresses that a worker takes beside its shared memory: the program and its libraries, the allocator's.
 const PROGRAM: u64 = 256 << 20;
@@ -66,6 +66,29 @@ pub(crate) fn check(config: &Config, methods: usize) -> Result<(), String> {
 fn beside(threads: u64, cpus: u64) -> u64 {
     let malloc_arenas = threads.min(cpus * MALLOC_ARENAS_EACH_CPU);
     PROGRAM + threads * EACH_THREAD + malloc_arenas * EACH_MALLOC_ARENA
+}
+
+/// Raises the soft limit on descriptors to the hard one, for this process and, as they inherit it, for all that come from it.
+pub(in crate::supervisor) fn raise_descriptor_limit(config: &Config) {
+    let limit = limits::raise_descriptors().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit on open descriptors can't be raised");
+        limits::descriptors()
+    });
+    let (wanted, allowed) = (config.limits.max_connections, crate::worker::connections(config, limit));
+    if allowed < wanted {
+        tracing::warn!(
+            descriptors = limit,
+            "limits.max_connections is lowered from {wanted} to {allowed}: the descriptor limit allows no more; \
+             raise the hard limit (ulimit -Hn, LimitNOFILE=) for the rest"
+        );
+    }
+    if descriptors::crowd_out_select(limit, allowed as u64) {
+        tracing::warn!(
+            descriptors = limit,
+            "the descriptor limit leaves too few numbers above 1,023 for all connections: with many of them handlers get \
+             numbers that `select` can't wait for; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
+        );
+    }
 }
 
 struct ResourceLimits {

@@ -1,4 +1,4 @@
-//! From a worker's death to methods in quarantine: the loop's part around `quarantine`, which decides.
+//! From a worker's death to methods in quarantine: this file tells the quarantine policy what happened, and carries its orders out.
 
 use std::time::{Duration, Instant};
 
@@ -6,13 +6,14 @@ use crate::arena::Snapshot;
 use crate::channel::{Quarantined, ToWorker};
 use crate::config::{Config, span};
 use crate::rpc;
-use crate::supervisor::Supervisor;
 use crate::supervisor::children::records::WorkerRecord;
+use crate::supervisor::parts::Supervisor;
+use crate::supervisor::policy::Policy;
 use crate::supervisor::policy::quarantine::{
     Blame, QuarantineLimits, QuarantineOrder, QuarantinePolicy, Released, Suspect,
 };
 use crate::supervisor::policy::state::WorkerId;
-use crate::supervisor::reload::generations::GenerationSettings;
+use crate::supervisor::reload::generation::GenerationSettings;
 use crate::sys::process::Ended;
 
 pub(in crate::supervisor) fn limits(config: &Config) -> QuarantineLimits {
@@ -130,7 +131,7 @@ impl Supervisor {
     }
 
     pub(in crate::supervisor) fn quarantine_due(&mut self, now: Instant) {
-        let orders = self.quarantine.due(now);
+        let orders = self.quarantine.due(now, ());
         self.carry_out(orders);
     }
 

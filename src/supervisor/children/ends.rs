@@ -1,28 +1,15 @@
-//! Signals that arrive, and children that have ended: what the supervisor makes of them.
+//! Signals that arrive, and children that have ended: this file turns both into events.
 
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::config::span;
-use crate::supervisor::Supervisor;
+use crate::supervisor::parts::Supervisor;
 use crate::supervisor::policy::state::{Event, GenerationId, OperatorRequest, WorkerEvent, WorkerId};
 use crate::sys::clock;
 use crate::sys::process::{self, Ended, Reaped};
-
-/// How long children that have ended may wait to be reaped while connections wait for a worker.
-const REAP_WITHIN: Duration = Duration::from_millis(50);
-
-/// Children that have ended and were not reaped.
-#[derive(Debug, Default)]
-pub(in crate::supervisor) struct ToReap {
-    /// Workers whose ends were taken in.
-    taken_in: BTreeSet<Pid>,
-    /// When all are reaped, whoever waits; None while there is nobody to reap.
-    pub(in crate::supervisor) latest: Option<Instant>,
-}
 
 impl Supervisor {
     pub(in crate::supervisor) fn read_signals(&mut self) {
@@ -86,34 +73,22 @@ impl Supervisor {
             let pid = self.workers.get(id).and_then(|worker| worker.pid);
             if let Some((pid, ended)) = pid.and_then(|pid| Some((pid, process::how_ended(pid)?))) {
                 self.worker_ended(id, ended);
-                self.to_reap.taken_in.insert(pid);
+                self.taken_in.insert(pid);
             }
         }
-        if !self.to_reap.taken_in.is_empty() {
+        if !self.taken_in.is_empty() {
             // Before they are replaced: whoever lives when an orphan is first seen may have started it.
             self.end_leftovers();
         }
-        let latest = Instant::now() + REAP_WITHIN;
-        self.to_reap.latest.get_or_insert(latest);
-    }
-
-    /// Reaps who has ended, once those who waited for it have been handed over.
-    pub(in crate::supervisor) fn reap_if_nobody_waits(&mut self) {
-        let Some(latest) = self.to_reap.latest else { return };
-        if self.handover.escrow.waiting() == 0 || self.finished.is_some() || latest <= Instant::now() {
-            self.reap();
-            // Some ends are only seen now.
-            self.decide();
-            self.hand_over();
-        }
+        self.reaping.children_ended(Instant::now());
     }
 
     pub(in crate::supervisor) fn reap(&mut self) {
-        self.to_reap.latest = None;
+        self.reaping.done();
         loop {
             match process::reap_any() {
                 Ok(Reaped::Child(pid, ended)) => {
-                    if !self.to_reap.taken_in.remove(&pid) {
+                    if !self.taken_in.remove(&pid) {
                         self.child_ended(pid, ended);
                     }
                 }

@@ -1,4 +1,4 @@
-//! Ending what handlers have started once their worker has ended, as `leftovers` decides.
+//! Ends what handlers have left behind when their worker has ended. The leftovers policy decides what and when.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -6,16 +6,12 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getsid};
 
-use crate::supervisor::Supervisor;
+use crate::supervisor::parts::Supervisor;
+use crate::supervisor::policy::Policy;
 use crate::supervisor::policy::leftovers::{EndOrder, Living};
 use crate::supervisor::policy::state::WorkerId;
 use crate::sys::family::{self, Child};
 use crate::sys::process;
-
-/// The session of a process that was not reaped yet.
-pub(in crate::supervisor) fn session_of(pid: Pid) -> Option<i32> {
-    getsid(Some(pid)).ok().map(Pid::as_raw)
-}
 
 impl Supervisor {
     /// Looks at what is left, and ends what is to be ended. Only children of this process that have not been reaped are
@@ -26,7 +22,7 @@ impl Supervisor {
         }
         let Some(orphans) = self.orphans() else { return };
         let living = self.living();
-        for (orphan, order) in self.leftovers.check(&orphans, &living, Instant::now()) {
+        for (orphan, order) in self.leftovers.due(Instant::now(), (&orphans, &living)) {
             let signal = match order {
                 EndOrder::End => Signal::SIGTERM,
                 EndOrder::Kill => Signal::SIGKILL,
@@ -42,12 +38,6 @@ impl Supervisor {
     pub(in crate::supervisor) fn hurry_leftovers(&mut self) {
         self.leftovers.hurry();
         self.end_leftovers();
-    }
-
-    pub(in crate::supervisor) fn end_leftovers_if_due(&mut self) {
-        if self.leftovers.next_due().is_some_and(|due| due <= Instant::now()) {
-            self.end_leftovers();
-        }
     }
 
     /// Orphans that were not there before are none of a handler's.

@@ -1,7 +1,7 @@
-//! The supervisor's view of its children: the template and the worker processes.
+//! The supervisor's records of its children: the templates and the worker processes.
 //!
-//! It holds what the supervisor knows of a process (pid, channel, arena) and turns the end of one into a log line.
-//! What should happen next is decided in `state`.
+//! A record holds what the supervisor knows of a process (pid, channel, arena), and turns the end of the process into a log line. The
+//! state policy decides what follows from the end.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getsid};
 
 use crate::arena::{ArenaReader, Culprit, Scoreboard, Snapshot};
 use crate::channel::Channel;
@@ -197,10 +197,20 @@ impl WorkerRecords {
         self.by_id.get(&id).is_some_and(|worker| worker.pid.is_none())
     }
 
+    /// Those that have not said that they are ready.
+    pub(crate) fn not_ready(&self) -> Vec<WorkerId> {
+        self.by_id.iter().filter(|(_, worker)| !worker.is_ready).map(|(id, _)| *id).collect()
+    }
+
     /// Those whose first message has not been read yet.
     pub(crate) fn unborn(&self) -> Vec<WorkerId> {
         self.by_id.iter().filter(|(_, worker)| worker.pid.is_none()).map(|(id, _)| *id).collect()
     }
+}
+
+/// The session of a process that was not reaped yet.
+pub(in crate::supervisor) fn session_of(pid: Pid) -> Option<i32> {
+    getsid(Some(pid)).ok().map(Pid::as_raw)
 }
 
 /// A memfd that holds `text`, for a template to read its configuration from.

@@ -1,4 +1,4 @@
-//! The supervisor's dealings with the template: starting it, listening to it, ending it.
+//! Templates: starting one, reading its channel, ending it.
 
 use std::io;
 use std::time::Instant;
@@ -8,8 +8,9 @@ use nix::sys::signal::Signal;
 
 use crate::channel::{self, Channel, FromTemplate, Received, ToTemplate};
 use crate::supervisor::children::records::{self, TemplateRecord};
+use crate::supervisor::parts::Supervisor;
 use crate::supervisor::policy::state::{Event, GenerationId, WorkerEvent};
-use crate::supervisor::{FIRST_TEMPLATE, MOST_MESSAGES, Supervisor, watch};
+use crate::supervisor::tokens::{MOST_MESSAGES, template_token, watch};
 use crate::sys::{limits, process};
 
 /// A template says no more of its configuration than a person reads.
@@ -34,7 +35,7 @@ impl Supervisor {
             descriptors: limits::started_with(),
         };
         channel.send(&begin, vec![config])?;
-        self.epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, token(generation)))?;
+        self.epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, template_token(generation)))?;
         let pid = origin.program.start(channel::TEMPLATE_VARIABLE, &far_end, |far_end, error| {
             let Ok(far_end) = far_end.try_clone() else { return };
             let reason = format!("the program can't be executed: {error}");
@@ -62,7 +63,7 @@ impl Supervisor {
             && let Some(template) = self.templates.get_mut(&generation)
         {
             let _ = template.channel.flush();
-            watch(&self.epoll, &template.channel, token(generation));
+            watch(&self.epoll, &template.channel, template_token(generation));
         }
         self.read_template(generation);
     }
@@ -136,8 +137,4 @@ impl Supervisor {
             }
         }
     }
-}
-
-pub(in crate::supervisor) fn token(generation: GenerationId) -> u64 {
-    FIRST_TEMPLATE + u64::from(generation)
 }

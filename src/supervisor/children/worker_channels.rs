@@ -1,24 +1,24 @@
-//! The supervisor's dealings with workers: having them forked, listening to them, ending them.
+//! Workers: having one forked, and reading what it says.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Instant;
 
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
-use super::template_channel;
 use crate::arena::{self, ArenaReader, Room};
-use crate::channel::{Channel, FromWorker, Received, ToTemplate, ToWorker};
+use crate::channel::{Channel, FromWorker, Received, ToTemplate};
 use crate::config::span;
 use crate::log::{self, Counted, More};
 use crate::supervisor::children::blame::in_force;
-use crate::supervisor::children::orphans::session_of;
 use crate::supervisor::children::records::WorkerRecord;
+use crate::supervisor::children::records::session_of;
+use crate::supervisor::parts::Supervisor;
 use crate::supervisor::policy::shares::{Credit, Share};
 use crate::supervisor::policy::state::{Event, GenerationId, WorkerEvent, WorkerId};
-use crate::supervisor::{FIRST_WORKER, MOST_MESSAGES, Supervisor, watch};
+use crate::supervisor::tokens::{MOST_MESSAGES, template_token, watch, worker_token};
 
 /// What a worker says of itself. User code in it can write to its channel, as often as it likes.
 static WORDS: Counted = Counted::new("what workers say of themselves", 20);
@@ -80,7 +80,7 @@ impl Supervisor {
         let Some(template) = self.templates.get_mut(&generation) else {
             return Err(io::Error::other("there is no template"));
         };
-        self.epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, token(id)))?;
+        self.epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, worker_token(id)))?;
         let quarantine = in_force(&self.quarantine);
         let worker = WorkerRecord {
             generation,
@@ -108,7 +108,7 @@ impl Supervisor {
         self.handover.escrow.begin(id, kept_memory);
         let fork = ToTemplate::Fork { worker: id, slot, may_keep, doors_shut, quarantine, region };
         template.channel.send(&fork, descriptors)?;
-        watch(&self.epoll, &template.channel, template_channel::token(generation));
+        watch(&self.epoll, &template.channel, template_token(generation));
         Ok(())
     }
 
@@ -131,40 +131,12 @@ impl Supervisor {
         worker.kill();
     }
 
-    pub(in crate::supervisor) fn tell_to_end(&mut self, id: WorkerId, how: &ToWorker) {
-        let kept = self.handover.escrow.served_by(id);
-        if let Some(worker) = self.workers.get_mut(id) {
-            worker.end_expected = true;
-            worker.share.ends(kept);
-        }
-        self.handover.shares_changed();
-        self.tell(id, how);
-    }
-
-    /// Sends a worker a message that it must not miss: one that does not hear is of no use.
-    pub(in crate::supervisor) fn tell(&mut self, id: WorkerId, message: &ToWorker) {
-        let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.channel_open) else {
-            return;
-        };
-        if let Err(error) = worker.channel.send(message, Vec::new()) {
-            tracing::debug!(slot = worker.slot, ?message, "not delivered");
-            if let (io::ErrorKind::BrokenPipe, Some(pid)) = (error.kind(), worker.pid) {
-                // Nobody holds the other end: it ends, or can't hear.
-                return self.end_deaf(id, pid);
-            }
-            tracing::warn!(slot = worker.slot, %error, "a worker does not hear the supervisor any more and is killed");
-            worker.kill();
-        } else if worker.channel.has_queued() {
-            watch(&self.epoll, &worker.channel, token(id));
-        }
-    }
-
     pub(in crate::supervisor) fn worker_channel(&mut self, id: WorkerId, flags: EpollFlags) {
         if flags.contains(EpollFlags::EPOLLOUT)
             && let Some(worker) = self.workers.get_mut(id)
         {
             let _ = worker.channel.flush();
-            watch(&self.epoll, &worker.channel, token(id));
+            watch(&self.epoll, &worker.channel, worker_token(id));
         }
         self.read_worker(id);
     }
@@ -323,18 +295,12 @@ impl Supervisor {
             FromWorker::Offered { connections, .. } => return self.offered(id, connections),
             FromWorker::Adopted { from, results, .. } => return self.adopted(id, from, results),
             FromWorker::HoldsFewer => return self.holds_fewer(id),
-            FromWorker::Crowded { waiting } => return self.crowded(id, waiting),
+            FromWorker::Crowded { waiting } => {
+                return self.handover.balance.is_crowded(id, waiting, Instant::now());
+            }
             FromWorker::TrialWanted { method } => return self.trial_wanted(id, &method),
             FromWorker::TrialEnded { method, ok } => return self.trial_ended(id, &method, ok),
         };
         self.happened(Event::Worker(id, event));
     }
-}
-
-pub(in crate::supervisor) fn watch_worker(epoll: &Epoll, worker: &WorkerRecord, id: WorkerId) {
-    watch(epoll, &worker.channel, token(id));
-}
-
-pub(in crate::supervisor) fn token(worker: WorkerId) -> u64 {
-    FIRST_WORKER + u64::from(worker)
 }

@@ -1,9 +1,9 @@
-//! Connections that outlive their worker: what workers say about them, and handing over what waits.
+//! Hand-over: messages about connections in escrow, and giving connections that wait to workers.
 //!
-//! Whose a connection is stands in `escrow`; here the messages go out and come in. Nothing waits for an answer: what can't
-//! be sent now is tried again a little later, and as soon as anything else happens.
+//! The escrow policy decides whose a connection is; this file sends and receives the messages. It waits for no answer: what can't be sent now is
+//! tried again 20 ms later, and as soon as anything else happens.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -13,18 +13,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::arena::{KeptArena, Key};
 use crate::channel::{Taken, ToWorker};
-use crate::config::Config;
-use crate::supervisor::Supervisor;
 use crate::supervisor::children::records::WorkerRecord;
-use crate::supervisor::policy::balance::{self, WorkerLoad};
-use crate::supervisor::policy::escrow::{Escrow, HandOff, Which};
+use crate::supervisor::parts::Supervisor;
+use crate::supervisor::policy::Policy;
+use crate::supervisor::policy::balance::{Release, Spread, WorkerLoad};
+use crate::supervisor::policy::escrow::{HandOff, Which};
 use crate::supervisor::policy::shares::{self, Share};
 use crate::supervisor::policy::state::WorkerId;
-use crate::sys::limits;
-use crate::worker;
-
-/// The most connections that a worker may ask to have kept before it hears of more.
-const WINDOW: usize = 1024;
 
 /// Keys in one message: a tenth of what a channel takes.
 const MOST_RELEASED: usize = 512;
@@ -32,101 +27,8 @@ const MOST_RELEASED: usize = 512;
 /// Of so many connections it is looked who waits for something, before those are handed over.
 const LOOK_AT_ONCE: usize = 512;
 
-/// When it is tried again to hand over what the kernel would not take.
-const TRY_AGAIN: Duration = Duration::from_millis(20);
-
 /// For how long a worker that the kernel sends nothing to is left out.
 const LEFT_OUT: Duration = Duration::from_secs(1);
-
-/// How soon after a change the workers' shares are looked at: what changes together is balanced together.
-const SETTLE: Duration = Duration::from_millis(250);
-
-/// For how long a worker that said that calls wait is taken to have them.
-const CROWDED_FOR: Duration = Duration::from_millis(500);
-
-/// More waiting calls than that are as bad as that many.
-const MOST_WAITING: usize = 1 << 20;
-
-/// What the supervisor has of connections.
-#[derive(Debug)]
-pub(in crate::supervisor) struct Handover {
-    pub(in crate::supervisor) escrow: Escrow<OwnedFd, OwnedFd>,
-    /// So many may be kept.
-    most: usize,
-    /// So many may the workers hold.
-    connections: usize,
-    /// Something may have changed in how many each worker may hold.
-    shares_may_change: bool,
-    /// Something may have changed in how many each may yet ask to have kept.
-    credit_may_change: bool,
-    try_again_at: Option<Instant>,
-    /// When the workers' shares are looked at: only after something has changed.
-    balance_at: Option<Instant>,
-    /// Calls that wait, and since when that is known.
-    crowded: BTreeMap<WorkerId, (Instant, usize)>,
-    /// Workers that could not be asked to adopt, and until when they are not asked again.
-    refuse_until: BTreeMap<WorkerId, Instant>,
-    has_complained: bool,
-}
-
-impl Handover {
-    pub(in crate::supervisor) fn new(config: &Config) -> Self {
-        let mut handover = Self {
-            escrow: Escrow::default(),
-            most: 0,
-            connections: 0,
-            shares_may_change: false,
-            credit_may_change: false,
-            try_again_at: None,
-            balance_at: None,
-            crowded: BTreeMap::new(),
-            refuse_until: BTreeMap::new(),
-            has_complained: false,
-        };
-        handover.resize(config);
-        handover
-    }
-
-    /// The descriptor limit, or the configuration, is another one.
-    pub(in crate::supervisor) fn resize(&mut self, config: &Config) {
-        let descriptors = limits::descriptors();
-        self.most = worker::kept(config, descriptors);
-        self.connections = worker::connections(config, descriptors);
-        self.shares_changed();
-    }
-
-    /// How many connections each worker may hold is computed anew in this round.
-    pub(in crate::supervisor) fn shares_changed(&mut self) {
-        (self.shares_may_change, self.credit_may_change) = (true, true);
-    }
-
-    /// Connections of each of `workers` that are kept beyond what it may hold: it has not told of their end yet.
-    fn slack(&self, workers: usize) -> usize {
-        self.most.saturating_sub(self.connections) / workers.max(1)
-    }
-
-    /// How many connections each of `workers` may ask to have kept in one go. With as many granted to all of them there is
-    /// room for all that they may hold.
-    fn window(&self, workers: usize) -> usize {
-        self.slack(workers).clamp(1, WINDOW)
-    }
-
-    /// When there is something to do although nothing happens.
-    pub(in crate::supervisor) fn moments(&self) -> impl Iterator<Item = Instant> {
-        self.try_again_at.into_iter().chain(self.balance_at)
-    }
-
-    /// Once, or a service without room would say nothing else.
-    fn complain(&mut self, why: &str) {
-        if !std::mem::replace(&mut self.has_complained, true) {
-            tracing::warn!(
-                kept = self.escrow.len(),
-                "some connections can't be kept and would end with their worker (said once): {why}; raise the \
-                 descriptor limit (ulimit -n, LimitNOFILE=) for more"
-            );
-        }
-    }
-}
 
 impl Supervisor {
     pub(in crate::supervisor) fn keep(
@@ -222,7 +124,7 @@ impl Supervisor {
             tracing::info!(connections, "the connections of a worker that has ended go to others");
         }
         self.handover.escrow.ended(worker, cause);
-        self.handover.crowded.remove(&worker);
+        self.handover.balance.ended(worker);
         self.handover.refuse_until.remove(&worker);
         self.handover.shares_changed();
     }
@@ -279,7 +181,7 @@ impl Supervisor {
             self.tell(id, &ToWorker::MayHold { connections, service_has_room });
         }
         if let Some(at) = self.workers.iter().filter_map(|worker| worker.share.moment()).min() {
-            self.handover.balance_at = Some(self.handover.balance_at.map_or(at, |balance| balance.min(at)));
+            self.handover.balance.at_the_latest(at);
         }
     }
 
@@ -342,10 +244,9 @@ impl Supervisor {
         if self.handover.escrow.waiting() == 0 {
             return;
         }
-        if self.handover.try_again_at.is_some_and(|at| Instant::now() < at) {
+        if !self.handover.retry.due(Instant::now(), ()) {
             return;
         }
-        self.handover.try_again_at = None;
         let adopters = self.state.adopters();
         if adopters.is_empty() {
             if self.state.is_ending() {
@@ -369,10 +270,10 @@ impl Supervisor {
             // One that can't take anything is left out and the rest planned anew: the next plan would else be the same again.
             while let Some((adopter, error)) = self.hand_over_to(&adopters, which) {
                 self.try_again_later();
-                match NotSent::by(&error) {
-                    NotSent::Everybody => return,
-                    NotSent::ThisOne => {}
-                    NotSent::ForLong => self.leave_out(adopter, &error),
+                match AskFailure::by(&error) {
+                    AskFailure::Everybody => return,
+                    AskFailure::ThisOne => {}
+                    AskFailure::ForLong => self.leave_out(adopter, &error),
                 }
                 adopters.retain(|(worker, _)| *worker != adopter);
             }
@@ -427,7 +328,7 @@ impl Supervisor {
     }
 
     fn try_again_later(&mut self) {
-        self.handover.try_again_at = Some(Instant::now() + TRY_AGAIN);
+        self.handover.retry.later(Instant::now());
     }
 
     fn give_up_waiting(&mut self) {
@@ -458,67 +359,41 @@ fn are_urgent(arena: &OwnedFd, waiting: &[(Key, OwnedFd)]) -> Vec<bool> {
 
 /// Balance.
 impl Supervisor {
-    pub(in crate::supervisor) fn crowded(&mut self, worker: WorkerId, waiting: usize) {
-        // Its word is a stranger's: sums of it must stay numbers.
-        self.handover.crowded.insert(worker, (Instant::now(), waiting.min(MOST_WAITING)));
-        self.balance_soon();
-    }
-
     /// Something has changed that may leave a worker with too much.
     pub(in crate::supervisor) fn balance_soon(&mut self) {
-        let at = Instant::now() + SETTLE;
-        self.handover.balance_at.get_or_insert(at);
+        self.handover.balance.soon(Instant::now());
     }
 
     pub(in crate::supervisor) fn balance(&mut self) {
         let now = Instant::now();
-        if self.handover.balance_at.is_none_or(|at| now < at) {
-            return;
-        }
-        self.handover.balance_at = None;
         self.handover.shares_changed();
-        self.handover.crowded.retain(|_, (since, _)| now.saturating_duration_since(*since) < CROWDED_FOR);
-        if self.state.is_ending() {
-            return;
-        }
-        if self.handover.escrow.is_moving() {
-            return self.balance_soon();
-        }
-        let workers: Vec<WorkerLoad> =
-            self.state.adopters().into_iter().map(|worker| self.has(worker)).collect();
-        let plan = balance::plan(&workers);
+        // Nobody is to have fewer when the service ends.
+        let workers = if self.state.is_ending() { Vec::new() } else { self.state.adopters() };
+        let loads: Vec<WorkerLoad> = workers.into_iter().map(|worker| self.has(worker)).collect();
+        let spread = Spread { is_moving: self.handover.escrow.is_moving(), loads: &loads };
+        let plan = self.handover.balance.due(now, spread);
         for release in &plan {
             if let Some(worker) = self.workers.get_mut(release.worker) {
                 worker.share.releases(release.count, now);
             }
         }
         self.share_out();
-        for release in plan {
-            tracing::debug!(
-                worker = release.worker,
-                connections = release.count,
-                "a worker lets connections go to others"
-            );
-            self.tell(release.worker, &ToWorker::ReleaseSome { count: release.count, busy: release.busy });
-            self.balance_soon();
+        for Release { worker, count, busy } in plan {
+            tracing::debug!(worker, connections = count, "a worker releases connections to others");
+            self.tell(worker, &ToWorker::ReleaseSome { count, busy });
         }
     }
 
     fn has(&self, worker: WorkerId) -> WorkerLoad {
-        // Where no call waits anywhere it does not matter who runs how many.
-        let load = if self.handover.crowded.is_empty() {
-            0
-        } else {
-            let running = self.workers.get(worker).map_or(0, |worker| worker.arena.running());
-            running + self.handover.crowded.get(&worker).map_or(0, |(_, waiting)| *waiting)
-        };
+        let running = || self.workers.get(worker).map_or(0, |worker| worker.arena.running());
+        let load = self.handover.balance.load(worker, running);
         WorkerLoad { worker, connections: self.with_place(worker), load }
     }
 }
 
 /// Who is not asked further when a worker could not be asked to adopt.
 #[derive(Debug, PartialEq, Eq)]
-enum NotSent {
+enum AskFailure {
     /// Too many descriptors are under way: it passes as soon as anybody has read.
     Everybody,
     /// Its channel is full: it may have read some a moment later.
@@ -527,7 +402,7 @@ enum NotSent {
     ForLong,
 }
 
-impl NotSent {
+impl AskFailure {
     fn by(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM) => Self::Everybody,
@@ -543,9 +418,13 @@ mod tests {
 
     #[test]
     fn who_is_left_out_when_one_cannot_be_asked() {
-        let of = |errno: Errno| NotSent::by(&io::Error::from(errno));
-        assert_eq!(of(Errno::ETOOMANYREFS), NotSent::Everybody);
-        assert_eq!((of(Errno::EAGAIN), of(Errno::EPIPE)), (NotSent::ThisOne, NotSent::ForLong));
-        assert_eq!(NotSent::by(&io::ErrorKind::WouldBlock.into()), NotSent::ThisOne, "messages are queued");
+        let of = |errno: Errno| AskFailure::by(&io::Error::from(errno));
+        assert_eq!(of(Errno::ETOOMANYREFS), AskFailure::Everybody);
+        assert_eq!((of(Errno::EAGAIN), of(Errno::EPIPE)), (AskFailure::ThisOne, AskFailure::ForLong));
+        assert_eq!(
+            AskFailure::by(&io::ErrorKind::WouldBlock.into()),
+            AskFailure::ThisOne,
+            "messages are queued"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The sockets that the service listens on: binding them at the start, for a reload and where one was lost; removing their
-//! files at the end.
+//! The sockets that the service listens on. They are bound at the start, for a reload, and where one was lost. Their files are removed at
+//! the end.
 
 use std::cell::RefCell;
 use std::fmt;

@@ -2,3 +2,4 @@
 
 pub(in crate::supervisor) mod bound;
 pub(in crate::supervisor) mod lost;
+pub(in crate::supervisor) mod watches;

@@ -1,8 +1,39 @@
-//! Who has too much: how many connections each worker should let go, so that others serve them.
+//! Balance: which workers have too many connections, and how many each is to release so that others serve them.
 //!
-//! Pure: numbers in, numbers out. When it is asked is decided in `hand_over`; who gets what is let go, in `escrow`.
+//! The balance is looked at a little after a change, because much changes at once. The escrow policy decides who gets what is released.
 
-use crate::supervisor::policy::state::WorkerId;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::Policy;
+use super::state::WorkerId;
+
+/// How soon after a change the workers' shares are looked at: what changes together is balanced together.
+const SETTLE: Duration = Duration::from_millis(250);
+
+/// For how long a worker that said that calls wait is taken to have them.
+const CROWDED_FOR: Duration = Duration::from_millis(500);
+
+/// More waiting calls than that are as bad as that many.
+const MOST_WAITING: usize = 1 << 20;
+
+/// When the balance is looked at, and which workers have said that calls wait.
+#[derive(Debug, Default)]
+pub(crate) struct Balance {
+    /// Only after something has changed.
+    at: Option<Instant>,
+    /// Calls that wait, and since when that is known.
+    crowded: BTreeMap<WorkerId, (Instant, usize)>,
+}
+
+/// How connections are spread by now.
+#[derive(Debug)]
+pub(crate) struct Spread<'a> {
+    /// Some connections are nobody's yet: a balance struck now would count them wrong.
+    pub(crate) is_moving: bool,
+    /// The workers that take connections. None once the service ends.
+    pub(crate) loads: &'a [WorkerLoad],
+}
 
 /// What a worker has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,9 +54,63 @@ pub(crate) struct Release {
     pub(crate) busy: bool,
 }
 
+impl Balance {
+    /// Something has changed that may leave a worker with too much.
+    pub(crate) fn soon(&mut self, now: Instant) {
+        self.at.get_or_insert(now + SETTLE);
+    }
+
+    /// The numbers change at this moment, though nothing will be said then.
+    pub(crate) fn at_the_latest(&mut self, at: Instant) {
+        self.at = Some(self.at.map_or(at, |planned| planned.min(at)));
+    }
+
+    /// A worker says that so many calls wait there. Its word is a stranger's: sums of it must stay numbers.
+    pub(crate) fn is_crowded(&mut self, worker: WorkerId, waiting: usize, now: Instant) {
+        self.crowded.insert(worker, (now, waiting.min(MOST_WAITING)));
+        self.soon(now);
+    }
+
+    pub(crate) fn ended(&mut self, worker: WorkerId) {
+        self.crowded.remove(&worker);
+    }
+
+    /// Calls that run or wait at a worker, of which so many run. Where no call waits anywhere it does not matter who runs how many.
+    pub(crate) fn load(&self, worker: WorkerId, running: impl FnOnce() -> usize) -> usize {
+        if self.crowded.is_empty() {
+            return 0;
+        }
+        running() + self.crowded.get(&worker).map_or(0, |(_, waiting)| *waiting)
+    }
+}
+
+impl Policy for Balance {
+    type Seen<'a> = Spread<'a>;
+    type Decision = Vec<Release>;
+
+    fn next_due(&self) -> Option<Instant> {
+        self.at
+    }
+
+    fn due(&mut self, now: Instant, seen: Spread<'_>) -> Vec<Release> {
+        if self.at.take_if(|at| *at <= now).is_none() {
+            return Vec::new();
+        }
+        self.crowded.retain(|_, (since, _)| now.saturating_duration_since(*since) < CROWDED_FOR);
+        if seen.loads.is_empty() {
+            return Vec::new();
+        }
+        let plan = if seen.is_moving { Vec::new() } else { plan(seen.loads) };
+        if seen.is_moving || !plan.is_empty() {
+            self.soon(now);
+        }
+        plan
+    }
+}
+
 /// What brings the busiest down to 1.3 times the mean, or the mean and one: of connections, and of calls where
 /// connections are even.
-pub(crate) fn plan(workers: &[WorkerLoad]) -> Vec<Release> {
+fn plan(workers: &[WorkerLoad]) -> Vec<Release> {
     let by_number = too_much(workers, |has| has.connections);
     if !by_number.is_empty() {
         let release =
@@ -78,7 +163,7 @@ mod tests {
     type BalanceCase = (&'static str, &'static [(usize, usize)], &'static [(WorkerId, usize, bool)]);
 
     #[test]
-    fn what_each_lets_go() {
+    fn what_each_releases() {
         let cases: [BalanceCase; 12] = [
             ("nobody", &[], &[]),
             ("alone", &[(100, 100)], &[]),
@@ -100,9 +185,61 @@ mod tests {
         }
     }
 
+    /// When it is, whether connections move, what workers have; who releases how many, and when the balance is looked at next.
+    type Look<'a> = (u64, bool, &'a [WorkerLoad], &'a [Release], Option<u64>);
+
+    #[test]
+    fn the_balance_is_looked_at_a_quarter_of_a_second_after_the_first_change_and_again_after_each_release() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let (uneven, even) = (workers(&[(14, 0), (6, 0)]), workers(&[(10, 0), (10, 0)]));
+        let mut balance = Balance::default();
+        assert_eq!(balance.next_due(), None, "nothing has changed");
+        balance.soon(at(0));
+        balance.soon(at(100));
+        let some = [Release { worker: 0, count: 4, busy: false }];
+        let cases: [Look<'_>; 6] = [
+            (249, false, &uneven, &[], Some(250)),
+            (250, true, &uneven, &[], Some(500)),
+            (500, false, &uneven, &some, Some(750)),
+            (750, false, &even, &[], None),
+            (900, false, &uneven, &[], None),
+            (999, false, &[], &[], None),
+        ];
+        for (ms, is_moving, loads, releases, next) in cases {
+            assert_eq!(balance.due(at(ms), Spread { is_moving, loads }), releases, "{ms} ms");
+            assert_eq!(balance.next_due(), next.map(at), "{ms} ms");
+        }
+        balance.soon(at(1_000));
+        balance.at_the_latest(at(1_100));
+        balance.at_the_latest(at(1_200));
+        assert_eq!(balance.next_due(), Some(at(1_100)));
+        assert_eq!(balance.due(at(1_100), Spread { is_moving: true, loads: &[] }), [], "the service ends");
+        assert_eq!(balance.next_due(), None);
+    }
+
+    #[test]
+    fn calls_that_wait_count_for_half_a_second_beside_those_that_run() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut balance = Balance::default();
+        assert_eq!(balance.load(1, || 3), 0, "no call waits anywhere");
+        balance.is_crowded(1, usize::MAX, at(0));
+        assert_eq!((balance.load(1, || 3), balance.load(2, || 3)), (3 + MOST_WAITING, 3));
+        let none = || Spread { is_moving: false, loads: &[] };
+        balance.due(at(499), none());
+        assert_eq!(balance.load(2, || 3), 3);
+        balance.soon(at(499));
+        balance.due(at(749), none());
+        assert_eq!(balance.load(2, || 3), 0, "that was long ago");
+        balance.is_crowded(1, 7, at(800));
+        balance.ended(1);
+        assert_eq!(balance.load(2, || 3), 0, "it has ended");
+    }
+
     proptest! {
         #[test]
-        fn what_is_let_go_is_enough_and_then_all_is_quiet(
+        fn what_is_released_is_enough_and_then_all_is_quiet(
             numbers in prop::collection::vec(0_usize..2_000, 1..20),
         ) {
             let mut has: Vec<WorkerLoad> = workers(&numbers.iter().map(|count| (*count, 0)).collect::<Vec<_>>());

@@ -1,11 +1,10 @@
-//! Escrow: the supervisor's duplicates of the workers' connections, and whose each of them is.
+//! Escrow: the supervisor's duplicates of the workers' connections, and whose each connection is.
 //!
-//! A connection that is kept is served by one living worker; or waits for one, because its worker died or has let it go;
-//! or is on its way to one that has not said yet that it has it. The arena of a worker is kept for as long as a
-//! connection of it may have to be read there, which is longer than the worker lives.
+//! A connection in escrow is in one of three places. A living worker serves it; or it waits for a worker, because its own has died or released
+//! it; or it is on its way to a worker that has not confirmed it yet. The escrow keeps the arena of a worker for as long as the record of a
+//! connection may have to be read there, which is longer than the worker lives.
 //!
-//! Pure: `D` is what a connection is held by and `A` what an arena is, so that it is tested without either. Messages are
-//! exchanged in `hand_over`; nothing here knows of channels or processes.
+//! Pure: `D` stands for a connection's descriptor and `A` for an arena, so tests need neither. `handover/` exchanges the messages.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -91,7 +90,7 @@ pub(crate) struct Parcel<'a, D, A> {
 
 /// What follows from a worker's word that it goes on with connections.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Adoption {
+pub(crate) struct AdoptionOutcome {
     /// For the worker they come from, if it lives: they are no longer its own.
     pub(crate) released: Vec<Key>,
     /// Records of which nothing could be made. Their connections are closed.
@@ -214,8 +213,13 @@ impl<D, A> Escrow<D, A> {
     }
 
     /// `adopter` goes on with the connections of `from` that it was asked about first, or says what became of them.
-    pub(crate) fn adopted(&mut self, adopter: WorkerId, from: WorkerId, results: Vec<Taken>) -> Adoption {
-        let mut moved = Adoption::default();
+    pub(crate) fn adopted(
+        &mut self,
+        adopter: WorkerId,
+        from: WorkerId,
+        results: Vec<Taken>,
+    ) -> AdoptionOutcome {
+        let mut moved = AdoptionOutcome::default();
         let mut adopted = Vec::new();
         if let Some(escrow) = self.workers.get_mut(&from)
             && let Some(index) = escrow.on_the_way.iter().position(|sent| sent.to == adopter)

@@ -1,15 +1,15 @@
-//! What handlers have started and is there still when their worker has ended: whose it is, and when it is ended. Pure.
+//! Leftovers: what handlers have started and is still there when their worker has ended. Whose is it, and when is it ended?
 //!
-//! A process whose parent ends becomes the supervisor's child. Each worker has a session of its own, in which all that its
-//! handlers start is, so the session tells whose an orphan is, even while its worker lives. A process that has made itself a session
-//! (a daemon) can't be told by that: it may be of any worker that lived when it was first seen, and is ended with the last of
-//! these.
+//! A process whose parent ends becomes the supervisor's child. Each worker has a session of its own, and what its handlers start is in it. So the
+//! session says whose an orphan is, even while the worker lives. A daemon has made itself a session, which says nothing. It may be of any worker
+//! that lived when the daemon was first seen, so it is ended with the last of these workers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::Policy;
 use crate::sys::family::Child;
 
 /// From the request to end to the kill, for all that is in one session; and from there until a process that is not to be killed
@@ -18,18 +18,18 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// What is to be sent to an orphan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::supervisor) enum EndOrder {
+pub(crate) enum EndOrder {
     End,
     Kill,
 }
 
 /// Who lives by now.
 #[derive(Debug, Default)]
-pub(in crate::supervisor) struct Living<W> {
+pub(crate) struct Living<W> {
     /// Each worker's session; none while it is not known.
-    pub(in crate::supervisor) workers: BTreeMap<W, Option<i32>>,
+    pub(crate) workers: BTreeMap<W, Option<i32>>,
     /// Sessions of the supervisor and of the templates: what is in them is no handler's.
-    pub(in crate::supervisor) others: BTreeSet<i32>,
+    pub(crate) others: BTreeSet<i32>,
 }
 
 /// How far an orphan is on its way out.
@@ -54,7 +54,7 @@ impl EndStep {
 
 /// What is left of the workers that have ended.
 #[derive(Debug)]
-pub(in crate::supervisor) struct Leftovers<W> {
+pub(crate) struct Leftovers<W> {
     /// Sessions of workers that have ended.
     ended: BTreeSet<i32>,
     /// Sessions of templates that have ended: what preload has started is left alone.
@@ -70,7 +70,7 @@ pub(in crate::supervisor) struct Leftovers<W> {
 
 /// What is left of it to another program: whose everything is. What was given up is asked to end once more by that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::supervisor) struct SavedLeftovers<W: Ord> {
+pub(crate) struct SavedLeftovers<W: Ord> {
     ended: BTreeSet<i32>,
     spared: BTreeSet<i32>,
     daemons: Vec<SavedDaemon<W>>,
@@ -84,8 +84,8 @@ struct SavedDaemon<W: Ord> {
     may_be_of: Option<BTreeSet<W>>,
 }
 
-impl<W: Copy + Ord> Leftovers<W> {
-    pub(in crate::supervisor) fn new() -> Self {
+impl<W: Copy + Ord + 'static> Leftovers<W> {
+    pub(crate) fn new() -> Self {
         Self {
             ended: BTreeSet::new(),
             spared: BTreeSet::new(),
@@ -96,7 +96,7 @@ impl<W: Copy + Ord> Leftovers<W> {
         }
     }
 
-    pub(in crate::supervisor) fn leave(&self) -> SavedLeftovers<W> {
+    pub(crate) fn leave(&self) -> SavedLeftovers<W> {
         let daemons = self.daemons.iter().map(|(daemon, may_be_of)| SavedDaemon {
             pid: daemon.pid,
             started: daemon.started,
@@ -106,66 +106,36 @@ impl<W: Copy + Ord> Leftovers<W> {
         SavedLeftovers { ended: self.ended.clone(), spared: self.spared.clone(), daemons: daemons.collect() }
     }
 
-    pub(in crate::supervisor) fn inherit(left: SavedLeftovers<W>) -> Self {
+    pub(crate) fn inherit(left: SavedLeftovers<W>) -> Self {
         let daemons = left.daemons.into_iter().map(|SavedDaemon { pid, started, session, may_be_of }| {
             (Child { pid, started, session }, may_be_of)
         });
         Self { ended: left.ended, spared: left.spared, daemons: daemons.collect(), ..Self::new() }
     }
 
-    pub(in crate::supervisor) fn worker_ended(&mut self, session: i32) {
+    pub(crate) fn worker_ended(&mut self, session: i32) {
         self.ended.insert(session);
     }
 
-    pub(in crate::supervisor) fn template_ended(&mut self, session: i32) {
+    pub(crate) fn template_ended(&mut self, session: i32) {
         self.spared.insert(session);
     }
 
     /// Nothing gets any time to end by itself from now on.
-    pub(in crate::supervisor) fn hurry(&mut self) {
+    pub(crate) fn hurry(&mut self) {
         self.in_haste = true;
     }
 
     /// Daemons that were never seen before are no handler's: the service has just begun, or preload has just run.
-    pub(in crate::supervisor) fn spare_new(&mut self, orphans: &[Child]) {
+    pub(crate) fn spare_new(&mut self, orphans: &[Child]) {
         for orphan in orphans {
             self.daemons.entry(*orphan).or_insert(None);
         }
     }
 
-    /// When there is to be a look although nothing has happened.
-    pub(in crate::supervisor) fn next_due(&self) -> Option<Instant> {
-        self.ending.values().filter_map(|step| step.until()).min()
-    }
-
     /// Some were asked to end or killed, and are waited for.
-    pub(in crate::supervisor) fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         self.next_due().is_some()
-    }
-
-    /// Decides about all children of the supervisor that are neither workers nor templates.
-    pub(in crate::supervisor) fn check(
-        &mut self,
-        orphans: &[Child],
-        living: &Living<W>,
-        now: Instant,
-    ) -> Vec<(Child, EndOrder)> {
-        let there: BTreeSet<Child> = orphans.iter().copied().collect();
-        let sessions: BTreeSet<i32> = orphans.iter().map(|orphan| orphan.session).collect();
-        let alive: BTreeSet<i32> = living.workers.values().copied().flatten().collect();
-        // The kernel gives a session's number again when nobody is in it any more.
-        self.ended.retain(|session| sessions.contains(session) && !alive.contains(session));
-        self.spared.retain(|session| sessions.contains(session) && !alive.contains(session));
-        self.daemons.retain(|daemon, _| there.contains(daemon));
-        self.ending.retain(|orphan, _| there.contains(orphan));
-        self.patience.retain(|session, _| sessions.contains(session) && !alive.contains(session));
-        let mut orders = Vec::new();
-        for orphan in orphans {
-            if self.is_to_end(orphan, living, &alive) {
-                orders.extend(self.order(*orphan, now).map(|order| (*orphan, order)));
-            }
-        }
-        orders
     }
 
     fn is_to_end(&mut self, orphan: &Child, living: &Living<W>, alive: &BTreeSet<i32>) -> bool {
@@ -201,6 +171,36 @@ impl<W: Copy + Ord> Leftovers<W> {
     }
 }
 
+impl<W: Copy + Ord + 'static> Policy for Leftovers<W> {
+    /// All children of the supervisor that are neither workers nor templates, and who lives by now.
+    type Seen<'a> = (&'a [Child], &'a Living<W>);
+    type Decision = Vec<(Child, EndOrder)>;
+
+    fn next_due(&self) -> Option<Instant> {
+        self.ending.values().filter_map(|step| step.until()).min()
+    }
+
+    /// Decides about all children of the supervisor that are neither workers nor templates.
+    fn due(&mut self, now: Instant, (orphans, living): Self::Seen<'_>) -> Vec<(Child, EndOrder)> {
+        let there: BTreeSet<Child> = orphans.iter().copied().collect();
+        let sessions: BTreeSet<i32> = orphans.iter().map(|orphan| orphan.session).collect();
+        let alive: BTreeSet<i32> = living.workers.values().copied().flatten().collect();
+        // The kernel gives a session's number again when nobody is in it any more.
+        self.ended.retain(|session| sessions.contains(session) && !alive.contains(session));
+        self.spared.retain(|session| sessions.contains(session) && !alive.contains(session));
+        self.daemons.retain(|daemon, _| there.contains(daemon));
+        self.ending.retain(|orphan, _| there.contains(orphan));
+        self.patience.retain(|session, _| sessions.contains(session) && !alive.contains(session));
+        let mut orders = Vec::new();
+        for orphan in orphans {
+            if self.is_to_end(orphan, living, &alive) {
+                orders.extend(self.order(*orphan, now).map(|order| (*orphan, order)));
+            }
+        }
+        orders
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,27 +222,27 @@ mod tests {
     fn what_a_worker_leaves_is_asked_to_end_and_then_killed() {
         let (mut leftovers, now) = (Leftovers::new(), Instant::now());
         let orphans = [child(1, 100), child(2, 200), child(3, SUPERVISORS)];
-        assert_eq!(leftovers.check(&orphans, &living(&[(0, 100), (1, 200)]), now), []);
+        assert_eq!(leftovers.due(now, (&orphans, &living(&[(0, 100), (1, 200)]))), []);
         leftovers.worker_ended(100);
         let rest = living(&[(1, 200)]);
-        assert_eq!(leftovers.check(&orphans, &rest, now), [(orphans[0], EndOrder::End)]);
-        assert_eq!(leftovers.check(&orphans, &rest, now), [], "once");
+        assert_eq!(leftovers.due(now, (&orphans, &rest)), [(orphans[0], EndOrder::End)]);
+        assert_eq!(leftovers.due(now, (&orphans, &rest)), [], "once");
         assert_eq!(leftovers.next_due(), Some(now + GRACE));
         // What the first one had started comes to the supervisor when that has ended.
         let next = [child(4, 100), orphans[1], orphans[2]];
-        assert_eq!(leftovers.check(&next, &rest, now), [(next[0], EndOrder::End)]);
+        assert_eq!(leftovers.due(now, (&next, &rest)), [(next[0], EndOrder::End)]);
         let late = now + GRACE;
-        assert_eq!(leftovers.check(&next, &rest, late), [(next[0], EndOrder::Kill)]);
+        assert_eq!(leftovers.due(late, (&next, &rest)), [(next[0], EndOrder::Kill)]);
         assert!(leftovers.is_waiting(), "something may have been started by it");
         let last = [child(5, 100), orphans[1]];
         assert_eq!(
-            leftovers.check(&last, &rest, late),
+            leftovers.due(late, (&last, &rest)),
             [(last[0], EndOrder::Kill)],
             "the session had its time"
         );
-        assert_eq!(leftovers.check(&last, &rest, late + GRACE), []);
+        assert_eq!(leftovers.due(late + GRACE, (&last, &rest)), []);
         assert!(!leftovers.is_waiting(), "one that can't be killed is not waited for");
-        assert_eq!(leftovers.check(&orphans[1..], &rest, late), []);
+        assert_eq!(leftovers.due(late, (&orphans[1..], &rest)), []);
     }
 
     #[test]
@@ -252,15 +252,15 @@ mod tests {
         leftovers.spare_new(&[old]);
         let daemon = child(2, 2);
         leftovers.worker_ended(100);
-        assert_eq!(leftovers.check(&[old, daemon], &living(&[(1, 200)]), now), [], "it may be of worker 1");
+        assert_eq!(leftovers.due(now, (&[old, daemon], &living(&[(1, 200)]))), [], "it may be of worker 1");
         let newer = living(&[(1, 200), (2, 300)]);
-        assert_eq!(leftovers.check(&[old, daemon], &newer, now), []);
+        assert_eq!(leftovers.due(now, (&[old, daemon], &newer)), []);
         leftovers.worker_ended(200);
-        let orders = leftovers.check(&[old, daemon], &living(&[(2, 300)]), now);
+        let orders = leftovers.due(now, (&[old, daemon], &living(&[(2, 300)])));
         assert_eq!(orders, [(daemon, EndOrder::End)], "worker 2 was born later");
         // With one worker there is no doubt.
         let another = child(3, 3);
-        assert_eq!(leftovers.check(&[old, another], &living(&[]), now), [(another, EndOrder::End)]);
+        assert_eq!(leftovers.due(now, (&[old, another], &living(&[]))), [(another, EndOrder::End)]);
     }
 
     #[test]
@@ -270,13 +270,13 @@ mod tests {
         leftovers.spare_new(&[preloads]);
         leftovers.template_ended(50);
         let orphans = [preloads, daemon, spared, left];
-        assert_eq!(leftovers.check(&orphans, &living(&[(0, 100), (1, 200)]), now), []);
+        assert_eq!(leftovers.due(now, (&orphans, &living(&[(0, 100), (1, 200)]))), []);
         leftovers.worker_ended(100);
         let told = serde_json::to_string(&leftovers.leave()).unwrap();
         let mut leftovers = Leftovers::inherit(serde_json::from_str(&told).unwrap());
         let newer = living(&[(1, 200), (2, 300)]);
-        assert_eq!(leftovers.check(&orphans, &newer, now), [(left, EndOrder::End)]);
-        assert_eq!(leftovers.check(&orphans[..3], &living(&[(2, 300)]), now), [(daemon, EndOrder::End)]);
+        assert_eq!(leftovers.due(now, (&orphans, &newer)), [(left, EndOrder::End)]);
+        assert_eq!(leftovers.due(now, (&orphans[..3], &living(&[(2, 300)]))), [(daemon, EndOrder::End)]);
     }
 
     #[test]
@@ -284,19 +284,19 @@ mod tests {
         let (mut leftovers, now) = (Leftovers::new(), Instant::now());
         leftovers.worker_ended(100);
         let orphan = child(1, 100);
-        assert_eq!(leftovers.check(&[orphan], &living(&[(5, 100)]), now), [], "a living worker's session");
+        assert_eq!(leftovers.due(now, (&[orphan], &living(&[(5, 100)]))), [], "a living worker's session");
         leftovers.worker_ended(200);
-        assert_eq!(leftovers.check(&[], &living(&[]), now), []);
+        assert_eq!(leftovers.due(now, (&[], &living(&[]))), []);
         let other = child(2, 200);
-        assert_eq!(leftovers.check(&[other], &living(&[(6, 300)]), now), [], "nobody was left in it");
+        assert_eq!(leftovers.due(now, (&[other], &living(&[(6, 300)]))), [], "nobody was left in it");
     }
 
     #[test]
     fn what_preload_has_started_is_left_alone() {
         let (mut leftovers, now) = (Leftovers::new(), Instant::now());
         leftovers.template_ended(50);
-        assert_eq!(leftovers.check(&[child(1, 50)], &living(&[]), now), []);
-        assert_eq!(leftovers.check(&[child(1, 50)], &living(&[]), now), []);
+        assert_eq!(leftovers.due(now, (&[child(1, 50)], &living(&[]))), []);
+        assert_eq!(leftovers.due(now, (&[child(1, 50)], &living(&[]))), []);
     }
 
     #[test]
@@ -304,12 +304,12 @@ mod tests {
         let (mut leftovers, now) = (Leftovers::new(), Instant::now());
         leftovers.worker_ended(100);
         let orphans = [child(1, 100), child(2, 100)];
-        assert_eq!(leftovers.check(&orphans[..1], &living(&[]), now), [(orphans[0], EndOrder::End)]);
+        assert_eq!(leftovers.due(now, (&orphans[..1], &living(&[]))), [(orphans[0], EndOrder::End)]);
         leftovers.hurry();
         let killed = [(orphans[0], EndOrder::Kill), (orphans[1], EndOrder::Kill)];
-        assert_eq!(leftovers.check(&orphans, &living(&[]), now), killed);
+        assert_eq!(leftovers.due(now, (&orphans, &living(&[]))), killed);
         assert!(leftovers.is_waiting());
-        assert_eq!(leftovers.check(&[], &living(&[]), now), []);
+        assert_eq!(leftovers.due(now, (&[], &living(&[]))), []);
         assert!(!leftovers.is_waiting());
     }
 }

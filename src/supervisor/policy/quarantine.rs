@@ -1,7 +1,7 @@
-//! Which methods are refused because they take workers down, and who tries them again.
+//! Quarantine: which methods are refused because they take workers down, and who tries them again. See docs/design/quarantine.md.
 //!
-//! Pure: the loop brings the time, the deaths and what workers say, and carries the orders out. A method is known by its name,
-//! which means the same in every worker and generation.
+//! `children/blame.rs` reports deaths and what workers say, and carries the orders out. A method is known by its name, which means the same in
+//! every worker and generation.
 //!
 //! ```text
 //!            `crashes` within `window`         cool_down           a worker asks
@@ -11,8 +11,8 @@
 //!                                           └──────────────── the call crashed ────────┘
 //! ```
 //!
-//! Workers refuse the method from the first order on until [`QuarantineOrder::Release`], whatever the time is: only [`QuarantineOrder::Try`]
-//! lets one of them run it, once. So no more than one trial runs in the whole service.
+//! Workers refuse the method from the first order on until [`QuarantineOrder::Release`], whatever the time is. Only
+//! [`QuarantineOrder::Try`] lets one of them run it, once. So at most one trial runs in the whole service.
 
 mod unclear;
 
@@ -22,7 +22,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::supervisor::policy::state::WorkerId;
+use super::Policy;
+use super::state::WorkerId;
+pub(crate) use unclear::Suspect;
 use unclear::{Death, UnclearDeaths};
 
 /// A trial that no caller comes for is given to another worker whose callers ask, after this.
@@ -48,14 +50,6 @@ pub(crate) enum Blame {
     Unclear,
     /// It was to end.
     Nobody,
-}
-
-/// A method that ran when a worker died.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Suspect {
-    pub(crate) method: String,
-    /// Calls of it that the whole service has answered so far.
-    pub(crate) answered: u64,
 }
 
 /// What workers are to be told.
@@ -268,48 +262,6 @@ impl QuarantinePolicy {
         }
     }
 
-    /// What time alone, or the last event, makes due.
-    pub(crate) fn due(&mut self, now: Instant) -> Vec<QuarantineOrder> {
-        let mut orders = Vec::new();
-        for (method, standing) in &mut self.methods {
-            if let MethodState::Cooling { until, asking } = standing
-                && *until <= now
-            {
-                *standing = MethodState::Due { asking: std::mem::take(asking) };
-            }
-            match standing {
-                MethodState::Due { asking } => {
-                    // The last that asked: callers' connections move, and who asked early may have none of them any more.
-                    if let Some(worker) = asking.pop() {
-                        let asking = std::mem::take(asking);
-                        *standing = MethodState::Trying { worker, since: now, taking_back: false, asking };
-                        orders.push(QuarantineOrder::Try { method: method.clone(), worker });
-                    }
-                }
-                MethodState::Trying { worker, since, taking_back, asking } => {
-                    if !asking.is_empty() && !*taking_back && *since + LEASE <= now {
-                        *taking_back = true;
-                        orders.push(QuarantineOrder::TakeBack { method: method.clone(), worker: *worker });
-                    }
-                }
-                MethodState::Watched { .. } | MethodState::Cooling { .. } => {}
-            }
-        }
-        orders
-    }
-
-    /// When [`due`](Self::due) has something to say, if nothing happens before.
-    pub(crate) fn next_due(&self) -> Option<Instant> {
-        let of = |standing: &MethodState| match standing {
-            MethodState::Cooling { until, .. } => Some(*until),
-            MethodState::Trying { since, taking_back: false, asking, .. } if !asking.is_empty() => {
-                Some(*since + LEASE)
-            }
-            MethodState::Watched { .. } | MethodState::Due { .. } | MethodState::Trying { .. } => None,
-        };
-        self.methods.values().filter_map(of).min()
-    }
-
     /// The methods that a worker which is new must refuse, and for how long before it may ask.
     pub(crate) fn in_force(&self, now: Instant) -> Vec<(String, Duration)> {
         let wait = |standing: &MethodState| match standing {
@@ -385,6 +337,52 @@ impl QuarantinePolicy {
         };
         self.methods.insert(method.to_owned(), MethodState::Cooling { until, asking });
         Some(QuarantineOrder::Shut { method: method.to_owned(), wait })
+    }
+}
+
+impl Policy for QuarantinePolicy {
+    type Seen<'a> = ();
+    type Decision = Vec<QuarantineOrder>;
+
+    fn next_due(&self) -> Option<Instant> {
+        let of = |standing: &MethodState| match standing {
+            MethodState::Cooling { until, .. } => Some(*until),
+            MethodState::Trying { since, taking_back: false, asking, .. } if !asking.is_empty() => {
+                Some(*since + LEASE)
+            }
+            MethodState::Watched { .. } | MethodState::Due { .. } | MethodState::Trying { .. } => None,
+        };
+        self.methods.values().filter_map(of).min()
+    }
+
+    /// What time alone, or the last event, makes due.
+    fn due(&mut self, now: Instant, (): ()) -> Vec<QuarantineOrder> {
+        let mut orders = Vec::new();
+        for (method, standing) in &mut self.methods {
+            if let MethodState::Cooling { until, asking } = standing
+                && *until <= now
+            {
+                *standing = MethodState::Due { asking: std::mem::take(asking) };
+            }
+            match standing {
+                MethodState::Due { asking } => {
+                    // The last that asked: callers' connections move, and who asked early may have none of them any more.
+                    if let Some(worker) = asking.pop() {
+                        let asking = std::mem::take(asking);
+                        *standing = MethodState::Trying { worker, since: now, taking_back: false, asking };
+                        orders.push(QuarantineOrder::Try { method: method.clone(), worker });
+                    }
+                }
+                MethodState::Trying { worker, since, taking_back, asking } => {
+                    if !asking.is_empty() && !*taking_back && *since + LEASE <= now {
+                        *taking_back = true;
+                        orders.push(QuarantineOrder::TakeBack { method: method.clone(), worker: *worker });
+                    }
+                }
+                MethodState::Watched { .. } | MethodState::Cooling { .. } => {}
+            }
+        }
+        orders
     }
 }
 

@@ -1,8 +1,8 @@
-//! When a worker or template that failed to boot is tried again, when the service gives up, and when a slot whose workers die
-//! at once slows down.
+//! Restart: when a worker or template that failed to boot is tried again, when the service gives up, and when a slot slows down
+//! because its workers die at once.
 //!
-//! Pure: the caller brings the time. A boot failure is a worker that was never ready, or a template that has forked none. A
-//! worker that was ready is replaced at once, whatever it died of; see [`EarlyDeaths`] for the one exception.
+//! A boot failure is a worker that was never ready, or a template that has forked none. A worker that was ready is replaced at once, whatever it
+//! died of; [`EarlyDeaths`] is the one exception.
 
 use std::time::{Duration, Instant};
 

@@ -1,24 +1,23 @@
-//! How many connections each worker may hold, so that the service never has more than the supervisor can keep.
+//! Shares: how many connections each worker may hold, so that the service never has more than the supervisor can keep in escrow.
 //!
-//! A worker accepts until it holds its part of `max_connections`. That alone is no bound: what a dead worker had goes to others, and
-//! whoever replaces it would fill its own part beside that, at each death anew. So a worker is told how many it may hold. What
-//! others hold beyond their part, and what waits for somebody, is taken off it, and given back when that has ended. While one boots
-//! the others have its part, so that they take what comes meanwhile.
+//! A worker accepts until it holds its part of `max_connections`. That alone is no bound: other workers adopt what a dead worker had, and its
+//! replacement would fill a part of its own, at each death anew. So the supervisor tells each worker how many it may hold. It subtracts what
+//! others hold beyond their part and what waits for a worker, and gives that back when those connections have ended. While a worker boots the
+//! others have its part, so that they take what comes meanwhile.
 //!
-//! What a worker accepts before it hears that it may hold less counts until it has said so, and by then it has it kept. Until then
-//! nobody else is given what was taken off it; but one that says nothing is stopped, say, and accepts nobody.
+//! What a worker accepts before it hears of a lower number counts until the worker has confirmed the number. By then the worker has all its
+//! connections in escrow. Until then nobody else gets what was subtracted. A worker that confirms nothing for 100 ms is stopped, and accepts nobody.
 //!
-//! What a worker lets go to others takes a place until somebody has it. Whoever lets go may hold as many fewer from then on, or it
-//! would fill those places beside them.
+//! What a worker releases takes a place until another worker has it. So the worker may hold as many fewer from then on; otherwise it would
+//! accept others in those places.
 //!
-//! A connection gives way to a new one only where the service has no room. A worker that may hold no more can't know that by itself,
-//! so it is told.
+//! A connection gives way to a new one only if the service has no room. A worker at its number can't know that, so the supervisor tells it.
 //!
-//! What a worker has accepted it asks to have kept, and those that have ended count until it has told so. It runs no handler on a
-//! connection that might not be kept, and does not wait for an answer either; so it is granted beforehand how many it may ask for
+//! A worker asks for escrow of what it has accepted, and connections that have ended count until it has said so. It runs no handler on a connection
+//! that might not be kept, and it does not wait for an answer either. So the supervisor grants beforehand how many it may ask for
 //! ([`Credit`]), out of what nobody has and nobody else was granted.
 //!
-//! Pure: numbers in, numbers out. They are what the supervisor counts itself, never a worker's word.
+//! All numbers are the supervisor's own counts, never a worker's word.
 
 use std::time::{Duration, Instant};
 

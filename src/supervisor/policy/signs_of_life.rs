@@ -1,14 +1,16 @@
-//! Which workers are asked whether they live, and when silence has lasted too long.
+//! Signs of life: which workers are asked whether they live, and when silence has lasted too long.
 //!
-//! A worker is watched from its word that somebody has connected, or from being handed connections, for as long as it has
-//! connections or calls, or some are on their way to it. It is asked one question at a time, and silence counts from that question, which its channel has. A supervisor that was not running
-//! itself (stopped, starved, a machine that slept) counts from anew: perhaps nobody was. Without anybody to watch there is
-//! no next look.
+//! A worker is watched from the moment that it says that somebody has connected, or that it is handed connections. It is watched for as long as
+//! it has connections or calls, or some are on their way to it. It is asked one question at a time, and silence counts from that
+//! question. If the supervisor itself was not running (stopped, starved, a machine that slept), silence counts from anew, because perhaps
+//! nobody was running. While nobody is watched there is no next check.
 //!
-//! Pure: the loop brings the time, and what it has heard before it asks for a judgement.
+//! The loop reads what workers have said before it asks for a verdict.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+use super::Policy;
 
 /// The workers that are watched. `W` names one.
 #[derive(Debug)]
@@ -72,19 +74,24 @@ impl<W: Ord + Copy> SignsOfLife<W> {
         }
     }
 
-    /// When to look next; None while nobody is watched.
-    pub(crate) fn next_check(&self) -> Option<Instant> {
-        self.next
-    }
-
     /// Those whose answer is due: what they have said is to be heard before a look.
     pub(crate) fn asked(&self) -> Vec<W> {
         let open = self.watched.iter().filter(|(_, watched)| watched.silent.is_some());
         open.map(|(worker, _)| *worker).collect()
     }
+}
 
-    /// One look at all that are watched.
-    pub(crate) fn check(&mut self, now: Instant, see: impl Fn(W) -> Activity) -> Vec<LifeVerdict<W>> {
+impl<W: Ord + Copy + 'static> Policy for SignsOfLife<W> {
+    /// What each worker has. The loop has read before what those have said that owe an answer.
+    type Seen<'a> = &'a dyn Fn(W) -> Activity;
+    type Decision = Vec<LifeVerdict<W>>;
+
+    fn next_due(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// One check of all that are watched.
+    fn due(&mut self, now: Instant, see: &dyn Fn(W) -> Activity) -> Vec<LifeVerdict<W>> {
         let Some(planned) = self.next.filter(|next| *next <= now) else { return Vec::new() };
         let interval = self.interval;
         let overslept = now.saturating_duration_since(planned) >= interval;
@@ -145,12 +152,12 @@ mod tests {
                 Heard(seconds) => signs.heard(7, STUCK, at(*seconds)),
                 Watch(seconds) => signs.watch(7, STUCK, at(*seconds)),
                 Look(seconds, seen, expected) => {
-                    let verdicts = signs.check(at(*seconds), |_| *seen);
+                    let verdicts = signs.due(at(*seconds), &|_| *seen);
                     assert_eq!(verdicts, *expected, "step {number}");
                 }
             }
         }
-        signs.next_check().map(|next| next.duration_since(start).as_secs())
+        signs.next_due().map(|next| next.duration_since(start).as_secs())
     }
 
     #[test]
@@ -263,14 +270,14 @@ mod tests {
         let mut signs = SignsOfLife::new(4);
         signs.heard(1, STUCK, at(0));
         signs.heard(2, STUCK, at(0));
-        assert_eq!(signs.check(at(1), |_| Busy), [Ask(1), Ask(2)]);
+        assert_eq!(signs.due(at(1), &|_| Busy), [Ask(1), Ask(2)]);
         signs.heard(2, STUCK, at(1));
         assert_eq!(signs.asked(), [1]);
         for second in 2..5 {
-            assert_eq!(signs.check(at(second), |_| Busy), if second == 2 { vec![Ask(2)] } else { vec![] });
+            assert_eq!(signs.due(at(second), &|_| Busy), if second == 2 { vec![Ask(2)] } else { vec![] });
         }
         signs.heard(2, STUCK, at(4));
-        assert_eq!(signs.check(at(5), |_| Busy), [Kill(1), Ask(2)]);
+        assert_eq!(signs.due(at(5), &|_| Busy), [Kill(1), Ask(2)]);
     }
 
     #[test]
@@ -280,12 +287,12 @@ mod tests {
         let mut signs = SignsOfLife::new(4);
         signs.heard(1, STUCK * 2, at(0));
         signs.heard(2, STUCK, at(0));
-        assert_eq!(signs.check(at(2), |_| Busy), [Ask(1), Ask(2)]);
-        let dead = |second, signs: &mut SignsOfLife<u32>| signs.check(at(second), |_| Busy);
+        assert_eq!(signs.due(at(2), &|_| Busy), [Ask(1), Ask(2)]);
+        let dead = |second, signs: &mut SignsOfLife<u32>| signs.due(at(second), &|_| Busy);
         assert!((3..6).all(|second| dead(second, &mut signs).is_empty()));
         assert_eq!(dead(6, &mut signs), [Kill(2)]);
         // From here on every two seconds, and a look before its time is none.
-        assert_eq!(signs.next_check(), Some(at(8)));
+        assert_eq!(signs.next_due(), Some(at(8)));
         assert_eq!(dead(7, &mut signs), []);
         assert_eq!(dead(8, &mut signs), []);
         assert_eq!(dead(10, &mut signs), [Kill(1)]);

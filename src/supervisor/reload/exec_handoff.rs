@@ -1,11 +1,11 @@
-//! What a supervisor leaves to the program that takes its place in the same process, and how that goes on with it.
+//! The exec hand-off: what a supervisor passes to the program that takes its place in the same process, and how that program goes on.
 //!
-//! After a reload whose program is another file than the running one, and as soon as nothing is under way, the supervisor
-//! executes that program in place: the same pid, the same children, the same descriptors. What is in its memory goes along
-//! in a memfd, in a versioned form that the new program's template has said it understands; messages that arrive
-//! meanwhile stay in the channels, signals stay pending behind the mask. Where the execution fails nothing has changed.
+//! After a reload to another program file, and as soon as nothing is under way, the supervisor executes that file in place: the same pid, the same
+//! children, the same descriptors. What it knows goes along in a memfd. The form has a version, and the new program's template has said which one
+//! it understands. Messages that arrive meanwhile stay in the channels, and signals stay pending behind the mask. If the exec fails, nothing has
+//! changed. See docs/design/reload.md.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -19,27 +19,30 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::generation::{GenerationSettings, Origin, state_settings};
+use super::methods::AllMethods;
 use crate::arena::{ArenaReader, Key, Scoreboard, Totals};
 use crate::channel::{Channel, HANDOFF_VERSION};
 use crate::config::{Config, Log, Source};
 use crate::rpc::{About, TINE};
-use crate::supervisor::Supervisor;
-use crate::supervisor::children::addresses::{AddressRegions, SavedRegions};
-use crate::supervisor::children::orphans::session_of;
-use crate::supervisor::children::records::{TemplateRecord, WorkerRecord, WorkerRecords};
-use crate::supervisor::children::{blame, template_channel, worker_channels};
-use crate::supervisor::handover::hand_over::Handover;
+use crate::supervisor::children::blame;
+use crate::supervisor::children::records::{TemplateRecord, WorkerRecord, WorkerRecords, session_of};
+use crate::supervisor::children::regions::{AddressRegions, SavedRegions};
+use crate::supervisor::handover::book::Handover;
 use crate::supervisor::listeners::bound::{Listeners, SavedListener};
-use crate::supervisor::listeners::lost::LostListeners;
+use crate::supervisor::listeners::watches::LostListeners;
+use crate::supervisor::parts::{Supervisor, listen};
 use crate::supervisor::policy::leftovers::{Leftovers, SavedLeftovers};
 use crate::supervisor::policy::quarantine::{Blame, QuarantinePolicy, SavedQuarantine};
+use crate::supervisor::policy::reaping::Reaping;
+use crate::supervisor::policy::restart::Refusals;
 use crate::supervisor::policy::shares::{Credit, Share};
 use crate::supervisor::policy::signs_of_life::SignsOfLife;
 use crate::supervisor::policy::state::{
-    Event, GenerationId, QuiescentSnapshot, SupervisorState, WorkerEvent, WorkerId,
+    Action, Event, GenerationId, QuiescentSnapshot, SupervisorState, WorkerEvent, WorkerId,
 };
-use crate::supervisor::reload::generations::{self, GenerationSettings, Origin};
-use crate::supervisor::reload::methods::AllMethods;
+use crate::supervisor::policy::timers::TimerQueue;
+use crate::supervisor::tokens::{template_token, worker_token};
 use crate::sys::exec::{self, LeftOpen, Program};
 use crate::sys::limits;
 use crate::sys::process;
@@ -272,13 +275,16 @@ impl Supervisor {
     }
 }
 
-/// Goes on where the program before has stopped, until the service has ended; the result is the process's exit code.
+/// The supervisor that goes on where the program before has stopped, and its first actions.
 ///
 /// # Errors
 ///
 /// The kernel refuses what the loop itself stands on, or the hand-off is not what it says.
-pub(crate) fn go_on(handoff: ExecHandoff, about: &About) -> io::Result<i32> {
-    let (epoll, signals) = crate::supervisor::listen()?;
+pub(in crate::supervisor) fn resume(
+    handoff: ExecHandoff,
+    about: &About,
+) -> io::Result<(Supervisor, Vec<Action>)> {
+    let (epoll, signals) = listen()?;
     if let Some(limit) = handoff.descriptors {
         limits::was_started_with(limit);
     }
@@ -308,7 +314,7 @@ pub(crate) fn go_on(handoff: ExecHandoff, about: &About) -> io::Result<i32> {
     }
     let RestoredWorkers { workers, handover, signs, unreadable } = restored;
     let channel = Channel::from(descriptors.take(handoff.template.channel)?);
-    epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, template_channel::token(generation)))?;
+    epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, template_token(generation)))?;
     let template = TemplateRecord {
         pid: Pid::from_raw(handoff.template.pid),
         channel,
@@ -321,8 +327,7 @@ pub(crate) fn go_on(handoff: ExecHandoff, about: &About) -> io::Result<i32> {
     for (worker, _) in &unreadable {
         orders.extend(quarantine.ended(*worker, &Blame::Nobody, Vec::new(), now, now));
     }
-    let (state, actions) =
-        SupervisorState::go_on(handoff.state, generations::state_settings(&settings.config));
+    let (state, actions) = SupervisorState::go_on(handoff.state, state_settings(&settings.config));
     let bell = descriptors.take(handoff.bell)?;
     tracing::info!(
         program = about.title,
@@ -342,7 +347,7 @@ pub(crate) fn go_on(handoff: ExecHandoff, about: &About) -> io::Result<i32> {
         epoll,
         signals,
         state,
-        timers: BTreeMap::new(),
+        alarms: TimerQueue::default(),
         templates: BTreeMap::from([(generation, template)]),
         workers,
         handover,
@@ -355,12 +360,13 @@ pub(crate) fn go_on(handoff: ExecHandoff, about: &About) -> io::Result<i32> {
         bell,
         signs,
         quarantine,
-        events: std::collections::VecDeque::new(),
+        events: VecDeque::new(),
         successor_is_wanted: false,
-        forks: crate::supervisor::Refusals::default(),
+        forks: Refusals::default(),
         last_word: None,
         lost,
-        to_reap: crate::supervisor::ToReap::default(),
+        reaping: Reaping::default(),
+        taken_in: BTreeSet::new(),
         leftovers,
         addresses,
         finished: None,
@@ -377,7 +383,7 @@ pub(crate) fn go_on(handoff: ExecHandoff, about: &About) -> io::Result<i32> {
         let cause = "its arena can't be read".to_owned();
         supervisor.happened(Event::Worker(worker, WorkerEvent::Ended { called: true, cause }));
     }
-    supervisor.begin(actions)
+    Ok((supervisor, actions))
 }
 
 fn ago(age: Duration) -> Instant {
@@ -419,7 +425,7 @@ impl RestoredWorkers {
                 return Ok(());
             }
         };
-        epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, worker_channels::token(left.id)))?;
+        epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, worker_token(left.id)))?;
         self.handover.escrow.begin(left.id, memory);
         if let Some(polled) = polled {
             self.handover.escrow.hold_epoll(left.id, polled);

@@ -1,6 +1,6 @@
-//! The supervisor's dealings with generations: what the one that serves is made of, and how the next one takes its place.
+//! Carries out a reload: begins the next generation, and puts it in the place of the one that serves.
 //!
-//! When each of this happens is decided in `state`. Until the switch nothing of the serving generation is touched.
+//! The state policy decides when. Nothing of the serving generation is touched before the switch. See docs/design/reload.md.
 
 use std::io;
 use std::rc::Rc;
@@ -9,59 +9,13 @@ use std::time::Instant;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::generation::{GenerationSettings, NextGeneration, Origin, state_settings};
 use crate::channel;
-use crate::config::{self, Config, Source, span};
+use crate::config::{self, Config, span};
 use crate::supervisor::listeners::bound::Listeners;
-use crate::supervisor::policy::restart;
+use crate::supervisor::needs::raise_descriptor_limit;
+use crate::supervisor::parts::Supervisor;
 use crate::supervisor::policy::state::{Event, GenerationId, Settings};
-use crate::supervisor::reload::methods::Methods;
-use crate::supervisor::{Supervisor, raise_descriptor_limit};
-use crate::sys::exec::Program;
-
-/// What a generation's processes are started from.
-#[derive(Debug)]
-pub(in crate::supervisor) struct Origin {
-    pub(in crate::supervisor) number: GenerationId,
-    /// Held open: a template that dies is started again from the same file, whatever the path leads to by then.
-    pub(in crate::supervisor) program: Program,
-    pub(in crate::supervisor) source: Source,
-}
-
-/// What a generation's workers are to be.
-#[derive(Debug)]
-pub(in crate::supervisor) struct GenerationSettings {
-    pub(in crate::supervisor) config: Config,
-    /// The same as its template told it, with all that a newer program than this one may have put there. Null until then.
-    pub(in crate::supervisor) told: Value,
-    pub(in crate::supervisor) methods: Rc<Methods>,
-    /// None once accepting has ended.
-    pub(in crate::supervisor) listeners: Option<Listeners>,
-}
-
-/// The generation that is to follow.
-#[derive(Debug)]
-pub(in crate::supervisor) struct NextGeneration {
-    pub(in crate::supervisor) origin: Origin,
-    /// Known when its template is ready.
-    settings: Option<GenerationSettings>,
-    /// The version of the exec hand-off that its program understands.
-    handoff: u32,
-    begun: Instant,
-}
-
-impl GenerationSettings {
-    /// The table that a method has in the configuration, with all keys that its template knows.
-    pub(in crate::supervisor) fn table_of(&self, method: &str) -> Option<&Value> {
-        self.told.get("methods")?.get(method)
-    }
-}
-
-impl NextGeneration {
-    /// What it is to listen on, once that is known.
-    pub(in crate::supervisor) fn listeners_mut(&mut self) -> Option<&mut Listeners> {
-        self.settings.as_mut()?.listeners.as_mut()
-    }
-}
 
 impl Supervisor {
     /// A number that is not known yet begins the next generation, from what the paths of program and configuration lead
@@ -82,20 +36,6 @@ impl Supervisor {
         );
         self.next = Some(NextGeneration { origin, settings: None, handoff: 0, begun });
         Ok(())
-    }
-
-    /// Where the template of a generation comes from.
-    pub(in crate::supervisor) fn origin(&self, generation: GenerationId) -> Option<&Origin> {
-        let next = self.next.as_ref().map(|next| &next.origin);
-        [Some(&self.origin), next].into_iter().flatten().find(|origin| origin.number == generation)
-    }
-
-    pub(in crate::supervisor) fn settings(&self, generation: GenerationId) -> Option<&GenerationSettings> {
-        if generation == self.origin.number {
-            return Some(&self.settings);
-        }
-        let next = self.next.as_ref().filter(|next| next.origin.number == generation)?;
-        next.settings.as_ref()
     }
 
     /// A template has done its preload: what the state policy is to hear of it.
@@ -189,20 +129,5 @@ impl Supervisor {
         // One line, also where the configuration has many mistakes.
         let why = why.trim_end().replace('\n', "; ");
         tracing::error!(generation, serving, took, "reload failed: {why}");
-    }
-}
-
-pub(in crate::supervisor) fn state_settings(config: &Config) -> Settings {
-    Settings {
-        processes: config.processes,
-        restart: restart::RestartLimits {
-            max_restarts: config.restart.max_restarts,
-            window: config.restart.window,
-            backoff: config.restart.backoff,
-            backoff_max: config.restart.backoff_max,
-        },
-        boot: config.timeouts.boot,
-        drain: config.timeouts.drain,
-        pre_stop: config.timeouts.pre_stop,
     }
 }

@@ -85,7 +85,11 @@ fn a_connection_that_was_adopted_is_the_adopters_under_its_new_key() {
     escrow.ended(0, "SIGKILL".into());
     send_all(&mut escrow, &[(1, 0)]);
     let moved = escrow.adopted(1, 0, vec![Taken::As(key(40)), Taken::Refused]);
-    assert_eq!(moved, Adoption { released: vec![], refused: 1, wait_again: 0 }, "nobody is left to be told");
+    assert_eq!(
+        moved,
+        AdoptionOutcome { released: vec![], refused: 1, wait_again: 0 },
+        "nobody is left to be told"
+    );
     assert_eq!((escrow.served_by(1), escrow.waiting()), (1, 0));
     assert!(escrow.parcel(0, 1).is_none(), "the arena of the dead worker is gone");
     escrow.ended(1, "SIGKILL".into());
@@ -173,7 +177,7 @@ fn descriptors_that_did_not_arrive_are_not_kept() {
 fn what_an_adopter_has_no_room_for_goes_to_another_and_is_given_up_at_last() {
     let mut escrow = escrow(1);
     escrow.ended(0, "SIGKILL".into());
-    let waits = Adoption { wait_again: 1, ..Adoption::default() };
+    let waits = AdoptionOutcome { wait_again: 1, ..AdoptionOutcome::default() };
     for _ in 0..MOST_PUT_OFF / 2 {
         for (adopter, other) in [(1, 2), (2, 1)] {
             escrow.sent(HandOff { from: 0, to: adopter, count: 1 });
@@ -196,8 +200,8 @@ fn what_an_adopter_has_no_room_for_goes_to_another_and_is_given_up_at_last() {
 #[test]
 fn words_that_fit_nothing_change_nothing() {
     let mut escrow = escrow(1);
-    assert_eq!(escrow.adopted(1, 0, vec![Taken::As(key(0))]), Adoption::default());
-    assert_eq!(escrow.adopted(1, 55, vec![Taken::Refused]), Adoption::default());
+    assert_eq!(escrow.adopted(1, 0, vec![Taken::As(key(0))]), AdoptionOutcome::default());
+    assert_eq!(escrow.adopted(1, 55, vec![Taken::Refused]), AdoptionOutcome::default());
     escrow.ended(55, "SIGKILL".into());
     escrow.sent(HandOff { from: 55, to: 1, count: 4 });
     assert_eq!((escrow.served_by(0), escrow.served_by(1)), (1, 0));

@@ -76,7 +76,7 @@ fn course_of(crashes: u32, name: &str, steps: &[(u64, QuarantineStep, &str)]) {
             Unused(worker, method) => quarantine.trial_ended(worker, method, false),
             Wait => Vec::new(),
         };
-        orders.extend(quarantine.due(now));
+        orders.extend(quarantine.due(now, ()));
         let found: Vec<String> = orders.iter().map(told).collect();
         assert_eq!(found.join(", "), *expected, "{name}: step {number}, second {second}");
         let next = quarantine.next_due();
@@ -95,7 +95,7 @@ fn what_is_shut_stays_shut_for_another_supervisor_and_can_be_tried() {
     assert_eq!(orders, [QuarantineOrder::Shut { method: "bad".into(), wait }]);
     assert_eq!(quarantine.leave(now), left);
     quarantine.asked(4, "bad");
-    assert_eq!(quarantine.due(now + wait), [QuarantineOrder::Try { method: "bad".into(), worker: 4 }]);
+    assert_eq!(quarantine.due(now + wait, ()), [QuarantineOrder::Try { method: "bad".into(), worker: 4 }]);
     assert_eq!(quarantine.leave(now)[0].trying, Some(4));
 }
 
@@ -109,14 +109,14 @@ fn a_trial_that_runs_is_the_only_one_for_another_supervisor_too() {
         let (mut quarantine, orders) = QuarantinePolicy::restored(limits, left(), now);
         assert_eq!(orders.len(), 1, "all are told, so that an unused trial comes back");
         quarantine.asked(5, "bad");
-        assert_eq!(quarantine.due(now + 10 * LEASE), []);
+        assert_eq!(quarantine.due(now + 10 * LEASE, ()), []);
         assert_eq!(quarantine.leave(now), left());
         quarantine
     };
     let tried = [QuarantineOrder::Try { method: "bad".into(), worker: 5 }];
     let mut unused = asked();
     assert_eq!(unused.trial_ended(4, "bad", false), []);
-    assert_eq!(unused.due(now), tried);
+    assert_eq!(unused.due(now, ()), tried);
     let mut came_back = asked();
     assert_eq!(
         came_back.trial_ended(4, "bad", true),
@@ -124,7 +124,7 @@ fn a_trial_that_runs_is_the_only_one_for_another_supervisor_too() {
     );
     let mut gone = asked();
     assert_eq!(gone.ended(4, &Blame::Nobody, Vec::new(), now, now), []);
-    assert_eq!(gone.due(now), tried);
+    assert_eq!(gone.due(now, ()), tried);
 }
 
 #[test]
@@ -445,7 +445,7 @@ fn a_reload_that_changes_what_a_method_is_clears_it_and_what_was_seen_of_it() {
     // A trial that runs when the method is cleared is nothing any more.
     let mut quarantine = seen();
     quarantine.asked(7, "shut");
-    assert_eq!(quarantine.due(now + 30 * SECOND).len(), 1);
+    assert_eq!(quarantine.due(now + 30 * SECOND, ()).len(), 1);
     assert_eq!(quarantine.forgive(only("shut")).len(), 1);
     assert_eq!(quarantine.trial_ended(7, "shut", true), []);
 }
@@ -471,7 +471,7 @@ fn a_new_worker_is_told_what_it_must_refuse() {
     assert_eq!(quarantine.in_force(now), [("a".to_owned(), 20 * SECOND), ("b".to_owned(), 25 * SECOND)]);
     let now = start + 31 * SECOND;
     quarantine.asked(3, "a");
-    assert_eq!(quarantine.due(now), [QuarantineOrder::Try { method: "a".into(), worker: 3 }]);
+    assert_eq!(quarantine.due(now, ()), [QuarantineOrder::Try { method: "a".into(), worker: 3 }]);
     assert_eq!(quarantine.in_force(now), [("a".to_owned(), Duration::ZERO), ("b".to_owned(), 4 * SECOND)]);
     quarantine.trial_ended(3, "a", true);
     assert_eq!(quarantine.in_force(now), [("b".to_owned(), 4 * SECOND)]);

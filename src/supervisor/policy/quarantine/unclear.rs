@@ -1,17 +1,22 @@
-//! Deaths that no thread of the worker is known to have caused, and which methods they speak against.
+//! Deaths without a culprit: no thread of the worker is known to have caused them. Which methods do they speak against?
 //!
-//! A worker that was killed may have been killed for what it ran, as when one call takes all the memory, or for nothing that it
-//! did. One such death tells nothing. A method counts as the cause when it ran at each of the last deaths and answered hardly
-//! a call between them.
+//! The kernel may have killed a worker for what it ran, as when one call takes all the memory, or for nothing that it did. One such death tells
+//! nothing. A method is the cause if it ran at each of the last deaths and answered hardly a call between them.
 //!
-//! What kills several workers at once is one thing: a control group that is out of memory, or `pkill`. So workers that were there
-//! before and are killed within a moment of each other are one event. A worker that was forked after the first of them shows
-//! something new when it dies, however soon. A worker that ended by itself (`_exit`) is an event of its own.
+//! One thing can kill several workers at once: a control group that is out of memory, or `pkill`. So workers that lived before and are killed
+//! within a moment of each other are one event. A worker that was forked after the first of them is a new event when it dies, however soon. A
+//! worker that ended by itself (`_exit`) is an event of its own.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::Suspect;
+/// A method that ran when a worker died.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Suspect {
+    pub(crate) method: String,
+    /// Calls of it that the whole service has answered so far.
+    pub(crate) answered: u64,
+}
 
 /// How long after the first worker of an event another one can be part of it.
 const MOMENT: Duration = Duration::from_secs(1);

@@ -1,12 +1,10 @@
 //! One generation as the state policy sees it: its settings, its template and its slots.
 //!
-//! Which of them serves, and what follows from what happens to it, is decided in the files beside this one.
+//! The files beside this one decide which generation serves, and what follows from an event.
 
 use std::time::Instant;
 
-use super::succession::{Marks, Predecessor};
-use super::template::TemplatePhase;
-use super::{Action, GenerationId, Settings, Timer, WorkerId};
+use super::event::{Action, GenerationId, Settings, Timer, WorkerId};
 use crate::supervisor::policy::restart::{EarlyDeaths, Restarts, Streak};
 
 #[derive(Debug)]
@@ -46,6 +44,42 @@ pub(super) enum SlotPhase {
     Ready(WorkerId),
     /// Killed because it took too long to be ready, and not reaped.
     TooSlow(WorkerId),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TemplatePhase {
+    Starting,
+    /// It forks on request. `proven`: a worker that it forked was born.
+    Ready {
+        proven: bool,
+    },
+    /// Killed and not reaped.
+    Killed {
+        proven: bool,
+    },
+    /// None runs; a timer runs until the next one.
+    Waiting,
+    /// None runs, and none will.
+    Gone,
+}
+
+/// What a worker has said of itself, for which it is to be replaced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// Threads of it are stuck; the lower the number, the longer ago it said so.
+    pub(super) wedged: Option<u64>,
+    pub(super) signalled: bool,
+    /// It is to be recycled, which happens to one at a time.
+    pub(super) retiring: bool,
+}
+
+/// A ready worker whose place another is about to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Predecessor {
+    pub(super) worker: WorkerId,
+    pub(super) marks: Marks,
+    /// The slot that it was forked for. Another one than it waits for, where its own was taken away.
+    pub(super) home: usize,
 }
 
 impl Generation {

@@ -5,12 +5,16 @@
 //! outlives the processes that fill it.
 //!
 //! ```text
+//! all that it knows                                                 known.rs, generation.rs
+//! what it is told and what it asks for                              event.rs
 //! serving   the generation that serves: its template, its slots     template.rs, slots.rs
 //! reload    the generation that is to follow, doors shut            reload.rs
 //! departing what has no slot any more and has not been reaped       succession.rs
 //! ```
 
+mod event;
 mod generation;
+mod known;
 mod quiescent;
 mod reload;
 mod service;
@@ -19,196 +23,17 @@ mod succession;
 mod template;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::supervisor::policy::restart::RestartLimits;
+use super::Policy;
+use super::timers::TimerQueue;
+pub(crate) use event::{
+    Action, Event, GenerationId, OperatorRequest, Settings, Timer, WorkerEvent, WorkerId,
+};
 use generation::{Generation, SlotPhase};
+pub(crate) use known::SupervisorState;
+use known::{DepartureStage, ServicePhase};
 pub(crate) use quiescent::QuiescentSnapshot;
-use reload::Reload;
-use service::ServicePhase;
-use succession::{Departing, DepartureStage};
-
-/// The number of a worker process.
-pub(crate) type WorkerId = u32;
-/// The number of a generation. One whose reload failed is not used again.
-pub(crate) type GenerationId = u32;
-
-/// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// Preload is done, the generation's listeners are bound; these are its settings.
-    TemplateReady {
-        generation: GenerationId,
-        settings: Settings,
-    },
-    /// The template says why it can't serve, or what it needs can't be had; it will end.
-    TemplateFailed {
-        generation: GenerationId,
-        why: String,
-    },
-    TemplateEnded {
-        generation: GenerationId,
-        cause: String,
-    },
-    /// The template that was to be started can't be.
-    TemplateRefused {
-        generation: GenerationId,
-        why: String,
-    },
-    /// Something about one worker process.
-    Worker(WorkerId, WorkerEvent),
-    Due(Timer),
-    Asked(OperatorRequest),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum WorkerEvent {
-    ForkRefused,
-    Born,
-    Ready,
-    /// It was signalled to end, and goes on until it is told to leave.
-    Leaving,
-    /// A thread is stuck in a call that nobody waits for any more.
-    Wedged,
-    /// It has grown or served as much as it may, and goes on until it is told to leave.
-    Retiring,
-    /// It has let everything go; only calls that are stuck still run.
-    OnlyStuckThreadsLeft,
-    /// Nobody holds the other end of its channel and it has no known pid: it was never forked, or died unborn.
-    Vanished,
-    /// It was reaped. `called`: a call had begun in it.
-    Ended {
-        called: bool,
-        cause: String,
-    },
-}
-
-/// What an operator can ask for by a signal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OperatorRequest {
-    /// Drain, then exit 0.
-    Stop,
-    /// Drain; asked for again, end at once.
-    StopOrEnd,
-    End,
-    OneMore,
-    OneFewer,
-    Reload,
-}
-
-/// A moment that the state policy waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Timer {
-    /// A generation's template takes too long to be ready.
-    TemplateBoot(GenerationId),
-    /// The serving generation's template is to be started again.
-    TemplateRetry,
-    /// A worker takes too long to be ready.
-    Boot(WorkerId),
-    /// A slot is to be filled again.
-    Refill(usize),
-    /// The service was started, or a reload was asked for, long ago, and no worker was ever ready.
-    NeverReady,
-    /// The workers of the next generation have lived long enough.
-    Probation,
-    /// A worker that was told to leave takes too long.
-    Depart(WorkerId),
-    /// The time between the request to stop and the end of accepting.
-    PreStop,
-    /// The whole service takes too long to drain.
-    DrainAll,
-}
-
-/// Something the loop must do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// Start a template of the serving generation from what it was started from before; of a later one from what the
-    /// program's path and the configuration's path lead to now.
-    StartTemplate {
-        generation: GenerationId,
-    },
-    KillTemplate {
-        generation: GenerationId,
-    },
-    Fork {
-        generation: GenerationId,
-        worker: WorkerId,
-        slot: usize,
-        /// It accepts nothing before it is told to open.
-        doors_shut: bool,
-    },
-    /// Tell a worker that was forked with its doors shut to open them.
-    Open(WorkerId),
-    /// Tell a worker to say that it is not ready, and go on: the service is to stop soon.
-    MarkNotReady(WorkerId),
-    /// Tell a worker to end while the service goes on: it lets its connections go to others.
-    Leave(WorkerId),
-    /// Tell a worker to end because the service does: it answers what has begun and closes.
-    Drain(WorkerId),
-    Kill(WorkerId),
-    /// Forget a worker that was never born: its closed channel ends it, should it still come to be.
-    Abandon(WorkerId),
-    /// From now on this generation serves: its config, its listeners, its methods.
-    Switch {
-        generation: GenerationId,
-    },
-    /// The generation that was to follow will not; the one that serves is as it was.
-    ReloadFailed {
-        generation: GenerationId,
-        why: String,
-    },
-    CloseListeners,
-    /// Close the connections that wait to be accepted: nobody will for a while.
-    TurnAway,
-    Arm(Timer, Duration),
-    /// The timer may not be armed.
-    Disarm(Timer),
-    Tell(String),
-    Warn(String),
-    Complain(String),
-    /// Complain of this when everything is gone: why the service has given up is the last that it says.
-    LastWord(String),
-    /// Everything is gone; end with this exit code.
-    Finish {
-        code: i32,
-    },
-}
-
-/// The settings the state policy works with. Each generation has its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Settings {
-    pub(crate) processes: usize,
-    pub(crate) restart: RestartLimits,
-    pub(crate) boot: Duration,
-    pub(crate) drain: Duration,
-    pub(crate) pre_stop: Duration,
-}
-
-/// All that the state policy knows.
-#[derive(Debug)]
-pub(crate) struct SupervisorState {
-    service: ServicePhase,
-    serving: Generation,
-    reload: Option<Reload>,
-    /// A reload was asked for while one was under way: it may have missed what that was for.
-    reload_again: bool,
-    departing: BTreeMap<WorkerId, Departing>,
-    /// Templates that were killed, of generations that are gone.
-    ending: BTreeSet<GenerationId>,
-    /// No template was ever ready: a failure that is told now is the operator's to see at once.
-    first_start: bool,
-    /// A worker was ready at some time, of whatever generation.
-    was_ready: bool,
-    /// None was for so long that clients are turned away.
-    turns_away: bool,
-    /// Why the last template or worker that failed to boot did.
-    last_failure: Option<String>,
-    next_worker: WorkerId,
-    last_generation: GenerationId,
-    /// Workers that have said that they are wedged, to tell the oldest.
-    wedged_so_far: u64,
-    finished: bool,
-}
 
 impl SupervisorState {
     /// The state before anything runs, and the first actions.
@@ -229,6 +54,7 @@ impl SupervisorState {
             last_generation: generation,
             wedged_so_far: 0,
             finished: false,
+            timers: TimerQueue::default(),
         };
         let boot = Action::Arm(Timer::TemplateBoot(generation), settings.boot);
         let mut actions = vec![Action::StartTemplate { generation }, boot];
@@ -254,7 +80,7 @@ impl SupervisorState {
                 self.template_refused(generation, why, now, &mut actions);
             }
             Event::Worker(worker, event) => self.worker_event(worker, event, now, &mut actions),
-            Event::Due(timer) => self.due(timer, now, &mut actions),
+            Event::Due(timer) => self.fired(timer, now, &mut actions),
             Event::Asked(request) => self.asked(request, &mut actions),
         }
         self.let_one_come(&mut actions);
@@ -290,7 +116,7 @@ impl SupervisorState {
         !self.is_serving()
     }
 
-    fn due(&mut self, timer: Timer, now: Instant, actions: &mut Vec<Action>) {
+    fn fired(&mut self, timer: Timer, now: Instant, actions: &mut Vec<Action>) {
         match timer {
             Timer::TemplateBoot(generation) => self.template_boot_timed_out(generation, actions),
             Timer::TemplateRetry => self.retry_template(actions),
@@ -330,34 +156,30 @@ impl SupervisorState {
             self.next_boot_timed_out(actions);
         }
     }
+}
 
-    /// A number that no process has. They come round again after some four thousand million.
-    fn number_worker(&mut self) -> WorkerId {
-        while self.is_known(self.next_worker) {
-            self.next_worker = self.next_worker.wrapping_add(1);
-        }
-        let number = self.next_worker;
-        self.next_worker = number.wrapping_add(1);
-        number
+/// Timers. The loop has the clock, so it turns [`Action::Arm`] into a moment.
+impl SupervisorState {
+    pub(crate) fn arm(&mut self, timer: Timer, at: Option<Instant>) {
+        self.timers.set(timer, at);
     }
 
-    fn is_known(&self, worker: WorkerId) -> bool {
-        self.serving.slot_of(worker).is_some()
-            || self.serving.slot_after(worker).is_some()
-            || self.departing.contains_key(&worker)
-            || self.reload.as_ref().is_some_and(|next| next.slot_of(worker).is_some())
+    pub(crate) fn disarm(&mut self, timer: Timer) {
+        self.timers.set(timer, None);
+    }
+}
+
+/// One timer fires at a time, because what follows from one may disarm the next.
+impl Policy for SupervisorState {
+    type Seen<'a> = ();
+    type Decision = Vec<Action>;
+
+    fn next_due(&self) -> Option<Instant> {
+        self.timers.next()
     }
 
-    /// Has a worker forked for a slot that has entered `SlotPhase::Requested` with it.
-    fn ask_for(
-        generation: &Generation,
-        worker: WorkerId,
-        slot: usize,
-        doors_shut: bool,
-        actions: &mut Vec<Action>,
-    ) {
-        actions.push(Action::Fork { generation: generation.number, worker, slot, doors_shut });
-        actions.push(Action::Arm(Timer::Boot(worker), generation.settings.boot));
+    fn due(&mut self, now: Instant, (): ()) -> Vec<Action> {
+        self.timers.take_due(now).map_or_else(Vec::new, |timer| self.on(Event::Due(timer), now))
     }
 }
 

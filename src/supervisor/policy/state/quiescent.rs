@@ -1,12 +1,10 @@
-//! What the state policy knows while nothing is under way: so little that it can be left to another program.
+//! The quiescent snapshot: what the state policy knows while nothing is under way. It is so little that another program can go on with it.
 
 use serde::{Deserialize, Serialize};
 
-use super::generation::{Generation, Slot, SlotPhase};
-use super::service::ServicePhase;
-use super::succession::Marks;
-use super::template::TemplatePhase;
-use super::{Action, GenerationId, Settings, SupervisorState, WorkerId};
+use super::event::{Action, GenerationId, Settings, WorkerId};
+use super::generation::{Generation, Marks, Slot, SlotPhase, TemplatePhase};
+use super::known::{ServicePhase, SupervisorState};
 
 /// A policy in which nobody comes, leaves or is awaited. Failures of the past are not in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

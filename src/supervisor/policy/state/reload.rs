@@ -1,41 +1,18 @@
-//! Reload's part of the state policy: the generation that is to follow, from its template's start until it serves or has failed.
+//! Reload's part of the state policy: the next generation, from its template's start until it serves or has failed.
 //!
-//! Its workers are forked with their doors shut, so whatever goes wrong before the switch is undone by killing them:
-//! no client has met one, and the generation that serves has not been touched.
+//! Its workers are forked with their doors shut. So the policy undoes any failure before the switch by killing them: no client has met
+//! one, and the serving generation was not touched.
 
 use std::time::{Duration, Instant};
 
-use super::generation::{Generation, SlotPhase};
-use super::service::ServicePhase;
-use super::succession::{Departing, DepartureStage, Marks, Parting};
-use super::template::TemplatePhase;
-use super::{Action, Settings, SupervisorState, Timer, WorkerEvent, WorkerId};
+use super::event::{Action, Settings, Timer, WorkerEvent, WorkerId};
+use super::generation::{Generation, Marks, SlotPhase, TemplatePhase};
+use super::known::{Departing, DepartureStage, Reload, ReloadProgress, ServicePhase, SupervisorState};
+use super::succession::Parting;
 use crate::config::span;
 
 /// How long the workers of a generation must live before clients meet them.
 const PROBATION: Duration = Duration::from_secs(1);
-
-#[derive(Debug)]
-pub(super) struct Reload {
-    pub(super) generation: Generation,
-    progress: ReloadProgress,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ReloadProgress {
-    /// Its template starts.
-    Template,
-    /// Its workers boot.
-    Workers,
-    /// All of them are ready.
-    Probation,
-}
-
-impl Reload {
-    pub(super) fn slot_of(&self, worker: WorkerId) -> Option<(usize, SlotPhase)> {
-        self.generation.slot_of(worker)
-    }
-}
 
 /// Events.
 impl SupervisorState {

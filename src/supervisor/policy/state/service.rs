@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::generation::{Slot, SlotPhase};
-use super::succession::{Marks, Parting, Predecessor};
-use super::template::TemplatePhase;
-use super::{Action, OperatorRequest, SupervisorState, Timer};
+use super::event::{Action, OperatorRequest, Timer};
+use super::generation::{Marks, Predecessor, Slot, SlotPhase, TemplatePhase};
+use super::known::{ServicePhase, SupervisorState};
+use super::succession::Parting;
 use crate::config::span;
 use crate::supervisor::policy::restart::patience;
 
@@ -14,20 +14,6 @@ const MOST_SLOTS: usize = 1024;
 
 /// How often those are turned away who connect to a service that has never been ready and never gives up.
 const BETWEEN_TURNS: Duration = Duration::from_secs(1);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ServicePhase {
-    Running,
-    /// Still accepting, but told to stop.
-    PreStop,
-    Draining {
-        code: i32,
-    },
-    /// Everything was killed.
-    Ending {
-        code: i32,
-    },
-}
 
 impl SupervisorState {
     pub(super) fn asked(&mut self, request: OperatorRequest, actions: &mut Vec<Action>) {
@@ -177,10 +163,6 @@ impl SupervisorState {
             self.finished = true;
             actions.push(Action::Finish { code });
         }
-    }
-
-    pub(super) fn is_serving(&self) -> bool {
-        matches!(self.service, ServicePhase::Running | ServicePhase::PreStop)
     }
 
     fn one_more(&mut self, actions: &mut Vec<Action>) {

@@ -3,10 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::generation::{Slot, SlotPhase};
-use super::service::ServicePhase;
-use super::template::TemplatePhase;
-use super::{Action, SupervisorState, Timer, WorkerEvent, WorkerId};
+use super::event::{Action, Timer, WorkerEvent, WorkerId};
+use super::generation::{Slot, SlotPhase, TemplatePhase};
+use super::known::{ServicePhase, SupervisorState};
 use crate::config::span;
 use crate::supervisor::policy::restart::RestartVerdict;
 

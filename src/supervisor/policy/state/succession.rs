@@ -1,54 +1,16 @@
-//! Succession: how a worker leaves while another takes its place, and what follows for those that have no slot any more.
+//! Succession: how a worker leaves while another takes its place, and what follows for workers that have no slot any more.
 //!
-//! A worker that asks to be replaced, or is wedged, goes on as its slot's *predecessor* until the next process of the
-//! slot is ready, so that the service never has fewer workers for it. Then it *departs*: it is told to leave, and it
-//! is killed when that takes too long.
+//! A worker that is wedged, or asks to be replaced, goes on as its slot's *predecessor* until the next process of the slot is ready, so that the
+//! service never has fewer workers. Then it *departs*: the supervisor tells it to leave, and kills it if that takes too long.
 
 use std::time::Duration;
 
-use super::generation::{Slot, SlotPhase};
-use super::{Action, GenerationId, SupervisorState, Timer, WorkerEvent, WorkerId};
+use super::event::{Action, Timer, WorkerEvent, WorkerId};
+use super::generation::{Marks, Predecessor, Slot, SlotPhase};
+use super::known::{Departing, DepartureStage, SupervisorState};
 
 /// What a worker gets beyond the time to drain, to say that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// What a worker has said of itself, for which it is to be replaced.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Marks {
-    /// Threads of it are stuck; the lower the number, the longer ago it said so.
-    pub(super) wedged: Option<u64>,
-    pub(super) signalled: bool,
-    /// It is to be recycled, which happens to one at a time.
-    pub(super) retiring: bool,
-}
-
-/// A ready worker whose place another is about to take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Predecessor {
-    pub(super) worker: WorkerId,
-    pub(super) marks: Marks,
-    /// The slot that it was forked for. Another one than it waits for, where its own was taken away.
-    pub(super) home: usize,
-}
-
-/// A worker that has no slot any more and has not been reaped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Departing {
-    pub(super) generation: GenerationId,
-    pub(super) stage: DepartureStage,
-    pub(super) marks: Marks,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum DepartureStage {
-    /// Requested, and to be killed when it is born.
-    Unborn,
-    /// Told to leave; a timer runs.
-    Leaving,
-    /// Told to drain, with the whole service.
-    Draining,
-    Killed,
-}
 
 /// How a worker that serves is ended when its slot goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,28 +2,11 @@
 
 use std::time::Instant;
 
-use super::generation::SlotPhase;
-use super::succession::DepartureStage;
-use super::{Action, GenerationId, Settings, SupervisorState, Timer};
+use super::event::{Action, GenerationId, Settings, Timer};
+use super::generation::{SlotPhase, TemplatePhase};
+use super::known::{DepartureStage, SupervisorState};
 use crate::config::span;
 use crate::supervisor::policy::restart::{RestartVerdict, Streak};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TemplatePhase {
-    Starting,
-    /// It forks on request. `proven`: a worker that it forked was born.
-    Ready {
-        proven: bool,
-    },
-    /// Killed and not reaped.
-    Killed {
-        proven: bool,
-    },
-    /// None runs; a timer runs until the next one.
-    Waiting,
-    /// None runs, and none will.
-    Gone,
-}
 
 /// Whose template something is about.
 enum Whose {

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::generation::Slot;
-use super::service::ServicePhase;
+use super::known::ServicePhase;
 use super::{
     Action, Event, GenerationId, OperatorRequest, Settings, SupervisorState, Timer, WorkerEvent, WorkerId,
 };

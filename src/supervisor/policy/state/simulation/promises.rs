@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::generation::Slot;
-use super::super::service::ServicePhase;
+use super::super::known::ServicePhase;
 use super::super::{Action, Event, Timer, WorkerEvent, WorkerId};
 use super::{Before, Process, TemplateProcess, World, WorldStage};
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::super::generation::SlotPhase;
-use super::super::succession::DepartureStage;
-use super::super::template::TemplatePhase;
+use super::super::generation::TemplatePhase;
+use super::super::known::DepartureStage;
 use super::super::{Action, Event, OperatorRequest, Settings, Timer, WorkerEvent, WorkerId};
 use super::{
     CALLED, DRAIN, Harness, PRE_STOP, UNCALLED, failed, fork, kill_template, leave, refused, settings,

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::generation::SlotPhase;
-use super::succession::DepartureStage;
+use super::known::DepartureStage;
 use super::{
     Action, Event, GenerationId, OperatorRequest, Settings, SupervisorState, Timer, WorkerEvent, WorkerId,
 };

@@ -1,7 +1,7 @@
 //! Reloads: the way to the switch, every way to fail before it, and what is as it was after that.
 
 use super::super::generation::SlotPhase;
-use super::super::succession::DepartureStage;
+use super::super::known::DepartureStage;
 use super::super::{Action, Event, OperatorRequest, Settings, Timer, WorkerEvent, WorkerId};
 use super::{
     BOOT, CALLED, DRAIN, Harness, UNCALLED, ended, failed, fork, kill_template, leave, refused, settings,

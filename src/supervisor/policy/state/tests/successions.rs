@@ -1,7 +1,7 @@
 //! How workers are replaced: who goes on until when, who is killed, who has to wait for its turn.
 
 use super::super::generation::SlotPhase;
-use super::super::succession::DepartureStage;
+use super::super::known::DepartureStage;
 use super::super::{Action, Event, OperatorRequest, Timer, WorkerEvent};
 use super::{CALLED, Harness, UNCALLED, all, fork, kill_template, leave};
 

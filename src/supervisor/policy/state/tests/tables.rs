@@ -1,8 +1,8 @@
 //! One row for each thing that can happen to a slot, to a worker that leaves or to the template, in each of its phases.
 
 use super::super::generation::SlotPhase;
-use super::super::succession::DepartureStage;
-use super::super::template::TemplatePhase;
+use super::super::generation::TemplatePhase;
+use super::super::known::DepartureStage;
 use super::super::{Action, Event, Timer, WorkerEvent};
 use super::{
     BACKOFF, BOOT, CALLED, Harness, UNCALLED, all, ended, failed, fork, kill_template, of, refused, settings,
