@@ -126,7 +126,7 @@ fn is_known(module: &str) -> bool {
 }
 
 /// `src/worker/poller.rs` is `worker::poller`; the crate's root is empty.
-fn module_of(path: &str) -> Vec<String> {
+pub(crate) fn module_of(path: &str) -> Vec<String> {
     let path = path.trim_start_matches("src/").trim_end_matches(".rs");
     let mut module: Vec<String> = path.split('/').map(str::to_owned).collect();
     let last = module.last().map(String::as_str);
@@ -173,7 +173,7 @@ fn from_the_root(module: &[String], path: &[String]) -> Vec<Vec<String>> {
 }
 
 /// The paths of the tree that the code begins with: `a::{b, c::d as e}` is `a::b` and `a::c::d`.
-fn paths(code: &mut &str) -> Vec<Vec<String>> {
+pub(crate) fn paths(code: &mut &str) -> Vec<Vec<String>> {
     *code = code.trim_start();
     if let Some(rest) = code.strip_prefix('{') {
         *code = rest;

@@ -1,9 +1,10 @@
 //! The source keeps to its layout: imports point downwards, `unsafe` stays in `sys` and explained, files stay short,
 //! tests wait for events.
 //!
-//! `imports` holds the import rule, `source` reads Rust far enough to tell code from comments and text. Each check is a
+//! `imports` holds the import rule, `circles` finds files that depend on each other, `source` reads Rust far enough to tell code from comments and text. Each check is a
 //! function over sources, so that it is shown here to find what it looks for before it is let loose on the tree.
 
+mod circles;
 mod imports;
 mod source;
 
@@ -27,6 +28,12 @@ fn broken_rules(sources: &[Source]) -> Vec<String> {
         if source.path.starts_with("benches/") {
             broken.extend(unsafe_code(source));
         }
+    }
+    for (directory, spread) in circles::WITHOUT_CIRCLES {
+        broken.extend(circles::circles(sources, directory, spread));
+    }
+    for room in circles::ALONE {
+        broken.extend(circles::not_alone(sources, room));
     }
     broken
 }
@@ -103,6 +110,13 @@ fn the_tree_keeps_to_the_layout() {
     assert!(in_src.len() >= 10, "expected the sources of a whole project, found {} files", in_src.len());
     assert!(in_src.iter().any(|source| source.path == "src/lib.rs"), "src/lib.rs was not read");
     assert!(sources.iter().any(|source| source.path == "tests/layout/main.rs"), "this file was not read");
+    for (directory, _) in circles::WITHOUT_CIRCLES {
+        let files = in_src.iter().filter(|source| source.path.starts_with(directory)).count();
+        assert!(files >= 10, "{directory} is to have no circles, and has {files} files");
+    }
+    for room in circles::ALONE {
+        assert!(in_src.iter().any(|source| source.path.starts_with(room)), "{room} has no files");
+    }
     let imports: usize = in_src.iter().map(|source| imports::between_modules(source).len()).sum();
     assert!(imports > 0, "no module seems to import another, so imports are not recognised");
 
