@@ -18,6 +18,8 @@ impl Supervisor {
     /// signalled, so no number can mean another process; what is below them comes to this process when they have ended.
     pub(in crate::supervisor) fn end_leftovers(&mut self) {
         if self.settings.config.run.groups_outlive {
+            // A reload may have turned it on while some were about to be killed.
+            self.leftovers.leave_alone();
             return;
         }
         let Some(orphans) = self.orphans() else { return };

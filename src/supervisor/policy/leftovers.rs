@@ -133,6 +133,12 @@ impl<W: Copy + Ord + 'static> Leftovers<W> {
         }
     }
 
+    /// Nothing is ended any more, so nothing is waited for.
+    pub(crate) fn leave_alone(&mut self) {
+        self.ending.clear();
+        self.patience.clear();
+    }
+
     /// Some were asked to end or killed, and are waited for.
     pub(crate) fn is_waiting(&self) -> bool {
         self.next_due().is_some()
@@ -297,6 +303,17 @@ mod tests {
         leftovers.template_ended(50);
         assert_eq!(leftovers.due(now, (&[child(1, 50)], &living(&[]))), []);
         assert_eq!(leftovers.due(now, (&[child(1, 50)], &living(&[]))), []);
+    }
+
+    #[test]
+    fn what_is_left_alone_is_not_waited_for() {
+        let (mut leftovers, now) = (Leftovers::new(), Instant::now());
+        leftovers.worker_ended(100);
+        let orphan = child(1, 100);
+        assert_eq!(leftovers.due(now, (&[orphan], &living(&[]))), [(orphan, EndOrder::End)]);
+        assert!(leftovers.is_waiting());
+        leftovers.leave_alone();
+        assert_eq!((leftovers.is_waiting(), leftovers.next_due()), (false, None));
     }
 
     #[test]
