@@ -86,7 +86,7 @@ fn a_worker_whose_state_or_hook_panics_says_so_and_is_accused_of_nothing_else() 
         assert_eq!(code, Some(1), "{log}");
         assert!(last_word(&log).contains(why), "{log}");
         assert!(last_word(&log).contains(&format!("panicked: {variable} asked for it")), "{log}");
-        assert!(!log.contains("line to the supervisor was closed"), "{log}");
+        assert!(!log.contains("channel to the supervisor was closed"), "{log}");
         assert!(
             !log.contains(r#""cause":"SIGKILL","generation":1,"level":"ERROR""#),
             "it ends itself: {log}"

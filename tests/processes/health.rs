@@ -225,17 +225,17 @@ fn a_stopped_worker_that_nobody_has_connected_to_is_left_alone() {
 }
 
 #[test]
-fn a_worker_whose_line_a_handler_has_closed_is_killed_and_replaced() {
+fn a_worker_whose_channel_a_handler_has_closed_is_killed_and_replaced() {
     let service = Service::start("processes = 1\nthreads = 1");
     let mark = service.mark();
     let mut wire = service.connect();
     let pid = worker_pid(&mut wire);
     wire.request("deafen", &json!(null));
-    let line = service.await_text(mark, "line to the supervisor was closed");
+    let line = service.await_text(mark, "channel to the supervisor was closed");
     assert_eq!(line["pid"], pid);
     assert_ne!(service.await_refill(mark, 0), pid);
     assert_eq!(service.call("echo", json!(1))["result"], 1);
-    assert_eq!(service.count_since(0, "line to the supervisor was closed"), 1);
+    assert_eq!(service.count_since(0, "channel to the supervisor was closed"), 1);
 }
 
 /// A laptop that slept, or a container that was frozen: nobody was silent, for nobody was there.
