@@ -31,7 +31,10 @@ impl Supervisor {
         };
         if let Err(error) = worker.channel.send(message, Vec::new()) {
             tracing::debug!(slot = worker.slot, ?message, "not delivered");
-            if let (io::ErrorKind::BrokenPipe, Some(pid)) = (error.kind(), worker.pid) {
+            // A reset is a closed end too: something that was sent before was never read.
+            let is_closed =
+                matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+            if let (true, Some(pid)) = (is_closed, worker.pid) {
                 // Nobody holds the other end: it ends, or can't hear.
                 return self.end_deaf(id, pid);
             }
