@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arena::Key;
 
-/// The version of this set of messages. Both ends of a channel say theirs first.
+/// The version of this set of messages. Each end of a channel sends its version first.
 pub(crate) const VERSION: u32 = 1;
 
 /// From the supervisor to a template.
@@ -24,12 +24,12 @@ pub(crate) enum ToTemplate {
         descriptors: Option<u64>,
     },
     /// Fork the worker process number `worker` for `slot`. Its descriptors are the worker's channel, its arena, the bell and
-    /// then every listener in the order of the configuration. `doors_shut`: it accepts nothing before it is told to open.
-    /// `quarantine` is what holds from its birth on.
-    /// `may_keep`: it may ask to have so many connections kept and be sure of it, and so many more with each
-    /// [`ToWorker::MayKeep`]; where nothing is said it learns only afterwards. How many it may hold, and so that it may accept any,
-    /// it hears when it is ready, by [`ToWorker::MayHold`].
-    /// `region`: it counts its clients' addresses there; the memory that this is in comes before the listeners.
+    /// then every listener in the order of the configuration. `doors_shut`: the worker accepts nothing before [`ToWorker::Open`].
+    /// `quarantine` lists the methods that the worker refuses from its birth on.
+    /// `may_keep`: the worker may send so many connections to escrow and be sure that they are kept. Each [`ToWorker::MayKeep`] adds to
+    /// that. If it is missing, the worker learns only afterwards. How many connections it may hold, and so that it may accept any, the
+    /// worker hears when it is ready, by [`ToWorker::MayHold`].
+    /// `region`: the worker counts its clients' addresses in this region. The memory of all regions comes before the listeners.
     Fork {
         worker: u32,
         slot: usize,
@@ -48,8 +48,8 @@ pub(crate) enum ToTemplate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(crate) enum FromTemplate {
-    /// Preload is done; workers of these methods can be forked. `config` is what it made of the text it was given, which
-    /// the supervisor has not read.
+    /// Preload is done; workers of these methods can be forked. `config` is the checked configuration, which the supervisor has not
+    /// parsed.
     /// `handoff` is the version of the exec hand-off that this program understands.
     Ready {
         version: u32,
@@ -57,11 +57,11 @@ pub(crate) enum FromTemplate {
         config: serde_json::Value,
         #[serde(default, rename = "legacy")]
         handoff: u32,
-        /// What in the configuration contradicts itself, a line each.
+        /// Contradictions in the configuration, one line each.
         #[serde(default)]
         warnings: Vec<String>,
     },
-    /// It can't serve and ends itself.
+    /// The template can't serve and ends itself.
     Failed { reason: String },
     /// The kernel refused to fork worker process `worker`.
     ForkFailed { worker: u32, reason: String },
@@ -73,47 +73,47 @@ pub(crate) enum FromTemplate {
 pub(crate) enum ToWorker {
     /// The service ends: stop accepting, finish what has begun, end.
     Drain,
-    /// The service is to end soon: say so to those who ask whether it is ready, and go on.
+    /// The service is to end soon: `/readyz` answers that the worker is not ready, and the worker goes on.
     #[serde(rename = "turn_red")]
     MarkNotReady,
-    /// The service goes on without this worker: let every connection go, finish the calls that run, end. `gone` are those of
-    /// its listeners, by number, that nobody goes on with: when nobody waits there any more they are shut down.
+    /// The service goes on without this worker: release every connection, finish the calls that run, end. `gone` are the numbers of its
+    /// listeners that no other worker has: the worker shuts them down when nobody waits there any more.
     Leave {
         #[serde(default)]
         gone: Vec<usize>,
     },
     /// Listener `number` was lost, and its one descriptor takes its place.
     ListenAnew { number: usize },
-    /// Let so many connections go, so that others serve them: `busy` ones, or those on which nothing happens.
+    /// Release so many connections, so that others serve them: `busy` ones, or idle ones.
     #[serde(rename = "let_go")]
     ReleaseSome { count: usize, busy: bool },
-    /// Go on with connections that were worker process `from`'s. Its descriptors are that worker's arena and then a socket for
-    /// each. `cause` is what that worker died of, if it has died.
+    /// Adopt connections that were worker process `from`'s. The descriptors are that worker's arena and then a socket for each connection.
+    /// `cause` is what that worker died of, if it has died.
     Adopt { from: u32, cause: Option<String>, connections: Vec<Key> },
-    /// Accept until it holds so many connections. `service_has_room`: the service may hold more than it does, so no
-    /// connection gives way to a new one here.
+    /// Accept until the worker holds so many connections. `service_has_room`: the service may hold more than it does, so no connection gives
+    /// way to a new one in this worker.
     MayHold {
         connections: usize,
         #[serde(default)]
         service_has_room: bool,
     },
-    /// It may ask to have so many more connections kept, and be sure of it.
+    /// Credit: the worker may send so many more connections to escrow, and be sure that they are kept.
     MayKeep { more: usize },
-    /// Others have what this worker offered: to be forgotten without a word to the peer.
+    /// Other workers have adopted what this worker offered: forget these connections, without a word to the peer.
     Released { connections: Vec<Key> },
-    /// What this worker asked to have kept could not be, though it may have been sure of it: not all descriptors arrived. Or it
-    /// offered what is not kept. They end with it.
+    /// The supervisor could not keep these connections, because not all descriptors arrived or the worker's credit was used up; or the worker
+    /// offered connections that are not in escrow. They end with the worker.
     NotKept { connections: Vec<Key> },
-    /// To be answered by the poller, [`FromWorker::HereIAm`].
+    /// The poller answers [`FromWorker::HereIAm`].
     AreYouThere,
-    /// Open the doors, with which it was forked shut.
+    /// Accept from now on: the worker was forked with its doors shut.
     Open,
-    /// Refuse calls of the method until [`Release`](Self::Release); for that long, none may be tried. A trial
-    /// that was granted and not used is given back by [`FromWorker::TrialEnded`].
+    /// Refuse calls of the method until [`Release`](Self::Release). For `for_ms` no trial is granted. The worker gives an unused trial back by
+    /// [`FromWorker::TrialEnded`].
     Quarantine { method: String, for_ms: u64 },
     /// One call of a method in quarantine may run.
     Trial { method: String },
-    /// The method is one like any other again.
+    /// The method is released from quarantine.
     Release { method: String },
 }
 
@@ -123,60 +123,60 @@ pub(crate) enum ToWorker {
 pub(crate) enum FromWorker {
     /// The first message, before any user code has run.
     Born { version: u32, pid: i32 },
-    /// Everything is set up; it serves calls. Its one descriptor, if there is one, is what its poller waits in.
+    /// The worker is ready and serves calls. Its one descriptor, if there is one, is its poller's epoll set.
     Ready,
-    /// A hook or a state failed; it ends itself.
+    /// A hook or a state failed; the worker ends itself.
     BootFailed { reason: String },
-    /// It was asked by a signal to end; it goes on until it is told to leave.
+    /// A signal asked the worker to end. It goes on until [`ToWorker::Leave`].
     Leaving,
-    /// A thread has been in a call of this method since its deadline passed `timeouts.stuck` ago. Said once.
+    /// A thread is still in a call of this method `timeouts.stuck` after the call's deadline. Sent once.
     Wedged { method: String },
-    /// It has reached what `[recycle]` gives it, and goes on until it is told to leave. Said once.
+    /// The worker has reached a limit of `[recycle]`, and goes on until [`ToWorker::Leave`]. Sent once.
     Retiring { why: String },
-    /// It was told to leave, and nothing is left but threads that don't come back: it can be killed.
+    /// The worker was told to leave, and only stuck threads are left: it can be killed.
     #[serde(rename = "only_stuck_left")]
     OnlyStuckThreadsLeft,
-    /// Connections that should outlive this worker, a descriptor for each. With them so many that are kept wait for a place.
+    /// Connections for escrow, a descriptor for each. Of the worker's connections in escrow, `without_place` wait for a place.
     Keep {
         connections: Vec<Key>,
         #[serde(default)]
         without_place: usize,
     },
-    /// Connections that were kept have ended. Of those that are left so many wait for a place.
+    /// Connections in escrow have ended. Of those that are left, `without_place` wait for a place.
     Closed {
         connections: Vec<Key>,
         #[serde(default)]
         without_place: usize,
     },
-    /// Connections that this worker touches no more: their records are whole and no call of theirs runs. Of those that are left
-    /// so many wait for a place.
+    /// Connections that this worker has released: their records are whole and none of their calls runs. Of those that are left,
+    /// `without_place` wait for a place.
     Offered {
         connections: Vec<Key>,
         #[serde(default)]
         without_place: usize,
     },
-    /// What became of connections that were `from`'s, in the order in which this worker was asked to go on with them. What is
-    /// missing at the end did not arrive. Of all that it has by then so many wait for a place.
+    /// What became of connections that were `from`'s, in the order in which this worker was asked to adopt them. What is missing at the end
+    /// did not arrive. Of all that the worker has by then, `without_place` wait for a place.
     Adopted {
         from: u32,
         results: Vec<Taken>,
         #[serde(default)]
         without_place: usize,
     },
-    /// It has heard that it may hold fewer connections than before. Those that it has it has asked to have kept.
+    /// The worker has read that it may hold fewer connections than before, and has sent all its connections to escrow.
     HoldsFewer,
-    /// The answer to a question, or word that somebody has connected to a worker that had no connection.
+    /// The answer to [`ToWorker::AreYouThere`], or the notice that somebody has connected to a worker that had no connection.
     HereIAm,
-    /// So many calls wait here for threads, and connections could go to where they would not have to.
+    /// So many calls wait here for threads. Other workers could run them if their connections moved.
     Crowded { waiting: usize },
-    /// It has refused a call of a method in quarantine, and would try the next. Said once, until it hears of the method again.
+    /// The worker has refused a call of a method in quarantine, and would try the next one. Sent once, until it hears of the method again.
     TrialWanted { method: String },
-    /// The call that was tried has come back (`ok`), or none came and the trial is given back.
+    /// The trial call has come back (`ok`), or no call came and the worker gives the trial back.
     TrialEnded { method: String, ok: bool },
 }
 
 impl FromWorker {
-    /// How many of its connections that are kept wait for a place, if it says so.
+    /// How many of the worker's connections in escrow wait for a place, if the message says so.
     pub(crate) fn without_place(&self) -> Option<usize> {
         match self {
             Self::Keep { without_place, .. }
@@ -188,15 +188,15 @@ impl FromWorker {
     }
 }
 
-/// What became of a connection that a worker was asked to go on with.
+/// What became of a connection that a worker was asked to adopt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Taken {
-    /// It goes on under this key.
+    /// The worker has adopted it under this key.
     As(Key),
-    /// Nothing can be made of its record, here or anywhere.
+    /// Its record is unusable, for every worker.
     Refused,
-    /// This worker has no room or memory for it just now; its socket was not touched.
+    /// This worker has no room or memory for it just now. It has not touched the socket.
     NotNow,
 }
 

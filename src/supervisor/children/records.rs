@@ -177,7 +177,7 @@ impl WorkerRecords {
         self.by_id.iter().find(|(_, worker)| worker.pid == Some(pid)).map(|(id, _)| *id)
     }
 
-    /// Has the scoreboard look at every arena.
+    /// Has the scoreboard read every arena.
     pub(crate) fn observe(&self, scoreboard: &mut Scoreboard<WorkerId>) {
         let now = clock::monotonic_ns();
         for (id, worker) in &self.by_id {

@@ -24,7 +24,7 @@ use crate::supervisor::policy::state::WorkerId;
 /// Keys in one message: a tenth of what a channel takes.
 const MOST_RELEASED: usize = 512;
 
-/// Of so many connections it is looked who waits for something, before those are handed over.
+/// So many connections are checked for urgency before the urgent ones are handed over.
 const LOOK_AT_ONCE: usize = 512;
 
 /// For how long a worker that the kernel sends nothing to is left out.
@@ -267,7 +267,7 @@ impl Supervisor {
             // Who is found first is handed over first: an adopter answers them while the others are looked at.
             let are_more = self.handover.escrow.look_at_some(LOOK_AT_ONCE, are_urgent);
             let which = if are_more { Which::Urgent } else { Which::All };
-            // One that can't take anything is left out and the rest planned anew: the next plan would else be the same again.
+            // One that can't take anything is left out and the rest planned anew: the next plan would otherwise repeat.
             while let Some((adopter, error)) = self.hand_over_to(&adopters, which) {
                 self.try_again_later();
                 match AskFailure::by(&error) {
@@ -349,7 +349,7 @@ impl Supervisor {
 fn are_urgent(arena: &OwnedFd, waiting: &[(Key, OwnedFd)]) -> Vec<bool> {
     let mut sockets: Vec<PollFd<'_>> =
         waiting.iter().map(|(_, socket)| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
-    // Where the one or the other can't be looked at, the order is another one and nothing is lost.
+    // If the sockets or the records can't be read, only the order is another one.
     let _ = poll(&mut sockets, PollTimeout::ZERO);
     let records = KeptArena::open_records(arena).ok();
     let is_busy = |key: Key| records.as_ref().is_some_and(|records| records.is_busy(key));

@@ -45,7 +45,7 @@ pub(crate) struct WorkerLoad {
     pub(crate) load: usize,
 }
 
-/// How many connections a worker should let go.
+/// How many connections a worker is to release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Release {
     pub(crate) worker: WorkerId,

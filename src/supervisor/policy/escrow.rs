@@ -12,11 +12,11 @@ use crate::arena::Key;
 use crate::channel::Taken;
 use crate::supervisor::policy::state::WorkerId;
 
-/// The most connections handed over in one message. An adopter serves those of one before it looks at the next, so that its
-/// callers wait for a few milliseconds at most.
+/// The most connections that one message hands over. An adopter serves these before it reads the next message, so callers wait for a few
+/// milliseconds at most.
 pub(crate) const MOST_AT_ONCE: usize = 64;
 
-/// How often an adopter may have no room for a connection before it is closed: for seconds, as it is tried again every 20 ms.
+/// How often adopters may have no room for a connection before it is closed. It is tried again every 20 ms, so that takes seconds.
 const MOST_PUT_OFF: u32 = 250;
 
 /// Every connection that is kept, and all arenas that are needed.
@@ -29,7 +29,7 @@ pub(crate) struct Escrow<D, A> {
 #[derive(Debug)]
 struct WorkerEscrow<D, A> {
     arena: A,
-    /// What its poller waits in, once it is ready. The kernel empties that when nobody holds it any more, which takes longer than
+    /// Its poller's epoll set, once it is ready. The kernel empties the set when nobody holds it any more, and that takes longer than
     /// anything else in the end of a worker with many connections.
     epoll: Option<D>,
     /// What it died of; None while it lives.
@@ -53,7 +53,7 @@ struct Unserved<D> {
     urgent: VecDeque<(Key, D)>,
     /// Nobody does.
     others: VecDeque<(Key, D)>,
-    /// It was not looked yet which these are.
+    /// Nobody has checked yet which of the two these are.
     new: VecDeque<(Key, D)>,
 }
 
@@ -66,7 +66,7 @@ struct Sent<D> {
 /// What is to be handed over of all that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Which {
-    /// Those that somebody waits for, as far as that was looked at.
+    /// Those that somebody waits for, as far as that was checked.
     Urgent,
     All,
 }
@@ -137,7 +137,7 @@ impl<D> Unserved<D> {
         taken
     }
 
-    /// Looks which are urgent of `most` that were not looked at yet.
+    /// Checks `most` of those that were not checked, and sorts them by urgency.
     fn look_at(&mut self, most: usize, are_urgent: impl Fn(&[(Key, D)]) -> Vec<bool>) {
         let some: Vec<(Key, D)> = self.new.drain(..most.min(self.new.len())).collect();
         let are_urgent = are_urgent(&some).into_iter().chain(std::iter::repeat(false));
@@ -155,7 +155,7 @@ impl<D, A> Default for Escrow<D, A> {
 
 /// What workers say, and their end.
 impl<D, A> Escrow<D, A> {
-    /// A worker process that is about to be forked has this arena.
+    /// A worker that is about to be forked has this arena.
     pub(crate) fn begin(&mut self, worker: WorkerId, arena: A) {
         let (served, waiting, on_the_way) = (HashMap::new(), Unserved::default(), Vec::new());
         let escrow = WorkerEscrow {
@@ -171,7 +171,7 @@ impl<D, A> Escrow<D, A> {
         self.workers.insert(worker, escrow);
     }
 
-    /// A worker is ready, and this is what its poller waits in. Only what it said first counts.
+    /// A worker is ready, and this is its poller's epoll set. Only the first one counts.
     pub(crate) fn hold_epoll(&mut self, worker: WorkerId, epoll: D) {
         if let Some(escrow) = self.workers.get_mut(&worker) {
             escrow.epoll.get_or_insert(epoll);
@@ -197,7 +197,7 @@ impl<D, A> Escrow<D, A> {
         }
     }
 
-    /// A worker has let connections go. Those that were not kept are returned: nobody else can have them.
+    /// A worker has released connections. Those that are not in escrow are returned, because nobody else can have them.
     pub(crate) fn offered(&mut self, worker: WorkerId, connections: Vec<Key>) -> Vec<Key> {
         let Some(escrow) = self.workers.get_mut(&worker) else {
             return connections;
@@ -212,7 +212,7 @@ impl<D, A> Escrow<D, A> {
         not_kept
     }
 
-    /// `adopter` goes on with the connections of `from` that it was asked about first, or says what became of them.
+    /// `adopter` says what became of the connections of `from` that it was asked about first.
     pub(crate) fn adopted(
         &mut self,
         adopter: WorkerId,
@@ -260,8 +260,8 @@ impl<D, A> Escrow<D, A> {
         moved
     }
 
-    /// A worker has ended, and all it said has been taken in. What it served waits for another, and so does what was on its
-    /// way to it: it had not said that it has it, so it has touched none of that.
+    /// A worker has ended, and all its messages were read. What it served waits for another worker, and so does what was on its way to it: it
+    /// had not confirmed that, so it has not touched it.
     pub(crate) fn ended(&mut self, worker: WorkerId, cause: String) {
         for escrow in self.workers.values_mut() {
             let (lost, on_the_way) =
@@ -289,8 +289,8 @@ impl<D, A> Escrow<D, A> {
 
 /// Handing over.
 impl<D, A> Escrow<D, A> {
-    /// Looks which are urgent of `most` that wait, for somebody waits for them. `are_urgent` is asked once about each. True while
-    /// there are more to look at.
+    /// Checks `most` connections that wait: those that somebody waits for are urgent. `are_urgent` is asked once about each. True while more are
+    /// to be checked.
     pub(crate) fn look_at_some(
         &mut self,
         most: usize,
@@ -306,7 +306,7 @@ impl<D, A> Escrow<D, A> {
 
     /// Who should go on with `which` of what waits, so that those with the fewest connections get them. `adopters` are the
     /// workers that take connections, each with the number that it has beside those on their way to it. None of them
-    /// gets back what it has let go itself unless it is the only one, nor what it just had no room for.
+    /// gets back what it has released itself unless it is the only one, nor what it just had no room for.
     pub(crate) fn plan(&self, adopters: &[(WorkerId, usize)], which: Which) -> Vec<HandOff> {
         let mut loads: Vec<(usize, WorkerId)> =
             adopters.iter().map(|(worker, has)| (has + self.on_the_way_to(*worker), *worker)).collect();
@@ -339,7 +339,7 @@ impl<D, A> Escrow<D, A> {
         plan
     }
 
-    /// What belongs to a request to go on with the first `count` connections that wait.
+    /// What belongs to a request to adopt the first `count` connections that wait.
     pub(crate) fn parcel(&self, from: WorkerId, count: usize) -> Option<Parcel<'_, D, A>> {
         let escrow = self.workers.get(&from)?;
         let waiting = || escrow.waiting.iter().take(count);
@@ -359,7 +359,7 @@ impl<D, A> Escrow<D, A> {
         }
     }
 
-    /// Gives up what waits, as nobody will ever be there for it; the living workers that have let it go.
+    /// Gives up what waits, because no worker will ever take it. Returns the living workers that have released it.
     pub(crate) fn give_up_waiting(&mut self) -> Vec<(WorkerId, Vec<Key>)> {
         let mut released = Vec::new();
         for (worker, escrow) in &mut self.workers {
@@ -372,7 +372,7 @@ impl<D, A> Escrow<D, A> {
         released
     }
 
-    /// What a worker's poller waits in, if it has said so.
+    /// The epoll set of a worker's poller, if the worker has sent it.
     pub(crate) fn epoll_of(&self, worker: WorkerId) -> Option<&D> {
         self.workers.get(&worker)?.epoll.as_ref()
     }
@@ -426,7 +426,7 @@ impl<D, A> Escrow<D, A> {
         self.workers.values().any(|escrow| !escrow.waiting.is_empty() || !escrow.on_the_way.is_empty())
     }
 
-    /// Connections that this worker was asked to go on with, and has said nothing of yet.
+    /// Connections that this worker was asked to adopt, and has not confirmed.
     pub(crate) fn on_the_way_to(&self, worker: WorkerId) -> usize {
         let sent = self.workers.values().flat_map(|escrow| &escrow.on_the_way);
         sent.filter(|sent| sent.to == worker).map(|sent| sent.connections.len()).sum()

@@ -42,7 +42,7 @@ pub(crate) struct Share {
     unheard: Option<Unheard>,
     /// What it held beyond that when it last went on with others' connections, or was told of less, as far as it still does.
     adopted_to: usize,
-    /// What it was told to let go and has not offered yet.
+    /// What it was told to release and has not offered yet.
     leaving: Option<Leaving>,
     /// Whether the service has room, as it was told last. None where that is not known.
     service_has_room: Option<bool>,
@@ -125,7 +125,7 @@ impl Share {
         self.adopted_to = self.adopted_to.min(kept);
     }
 
-    /// It is told to let so many go. It may hold as many fewer meanwhile, which it is to hear of first.
+    /// It is told to release so many. It may hold as many fewer meanwhile, and hears of that first.
     pub(crate) fn releases(&mut self, count: usize, now: Instant) {
         // What it lets go already is part of it.
         self.leaving = Some(Leaving {

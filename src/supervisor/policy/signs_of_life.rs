@@ -15,10 +15,10 @@ use super::Policy;
 /// The workers that are watched. `W` names one.
 #[derive(Debug)]
 pub(crate) struct SignsOfLife<W> {
-    /// How often in `stuck` a worker is looked at.
+    /// How often in `stuck` a worker is checked.
     checks: u32,
     next: Option<Instant>,
-    /// From the last look, or the word that began it all, to the next look.
+    /// From the last check, or the notice that began it all, to the next check.
     interval: Duration,
     watched: BTreeMap<W, Watched>,
 }
@@ -27,13 +27,13 @@ pub(crate) struct SignsOfLife<W> {
 struct Watched {
     /// As its generation has it.
     stuck: Duration,
-    /// It is looked at until then, whatever it has: somebody may have connected since its last word.
+    /// It is checked until then, whatever it has: somebody may have connected since its last notice.
     until: Instant,
     /// While a question is open, for how long it has been.
     silent: Option<Duration>,
 }
 
-/// What a look at a worker finds.
+/// What a check of a worker finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Activity {
     /// It has connections or calls, or is sent some.
@@ -52,7 +52,7 @@ pub(crate) enum LifeVerdict<W> {
 }
 
 impl<W: Ord + Copy> SignsOfLife<W> {
-    /// `checks` is how often in its `stuck` a worker is looked at.
+    /// `checks` is how often in its `stuck` a worker is checked.
     pub(crate) fn new(checks: u32) -> Self {
         let interval = Duration::ZERO;
         Self { checks: checks.max(1), next: None, interval, watched: BTreeMap::new() }
