@@ -197,6 +197,31 @@ fn who_does_not_take_its_answers_stays_where_it_is_when_a_worker_is_added() {
     }
 }
 
+/// Uploads that had begun were moved together, and the worker they came to held far more than its buffers: small calls were refused.
+#[test]
+fn who_is_sending_much_stays_where_it_is_when_a_worker_is_added_and_much_is_held() {
+    let kept = Kept::start(
+        "processes = 1\nthreads = 2\n[limits]\nbuffers = \"4MiB\"\nmax_message = \"1MiB\"\n[timeouts]\nkeep_after = \"0s\"",
+    );
+    let first = only_worker(&kept.service);
+    let call = format!(r#"{{"in":"tine.worker","params":null{}}}"#, " ".repeat(600 * KIB));
+    let mut senders = kept.connect(6);
+    for wire in &mut senders {
+        wire.send_bytes(&framed(&call)[..400 * KIB]);
+    }
+    let mut others: Vec<Wire> = (0..2).map(|_| kept.service.connect()).collect();
+    await_asleep(first);
+    kept.service.signal(Signal::SIGTTIN);
+    // Half of all would be four.
+    for other in &mut others {
+        await_so("it goes to the worker that was added", || worker_pid(other) != first);
+    }
+    for wire in &mut senders {
+        wire.send_bytes(&framed(&call)[400 * KIB..]);
+        assert_eq!(pid_in(&wire.receive()["result"]), first);
+    }
+}
+
 /// Connections that have sent half a message each, more than all the buffers hold, for as long as the worker takes it.
 fn fill_buffers(service: &Service, probe: &mut Wire) -> Vec<Wire> {
     let pid = only_worker(service);

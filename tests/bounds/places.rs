@@ -572,7 +572,7 @@ fn a_death_lets_nobody_in_beyond_those_that_may_be() {
     for victim in 0..2 {
         kill(service.worker_pids()[victim]);
         service.await_log("worker ready");
-        service.await_log("a worker lets connections go to others");
+        service.await_log("a worker releases connections to others");
         for _ in 0..50 {
             assert_eq!(page(&mut Peer::of(&service, Way::Http), "/healthz").status, 200);
         }

@@ -17,9 +17,6 @@ use std::collections::{HashMap, VecDeque};
 use self::depths::{Depths, Link};
 use crate::sys::peer::AddressKey;
 
-/// The memory for waiting calls that an unused lane keeps.
-const SPARE: usize = 64;
-
 /// A connection's place among those that take turns. One of a connection that is gone finds nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::worker) struct Lane {
@@ -475,9 +472,8 @@ impl<T> Turns<T> {
         }
         let address = lane.address as usize;
         lane.generation = lane.generation.wrapping_add(1);
-        if lane.waiting.capacity() > SPARE {
-            lane.waiting = VecDeque::new();
-        }
+        // Thousands of connections that came and went would leave as many queues behind.
+        lane.waiting = VecDeque::new();
         // It may stand in its ring still, where it would be another's, who has the place next.
         let (in_ring, is_held) = (std::mem::take(&mut lane.in_ring), std::mem::take(&mut lane.is_held));
         if is_held {

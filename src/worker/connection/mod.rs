@@ -468,7 +468,7 @@ impl State {
     }
 
     /// Bytes it holds.
-    pub(super) fn held(&self) -> usize {
+    pub(in crate::worker) fn held(&self) -> usize {
         self.input.held() + self.output.held() + self.held_by_calls()
     }
 

@@ -95,6 +95,11 @@ impl Buffers {
         self.held.load(Ordering::SeqCst) >= self.limit
     }
 
+    /// So little is held that it would fit beside what any other worker holds.
+    pub(crate) fn are_nearly_empty(&self) -> bool {
+        self.held.load(Ordering::SeqCst) < self.limit / NEXT_TO_NOTHING
+    }
+
     /// Whether a call may be run of whose answer so much is expected, on a connection with `unsent` bytes of answers that it has not
     /// taken.
     pub(crate) fn have_room_for(&self, Expected { more, certainty }: Expected, unsent: usize) -> bool {
@@ -189,7 +194,8 @@ impl Buffers {
     }
 }
 
-/// So full the buffers may be for an answer that is larger than all of them: it fits never better than next to nothing.
+/// With less than this part of the limit the buffers hold next to nothing: an answer that is larger than all of them will never
+/// fit better.
 const NEXT_TO_NOTHING: usize = 8;
 
 fn may_answer(held: usize, limit: usize, expected: Expected, unsent: usize) -> bool {

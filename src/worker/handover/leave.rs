@@ -87,9 +87,11 @@ impl PollerState {
     /// Lets some connections go that have lived a while: `busy` ones before others, or those of which nobody waits for
     /// anything; and before all those on which nothing runs, since the others read nothing until they can go. Those that
     /// were asked before and have not gone yet count. A connection whose caller does not take its answers stays: another worker
-    /// would hold them beyond its own `buffers`, and calls of this one would fill the room that they leave.
+    /// would hold them beyond its own `buffers`, and calls of this one would fill the room that they leave. The same holds for
+    /// one with much of a message, unless this worker holds next to nothing in all.
     pub(in crate::worker) fn let_some_go(&mut self, shared: &Shared, count: usize, busy: bool) {
         let mut are_going = 0;
+        let may_hold_much = shared.buffers.are_nearly_empty();
         let mut candidates: Vec<((bool, bool), Arc<Connection>)> = shared
             .all_connections()
             .into_iter()
@@ -100,7 +102,8 @@ impl PollerState {
                 let may_go = state.phase == Phase::Open
                     && state.going == Going::Not
                     && state.has_place()
-                    && state.output.len() < LITTLE;
+                    && state.output.len() < LITTLE
+                    && (may_hold_much || state.held() < LITTLE);
                 let is_busy = !state.is_quiet() || !state.input.is_empty();
                 let runs = state.is_bound();
                 drop(state);
