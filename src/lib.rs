@@ -34,9 +34,10 @@
 //! worker counts where others can read it, `channel` what processes say to each other, `config` what the operator
 //! wants, `log` where it is all told; `sys` is the operating system and has all `unsafe` code.
 //!
-//! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, addresses, channel, config, log} →
-//! wire → sys. `client`, whose `load` measures servers, `fork_processes`, `fail_points`, and `internals` for this project's
-//! own benches stand beside. A test reads the `use` lines against this.
+//! Imports point downwards only: cli → server → {supervisor, template} → worker → {rpc, arena, addresses, channel, config} →
+//! wire → sys. `log`, `client`, whose `load` measures servers, `fork_processes`, `fail_points`, and `internals` for this project's
+//! own benches stand beside. A test reads the `use` lines against this. ARCHITECTURE.md has the map: a call's way by its files, and
+//! which files to open for a change.
 
 mod addresses;
 mod arena;
