@@ -23,7 +23,7 @@ use crate::sys::sync::{AtomicU64, Ordering};
 
 /// Which connection of a worker process: the place of its record, and how often that place was used before.
 ///
-/// Epoll and lines report this and never a descriptor, whose number may belong to another connection by the time the
+/// Epoll and channels report this and never a descriptor, whose number may belong to another connection by the time the
 /// report is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(from = "(u32, u32)", into = "(u32, u32)")]
@@ -48,7 +48,7 @@ pub(super) mod call_word {
     /// 1 from when a thread runs the call, or takes the batch apart that it is; 0 before, and again where what is left of a
     /// batch goes to another worker.
     pub(crate) const RUNS: usize = 2;
-    /// Until when it is to be answered, in nanoseconds of the monotonic clock.
+    /// When it arrived, in nanoseconds of the monotonic clock.
     pub(crate) const ARRIVED_NS: usize = 3;
     /// Bytes of its message, which stands behind the head.
     pub(crate) const LENGTH: usize = 4;

@@ -99,8 +99,9 @@ pub(crate) struct Timeouts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Restart {
-    /// Boot failures within `window` that are borne; one more ends the service. Zero: any number.
+    /// Boot failures without a ready worker between them that are borne; one more ends the service. Zero: any number.
     pub(crate) max_restarts: u32,
+    /// A slot without a boot failure for this long begins anew with `backoff`.
     pub(crate) window: Duration,
     /// Wait after the first boot failure; it doubles with each further one.
     pub(crate) backoff: Duration,
@@ -274,7 +275,7 @@ const OUTPUT: RangeInclusive<u64> = 4 * KIB..=GIB;
 const BUFFERS: RangeInclusive<u64> = 64 * KIB..=1024 * GIB;
 /// Each thread of a worker has its own part in shared memory, and a stack.
 const THREADS: RangeInclusive<u64> = 1..=4096;
-/// Each slot costs the supervisor an arena and a line; also the most that "one for each CPU" gives.
+/// Each slot costs the supervisor an arena and a channel; also the most that "one for each CPU" gives.
 const PROCESSES: RangeInclusive<u64> = 0..=1024;
 /// A fresh worker has more than the least of these.
 const MEMORY: RangeInclusive<u64> = MIB..=1024 * GIB;

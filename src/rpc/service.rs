@@ -107,7 +107,7 @@ fn run_all<H: ?Sized>(
 }
 
 /// Runs a closure of the program's. The error says which it was and what is wrong. A panic that went on from here would take the
-/// process apart, its line to the supervisor first, before anybody was told why.
+/// process apart, its channel to the supervisor first, before anybody was told why.
 fn hook<T>(name: &str, run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, String> {
     match guard::guarded(|| run().map_err(guard::told)) {
         Ok(done) => done.map_err(|reason| format!("{name}: {reason}")),

@@ -91,7 +91,7 @@ pub(crate) struct Streak {
 /// Workers of one slot in a row that died early: ready, and dead within [`EARLY`] without having begun a call.
 ///
 /// Nobody was served by them, so a slot of which nothing else is seen slows down. That not all slots wait at once is the
-/// brain's business.
+/// state policy's business.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct EarlyDeaths {
     in_a_row: u32,

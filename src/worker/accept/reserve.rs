@@ -1,6 +1,6 @@
 //! Where a worker holds as many connections as it may: who gives way to a new one, and the reserved places beyond.
 //!
-//! A new connection comes in by a reserved place. It has a place like any other at once where another [gives way](crate::worker::eviction),
+//! A new connection comes in by a reserved place. It has a place like any other at once where another [gives way](crate::worker::accept::eviction),
 //! or as soon as one leaves. Until then only built-in methods and pages are answered on it, so that health checks are whatever
 //! happens; a call waits for `queue_wait`, as for a thread, and is refused then. Where the reserved places are taken too and
 //! somebody still waits at the listener, those who wait for a place are refused at once, and those who say nothing are closed; after a

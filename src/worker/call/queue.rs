@@ -1,4 +1,4 @@
-//! The queue before the pool's threads: callers take [turns](crate::worker::turns) in it.
+//! The queue before the pool's threads: callers take [turns](crate::worker::call::turns) in it.
 //!
 //! A call that is given up is taken out at once, so what is in the queue is what somebody waits for.
 

@@ -1,6 +1,6 @@
 //! How long answers have been lately, of each method and on each connection: what the next one has to have room for.
 //!
-//! `flow` asks before it runs a call, while it can still be refused, and tells how long the answer was.
+//! `call` asks before it runs a call, while it can still be refused, and tells how long the answer was.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

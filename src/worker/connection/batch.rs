@@ -1,6 +1,6 @@
 //! A batch among a connection's calls: which of its own calls have begun, and the answers that are there.
 //!
-//! Its message is one call of the connection, in the arena too; `flow` takes it apart and runs what is in it.
+//! Its message is one call of the connection, in the arena too; `call` takes it apart and runs what is in it.
 
 use std::collections::HashSet;
 use std::ops::Range;

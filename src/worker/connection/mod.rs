@@ -1,6 +1,6 @@
 //! One connection: what has arrived and not begun, which calls run, what waits to be sent.
 //!
-//! Whichever thread holds the connection's lock moves it on; `flow` decides where to. Nothing here knows of the
+//! Whichever thread holds the connection's lock moves it on; `call` decides where to. Nothing here knows of the
 //! poller, the pool or other connections. `recorded` has what the arena is told, so that another worker could go on.
 
 pub(super) mod answer_sizes;

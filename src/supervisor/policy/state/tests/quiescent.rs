@@ -1,4 +1,4 @@
-//! When nothing is under way, and that a brain which goes on from there is the one that was left.
+//! When nothing is under way, and that a policy which goes on from there is the one that was left.
 
 use super::super::generation::SlotPhase;
 use super::super::{Action, Event, OperatorRequest, Settings, SupervisorState, Timer, WorkerEvent};
