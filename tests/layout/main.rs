@@ -1,11 +1,13 @@
 //! The source keeps to its layout: imports point downwards, `unsafe` stays in `sys` and explained, files stay short,
 //! tests wait for events.
 //!
-//! `imports` holds the import rule, `circles` finds files that depend on each other, `source` reads Rust far enough to tell code from comments and text. Each check is a
-//! function over sources, so that it is shown here to find what it looks for before it is let loose on the tree.
+//! `imports` holds the import rule, `circles` finds files that depend on each other, `map` reads ARCHITECTURE.md, `source` reads Rust far
+//! enough to tell code from comments and text. Each check is a function over sources, so that it is shown here to find what it looks
+//! for before it is let loose on the tree.
 
 mod circles;
 mod imports;
+mod map;
 mod source;
 
 use source::{Source, rust_files};
@@ -122,6 +124,13 @@ fn the_tree_keeps_to_the_layout() {
 
     let broken = broken_rules(&sources);
     assert!(broken.is_empty(), "the source leaves its layout:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn the_map_can_be_read_in_one_sitting_and_names_files_that_are_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("ARCHITECTURE.md")).expect("the map is there");
+    assert_eq!(map::broken(&text, root), [""; 0]);
 }
 
 #[test]
