@@ -50,11 +50,11 @@ enum Speech {
 }
 
 const ROWS: [Row; 8] = [
-    Row { name: "native", what: "native ping, one at a time", budget: 4_628.0, ..Row::CALL },
+    Row { name: "native", what: "native ping, one at a time", budget: 4_776.0, ..Row::CALL },
     Row {
         name: "json-rpc",
         what: "JSON-RPC ping behind a length, one at a time",
-        budget: 5_680.0,
+        budget: 5_892.0,
         speech: Speech::JsonRpc,
         ..Row::CALL
     },
@@ -65,11 +65,11 @@ const ROWS: [Row; 8] = [
         speech: Speech::Http,
         ..Row::CALL
     },
-    Row { name: "native-16", what: "native ping, 16 deep", budget: 2_850.0, depth: 16, ..Row::CALL },
+    Row { name: "native-16", what: "native ping, 16 deep", budget: 3_070.0, depth: 16, ..Row::CALL },
     Row {
         name: "json-rpc-16",
         what: "JSON-RPC ping behind a length, 16 deep",
-        budget: 4_140.0,
+        budget: 4_390.0,
         speech: Speech::JsonRpc,
         depth: 16,
         ..Row::CALL
